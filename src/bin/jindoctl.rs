@@ -1,0 +1,3 @@
+//! `jindoctl`: the cluster, for people.
+
+fn main() {}

@@ -1,0 +1,182 @@
+//! What every role needs to run and to stop: a shutdown token, a clock, durable file replacement, failpoints.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+pub use tokio_util::sync::CancellationToken as Shutdown;
+
+/// Nanoseconds since the Unix epoch. The only wall clock of the program: the state machine takes time from commands.
+pub fn now_ns() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// Sixteen random bytes.
+pub fn random_id() -> [u8; 16] {
+    *uuid::Uuid::new_v4().as_bytes()
+}
+
+/// A token that is cancelled by SIGTERM or SIGINT.
+///
+/// *Errors*: when the signal handlers cannot be installed.
+pub fn shutdown_on_signal() -> io::Result<Shutdown> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let token = Shutdown::new();
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let stop = token.clone();
+    tokio::spawn(async move {
+        tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+        stop.cancel();
+    });
+    Ok(token)
+}
+
+/// Replaces `path` by `content` so that a crash leaves the old file or the new one, never a part.
+///
+/// *Durability*: content, name and directory are on disk on return.
+pub fn write_durably(path: &Path, content: &[u8]) -> io::Result<()> {
+    let parent = path.parent().ok_or_else(|| io::Error::other(format!("{} has no directory", path.display())))?;
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(".tmp");
+    let temporary = parent.join(name);
+    let mut file = File::create(&temporary)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    sync_dir(parent)
+}
+
+/// Makes the names in a directory durable.
+pub fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Ends the process at once, as a fault of the disk demands: nothing more may be acknowledged.
+pub fn die(reason: &str) -> ! {
+    tracing::error!(reason, "fatal: the process ends now, nothing more is acknowledged");
+    // The log line may sit in a buffer; stderr is what people look at when a pod restarts.
+    let _ = writeln!(io::stderr(), "fatal: {reason}");
+    std::process::exit(70);
+}
+
+/// What a failpoint asks the code that reached it to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fail {
+    /// Go on.
+    Nothing,
+    /// Return an error (EIO).
+    Error,
+    /// Leave out what the failpoint guards (an fsync, a reply).
+    Skip,
+}
+
+/// A place where tests make a process die, stall or fail: `JINDOFS_FAILPOINTS="name=action;..."`.
+///
+/// Actions: `kill` (SIGKILL to ourselves), `error`, `skip`, `sleep(ms)`; `N*action` acts on the Nth visit only, and
+/// `N+action` from the Nth visit on. Without the variable a visit costs one load. Part of the product because there is
+/// one build profile, and because what is tested should be what is shipped.
+pub fn failpoint(name: &str) -> Fail {
+    static POINTS: OnceLock<Option<Mutex<HashMap<String, Point>>>> = OnceLock::new();
+    let Some(points) = POINTS.get_or_init(|| std::env::var("JINDOFS_FAILPOINTS").ok().map(|s| Mutex::new(parse(&s))))
+    else {
+        return Fail::Nothing;
+    };
+    let action = {
+        let mut points = points.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let Some(point) = points.get_mut(name) else { return Fail::Nothing };
+        point.visits += 1;
+        let due = if point.onwards { point.visits >= point.nth } else { point.visits == point.nth };
+        if !due {
+            return Fail::Nothing;
+        }
+        point.action
+    };
+    match action {
+        Action::Kill => {
+            let _ = writeln!(io::stderr(), "failpoint {name}: kill");
+            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+            loop {
+                std::thread::park();
+            }
+        }
+        Action::Error => Fail::Error,
+        Action::Skip => Fail::Skip,
+        Action::Sleep(time) => {
+            std::thread::sleep(time);
+            Fail::Nothing
+        }
+    }
+}
+
+/// [`failpoint`] for code that returns `io::Result`: `Error` becomes EIO.
+pub fn failpoint_io(name: &str) -> io::Result<Fail> {
+    match failpoint(name) {
+        Fail::Error => Err(io::Error::from_raw_os_error(libc::EIO)),
+        other => Ok(other),
+    }
+}
+
+struct Point {
+    action: Action,
+    nth: u64,
+    onwards: bool,
+    visits: u64,
+}
+
+#[derive(Clone, Copy)]
+enum Action {
+    Kill,
+    Error,
+    Skip,
+    Sleep(Duration),
+}
+
+fn parse(text: &str) -> HashMap<String, Point> {
+    text.split(';').filter(|part| !part.is_empty()).filter_map(parse_point).collect()
+}
+
+fn parse_point(text: &str) -> Option<(String, Point)> {
+    let (name, rest) = text.split_once('=')?;
+    let (nth, onwards, action) = match rest.split_once(['*', '+']) {
+        Some((count, action)) => (count.parse().ok()?, rest.contains('+'), action),
+        None => (1, true, rest),
+    };
+    let action = match action {
+        "kill" => Action::Kill,
+        "error" => Action::Error,
+        "skip" => Action::Skip,
+        _ => {
+            let ms = action.strip_prefix("sleep(")?.strip_suffix(')')?;
+            Action::Sleep(Duration::from_millis(ms.parse().ok()?))
+        }
+    };
+    Some((name.to_owned(), Point { action, nth, onwards, visits: 0 }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failpoints_parse_counts_and_actions() {
+        let points = parse("a=kill;b=3*error;c=2+skip;d=sleep(5);nonsense;e=what");
+        assert_eq!(points.len(), 4);
+        assert_eq!((points["b"].nth, points["b"].onwards), (3, false));
+        assert_eq!((points["c"].nth, points["c"].onwards), (2, true));
+        assert!(matches!(points["d"].action, Action::Sleep(time) if time == Duration::from_millis(5)));
+    }
+
+    #[test]
+    fn a_replaced_file_holds_the_new_content() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("x");
+        write_durably(&path, b"one").expect("write");
+        write_durably(&path, b"two").expect("write");
+        assert_eq!(fs::read(&path).expect("read"), b"two");
+        assert_eq!(fs::read_dir(dir.path()).expect("list").count(), 1);
+    }
+}

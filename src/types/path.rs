@@ -1,0 +1,144 @@
+//! Paths of the namespace: absolute, '/'-separated bytes.
+
+use crate::error::{Error, ErrorKind};
+
+use super::{NAME_MAX, PATH_MAX};
+
+/// A validated absolute path without `.`, `..` or empty components.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NsPath(Vec<u8>);
+
+impl NsPath {
+    /// Validates `raw`. Repeated and trailing slashes are dropped.
+    ///
+    /// *Errors*: `InvalidArgument` for a relative path, a NUL byte, `.` or `..`; `NameTooLong` beyond the limits.
+    pub fn parse(raw: &[u8]) -> Result<NsPath, Error> {
+        if raw.len() > PATH_MAX {
+            return Err(Error::new(
+                ErrorKind::NameTooLong,
+                format!("path of {} bytes: at most {PATH_MAX} are allowed", raw.len()),
+            ));
+        }
+        if raw.first() != Some(&b'/') {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                format!("path {:?} is not absolute: it must begin with '/'", String::from_utf8_lossy(raw)),
+            ));
+        }
+        let mut clean = Vec::with_capacity(raw.len());
+        for name in raw.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+            check_name(name)?;
+            clean.push(b'/');
+            clean.extend_from_slice(name);
+        }
+        Ok(NsPath(clean))
+    }
+
+    /// The root directory.
+    pub fn root() -> NsPath {
+        NsPath(Vec::new())
+    }
+
+    /// True for `/`.
+    pub fn is_root(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The names from the root down.
+    pub fn names(&self) -> impl DoubleEndedIterator<Item = &[u8]> {
+        self.0.split(|byte| *byte == b'/').skip(1)
+    }
+
+    /// The path as bytes; `/` for the root.
+    pub fn as_bytes(&self) -> &[u8] {
+        if self.0.is_empty() { b"/" } else { &self.0 }
+    }
+
+    /// True if `self` is `other` or lies below it.
+    pub fn starts_with(&self, other: &NsPath) -> bool {
+        self.0.starts_with(&other.0) && (self.0.len() == other.0.len() || self.0[other.0.len()] == b'/')
+    }
+
+    /// Directory and last name; `None` for the root.
+    pub fn split_last(&self) -> Option<(NsPath, &[u8])> {
+        let at = self.0.iter().rposition(|byte| *byte == b'/')?;
+        Some((NsPath(self.0[..at].to_vec()), &self.0[at + 1..]))
+    }
+
+    /// This path with `name` below it; the name must have passed [`check_name`].
+    pub fn join(&self, name: &[u8]) -> NsPath {
+        let mut joined = self.0.clone();
+        joined.push(b'/');
+        joined.extend_from_slice(name);
+        NsPath(joined)
+    }
+}
+
+impl std::fmt::Display for NsPath {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&String::from_utf8_lossy(self.as_bytes()))
+    }
+}
+
+/// Checks one name of a directory entry.
+///
+/// *Errors*: `InvalidArgument` for an empty name, `.`, `..`, a slash or NUL; `NameTooLong` over 255 bytes.
+pub fn check_name(name: &[u8]) -> Result<(), Error> {
+    if name.len() > NAME_MAX {
+        return Err(Error::new(
+            ErrorKind::NameTooLong,
+            format!("name of {} bytes: at most {NAME_MAX} are allowed", name.len()),
+        ));
+    }
+    let forbidden = matches!(name, b"" | b"." | b"..") || name.iter().any(|byte| matches!(byte, b'/' | 0));
+    if forbidden {
+        return Err(Error::new(
+            ErrorKind::InvalidArgument,
+            format!("{:?} cannot be a name: it is empty, '.', '..' or holds '/' or NUL", String::from_utf8_lossy(name)),
+        ));
+    }
+    Ok(())
+}
+
+/// Splits raw path bytes into validated directory and name.
+///
+/// *Errors*: as [`NsPath::parse`]; `InvalidArgument` for the root, which has no name.
+pub fn split_parent(raw: &[u8]) -> Result<(NsPath, Vec<u8>), Error> {
+    let path = NsPath::parse(raw)?;
+    match path.split_last() {
+        Some((parent, name)) => Ok((parent, name.to_vec())),
+        None => Err(Error::new(ErrorKind::InvalidArgument, "the root directory has no name of its own")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slashes_are_folded_and_dots_are_refused() {
+        let path = NsPath::parse(b"//a///b/").expect("a valid path");
+        assert_eq!(path.as_bytes(), b"/a/b");
+        assert_eq!(path.names().collect::<Vec<_>>(), [b"a", b"b"]);
+        for bad in [&b"a/b"[..], b"/a/../b", b"/./a", b"/a\0b", b""] {
+            assert_eq!(NsPath::parse(bad).expect_err("refused").kind, ErrorKind::InvalidArgument);
+        }
+    }
+
+    #[test]
+    fn names_and_paths_beyond_the_limits_are_refused() {
+        let long_name = [b"/".to_vec(), vec![b'x'; 256]].concat();
+        assert_eq!(NsPath::parse(&long_name).expect_err("refused").kind, ErrorKind::NameTooLong);
+        let long_path = b"/abcd".repeat(1000);
+        assert_eq!(NsPath::parse(&long_path).expect_err("refused").kind, ErrorKind::NameTooLong);
+    }
+
+    #[test]
+    fn starts_with_respects_component_borders() {
+        let a = NsPath::parse(b"/a").expect("valid");
+        assert!(NsPath::parse(b"/a/b").expect("valid").starts_with(&a));
+        assert!(!NsPath::parse(b"/ab").expect("valid").starts_with(&a));
+        assert!(a.starts_with(&NsPath::root()));
+        assert_eq!(NsPath::root().names().count(), 0);
+    }
+}
