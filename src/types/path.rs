@@ -45,7 +45,7 @@ impl NsPath {
     }
 
     /// The names from the root down.
-    pub fn names(&self) -> impl DoubleEndedIterator<Item = &[u8]> {
+    pub fn names(&self) -> impl Iterator<Item = &[u8]> {
         self.0.split(|byte| *byte == b'/').skip(1)
     }
 
