@@ -1,1 +1,18 @@
-//! raft
+//! Raft: the only place that names openraft. Identity and membership, the log, snapshots, the wire between masters.
+
+mod handle;
+mod identity;
+mod life;
+mod membership;
+mod network;
+mod node;
+mod peers;
+mod server;
+mod snapshot;
+mod state_machine;
+mod types;
+mod wal;
+mod wire;
+
+pub use handle::Handle;
+pub(crate) use server::RaftService;

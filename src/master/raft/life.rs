@@ -1,0 +1,537 @@
+//! From an empty disk to a serving member: found, join, come back, or step aside.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use jindofs_proto::raft::v1 as wire;
+use jindofs_proto::store::v1::command::Command as Kind;
+use jindofs_proto::store::v1::{Found, Member};
+use openraft::async_runtime::watch::WatchReceiver;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::master::state::query;
+use crate::runtime::{Shutdown, failpoint_io};
+
+use super::handle::Handle;
+use super::identity::{Identity, Stage};
+use super::membership;
+use super::node::Running;
+use super::types::Node;
+
+/// Pause between two looks at peers or at the membership.
+const BEAT: Duration = Duration::from_millis(200);
+/// How long peers that have not answered are waited for once a majority has.
+const GRACE: Duration = Duration::from_secs(1);
+/// Longest wait for a peer's answer before it counts as silent.
+const PROBE: Duration = Duration::from_secs(3);
+/// How often a member repeats where it is.
+const ANNOUNCE: Duration = Duration::from_secs(2);
+
+/// What the peers say of a disk that starts.
+enum Verdict {
+    Welcome,
+    Replaced,
+}
+
+impl Handle {
+    /// Lives until `stop`, or until the disk must not be used.
+    ///
+    /// *Errors*: refusals of this disk, with the way out; the process should end with them.
+    pub async fn live(&self, stop: &Shutdown) -> Result<()> {
+        while !stop.is_cancelled() {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                step = self.step(stop) => step?,
+            }
+        }
+        self.leave().await;
+        Ok(())
+    }
+
+    async fn step(&self, stop: &Shutdown) -> Result<()> {
+        let Some(identity) = self.identity() else { return self.look_for_a_cluster().await };
+        match identity.stage {
+            Stage::Founding => {
+                let _alone = self.0.life.lock().await;
+                self.found().await.map(|_| ())
+            }
+            Stage::Joining => self.join(identity).await,
+            Stage::Member => match self.come_back(&identity).await? {
+                Verdict::Welcome => self.serve(stop).await,
+                Verdict::Replaced => self.retire(identity).await,
+            },
+            Stage::Retired => {
+                self.set_phase("setting a retired disk aside");
+                self.0.dir.set_aside(&identity)?;
+                self.clear();
+                Ok(())
+            }
+        }
+    }
+
+    fn other_peers(&self) -> Vec<String> {
+        let own = self.raft_address();
+        self.0.config.peers.iter().filter(|peer| **peer != own).cloned().collect()
+    }
+
+    /// An empty disk joins a cluster that one of its configured peers is a member of; it never makes one.
+    async fn look_for_a_cluster(&self) -> Result<()> {
+        self.set_phase("empty: waiting to be provisioned, or for a peer that is a member");
+        let probes = self.other_peers().into_iter().map(|peer| async move { self.0.resolver.probe(&peer, PROBE).await });
+        let answers = join_all(probes).await;
+        let member = answers.into_iter().flatten().find(|answer| answer.state == Stage::Member.name());
+        if let Some(cluster) = member.and_then(|answer| <[u8; 16]>::try_from(answer.cluster_uuid.as_ref()).ok()) {
+            let _alone = self.0.life.lock().await;
+            if self.identity().is_none() {
+                failpoint_io("join.begin")?;
+                self.set_identity(Identity::new(Stage::Joining, cluster, 0))?;
+                failpoint_io("join.recorded")?;
+            }
+            return Ok(());
+        }
+        tokio::time::sleep(BEAT).await;
+        Ok(())
+    }
+
+    /// Founds a cluster with the uuid the caller stored, or finishes doing so.
+    ///
+    /// *Errors*: `FailedPrecondition` or `Unavailable` with the peer that stands in the way; then nothing was changed.
+    pub async fn provision(&self, uuid: [u8; 16]) -> Result<Vec<u64>> {
+        {
+            let _alone = self.0.life.lock().await;
+            self.begin_founding(uuid).await?;
+            self.found().await?;
+        }
+        let expected = self.0.config.peers.len();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let voters = self.running().map(|r| r.look(|m| m.membership_config.voter_ids().collect::<Vec<_>>()));
+            let voters = voters.unwrap_or_default();
+            if voters.len() >= expected {
+                return Ok(voters);
+            }
+            if Instant::now() > deadline {
+                return Err(Error::new(
+                    ErrorKind::Timeout,
+                    format!("the cluster is founded, but only {} of {expected} masters vote yet: call again", voters.len()),
+                ));
+            }
+            tokio::time::sleep(BEAT / 4).await;
+        }
+    }
+
+    async fn begin_founding(&self, uuid: [u8; 16]) -> Result<()> {
+        let refuse = |why: String| Err(Error::new(ErrorKind::FailedPrecondition, format!("not founded: {why}")));
+        if let Some(identity) = self.identity() {
+            if identity.cluster_bytes() == uuid && matches!(identity.stage, Stage::Founding | Stage::Member) {
+                return Ok(());
+            }
+            return refuse(format!("this master already belongs to cluster {}", identity.cluster));
+        }
+        let own = self.raft_address();
+        if self.0.config.peers.first() != Some(&own) {
+            let first = self.0.config.peers.first().cloned().unwrap_or_default();
+            return refuse(format!("only the first configured master founds: that is {first}, this is {own}"));
+        }
+        let peers = self.other_peers();
+        let answers = join_all(peers.iter().map(|peer| self.0.resolver.probe(peer, PROBE))).await;
+        for (peer, answer) in peers.iter().zip(answers) {
+            // A peer that does not answer is not an empty peer.
+            let answer = answer.map_err(|error| error.context(format!("not founded: master {peer} must answer first")))?;
+            if answer.peers != self.0.config.peers {
+                return refuse(format!(
+                    "master {peer} is configured with other masters: {} there, {} here",
+                    answer.peers.join(","),
+                    self.0.config.peers.join(",")
+                ));
+            }
+            if answer.state != "empty" {
+                let cluster = uuid::Uuid::from_slice(&answer.cluster_uuid).unwrap_or_default().simple();
+                return refuse(format!("master {peer} is not empty: it is {} of cluster {cluster}", answer.state));
+            }
+        }
+        failpoint_io("found.begin")?;
+        // The founder is member 1: the index of the first leader's blank entry, which admits nobody else.
+        self.set_identity(Identity::new(Stage::Founding, uuid, 1))?;
+        failpoint_io("found.recorded")?;
+        Ok(())
+    }
+
+    /// Every step may have happened before a crash; each is repeated without harm.
+    async fn found(&self) -> Result<()> {
+        let Some(mut identity) = self.identity() else { return Err(Error::internal("founding without an identity")) };
+        if identity.stage == Stage::Member {
+            return Ok(());
+        }
+        self.set_phase("founding");
+        let running = self.start_raft(&identity).await?;
+        let node = self.own_node(&identity);
+        let initialized = running.raft.is_initialized().await;
+        if !initialized.map_err(|error| Error::internal(format!("raft has stopped: {error}")))? {
+            let members = BTreeMap::from([(1_u64, node)]);
+            running.raft.initialize(members).await.map_err(|error| Error::internal(format!("initialize: {error}")))?;
+        }
+        failpoint_io("found.initialized")?;
+        let wait = running.raft.wait(Some(Duration::from_secs(30)));
+        wait.metrics(|m| m.current_leader == Some(1), "the founder leads")
+            .await
+            .map_err(|error| Error::unavailable(format!("the founder does not become leader: {error}")))?;
+        let found = Found {
+            cluster_uuid: identity.cluster_bytes().to_vec().into(),
+            expected: self.0.config.peers.clone(),
+            founder: Some(Member {
+                id: 1,
+                incarnation: identity.incarnation_bytes().to_vec().into(),
+                raft_address: self.raft_address(),
+                grpc_address: self.grpc_address(),
+                boot: identity.boot,
+                boot_nonce: self.0.nonce.to_vec().into(),
+                ..Member::default()
+            }),
+        };
+        membership::propose(&running, Kind::Found(found)).await?;
+        failpoint_io("found.proposed")?;
+        identity.stage = Stage::Member;
+        self.set_identity(identity)?;
+        failpoint_io("found.member")?;
+        Ok(())
+    }
+
+    fn own_node(&self, identity: &Identity) -> Node {
+        Node {
+            raft_address: self.raft_address(),
+            grpc_address: self.grpc_address(),
+            incarnation: identity.incarnation_bytes().to_vec(),
+        }
+    }
+
+    async fn start_raft(&self, identity: &Identity) -> Result<Arc<Running>> {
+        if let Some(running) = self.running() {
+            return Ok(running);
+        }
+        let opened = self.open_stores(identity)?;
+        let (log, machine) = (opened.log.clone(), opened.machine.clone());
+        let started = Running::start(&self.0.config, opened.net.clone(), log, machine, self.0.dir.snapshots()).await;
+        let running = Arc::new(started?);
+        running.net.book.set(identity.member_id, &self.own_node(identity));
+        self.set_running(running.clone());
+        Ok(running)
+    }
+
+    /// Asks to be admitted, catches up as a learner, and becomes a member once the state itself says so.
+    async fn join(&self, mut identity: Identity) -> Result<()> {
+        self.set_phase("joining: asking to be admitted");
+        match self.ask_admission(&identity).await {
+            Ok(0) => {
+                tokio::time::sleep(BEAT).await;
+                return Ok(());
+            }
+            Ok(id) if identity.member_id == 0 => {
+                identity.member_id = id;
+                failpoint_io("join.admitted")?;
+                self.set_identity(identity.clone())?;
+                failpoint_io("join.numbered")?;
+            }
+            Ok(id) if id != identity.member_id => {
+                return Err(Error::internal(format!("admitted as {id} after {}", identity.member_id)));
+            }
+            Ok(_) => {}
+            Err(error) if error.kind == ErrorKind::FailedPrecondition && identity.member_id != 0 => {
+                tracing::warn!(%error, "this disk was replaced before it became a member");
+                return self.retire(identity).await;
+            }
+            Err(error) => {
+                self.set_phase(format!("joining: {error}"));
+                tokio::time::sleep(BEAT * 2).await;
+                return Ok(());
+            }
+        }
+        let running = self.start_raft(&identity).await?;
+        self.set_phase("joining: catching up");
+        running.wait_applied(identity.member_id).await.or_else(|error| match error.kind {
+            ErrorKind::Unavailable => Ok(()),
+            _ => Err(error),
+        })?;
+        let known = query::members(&running.machine.store().view())?;
+        if known.iter().any(|member| member.id == identity.member_id) {
+            failpoint_io("join.caught-up")?;
+            identity.stage = Stage::Member;
+            self.set_identity(identity)?;
+            failpoint_io("join.member")?;
+        }
+        Ok(())
+    }
+
+    async fn ask_admission(&self, identity: &Identity) -> Result<u64> {
+        let request = wire::AdmitRequest {
+            cluster_uuid: identity.cluster_bytes().to_vec().into(),
+            incarnation: identity.incarnation_bytes().to_vec().into(),
+            raft_address: self.raft_address(),
+            grpc_address: self.grpc_address(),
+        };
+        let mut ask: Vec<String> = self.other_peers();
+        let mut asked = BTreeSet::new();
+        let mut last = Error::unavailable("no peer answers");
+        while let Some(address) = ask.pop() {
+            if !asked.insert(address.clone()) {
+                continue;
+            }
+            match self.admit_at(&address, &request).await {
+                Ok(answer) if answer.member_id != 0 => return Ok(answer.member_id),
+                Ok(answer) if !answer.leader_raft_address.is_empty() => ask.push(answer.leader_raft_address),
+                Ok(answer) => last = Error::unavailable(answer.message),
+                Err(error) if error.kind == ErrorKind::FailedPrecondition => return Err(error),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    async fn admit_at(&self, address: &str, request: &wire::AdmitRequest) -> Result<wire::AdmitResponse> {
+        let call = async {
+            let mut client = self.0.resolver.connect(address, Duration::from_secs(1)).await?;
+            let answer = client.admit(request.clone()).await;
+            answer.map(tonic::Response::into_inner).map_err(|status| crate::rpc::status::from_status(&status))
+        };
+        let limit = self.0.config.election_max * 4 + PROBE;
+        tokio::time::timeout(limit, call)
+            .await
+            .unwrap_or_else(|_| Err(Error::unavailable(format!("master {address} does not answer"))))
+    }
+
+    fn announcement(&self, identity: &Identity, last_log_index: u64) -> wire::AnnounceRequest {
+        wire::AnnounceRequest {
+            cluster_uuid: identity.cluster_bytes().to_vec().into(),
+            member_id: identity.member_id,
+            incarnation: identity.incarnation_bytes().to_vec().into(),
+            boot: identity.boot,
+            boot_nonce: self.0.nonce.to_vec().into(),
+            last_log_index,
+            raft_address: self.raft_address(),
+            grpc_address: self.grpc_address(),
+        }
+    }
+
+    /// Before a member's Raft starts, a majority must confirm that its disk is the one they know. Without a majority
+    /// there would be no leader to serve anyway, so this costs no availability.
+    async fn come_back(&self, identity: &Identity) -> Result<Verdict> {
+        if self.running().is_some() {
+            return Ok(Verdict::Welcome);
+        }
+        self.set_phase("recovering: opening the log and the state");
+        let opened = self.open_stores(identity)?;
+        let at = |error: std::io::Error| Error::new(ErrorKind::Corrupted, error.to_string());
+        let membership = match opened.log.newest_membership().map_err(at)? {
+            Some(membership) => membership,
+            None => opened.machine.membership().map_err(at)?.membership().clone(),
+        };
+        let voters: BTreeSet<u64> = membership.voter_ids().collect();
+        let applied = *opened.machine.applied().borrow();
+        let last = opened.log.last_log_id().map_or(0, |id| id.index).max(applied);
+        let mut addresses: BTreeSet<String> = self.other_peers().into_iter().collect();
+        let nodes = membership.nodes().filter(|(id, _)| **id != identity.member_id);
+        addresses.extend(nodes.map(|(_, node)| node.raft_address.clone()));
+        addresses.remove(&self.raft_address());
+        self.ask_peers(identity, &voters, &addresses, last).await.inspect(|verdict| {
+            if matches!(verdict, Verdict::Welcome) {
+                self.set_phase("recovering: starting raft");
+            }
+        })
+    }
+
+    async fn ask_peers(
+        &self,
+        identity: &Identity,
+        voters: &BTreeSet<u64>,
+        addresses: &BTreeSet<String>,
+        last: u64,
+    ) -> Result<Verdict> {
+        use wire::AnnounceVerdict as Said;
+        let majority = voters.len() / 2 + 1;
+        let mut welcome = BTreeSet::from([identity.member_id]);
+        let mut heard = BTreeSet::new();
+        let mut enough_since: Option<Instant> = None;
+        loop {
+            let silent = addresses.iter().filter(|address| !heard.contains(*address));
+            let news = self.announcement(identity, last);
+            let answers = silent.map(|address| {
+                let news = news.clone();
+                async move { (address, self.announce_at(address, news).await) }
+            });
+            for (address, answer) in join_all(answers).await {
+                let Ok(answer) = answer else { continue };
+                heard.insert(address.clone());
+                match answer.verdict() {
+                    Said::Reverted => return Err(self.reverted(&answer.reason)),
+                    Said::Foreign if self.0.config.peers.contains(address) => {
+                        return Err(Error::new(
+                            ErrorKind::FailedPrecondition,
+                            format!(
+                                "namespace.meta-dir {} belongs to cluster {}, but master {address} belongs to another: \
+                                 give this master its own directory, or an empty one",
+                                self.0.dir.path().display(),
+                                identity.cluster
+                            ),
+                        ));
+                    }
+                    Said::Retired => return Ok(Verdict::Replaced),
+                    Said::Welcome => {
+                        welcome.insert(answer.member_id);
+                    }
+                    Said::Foreign | Said::Unspecified => {}
+                }
+            }
+            if voters.intersection(&welcome).count() >= majority || voters.is_empty() {
+                let since = *enough_since.get_or_insert_with(Instant::now);
+                if heard.len() == addresses.len() || since.elapsed() > GRACE {
+                    return Ok(Verdict::Welcome);
+                }
+            } else {
+                let answered = welcome.len() - 1;
+                self.set_phase(format!("recovering: {answered} peers answer, {majority} voters needed with this one"));
+            }
+            tokio::time::sleep(BEAT / 2).await;
+        }
+    }
+
+    fn reverted(&self, reason: &str) -> Error {
+        Error::new(
+            ErrorKind::FailedPrecondition,
+            format!(
+                "namespace.meta-dir {} must not be used: {reason}. It would vote against what it once acknowledged. Way \
+                 out: put the newest disk back, or move this directory aside and start with an empty one",
+                self.0.dir.path().display()
+            ),
+        )
+    }
+
+    async fn announce_at(&self, address: &str, news: wire::AnnounceRequest) -> Result<wire::AnnounceResponse> {
+        let call = async {
+            let mut client = self.0.resolver.connect(address, Duration::from_secs(1)).await?;
+            let answer = client.announce(news).await;
+            answer.map(tonic::Response::into_inner).map_err(|status| crate::rpc::status::from_status(&status))
+        };
+        tokio::time::timeout(Duration::from_secs(1), call)
+            .await
+            .unwrap_or_else(|_| Err(Error::unavailable(format!("master {address} does not answer"))))
+    }
+
+    /// A member's everyday life: lead if elected, keep the membership and the snapshots, say where it is.
+    async fn serve(&self, stop: &Shutdown) -> Result<()> {
+        let Some(identity) = self.identity() else { return Ok(()) };
+        let running = self.start_raft(&identity).await?;
+        self.set_phase("serving");
+        let retired = tokio::select! {
+            () = self.watch_leadership(&running) => return Err(Error::internal("raft has stopped here")),
+            () = self.tend(&running) => false,
+            () = self.keep_snapshots(&running) => false,
+            () = self.keep_announcing(&identity, &running) => true,
+            () = stop.cancelled() => false,
+        };
+        if retired { self.retire(identity).await } else { Ok(()) }
+    }
+
+    async fn watch_leadership(&self, running: &Running) {
+        let mut metrics = running.raft.metrics();
+        loop {
+            let nodes: Vec<(u64, Node)> =
+                running.look(|m| m.membership_config.nodes().map(|(id, node)| (*id, node.clone())).collect());
+            for (id, node) in nodes {
+                if running.net.book.get(id).is_none_or(|known| known.incarnation != node.incarnation) {
+                    running.net.book.set(id, &node);
+                }
+            }
+            let leading = running.leading();
+            self.0.leadership.send_if_modified(|old| {
+                let changed = *old != leading;
+                if changed {
+                    tracing::info!(term = leading, "leadership changed");
+                    *old = leading;
+                }
+                changed
+            });
+            if running.look(|m| m.running_state.is_err()) || metrics.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn tend(&self, running: &Arc<Running>) {
+        loop {
+            tokio::time::sleep(BEAT).await;
+            if running.leading().is_some()
+                && let Err(error) = membership::reconcile(running).await
+            {
+                tracing::info!(%error, "membership step put off");
+            }
+        }
+    }
+
+    async fn keep_snapshots(&self, running: &Running) {
+        // Members do not all stop to build at the same moment.
+        let jitter = Duration::from_millis(u64::from(self.0.nonce[0]) * 4);
+        loop {
+            tokio::time::sleep(Duration::from_secs(1) + jitter).await;
+            let snapshot = running.machine.snapshot_id().map_or(0, |id| id.index);
+            if running.log.bytes_after(snapshot) < self.0.config.snapshot_log_bytes {
+                continue;
+            }
+            match running.snapshot(Some(self.0.config.keep_log_bytes)).await {
+                Ok((index, purged)) => tracing::info!(index, purged, "snapshot built"),
+                Err(error) => tracing::warn!(%error, "snapshot not built"),
+            }
+        }
+    }
+
+    /// Returns when a peer says that this disk was replaced.
+    async fn keep_announcing(&self, identity: &Identity, running: &Arc<Running>) {
+        loop {
+            let last = running.look(|m| m.last_log_index.unwrap_or(0));
+            let news = self.announcement(identity, last);
+            if running.leading().is_some() {
+                if let Err(error) = membership::take_announcement(running, &news).await {
+                    tracing::info!(%error, "own address not recorded yet");
+                }
+            } else {
+                let mut addresses: BTreeSet<String> = self.other_peers().into_iter().collect();
+                let nodes = running.look(|m| m.membership_config.nodes().map(|(id, _)| *id).collect::<Vec<_>>());
+                let known = nodes.into_iter().filter_map(|id| running.net.book.get(id)).map(|node| node.raft_address);
+                addresses.extend(known);
+                addresses.remove(&self.raft_address());
+                let answers = addresses.iter().map(|address| self.announce_at(address, news.clone()));
+                let retired = wire::AnnounceVerdict::Retired;
+                if join_all(answers).await.into_iter().flatten().any(|answer| answer.verdict() == retired) {
+                    return;
+                }
+            }
+            tokio::time::sleep(ANNOUNCE).await;
+        }
+    }
+
+    async fn retire(&self, mut identity: Identity) -> Result<()> {
+        tracing::warn!(member = identity.member_id, "this disk was replaced: it is set aside");
+        if let Some(running) = self.running() {
+            // A raft that is already down is what is wanted.
+            let _ = running.raft.shutdown().await;
+        }
+        identity.stage = Stage::Retired;
+        self.set_identity(identity)
+    }
+
+    /// Hands leadership over, stops, and makes the log durable.
+    async fn leave(&self) {
+        let Some(running) = self.running() else { return };
+        if running.leading().is_some() && running.look(|m| m.membership_config.voter_ids().count()) > 1 {
+            match running.transfer_leader(0).await {
+                Ok(id) => tracing::info!(leader = id, "leadership handed over"),
+                Err(error) => tracing::warn!(%error, "leadership not handed over"),
+            }
+        }
+        if let Err(error) = running.raft.shutdown().await {
+            tracing::warn!(%error, "raft did not stop cleanly");
+        }
+        running.log.close().await;
+    }
+}

@@ -1,0 +1,366 @@
+//! A member whose Raft runs: proposals, linearizable reads, snapshots.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use jindofs_proto::raft::v1 as wire;
+use jindofs_proto::store::v1::{Command, Outcome};
+use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
+use openraft::raft::VoteResponse;
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::{Config, RaftMetrics, ReadPolicy, SnapshotPolicy};
+use prost::Message;
+use tokio::sync::{Semaphore, oneshot, watch};
+
+use crate::config::MasterConfig;
+use crate::error::{Error, ErrorKind, LeaderHint, Result};
+use crate::runtime::{Fail, failpoint, now_ns};
+use crate::types::COMMAND_BYTES_MAX;
+
+use super::network::Network;
+use super::state_machine::StateMachine;
+use super::types::{self, CommandBytes, LogId, TypeConfig};
+use super::wal::LogStore;
+use super::wire::Net;
+
+pub(crate) type RaftCore = openraft::Raft<TypeConfig, StateMachine>;
+
+/// Entries that replication sends at once; the log reader bounds their bytes.
+const PAYLOAD_ENTRIES_MAX: u64 = 2048;
+/// Most rounds of a linearizable read under way at once: the next ones wait and share a round.
+const READ_ROUNDS_MAX: usize = 2;
+
+/// Everything of a running member.
+pub(crate) struct Running {
+    pub(crate) raft: RaftCore,
+    pub(crate) machine: StateMachine,
+    pub(crate) log: LogStore,
+    pub(crate) net: Arc<Net>,
+    pub(crate) snapshots: PathBuf,
+    /// Held while a snapshot is being received.
+    pub(crate) receiving: tokio::sync::Mutex<()>,
+    lease: Duration,
+    inflight: Semaphore,
+    inflight_bytes: u64,
+    gate: Mutex<ReadGate>,
+    rounds: AtomicU64,
+}
+
+impl std::fmt::Debug for Running {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Running").field("member", &self.net.me.id).finish_non_exhaustive()
+    }
+}
+
+#[derive(Default)]
+struct ReadGate {
+    rounds: usize,
+    waiting: Vec<oneshot::Sender<Result<LogId>>>,
+}
+
+/// openraft's settings for ours.
+pub(crate) fn raft_config(config: &MasterConfig) -> Result<Config> {
+    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let settings = Config {
+        cluster_name: "jindofs".to_owned(),
+        heartbeat_interval: ms(config.heartbeat),
+        election_timeout_min: ms(config.election_min),
+        election_timeout_max: ms(config.election_max),
+        // Our sender has its own deadlines; this one only has to be longer than any honest transfer.
+        install_snapshot_timeout: 600_000,
+        max_payload_entries: PAYLOAD_ENTRIES_MAX,
+        // We promote by our own check of what a learner has applied.
+        replication_lag_threshold: 1_000,
+        // Snapshots are made by bytes of log and on demand, by our own duty.
+        snapshot_policy: SnapshotPolicy::Never,
+        // Likewise the log: it is purged by bytes.
+        max_in_snapshot_log_to_keep: u64::MAX / 2,
+        enable_pre_vote: Some(true),
+        quorum_loss_probe_interval: Some(2 * ms(config.election_max)),
+        allow_log_reversion: Some(false),
+        ..Config::default()
+    };
+    settings.validate().map_err(|error| Error::invalid(format!("raft timers: {error}")))
+}
+
+impl Running {
+    pub(crate) async fn start(
+        config: &MasterConfig,
+        net: Arc<Net>,
+        log: LogStore,
+        machine: StateMachine,
+        snapshots: PathBuf,
+    ) -> Result<Running> {
+        let settings = Arc::new(raft_config(config)?);
+        let network = Network(net.clone());
+        let raft = RaftCore::new(net.me.id, settings, network, log.clone(), machine.clone())
+            .await
+            .map_err(|error| Error::internal(format!("raft does not start: {error}")))?;
+        Ok(Running {
+            raft,
+            machine,
+            log,
+            net,
+            snapshots,
+            receiving: tokio::sync::Mutex::new(()),
+            lease: config.election_max,
+            inflight: Semaphore::new(usize::try_from(config.inflight_bytes).unwrap_or(Semaphore::MAX_PERMITS)),
+            inflight_bytes: config.inflight_bytes,
+            gate: Mutex::default(),
+            rounds: AtomicU64::new(0),
+        })
+    }
+
+    pub(crate) fn vote_to_wire(
+        &self,
+        request: &wire::VoteRequest,
+        answer: &VoteResponse<TypeConfig>,
+    ) -> wire::VoteResponse {
+        let sender = request.header.as_ref().map_or(0, |header| header.sender_id);
+        wire::VoteResponse {
+            header: Some(self.net.me.header(sender)),
+            vote: Some(types::vote_to_wire(&answer.vote)),
+            granted: answer.vote_granted,
+            last_log_id: answer.last_log_id.as_ref().map(types::log_id_to_wire),
+        }
+    }
+
+    /// The leader this member knows.
+    pub(crate) fn leader_hint(&self) -> Option<LeaderHint> {
+        let (id, node) = self.look(|m| {
+            m.current_leader.map(|id| (id, m.membership_config.get_node(&id).cloned()))
+        })?;
+        let node = self.net.book.get(id).or(node)?;
+        Some(LeaderHint { id, address: node.grpc_address })
+    }
+
+    /// What a request for the leader is answered with here.
+    pub(crate) fn not_leader(&self) -> Error {
+        match self.leader_hint().filter(|hint| hint.id != self.net.me.id) {
+            Some(hint) => Error {
+                kind: ErrorKind::NotLeader,
+                message: format!("member {} is not the leader; member {} at {} is", self.net.me.id, hint.id, hint.address),
+                leader: Some(hint),
+            },
+            None => Error::unavailable(format!("member {} knows no leader: no quorum, or an election is under way", self.net.me.id)),
+        }
+    }
+
+    /// Replicates a command and returns what applying it returned.
+    ///
+    /// *Errors*: `NotLeader`, `Unavailable` (nothing was done), `OutcomeUnknown` (it may yet be committed: ask again with
+    /// the same OpId), `ResourceExhausted` (too much in flight).
+    ///
+    /// *Durability*: on `Ok` the command is on the disks of a quorum.
+    pub(crate) async fn propose(&self, mut command: Command) -> Result<Outcome> {
+        if command.time_ns == 0 {
+            command.time_ns = now_ns();
+        }
+        let bytes = Bytes::from(command.encode_to_vec());
+        if bytes.len() > COMMAND_BYTES_MAX {
+            return Err(Error::new(
+                ErrorKind::ResourceExhausted,
+                format!("a command of {} bytes: at most {COMMAND_BYTES_MAX} are allowed, send less at once", bytes.len()),
+            ));
+        }
+        let weight = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        let Ok(_permit) = self.inflight.try_acquire_many(weight) else {
+            return Err(Error::new(
+                ErrorKind::ResourceExhausted,
+                format!("{} bytes of proposals are in flight: retry", self.inflight_bytes),
+            ));
+        };
+        let written = tokio::time::timeout(self.lease, self.raft.client_write(CommandBytes(bytes))).await;
+        if failpoint("propose.reply") == Fail::Skip {
+            return Err(Error::new(ErrorKind::OutcomeUnknown, "the reply was dropped by a failpoint"));
+        }
+        match written {
+            Ok(Ok(response)) => response
+                .data
+                .0
+                .ok_or_else(|| Error::internal("a command was applied without an outcome")),
+            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => Err(self.not_leader()),
+            Ok(Err(RaftError::Fatal(error))) => Err(Error::unavailable(format!("raft has stopped here: {error}"))),
+            Ok(Err(error)) => Err(Error::new(ErrorKind::OutcomeUnknown, format!("not known to be committed: {error}"))),
+            Err(_) => Err(Error::new(
+                ErrorKind::OutcomeUnknown,
+                format!("not committed within {:?}: no quorum answers; ask again with the same OpId", self.lease),
+            )),
+        }
+    }
+
+    /// The leader's read index, by a quorum round that began after this call.
+    pub(crate) async fn leader_read_index(&self) -> Result<LogId> {
+        let read = tokio::time::timeout(self.lease, self.raft.get_read_log_id(ReadPolicy::ReadIndex)).await;
+        match read {
+            Ok(Ok((read, _))) => Ok(*read.log_id()),
+            Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(_)))) => Err(self.not_leader()),
+            Ok(Err(error)) => Err(Error::unavailable(format!("no quorum confirms the leader: {error}"))),
+            Err(_) => Err(Error::unavailable("no quorum confirms the leader in time")),
+        }
+    }
+
+    async fn read_round(&self) -> Result<LogId> {
+        self.rounds.fetch_add(1, Ordering::Relaxed);
+        let leader = self.look(|m| m.current_leader);
+        match leader {
+            Some(id) if id == self.net.me.id => self.leader_read_index().await,
+            Some(id) => self.ask_read_index(id).await,
+            None => Err(self.not_leader()),
+        }
+    }
+
+    async fn ask_read_index(&self, leader: u64) -> Result<LogId> {
+        let node = self.net.book.get(leader).ok_or_else(|| self.not_leader())?;
+        let ask = async {
+            let mut client = self.net.leader_client(leader, &node.raft_address).await?;
+            let request = wire::ReadIndexRequest { header: Some(self.net.me.header(leader)) };
+            let answer = client.read_index(request).await;
+            answer.map_err(|status| crate::rpc::status::from_status(&status))
+        };
+        let answer = match tokio::time::timeout(self.lease, ask).await {
+            Ok(Ok(answer)) => answer.into_inner(),
+            Ok(Err(error)) => {
+                self.net.forget_leader_client();
+                return Err(Error::unavailable(format!("the leader does not confirm a read: {}", error.message)));
+            }
+            Err(_) => {
+                self.net.forget_leader_client();
+                return Err(Error::unavailable("the leader does not confirm a read in time"));
+            }
+        };
+        self.net.me.check(answer.header.as_ref(), &self.net.peers).map_err(Error::unavailable)?;
+        let id = answer.log_id.as_ref().ok_or_else(|| Error::internal("a read index without a log id"))?;
+        Ok(types::log_id_from_wire(id))
+    }
+
+    /// Waits until everything acknowledged before this call can be read here.
+    ///
+    /// A read joins only a round that begins after it arrived; all that wait share the next one.
+    pub(crate) async fn read_barrier(self: &Arc<Self>) -> Result<()> {
+        let (tell, wait) = oneshot::channel();
+        let start = {
+            let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+            gate.waiting.push(tell);
+            let start = gate.rounds < READ_ROUNDS_MAX;
+            gate.rounds += usize::from(start);
+            start
+        };
+        if start {
+            let this = self.clone();
+            tokio::spawn(async move { this.run_rounds().await });
+        }
+        let id = wait.await.map_err(|_| Error::unavailable("the read was given up"))??;
+        self.wait_applied(id.index).await
+    }
+
+    async fn run_rounds(self: Arc<Self>) {
+        loop {
+            let waiting = {
+                let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+                if gate.waiting.is_empty() {
+                    gate.rounds -= 1;
+                    return;
+                }
+                std::mem::take(&mut gate.waiting)
+            };
+            let result = self.read_round().await;
+            for tell in waiting {
+                // A reader may have given up.
+                let _ = tell.send(result.clone());
+            }
+        }
+    }
+
+    /// Waits until `index` is applied here.
+    pub(crate) async fn wait_applied(&self, index: u64) -> Result<()> {
+        let mut applied = self.machine.applied();
+        match tokio::time::timeout(Duration::from_secs(10), applied.wait_for(|now| *now >= index)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(Error::unavailable("the state machine has stopped")),
+            Err(_) => Err(Error::unavailable(format!("entry {index} is not applied here yet"))),
+        }
+    }
+
+    /// Builds a snapshot of everything applied by now; purges the log behind it if asked. Returns the index of the
+    /// snapshot and the index up to which the log is purged.
+    pub(crate) async fn snapshot(&self, purge_keeping: Option<u64>) -> Result<(u64, u64)> {
+        let stopped = |error: openraft::errors::Fatal<TypeConfig>| Error::unavailable(format!("raft has stopped: {error}"));
+        let applied = *self.machine.applied().borrow();
+        if self.machine.snapshot_id().is_none_or(|id| id.index < applied) {
+            self.raft.trigger().snapshot().await.map_err(stopped)?;
+        }
+        let wait = self.raft.wait(Some(Duration::from_secs(120)));
+        let built = wait.metrics(|m| m.snapshot.map_or(0, |id| id.index) >= applied, "snapshot is built").await;
+        let index = match built {
+            Ok(metrics) => metrics.snapshot.map_or(0, |id| id.index),
+            Err(error) => return Err(Error::new(ErrorKind::Timeout, format!("the snapshot is not built: {error}"))),
+        };
+        if let Some(keep) = purge_keeping
+            && let Some(point) = self.log.purge_point(keep)
+        {
+            let upto = point.min(index);
+            self.raft.trigger().purge_log(upto).await.map_err(stopped)?;
+            let wait = self.raft.wait(Some(Duration::from_secs(5)));
+            // Not being purged in time loses nothing: it happens with the next snapshot.
+            let _ = wait.metrics(|m| m.purged.is_some_and(|id| id.index >= upto), "log is purged").await;
+        }
+        let purged = self.look(|m| m.purged.map_or(0, |id| id.index));
+        Ok((index, purged))
+    }
+
+    /// `Some(term)` while this member leads.
+    pub(crate) fn leading(&self) -> Option<u64> {
+        let me = self.net.me.id;
+        self.look(|m| {
+            (m.current_leader == Some(me) && m.state == openraft::ServerState::Leader).then_some(m.current_term)
+        })
+    }
+
+    /// Looks at raft's metrics.
+    pub(crate) fn look<T>(&self, at: impl FnOnce(&RaftMetrics<TypeConfig>) -> T) -> T {
+        let metrics = self.raft.metrics();
+        let seen = metrics.borrow_watched();
+        at(&seen)
+    }
+
+    pub(crate) fn applied_index(&self) -> watch::Receiver<u64> {
+        self.machine.applied()
+    }
+
+    /// Hands leadership to `target`, or to the voter with the most log. Returns the new leader.
+    pub(crate) async fn transfer_leader(&self, target: u64) -> Result<u64> {
+        if self.leading().is_none() {
+            return Err(self.not_leader());
+        }
+        let target = self.pick_successor(target)?;
+        let stopped = |error: openraft::errors::Fatal<TypeConfig>| Error::unavailable(format!("raft has stopped: {error}"));
+        self.raft.trigger().transfer_leader(target).await.map_err(stopped)?;
+        let me = self.net.me.id;
+        let wait = self.raft.wait(Some(self.lease * 2));
+        match wait.metrics(|m| m.current_leader.is_some_and(|id| id != me), "another leads").await {
+            Ok(metrics) => Ok(metrics.current_leader.unwrap_or(target)),
+            Err(_) => Err(Error::unavailable(format!("member {target} did not take over; the leader stays"))),
+        }
+    }
+
+    fn pick_successor(&self, target: u64) -> Result<u64> {
+        let me = self.net.me.id;
+        let (matched, voters) = self.look(|m| {
+            let voters: Vec<u64> = m.membership_config.voter_ids().filter(|id| *id != me).collect();
+            (m.replication.clone().unwrap_or_default(), voters)
+        });
+        if target != 0 {
+            return voters.into_iter().find(|id| *id == target).ok_or_else(|| {
+                Error::invalid(format!("member {target} is no other voter: `jindoctl cluster status` lists them"))
+            });
+        }
+        voters
+            .into_iter()
+            .max_by_key(|id| matched.get(id).copied().flatten().map(|log_id| log_id.index))
+            .ok_or_else(|| Error::new(ErrorKind::FailedPrecondition, "there is no other voter to hand leadership to"))
+    }
+}

@@ -1,0 +1,237 @@
+//! The server side of Raft between masters. It runs from the first moment, also on an empty master: probes and requests
+//! to join must be answered before there is a cluster.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::stream::{self, BoxStream, StreamExt};
+use jindofs_proto::raft::v1 as wire;
+use jindofs_proto::raft::v1::raft_server::Raft;
+use openraft::raft::{AppendEntriesRequest, StreamAppendError, TransferLeaderRequest, VoteRequest};
+use openraft::storage::Snapshot;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::error::{Error, ErrorKind};
+use crate::rpc::status::to_status;
+
+use super::handle::Handle;
+use super::node::Running;
+use super::snapshot::{self, Incoming};
+use super::types::{self, TypeConfig};
+
+/// Serves one master's peers.
+#[derive(Debug, Clone)]
+pub(crate) struct RaftService(pub(crate) Handle);
+
+fn refuse(message: impl Into<String>) -> Status {
+    to_status(&Error::new(ErrorKind::Foreign, message))
+}
+
+fn malformed(what: &str) -> Status {
+    to_status(&Error::invalid(format!("{what} is missing")))
+}
+
+fn stopped(error: impl std::fmt::Display) -> Status {
+    to_status(&Error::unavailable(format!("raft has stopped here: {error}")))
+}
+
+impl RaftService {
+    #[allow(clippy::result_large_err)]
+    fn running(&self, header: Option<&wire::Header>) -> Result<Arc<Running>, Status> {
+        let running = self.0.running().ok_or_else(|| to_status(&self.0.not_ready()))?;
+        running.net.me.check(header, &running.net.peers).map_err(refuse)?;
+        Ok(running)
+    }
+}
+
+#[allow(clippy::result_large_err)]
+fn append_from_wire(request: wire::AppendRequest) -> Result<AppendEntriesRequest<TypeConfig>, Status> {
+    let entries = request.entries.into_iter().map(types::entry_from_wire).collect::<Result<Vec<_>, _>>();
+    Ok(AppendEntriesRequest {
+        vote: types::vote_from_wire(request.vote.as_ref().ok_or_else(|| malformed("vote"))?),
+        prev_log_id: request.prev_log_id.as_ref().map(types::log_id_from_wire),
+        entries: entries.map_err(|error| to_status(&Error::invalid(error.to_string())))?,
+        leader_commit: request.leader_commit.as_ref().map(types::log_id_from_wire),
+    })
+}
+
+#[allow(clippy::result_large_err)]
+fn vote_from_wire(request: &wire::VoteRequest) -> Result<VoteRequest<TypeConfig>, Status> {
+    let vote = request.vote.as_ref().ok_or_else(|| malformed("vote"))?;
+    let last = request.last_log_id.as_ref().map(types::log_id_from_wire);
+    let mut converted = VoteRequest::new(types::vote_from_wire(vote), last);
+    converted.leadership_transfer = request.leadership_transfer;
+    Ok(converted)
+}
+
+/// Feeds a stream of requests to raft; the first bad one ends it and leaves its status behind.
+struct Feed {
+    running: Arc<Running>,
+    stream: Streaming<wire::AppendRequest>,
+    first: Option<wire::AppendRequest>,
+    failed: Arc<Mutex<Option<Status>>>,
+}
+
+impl Feed {
+    async fn next(&mut self) -> Option<AppendEntriesRequest<TypeConfig>> {
+        let request = match self.first.take() {
+            Some(first) => Ok(Some(first)),
+            None => self.stream.message().await,
+        };
+        let checked = match request {
+            Ok(None) => return None,
+            Ok(Some(request)) => {
+                let me = &self.running.net.me;
+                match me.check(request.header.as_ref(), &self.running.net.peers) {
+                    Ok(()) => append_from_wire(request),
+                    Err(why) => Err(refuse(why)),
+                }
+            }
+            Err(status) => Err(status),
+        };
+        checked.map_err(|status| *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(status)).ok()
+    }
+}
+
+#[tonic::async_trait]
+impl Raft for RaftService {
+    type AppendStream = BoxStream<'static, Result<wire::AppendResponse, Status>>;
+
+    async fn append(
+        &self,
+        request: Request<Streaming<wire::AppendRequest>>,
+    ) -> Result<Response<Self::AppendStream>, Status> {
+        let mut stream = request.into_inner();
+        let Some(first) = stream.message().await? else { return Ok(Response::new(stream::empty().boxed())) };
+        let running = self.running(first.header.as_ref())?;
+        let sender = first.header.as_ref().map_or(0, |header| header.sender_id);
+        let failed = Arc::new(Mutex::new(None));
+        let feed = Feed { running: running.clone(), stream, first: Some(first), failed: failed.clone() };
+        let input = stream::unfold(feed, |mut feed| async move { feed.next().await.map(|request| (request, feed)) });
+        let header = running.net.me.header(sender);
+        let results = running.raft.stream_append(input).map(move |result| {
+            use wire::append_response::Result as Answer;
+            let answer = match result.map_err(stopped)? {
+                Ok(log_id) => {
+                    Answer::Partial(wire::PartialSuccess { log_id: log_id.as_ref().map(types::log_id_to_wire) })
+                }
+                Err(StreamAppendError::Conflict(_)) => Answer::Conflict(wire::Blank {}),
+                Err(StreamAppendError::HigherVote(vote)) => Answer::HigherVote(types::vote_to_wire(&vote)),
+            };
+            Ok(wire::AppendResponse { header: Some(header.clone()), result: Some(answer) })
+        });
+        let ending = stream::once(async move { failed.lock().unwrap_or_else(PoisonError::into_inner).take() })
+            .filter_map(|status| async move { status.map(Err) });
+        Ok(Response::new(results.chain(ending).boxed()))
+    }
+
+    async fn vote(&self, request: Request<wire::VoteRequest>) -> Result<Response<wire::VoteResponse>, Status> {
+        let request = request.into_inner();
+        let running = self.running(request.header.as_ref())?;
+        let answer = running.raft.vote(vote_from_wire(&request)?).await.map_err(stopped)?;
+        Ok(Response::new(running.vote_to_wire(&request, &answer)))
+    }
+
+    async fn pre_vote(&self, request: Request<wire::VoteRequest>) -> Result<Response<wire::VoteResponse>, Status> {
+        let request = request.into_inner();
+        let running = self.running(request.header.as_ref())?;
+        let answer = running.raft.pre_vote(vote_from_wire(&request)?).await.map_err(stopped)?;
+        Ok(Response::new(running.vote_to_wire(&request, &answer)))
+    }
+
+    async fn install_snapshot(
+        &self,
+        request: Request<Streaming<wire::SnapshotChunk>>,
+    ) -> Result<Response<wire::SnapshotInstalled>, Status> {
+        use wire::snapshot_chunk::Chunk;
+        let mut stream = request.into_inner();
+        let Some(wire::SnapshotChunk { chunk: Some(Chunk::Start(start)) }) = stream.message().await? else {
+            return Err(malformed("the start of the snapshot"));
+        };
+        let running = self.running(start.header.as_ref())?;
+        if start.format != snapshot::FORMAT {
+            return Err(to_status(&Error::new(
+                ErrorKind::Unsupported,
+                format!("the snapshot has format {}, this release reads {}", start.format, snapshot::FORMAT),
+            )));
+        }
+        let vote = types::vote_from_wire(start.vote.as_ref().ok_or_else(|| malformed("vote"))?);
+        let meta = snapshot::meta_from_wire(&start).map_err(|error| to_status(&Error::invalid(error.to_string())))?;
+        // One at a time: a second sender waits for nothing, it tries again later.
+        let Ok(_receiving) = running.receiving.try_lock() else {
+            return Err(to_status(&Error::unavailable("another snapshot is being received")));
+        };
+        let io = |error: std::io::Error| to_status(&Error::from(error).context("receive snapshot"));
+        let mut incoming = Incoming::create(&running.snapshots).map_err(io)?;
+        let received = loop {
+            match stream.message().await?.and_then(|chunk| chunk.chunk) {
+                Some(Chunk::Data(chunk)) => {
+                    incoming = tokio::task::spawn_blocking(move || incoming.write(&chunk).map(|()| incoming))
+                        .await
+                        .map_err(stopped)?
+                        .map_err(io)?;
+                }
+                Some(Chunk::End(end)) => {
+                    break tokio::task::spawn_blocking(move || incoming.finish(&end))
+                        .await
+                        .map_err(stopped)?
+                        .map_err(io)?;
+                }
+                _ => return Err(malformed("the end of the snapshot")),
+            }
+        };
+        let snapshot = Snapshot { meta, snapshot: Arc::new(received) };
+        let answer = running.raft.install_full_snapshot(vote, snapshot).await.map_err(stopped)?;
+        let sender = start.header.as_ref().map_or(0, |header| header.sender_id);
+        Ok(Response::new(wire::SnapshotInstalled {
+            header: Some(running.net.me.header(sender)),
+            vote: Some(types::vote_to_wire(&answer.vote)),
+        }))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<wire::TransferRequest>,
+    ) -> Result<Response<wire::TransferResponse>, Status> {
+        let request = request.into_inner();
+        let running = self.running(request.header.as_ref())?;
+        let from = types::vote_from_wire(request.from.as_ref().ok_or_else(|| malformed("vote"))?);
+        let last = request.last_log_id.as_ref().map(types::log_id_from_wire);
+        let asked = TransferLeaderRequest::new(from, request.to, last);
+        let answer = running.raft.handle_transfer_leader(asked).await.map_err(stopped)?;
+        let sender = request.header.as_ref().map_or(0, |header| header.sender_id);
+        Ok(Response::new(wire::TransferResponse {
+            header: Some(running.net.me.header(sender)),
+            accepted: answer.is_ok(),
+            message: answer.err().map(|error| error.to_string()).unwrap_or_default(),
+        }))
+    }
+
+    async fn read_index(
+        &self,
+        request: Request<wire::ReadIndexRequest>,
+    ) -> Result<Response<wire::ReadIndexResponse>, Status> {
+        let request = request.into_inner();
+        let running = self.running(request.header.as_ref())?;
+        let id = running.leader_read_index().await.map_err(|error| to_status(&error))?;
+        let sender = request.header.as_ref().map_or(0, |header| header.sender_id);
+        Ok(Response::new(wire::ReadIndexResponse {
+            header: Some(running.net.me.header(sender)),
+            log_id: Some(types::log_id_to_wire(&id)),
+        }))
+    }
+
+    async fn probe(&self, _request: Request<wire::ProbeRequest>) -> Result<Response<wire::ProbeResponse>, Status> {
+        Ok(Response::new(self.0.probe_answer()))
+    }
+
+    async fn announce(
+        &self,
+        request: Request<wire::AnnounceRequest>,
+    ) -> Result<Response<wire::AnnounceResponse>, Status> {
+        self.0.judge_announcement(request.into_inner()).map(Response::new).map_err(|error| to_status(&error))
+    }
+
+    async fn admit(&self, request: Request<wire::AdmitRequest>) -> Result<Response<wire::AdmitResponse>, Status> {
+        self.0.admit(request.into_inner()).await.map(Response::new).map_err(|error| to_status(&error))
+    }
+}

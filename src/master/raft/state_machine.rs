@@ -1,0 +1,311 @@
+//! Between openraft and the deterministic core: entries in, one transaction per run of entries, answers afterwards.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use futures::{Stream, StreamExt};
+use jindofs_proto::raft::v1 as wire;
+use jindofs_proto::store::v1::Command;
+use jindofs_proto::store::v1::command::Command as Kind;
+use openraft::storage::{EntryResponder, RaftStateMachine, Snapshot};
+use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
+use prost::Message;
+use tokio::sync::watch;
+
+use crate::master::state::{self, StoreError, Table, Txn, View, query};
+use crate::master::store::{Store, StoreOptions};
+use crate::runtime::{die, failpoint_io, sync_dir, write_durably};
+
+use super::peers::Peers;
+use super::snapshot::{self, SnapshotData, SnapshotDir};
+use super::types::{self, Applied, LogId, SnapshotMeta, StoredMembership, TypeConfig};
+
+/// Row of the last applied log id.
+const APPLIED: &[u8] = b"applied";
+/// Row of the last applied membership.
+const MEMBERSHIP: &[u8] = b"membership";
+/// Most entries applied in one transaction.
+const CHUNK_ENTRIES: usize = 512;
+const CURRENT: &str = "CURRENT";
+
+type SnapshotOf = Snapshot<openraft::impls::leader_id_adv::LeaderId<u64, u64>, u64, types::Node, SnapshotData>;
+
+/// The state machine, and the handle others read it through.
+#[derive(Debug, Clone)]
+pub(crate) struct StateMachine(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    dir: PathBuf,
+    snapshots: PathBuf,
+    options: StoreOptions,
+    store: RwLock<(u64, Arc<Store>)>,
+    snapshot: Mutex<Option<(SnapshotMeta, SnapshotData)>>,
+    applied: watch::Sender<u64>,
+    peers: Arc<Peers>,
+}
+
+fn broken(error: StoreError) -> io::Error {
+    io::Error::other(error.to_string())
+}
+
+impl StateMachine {
+    /// Opens the state in `dir`, creating it if it is not there, and the newest snapshot in `snapshots`.
+    pub(crate) fn open(dir: &Path, snapshots: &Path, peers: Arc<Peers>) -> io::Result<StateMachine> {
+        fs::create_dir_all(dir)?;
+        let number = match fs::read_to_string(dir.join(CURRENT)) {
+            Ok(text) => text.trim().parse().map_err(|_| io::Error::other("state/CURRENT is damaged"))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                write_durably(&dir.join(CURRENT), b"0\n")?;
+                0
+            }
+            Err(error) => return Err(error),
+        };
+        // Half-installed states of earlier lives.
+        for item in fs::read_dir(dir)? {
+            let path = item?.path();
+            if path.is_dir() && path != dir.join(number.to_string()) {
+                fs::remove_dir_all(path)?;
+            }
+        }
+        let options = StoreOptions::default();
+        let store = Store::open(&dir.join(number.to_string()), &options).map_err(broken)?;
+        let snapshot = snapshot::newest(snapshots)?.map(|(meta, dir)| (meta, Arc::new(dir)));
+        let (applied, _) = read_applied(&store)?;
+        let shared = Shared {
+            dir: dir.to_path_buf(),
+            snapshots: snapshots.to_path_buf(),
+            options,
+            store: RwLock::new((number, Arc::new(store))),
+            snapshot: Mutex::new(snapshot),
+            applied: watch::Sender::new(applied.map_or(0, |id| id.index)),
+            peers,
+        };
+        let machine = StateMachine(Arc::new(shared));
+        machine.learn_members()?;
+        Ok(machine)
+    }
+
+    /// The store as it is now; a snapshot install replaces it.
+    pub(crate) fn store(&self) -> Arc<Store> {
+        self.0.store.read().unwrap_or_else(PoisonError::into_inner).1.clone()
+    }
+
+    /// Follows the index of the last applied entry.
+    pub(crate) fn applied(&self) -> watch::Receiver<u64> {
+        self.0.applied.subscribe()
+    }
+
+    /// The newest snapshot's log id.
+    pub(crate) fn snapshot_id(&self) -> Option<LogId> {
+        let snapshot = self.0.snapshot.lock().unwrap_or_else(PoisonError::into_inner);
+        snapshot.as_ref().and_then(|(meta, _)| meta.last_log_id)
+    }
+
+    /// The membership as of the last applied entry.
+    pub(crate) fn membership(&self) -> io::Result<StoredMembership> {
+        Ok(read_applied(&self.store())?.1)
+    }
+
+    fn learn_members(&self) -> io::Result<()> {
+        let store = self.store();
+        let members = query::members(&store.view()).map_err(|error| io::Error::other(error.message))?;
+        self.0.peers.learn(&members);
+        Ok(())
+    }
+
+    fn apply_chunk(
+        &self,
+        chunk: Vec<Result<EntryResponder<TypeConfig>, io::Error>>,
+    ) -> io::Result<()> {
+        let store = self.store();
+        let mut txn = store.begin();
+        let mut answers = Vec::with_capacity(chunk.len());
+        let (mut last, mut members_changed) = (None, false);
+        for item in chunk {
+            let (entry, responder) = item?;
+            let outcome = match entry.payload {
+                EntryPayload::Blank => None,
+                EntryPayload::Normal(command) => {
+                    let command = Command::decode(command.0).map_err(io::Error::other)?;
+                    members_changed |= changes_members(&command);
+                    Some(state::apply(&mut txn, entry.log_id.index, &command).map_err(broken)?)
+                }
+                EntryPayload::Membership(membership) => {
+                    let stored = StoredMembership::new(Some(entry.log_id), membership);
+                    txn.put(Table::Meta, MEMBERSHIP, types::stored_membership_to_wire(&stored).encode_to_vec());
+                    None
+                }
+            };
+            last = Some(entry.log_id);
+            answers.push((responder, outcome));
+        }
+        let Some(last) = last else { return Ok(()) };
+        txn.put(Table::Meta, APPLIED, types::log_id_to_wire(&last).encode_to_vec());
+        failpoint_io("state.commit")?;
+        store.commit(txn).map_err(broken)?;
+        self.0.applied.send_replace(last.index);
+        if members_changed {
+            self.learn_members()?;
+        }
+        for (responder, outcome) in answers {
+            if let Some(responder) = responder {
+                responder.send(Applied(outcome));
+            }
+        }
+        Ok(())
+    }
+
+    fn build(&self) -> io::Result<SnapshotOf> {
+        fs::create_dir_all(&self.0.snapshots)?;
+        let scratch = snapshot::scratch(&self.0.snapshots, "building");
+        self.store().checkpoint(&scratch).map_err(broken)?;
+        failpoint_io("snapshot.checkpoint")?;
+        // Entries went on being applied meanwhile: only the checkpoint itself knows what it holds.
+        let (last_log_id, last_membership) = {
+            let copy = Store::open(&scratch, &self.0.options).map_err(broken)?;
+            read_applied(&copy)?
+        };
+        let meta = SnapshotMeta { last_log_id, last_membership };
+        let dir = Arc::new(snapshot::seal(&scratch, &self.0.snapshots, &meta)?);
+        let mut current = self.0.snapshot.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, old)) = current.replace((meta.clone(), dir.clone()))
+            && old.path() != dir.path()
+        {
+            old.retire();
+        }
+        Ok(Snapshot { meta, snapshot: dir })
+    }
+
+    fn install(&self, meta: &SnapshotMeta, received: &SnapshotDir) -> io::Result<()> {
+        let number = self.0.store.read().unwrap_or_else(PoisonError::into_inner).0 + 1;
+        let target = self.0.dir.join(number.to_string());
+        failpoint_io("install.begin")?;
+        fs::rename(received.path(), &target)?;
+        sync_dir(&self.0.dir)?;
+        failpoint_io("install.renamed")?;
+        let store = Store::open(&target, &self.0.options).map_err(broken)?;
+        let (applied, _) = read_applied(&store)?;
+        if applied != meta.last_log_id {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a snapshot is not the state it claims to be"));
+        }
+        failpoint_io("install.opened")?;
+        write_durably(&self.0.dir.join(CURRENT), format!("{number}\n").as_bytes())?;
+        failpoint_io("install.pointed")?;
+        let (old_number, old) = {
+            let mut current = self.0.store.write().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *current, (number, Arc::new(store)))
+        };
+        self.0.applied.send_replace(applied.map_or(0, |id| id.index));
+        self.learn_members()?;
+        self.build()?;
+        failpoint_io("install.done")?;
+        remove_when_unused(old, self.0.dir.join(old_number.to_string()));
+        Ok(())
+    }
+}
+
+/// Readers may still hold the old store: its files go once the last of them is done, or at the next start.
+fn remove_when_unused(store: Arc<Store>, dir: PathBuf) {
+    let spawned = std::thread::Builder::new().name("old-state".into()).spawn(move || {
+        let mut store = Some(store);
+        for _ in 0..600 {
+            match store.take().map(Arc::try_unwrap) {
+                Some(Err(shared)) => store = Some(shared),
+                Some(Ok(_)) | None => {
+                    if let Err(error) = fs::remove_dir_all(&dir) {
+                        tracing::warn!(path = %dir.display(), %error, "old state not deleted; the next start does it");
+                    }
+                    return;
+                }
+            }
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+    });
+    if let Err(error) = spawned {
+        tracing::warn!(%error, "old state not deleted; the next start does it");
+    }
+}
+
+fn changes_members(command: &Command) -> bool {
+    matches!(
+        command.command,
+        Some(Kind::Found(_) | Kind::AdmitMember(_) | Kind::RecordBoot(_) | Kind::RetireMember(_))
+    )
+}
+
+fn read_applied(store: &Store) -> io::Result<(Option<LogId>, StoredMembership)> {
+    let view = store.view();
+    let applied = match view.get(Table::Meta, APPLIED).map_err(broken)? {
+        Some(row) => Some(types::log_id_from_wire(&wire::LogId::decode(row).map_err(io::Error::other)?)),
+        None => None,
+    };
+    let membership = match view.get(Table::Meta, MEMBERSHIP).map_err(broken)? {
+        Some(row) => {
+            let stored = wire::StoredMembership::decode(row).map_err(io::Error::other)?;
+            types::stored_membership_from_wire(&stored).map_err(io::Error::other)?
+        }
+        None => StoredMembership::default(),
+    };
+    Ok((applied, membership))
+}
+
+/// Runs blocking work without holding up the other tasks of this thread, where the runtime allows it.
+fn blocking<T>(work: impl FnOnce() -> T) -> T {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    match Handle::try_current().map(|handle| handle.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
+    }
+}
+
+/// A state that cannot be written must not be answered from: the process ends.
+fn must<T>(result: io::Result<T>, what: &str) -> T {
+    result.unwrap_or_else(|error| die(&format!("{what}: {error}")))
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
+    type SnapshotData = SnapshotData;
+
+    async fn build_snapshot(&mut self) -> Result<SnapshotOf, io::Error> {
+        let machine = self.clone();
+        let built = tokio::task::spawn_blocking(move || machine.build()).await.map_err(io::Error::other)?;
+        Ok(must(built, "the snapshot cannot be written"))
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotData = SnapshotData;
+    type SnapshotBuilder = StateMachine;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        read_applied(&self.store())
+    }
+
+    async fn apply<Strm>(&mut self, entries: Strm) -> Result<(), io::Error>
+    where
+        Strm: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
+    {
+        let mut chunks = entries.ready_chunks(CHUNK_ENTRIES);
+        while let Some(chunk) = chunks.next().await {
+            must(blocking(|| self.apply_chunk(chunk)), "the state cannot be written");
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> StateMachine {
+        self.clone()
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> Result<(), io::Error> {
+        must(blocking(|| self.install(meta, &snapshot)), "the snapshot cannot be installed");
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<SnapshotOf>, io::Error> {
+        let current = self.0.snapshot.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(current.as_ref().map(|(meta, dir)| Snapshot { meta: meta.clone(), snapshot: dir.clone() }))
+    }
+}

@@ -1,0 +1,252 @@
+//! The Raft log: our own segmented file log.
+//!
+//! One thread writes everything (entries, votes, truncations, purges) into one stream of frames and syncs once for all
+//! that waits, so the order of votes and entries on disk is the order openraft asked for. What is in memory: where each
+//! entry stands, and the newest entries up to a bound. See the decision on the file log for why it is not RocksDB.
+
+mod frame;
+mod index;
+mod recovery;
+mod writer;
+
+use std::fmt::Debug;
+use std::fs;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jindofs_proto::raft::v1 as wire;
+use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
+use openraft::{OptionalSend, RaftLogReader};
+use prost::Message;
+use tokio::sync::oneshot;
+
+use super::types::{self, Entry, LogId, TypeConfig, Vote};
+use index::{LogIndex, Place};
+use writer::{Op, Writer};
+
+/// Most bytes of entries handed to replication at once.
+const READ_BYTES_MAX: u64 = 1 << 20;
+
+/// A cheap handle on the log.
+#[derive(Debug, Clone)]
+pub(crate) struct LogStore {
+    index: Arc<Mutex<LogIndex>>,
+    // Unbounded by itself; bounded by openraft's own windows and by the bytes of proposals in flight.
+    ops: Sender<Op>,
+}
+
+fn lock(index: &Mutex<LogIndex>) -> MutexGuard<'_, LogIndex> {
+    index.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl LogStore {
+    /// Opens the log in `dir`, creating it if it is not there.
+    ///
+    /// *Errors*: `InvalidData` when the log is damaged where a crash cannot have done it.
+    pub(crate) fn open(dir: &Path) -> io::Result<LogStore> {
+        fs::create_dir_all(dir)?;
+        if let Some(parent) = dir.parent() {
+            crate::runtime::sync_dir(parent)?;
+        }
+        let (index, tail) = recovery::recover(dir)?;
+        let index = Arc::new(Mutex::new(index));
+        let writer = Writer::open(dir.to_path_buf(), index.clone(), tail)?;
+        let (ops, inbox) = channel();
+        std::thread::Builder::new().name("raft-log".into()).spawn(move || writer.run(&inbox))?;
+        Ok(LogStore { index, ops })
+    }
+
+    /// The newest log id on this disk.
+    pub(crate) fn last_log_id(&self) -> Option<LogId> {
+        lock(&self.index).last()
+    }
+
+    /// Bytes of entries after `index`.
+    pub(crate) fn bytes_after(&self, index: u64) -> u64 {
+        lock(&self.index).bytes_after(index)
+    }
+
+    /// The highest index whose purge leaves at least `keep` bytes of log.
+    pub(crate) fn purge_point(&self, keep: u64) -> Option<u64> {
+        lock(&self.index).purge_point(keep)
+    }
+
+    /// The newest membership in the log that is not yet purged.
+    pub(crate) fn newest_membership(&self) -> io::Result<Option<types::Membership>> {
+        let range = lock(&self.index).range();
+        for index in range.rev() {
+            for entry in self.read(index, index + 1, u64::MAX)? {
+                if let openraft::EntryPayload::Membership(membership) = entry.payload {
+                    return Ok(Some(membership));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Writes out and syncs everything that waits.
+    pub(crate) async fn close(&self) {
+        // The writer is gone only if the process is ending anyway.
+        let _ = self.ask(Op::Close).await;
+    }
+
+    fn send(&self, op: Op) -> io::Result<()> {
+        self.ops.send(op).map_err(|_| io::Error::other("the log writer has stopped"))
+    }
+
+    async fn ask(&self, op: impl FnOnce(oneshot::Sender<()>) -> Op) -> io::Result<()> {
+        let (done, wait) = oneshot::channel();
+        self.send(op(done))?;
+        wait.await.map_err(|_| io::Error::other("the log writer has stopped"))
+    }
+
+    fn read(&self, start: u64, end: u64, bytes_max: u64) -> io::Result<Vec<Entry>> {
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        for index in start..end {
+            let found = {
+                let log = lock(&self.index);
+                match log.slot(index) {
+                    None => None,
+                    Some(slot) => match (&slot.cached, slot.place) {
+                        (Some(entry), _) => Some(Found::Entry(entry.clone(), entry_bytes(entry))),
+                        (None, Some(place)) => {
+                            let file = log.files.get(&place.segment).cloned();
+                            Some(Found::Place(file.ok_or_else(|| io::Error::other("segment is gone"))?, place))
+                        }
+                        (None, None) => return Err(io::Error::other("entry is neither cached nor written")),
+                    },
+                }
+            };
+            let entry = match found {
+                None => break,
+                Some(Found::Entry(entry, length)) => {
+                    bytes += length;
+                    entry
+                }
+                Some(Found::Place(file, place)) => {
+                    bytes += u64::from(place.length);
+                    read_entry(&file, place, index)?
+                }
+            };
+            entries.push(entry);
+            if bytes >= bytes_max {
+                break;
+            }
+        }
+        Ok(entries)
+    }
+}
+
+enum Found {
+    Entry(Entry, u64),
+    Place(Arc<fs::File>, Place),
+}
+
+fn entry_bytes(entry: &Entry) -> u64 {
+    match &entry.payload {
+        openraft::EntryPayload::Normal(command) => command.0.len() as u64 + 32,
+        _ => 256,
+    }
+}
+
+fn read_entry(file: &fs::File, place: Place, index: u64) -> io::Result<Entry> {
+    let length = place.length as usize;
+    let mut data = vec![0; frame::frame_bytes(length)];
+    file.read_exact_at(&mut data, place.offset - frame::HEADER as u64)?;
+    let frame::Parsed::Frame(found) = frame::parse(&data, 0, place.segment) else {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("log entry {index} no longer matches its checksum"),
+        ));
+    };
+    let entry = wire::Entry::decode(found.payload).map_err(io::Error::other)?;
+    types::entry_from_wire(entry).map_err(io::Error::other)
+}
+
+impl RaftLogReader<TypeConfig> for LogStore {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, io::Error> {
+        let held = lock(&self.index).range();
+        let start = match range.start_bound() {
+            Bound::Included(index) => *index,
+            Bound::Excluded(index) => index + 1,
+            Bound::Unbounded => held.start,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(index) => index + 1,
+            Bound::Excluded(index) => *index,
+            Bound::Unbounded => held.end,
+        };
+        self.read(start.max(held.start), end.min(held.end), u64::MAX)
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
+        Ok(lock(&self.index).vote)
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
+        self.read(start, end, READ_BYTES_MAX)
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for LogStore {
+    type LogReader = LogStore;
+
+    async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
+        let index = lock(&self.index);
+        Ok(LogState { last_purged_log_id: index.purged, last_log_id: index.last() })
+    }
+
+    async fn get_log_reader(&mut self) -> LogStore {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
+        let vote = *vote;
+        self.ask(|done| Op::Vote(vote, done)).await?;
+        lock(&self.index).vote = Some(vote);
+        Ok(())
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
+        let Some(id) = committed else { return Ok(()) };
+        lock(&self.index).committed = Some(id);
+        self.send(Op::Committed(id))
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
+        Ok(lock(&self.index).committed)
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        {
+            let mut index = lock(&self.index);
+            for entry in &entries {
+                index.push(entry.log_id, entry_bytes(entry), Some(entry.clone()), None);
+            }
+        }
+        self.send(Op::Append(entries, callback))
+    }
+
+    async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
+        lock(&self.index).truncate_after(last_log_id);
+        self.ask(|done| Op::Truncate(last_log_id, done)).await
+    }
+
+    async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
+        lock(&self.index).purge(log_id);
+        self.ask(|done| Op::Purge(log_id, done)).await
+    }
+}

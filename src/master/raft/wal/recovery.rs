@@ -1,0 +1,238 @@
+//! Opening a log: segments are read from the first to the last, and every frame has to be where it belongs.
+//!
+//! A crash may tear only what was not yet synced, which stands at the end of the last segment: there the log is cut.
+//! Damage anywhere else, or in a frame that a later one says was durable, is not a crash but a bad disk or an edited
+//! file. Then the log refuses to open: a log that silently lost its tail would let its member vote against what it
+//! once acknowledged.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use jindofs_proto::raft::v1 as wire;
+use prost::Message;
+
+use crate::master::raft::types;
+use crate::runtime::sync_dir;
+
+use super::frame::{self, Frame, Kind, Parsed};
+use super::index::{LogIndex, Place};
+
+/// Bytes of a segment. Small enough to be zero-filled in tens of milliseconds, large enough that rolling is rare.
+pub(super) const SEGMENT_BYTES: usize = 16 << 20;
+/// Version of the frame format, in each segment's first frame.
+pub(super) const FORMAT: u32 = 1;
+
+/// A segment the writer knows about.
+#[derive(Debug)]
+pub(super) struct Segment {
+    pub(super) number: u64,
+    /// Highest entry index ever written into it.
+    pub(super) last_index: Option<u64>,
+}
+
+/// Where writing goes on.
+#[derive(Debug)]
+pub(super) struct Tail {
+    pub(super) segments: Vec<Segment>,
+    /// Byte offset of the next frame in the last segment.
+    pub(super) offset: usize,
+    pub(super) next_seq: u64,
+}
+
+pub(super) fn segment_path(dir: &Path, number: u64) -> PathBuf {
+    dir.join(format!("{number:016x}.wal"))
+}
+
+fn corrupt(path: &Path, at: usize, why: &str) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!(
+            "the raft log is damaged: {why} at byte {at} of {}; this member will not start with a shorter log. \
+             Way out: move its meta-dir aside and start it empty, it will be replaced from its peers",
+            path.display()
+        ),
+    )
+}
+
+/// Reads every segment in `dir`.
+///
+/// *Errors*: `InvalidData` for damage that no crash explains.
+pub(super) fn recover(dir: &Path) -> io::Result<(LogIndex, Tail)> {
+    let mut numbers = Vec::new();
+    for item in fs::read_dir(dir)? {
+        let name = item?.file_name();
+        let name = name.to_string_lossy();
+        if let Some(hex) = name.strip_suffix(".wal")
+            && let Ok(number) = u64::from_str_radix(hex, 16)
+        {
+            numbers.push(number);
+        } else {
+            // A segment that was being prepared.
+            fs::remove_file(dir.join(name.as_ref()))?;
+        }
+    }
+    numbers.sort_unstable();
+    let mut reader = Reader { dir, index: LogIndex::default(), next_seq: 1, segments: Vec::new() };
+    let mut offset = 0;
+    for (position, number) in numbers.iter().enumerate() {
+        let last = position + 1 == numbers.len();
+        if position > 0 && numbers[position - 1] + 1 != *number {
+            return Err(corrupt(&segment_path(dir, *number), 0, "the segment before this one is missing"));
+        }
+        offset = reader.read_segment(*number, position == 0, last)?;
+    }
+    Ok((reader.index, Tail { segments: reader.segments, offset, next_seq: reader.next_seq }))
+}
+
+struct Reader<'a> {
+    dir: &'a Path,
+    index: LogIndex,
+    next_seq: u64,
+    segments: Vec<Segment>,
+}
+
+impl Reader<'_> {
+    fn read_segment(&mut self, number: u64, first: bool, last: bool) -> io::Result<usize> {
+        let path = segment_path(self.dir, number);
+        let data = fs::read(&path)?;
+        let file = OpenOptions::new().read(true).write(true).open(&path)?;
+        self.segments.push(Segment { number, last_index: None });
+        let mut at = 0;
+        loop {
+            match frame::parse(&data, at, number) {
+                Parsed::Frame(found) => {
+                    if at == 0 {
+                        check_header(&path, &found)?;
+                        if first {
+                            self.next_seq = found.seq;
+                        }
+                    }
+                    if found.seq != self.next_seq {
+                        return Err(corrupt(&path, at, "a frame is missing"));
+                    }
+                    self.take(&path, at, number, &found)?;
+                    self.next_seq += 1;
+                    at += found.length;
+                }
+                Parsed::End if last || at + frame::HEADER > data.len() => break,
+                // A segment is rolled only once it is synced; its unused rest is zeros. What follows tells whether
+                // frames are missing: the next segment begins with the next sequence number.
+                Parsed::End => break,
+                Parsed::Damaged if !last => return Err(corrupt(&path, at, "a checksum does not match")),
+                Parsed::Damaged => break,
+            }
+        }
+        if last {
+            self.check_tail(&path, &data, at, number)?;
+            cut(&file, at, data.len())?;
+        }
+        self.index.files.insert(number, Arc::new(file));
+        Ok(at)
+    }
+
+    /// Decides whether what stands after the last good frame was torn by a crash or damaged later.
+    fn check_tail(&self, path: &Path, data: &[u8], end: usize, number: u64) -> io::Result<()> {
+        let mut at = end + frame::ALIGN;
+        while at + frame::HEADER <= data.len() {
+            if let Parsed::Frame(survivor) = frame::parse(data, at, number)
+                && survivor.seq >= self.next_seq
+                && survivor.kind == Kind::Durable
+                && durable_seq(survivor.payload).is_some_and(|durable| durable >= self.next_seq)
+            {
+                return Err(corrupt(path, end, "a frame that was durable does not match its checksum"));
+            }
+            at += frame::ALIGN;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, path: &Path, at: usize, number: u64, found: &Frame<'_>) -> io::Result<()> {
+        let bad = |why: &str| corrupt(path, at, why);
+        match found.kind {
+            Kind::Header | Kind::Durable => {}
+            Kind::Vote => {
+                let vote = wire::Vote::decode(found.payload).map_err(|_| bad("a vote does not decode"))?;
+                self.index.vote = Some(types::vote_from_wire(&vote));
+            }
+            Kind::Committed => self.index.committed = Some(decode_id(found.payload).ok_or_else(|| bad("bad log id"))?),
+            Kind::Purge => self.index.purge(decode_id(found.payload).ok_or_else(|| bad("bad log id"))?),
+            Kind::Truncate if found.payload.is_empty() => self.index.truncate_after(None),
+            Kind::Truncate => {
+                self.index.truncate_after(Some(decode_id(found.payload).ok_or_else(|| bad("bad log id"))?));
+            }
+            Kind::Entry => self.take_entry(number, at, found).ok_or_else(|| bad("an entry is out of place"))?,
+        }
+        Ok(())
+    }
+
+    fn take_entry(&mut self, segment: u64, at: usize, found: &Frame<'_>) -> Option<()> {
+        let entry = wire::Entry::decode(found.payload).ok()?;
+        let log_id = types::log_id_from_wire(entry.log_id.as_ref()?);
+        if let Some(segment) = self.segments.last_mut() {
+            segment.last_index = segment.last_index.max(Some(log_id.index));
+        }
+        // A purge beyond the end can stand before entries that were already under way.
+        if self.index.purged.is_some_and(|purged| log_id.index <= purged.index) {
+            return Some(());
+        }
+        if self.index.next_index().is_some_and(|next| next != log_id.index) && !self.index.range().is_empty() {
+            return None;
+        }
+        let length = u32::try_from(found.payload.len()).ok()?;
+        let place = Place { segment, offset: u64::try_from(at + frame::HEADER).ok()?, length };
+        self.index.push(log_id, u64::from(length), None, Some(place));
+        Some(())
+    }
+}
+
+fn decode_id(payload: &[u8]) -> Option<types::LogId> {
+    wire::LogId::decode(payload).ok().map(|id| types::log_id_from_wire(&id))
+}
+
+fn durable_seq(payload: &[u8]) -> Option<u64> {
+    payload.try_into().ok().map(u64::from_be_bytes)
+}
+
+fn check_header(path: &Path, found: &Frame<'_>) -> io::Result<()> {
+    let version = found.payload.try_into().ok().map(u32::from_be_bytes);
+    if found.kind != Kind::Header || version != Some(FORMAT) {
+        return Err(corrupt(path, 0, "the segment is not of log format 1"));
+    }
+    Ok(())
+}
+
+/// Zeroes what a crash left behind, so that it can never be taken for frames written later.
+fn cut(file: &File, at: usize, length: usize) -> io::Result<()> {
+    let zeros = vec![0; 1 << 20];
+    let mut from = at;
+    let mut dirty = false;
+    let mut block = vec![0; 1 << 20];
+    while from < length {
+        let count = zeros.len().min(length - from);
+        file.read_exact_at(&mut block[..count], from as u64)?;
+        if block[..count].iter().any(|byte| *byte != 0) {
+            file.write_all_at(&zeros[..count], from as u64)?;
+            dirty = true;
+        }
+        from += count;
+    }
+    if dirty { file.sync_data() } else { Ok(()) }
+}
+
+/// Creates an empty, zero-filled segment: later syncs then write data only, no metadata.
+pub(super) fn create_segment(dir: &Path, number: u64) -> io::Result<File> {
+    let temporary = dir.join("prepare.tmp");
+    let path = segment_path(dir, number);
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&temporary)?;
+    let zeros = vec![0; 1 << 20];
+    for block in 0..SEGMENT_BYTES / zeros.len() {
+        file.write_all_at(&zeros, (block * zeros.len()) as u64)?;
+    }
+    file.sync_all()?;
+    fs::rename(&temporary, &path)?;
+    sync_dir(dir)?;
+    Ok(file)
+}

@@ -1,0 +1,307 @@
+//! The one thread that writes: it takes everything that waits, writes it with one call, syncs once, and only then
+//! reports, in order. A disk that fails ends the process: after a failed fsync nobody knows what is on it.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use openraft::storage::IOFlushed;
+use prost::Message;
+use tokio::sync::oneshot;
+
+use crate::master::raft::types::{self, Entry, LogId, TypeConfig, Vote};
+use crate::runtime::{Fail, die, failpoint_io};
+
+use super::frame::{self, Kind};
+use super::index::{LogIndex, Place};
+use super::lock;
+use super::recovery::{FORMAT, SEGMENT_BYTES, Segment, Tail, create_segment, segment_path};
+
+/// Bytes taken into one write before it is synced.
+const BATCH_BYTES_MAX: usize = 4 << 20;
+/// How long the log must be idle before it notes, unsynced, that everything is durable.
+const IDLE: Duration = Duration::from_millis(20);
+
+/// What the writer is asked to do.
+pub(super) enum Op {
+    Append(Vec<Entry>, IOFlushed<TypeConfig>),
+    Vote(Vote, oneshot::Sender<()>),
+    Truncate(Option<LogId>, oneshot::Sender<()>),
+    Purge(LogId, oneshot::Sender<()>),
+    /// Not synced: it only shortens the next start.
+    Committed(LogId),
+    Close(oneshot::Sender<()>),
+}
+
+enum Done {
+    Flushed(IOFlushed<TypeConfig>),
+    Told(oneshot::Sender<()>),
+}
+
+pub(super) struct Writer {
+    dir: PathBuf,
+    index: Arc<Mutex<LogIndex>>,
+    segments: Vec<Segment>,
+    file: Arc<File>,
+    /// Where the next write goes.
+    offset: usize,
+    next_seq: u64,
+    durable_seq: u64,
+    marked_seq: u64,
+    buffer: Vec<u8>,
+    placed: Vec<(LogId, Place)>,
+    done: Vec<Done>,
+    dirty: bool,
+    vote: Option<Vote>,
+    purged: Option<LogId>,
+    committed: Option<LogId>,
+}
+
+impl Writer {
+    pub(super) fn open(dir: PathBuf, index: Arc<Mutex<LogIndex>>, tail: Tail) -> io::Result<Writer> {
+        let (vote, purged, committed) = {
+            let index = lock(&index);
+            (index.vote, index.purged, index.committed)
+        };
+        let fresh = tail.segments.is_empty();
+        let file = if fresh {
+            Arc::new(create_segment(&dir, 0)?)
+        } else {
+            let number = tail.segments.last().map_or(0, |segment| segment.number);
+            let known = lock(&index).files.get(&number).cloned();
+            known.ok_or_else(|| io::Error::other("the last segment is not open"))?
+        };
+        let segments = if fresh { vec![Segment { number: 0, last_index: None }] } else { tail.segments };
+        let mut writer = Writer {
+            dir,
+            index,
+            segments,
+            file,
+            offset: tail.offset,
+            next_seq: tail.next_seq,
+            durable_seq: tail.next_seq.saturating_sub(1),
+            marked_seq: 0,
+            buffer: Vec::new(),
+            placed: Vec::new(),
+            done: Vec::new(),
+            dirty: false,
+            vote,
+            purged,
+            committed,
+        };
+        // What was read may stand in the page cache only: make it durable before anything builds on it.
+        writer.file.sync_data()?;
+        if writer.offset == 0 {
+            writer.begin_segment()?;
+        }
+        Ok(writer)
+    }
+
+    /// Runs until every sender is gone.
+    pub(super) fn run(mut self, ops: &Receiver<Op>) {
+        loop {
+            let op = match ops.recv_timeout(IDLE) {
+                Ok(op) => op,
+                Err(RecvTimeoutError::Timeout) => {
+                    self.attempt(Writer::mark);
+                    match ops.recv() {
+                        Ok(op) => op,
+                        Err(_) => return,
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            self.attempt(|writer| writer.take_batch(op, ops));
+        }
+    }
+
+    fn attempt(&mut self, step: impl FnOnce(&mut Writer) -> io::Result<()>) {
+        if let Err(error) = step(self) {
+            die(&format!("the raft log in {} cannot be written: {error}", self.dir.display()));
+        }
+    }
+
+    fn take_batch(&mut self, first: Op, ops: &Receiver<Op>) -> io::Result<()> {
+        self.put_mark();
+        let mut next = Some(first);
+        while let Some(op) = next {
+            self.take(op)?;
+            next = if self.buffer.len() < BATCH_BYTES_MAX { ops.try_recv().ok() } else { None };
+        }
+        self.flush()
+    }
+
+    fn take(&mut self, op: Op) -> io::Result<()> {
+        match op {
+            Op::Append(entries, callback) => {
+                for entry in &entries {
+                    self.put_entry(entry)?;
+                }
+                self.finish(Done::Flushed(callback));
+            }
+            Op::Vote(vote, done) => {
+                self.vote = Some(vote);
+                self.put(Kind::Vote, &types::vote_to_wire(&vote).encode_to_vec())?;
+                self.finish(Done::Told(done));
+            }
+            Op::Truncate(last, done) => {
+                let payload = last.map(|id| types::log_id_to_wire(&id).encode_to_vec()).unwrap_or_default();
+                self.put(Kind::Truncate, &payload)?;
+                self.finish(Done::Told(done));
+            }
+            Op::Purge(upto, done) => {
+                self.purged = Some(upto);
+                self.put(Kind::Purge, &types::log_id_to_wire(&upto).encode_to_vec())?;
+                self.finish(Done::Told(done));
+            }
+            Op::Committed(id) => {
+                self.committed = Some(id);
+                self.put(Kind::Committed, &types::log_id_to_wire(&id).encode_to_vec())?;
+            }
+            Op::Close(done) => self.finish(Done::Told(done)),
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, done: Done) {
+        self.dirty = true;
+        self.done.push(done);
+    }
+
+    fn put_entry(&mut self, entry: &Entry) -> io::Result<()> {
+        let payload = types::entry_to_wire(entry).encode_to_vec();
+        self.put(Kind::Entry, &payload)?;
+        let log_id = entry.log_id;
+        if let Some(segment) = self.segments.last_mut() {
+            segment.last_index = segment.last_index.max(Some(log_id.index));
+            let end = self.offset + self.buffer.len();
+            let offset = end - frame::frame_bytes(payload.len()) + frame::HEADER;
+            let length = u32::try_from(payload.len()).map_err(io::Error::other)?;
+            self.placed.push((log_id, Place { segment: segment.number, offset: offset as u64, length }));
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, kind: Kind, payload: &[u8]) -> io::Result<()> {
+        if self.offset + self.buffer.len() + frame::frame_bytes(payload.len()) > SEGMENT_BYTES {
+            self.roll()?;
+        }
+        let number = self.segments.last().map_or(0, |segment| segment.number);
+        frame::encode(&mut self.buffer, number, self.next_seq, kind, payload);
+        self.next_seq += 1;
+        Ok(())
+    }
+
+    /// Notes in the log what is durable by now, so that recovery can tell a torn tail from a damaged log.
+    fn put_mark(&mut self) {
+        let room = SEGMENT_BYTES.saturating_sub(self.offset + self.buffer.len());
+        if self.marked_seq < self.durable_seq && room >= frame::frame_bytes(8) {
+            self.marked_seq = self.durable_seq;
+            let number = self.segments.last().map_or(0, |segment| segment.number);
+            let payload = self.durable_seq.to_be_bytes();
+            frame::encode(&mut self.buffer, number, self.next_seq, Kind::Durable, &payload);
+            self.next_seq += 1;
+        }
+    }
+
+    fn mark(&mut self) -> io::Result<()> {
+        self.put_mark();
+        self.write()
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        failpoint_io("wal.write")?;
+        self.file.write_all_at(&self.buffer, self.offset as u64)?;
+        self.offset += self.buffer.len();
+        self.buffer.clear();
+        let mut index = lock(&self.index);
+        for (log_id, place) in self.placed.drain(..) {
+            index.placed(log_id, place);
+        }
+        Ok(())
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        if failpoint_io("wal.sync")? != Fail::Skip {
+            self.file.sync_data()?;
+        }
+        self.durable_seq = self.next_seq - 1;
+        Ok(())
+    }
+
+    /// Writes and, if anyone waits for it, syncs; then tells them.
+    fn flush(&mut self) -> io::Result<()> {
+        self.write()?;
+        if !self.dirty {
+            return Ok(());
+        }
+        self.dirty = false;
+        self.sync()?;
+        failpoint_io("wal.synced")?;
+        let mut purging = false;
+        for done in self.done.drain(..) {
+            match done {
+                Done::Flushed(callback) => callback.io_completed(Ok(())),
+                Done::Told(sender) => {
+                    purging = true;
+                    // The caller may have given up waiting; the work is done all the same.
+                    let _ = sender.send(());
+                }
+            }
+        }
+        if purging { self.delete_purged() } else { Ok(()) }
+    }
+
+    fn roll(&mut self) -> io::Result<()> {
+        self.write()?;
+        self.sync()?;
+        let number = self.segments.last().map_or(0, |segment| segment.number + 1);
+        self.file = Arc::new(create_segment(&self.dir, number)?);
+        self.segments.push(Segment { number, last_index: None });
+        self.offset = 0;
+        self.begin_segment()
+    }
+
+    /// Every segment begins with all state that is not entries, so that those before it can be deleted.
+    fn begin_segment(&mut self) -> io::Result<()> {
+        let number = self.segments.last().map_or(0, |segment| segment.number);
+        lock(&self.index).files.insert(number, self.file.clone());
+        let mut head = Vec::new();
+        let mut put = |kind, payload: &[u8]| {
+            frame::encode(&mut head, number, self.next_seq, kind, payload);
+            self.next_seq += 1;
+        };
+        put(Kind::Header, &FORMAT.to_be_bytes());
+        if let Some(vote) = &self.vote {
+            put(Kind::Vote, &types::vote_to_wire(vote).encode_to_vec());
+        }
+        for (kind, id) in [(Kind::Purge, self.purged), (Kind::Committed, self.committed)] {
+            if let Some(id) = id {
+                put(kind, &types::log_id_to_wire(&id).encode_to_vec());
+            }
+        }
+        self.file.write_all_at(&head, self.offset as u64)?;
+        self.offset += head.len();
+        self.sync()
+    }
+
+    /// Deletes segments that hold nothing but purged entries, oldest first.
+    fn delete_purged(&mut self) -> io::Result<()> {
+        let Some(purged) = self.purged else { return Ok(()) };
+        while self.segments.len() > 1
+            && self.segments.first().is_some_and(|s| s.last_index.is_none_or(|last| last <= purged.index))
+        {
+            let segment = self.segments.remove(0);
+            lock(&self.index).files.remove(&segment.number);
+            std::fs::remove_file(segment_path(&self.dir, segment.number))?;
+        }
+        Ok(())
+    }
+}
