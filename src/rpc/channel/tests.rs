@@ -27,25 +27,24 @@ struct Master {
     answer: Arc<Mutex<Answer>>,
     calls: Arc<AtomicU32>,
     address: String,
-    stop: crate::runtime::Shutdown,
+    /// Its own, so that killing it cuts the connections too.
+    process: Arc<Mutex<Option<tokio::runtime::Runtime>>>,
 }
 
 impl Master {
     async fn start(answer: Answer) -> Master {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("runtime");
+        let listener = runtime.spawn(TcpListener::bind("127.0.0.1:0")).await.expect("join").expect("bind");
         let master = Master {
             answer: Arc::new(Mutex::new(answer)),
             calls: Arc::default(),
             address: listener.local_addr().expect("address").to_string(),
-            stop: crate::runtime::Shutdown::new(),
+            process: Arc::default(),
         };
-        let (service, stop) = (AdminServer::new(master.clone()), master.stop.clone());
-        tokio::spawn(async move {
-            let serving = tonic::transport::Server::builder()
-                .add_service(service)
-                .serve_with_incoming(TcpListenerStream::new(listener));
-            tokio::select! { _ = serving => {}, () = stop.cancelled() => {} }
-        });
+        let server = tonic::transport::Server::builder().add_service(AdminServer::new(master.clone()));
+        runtime.spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        *master.process.lock().expect("lock") = Some(runtime);
         master
     }
 
@@ -53,8 +52,23 @@ impl Master {
         *self.answer.lock().expect("lock") = answer;
     }
 
+    fn kill(&self) {
+        if let Some(runtime) = self.process.lock().expect("lock").take() {
+            runtime.shutdown_background();
+        }
+    }
+
     fn calls(&self) -> u32 {
         self.calls.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Master {
+    fn drop(&mut self) {
+        // The service holds clones; the test's own is the last but those.
+        if Arc::strong_count(&self.process) <= 2 {
+            self.kill();
+        }
     }
 }
 
@@ -134,7 +148,7 @@ async fn a_new_leader_is_noticed_soon_after_its_election() {
     let new = Master::start(Answer::Fails(ErrorKind::Unavailable)).await;
     let channel = channel(&[&old, &new], PATIENT);
     to_leader(&channel).await.expect("an answer");
-    old.stop.cancel();
+    old.kill();
     let elected = Arc::new(Mutex::new(None));
     let (seen, master) = (elected.clone(), new.clone());
     tokio::spawn(async move {
@@ -159,7 +173,7 @@ async fn reads_are_spread_and_pass_over_a_dead_master() {
         to_any(&channel).await.expect("an answer");
     }
     assert!(all.iter().all(|master| master.calls() >= 9), "{:?}", all.each_ref().map(Master::calls));
-    all[1].stop.cancel();
+    all[1].kill();
     for _ in 0..30 {
         to_any(&channel).await.expect("the others answer");
     }
