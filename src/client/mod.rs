@@ -1,1 +1,14 @@
-//! Client.
+//! The client library: namespace, sessions and the data path. Used by FUSE, the command line, the tests and the bench.
+
+pub mod admin;
+pub mod namespace;
+pub mod session;
+
+pub use namespace::{Namespace, at_entry, at_inode, at_path};
+pub use session::{OpGuard, Session};
+
+/// Name of this host, for people and for finding the worker on the same host.
+pub fn hostname() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_owned()
+}

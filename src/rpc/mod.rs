@@ -1,3 +1,4 @@
-//! What every gRPC client and server of ours shares: the status table, and later channels and servers.
+//! What every gRPC client and server of ours shares: the status table, and the channel that follows the leader.
 
+pub mod channel;
 pub mod status;

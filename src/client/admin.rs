@@ -1,0 +1,80 @@
+//! Calls for operators. Those that take an address ask exactly that master, once: they must work without a quorum.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::join_all;
+use jindofs_proto::v1::{
+    DigestRequest, DigestResponse, ProvisionRequest, ProvisionResponse, SnapshotRequest, SnapshotResponse,
+    StatusRequest, StatusResponse, TransferLeaderRequest,
+};
+
+use crate::error::Result;
+use crate::rpc::channel::{MasterChannel, admin};
+
+/// What the master at `address` knows.
+///
+/// *Errors*: `Unavailable` or `Timeout` when it does not answer within `budget`.
+pub async fn status(channel: &MasterChannel, address: &str, budget: Duration) -> Result<StatusResponse> {
+    channel.call_one(address, budget, |to| async move { admin(to).status(StatusRequest {}).await }).await
+}
+
+/// Asks every master in `addresses` at the same time; each answers or fails within `budget`.
+pub async fn status_of_all(
+    channel: &MasterChannel,
+    addresses: &[String],
+    budget: Duration,
+) -> Vec<(String, Result<StatusResponse>)> {
+    let ask = |address: &String| {
+        let address = address.clone();
+        async move {
+            let answer = status(channel, &address, budget).await;
+            (address, answer)
+        }
+    };
+    join_all(addresses.iter().map(ask)).await
+}
+
+/// Checksums of the state of the master at `address`, once it applied `index`; of its newest state when 0.
+///
+/// *Errors*: `Unavailable` or `Timeout` when it does not answer within `budget`.
+pub async fn digest(channel: &MasterChannel, address: &str, index: u64, budget: Duration) -> Result<DigestResponse> {
+    channel.call_one(address, budget, |to| async move { admin(to).digest(DigestRequest { index }).await }).await
+}
+
+/// Takes a snapshot on the master at `address`, and with `purge` drops the log behind it.
+///
+/// *Errors*: its answer; `Unavailable` or `Timeout` when it does not answer within `budget`.
+pub async fn snapshot(
+    channel: &MasterChannel,
+    address: &str,
+    purge: bool,
+    budget: Duration,
+) -> Result<SnapshotResponse> {
+    channel.call_one(address, budget, |to| async move { admin(to).snapshot(SnapshotRequest { purge }).await }).await
+}
+
+/// Founds the cluster `uuid` on the master at `address`, the first of the configured list.
+///
+/// *Errors*: `FailedPrecondition` when a peer does not answer, holds another list or is not empty.
+pub async fn provision(
+    channel: &MasterChannel,
+    address: &str,
+    uuid: [u8; 16],
+    budget: Duration,
+) -> Result<ProvisionResponse> {
+    let request = ProvisionRequest { cluster_uuid: Bytes::copy_from_slice(&uuid) };
+    let send = |to| {
+        let request = request.clone();
+        async move { admin(to).provision(request).await }
+    };
+    channel.call_one(address, budget, send).await
+}
+
+/// Hands leadership to member `target`; to the most caught-up voter when 0. Returns the new leader's id.
+///
+/// *Errors*: `NotFound` for an unknown member; those of the channel.
+pub async fn transfer_leader(channel: &MasterChannel, target: u64) -> Result<u64> {
+    let send = |to| async move { admin(to).transfer_leader(TransferLeaderRequest { target }).await };
+    Ok(channel.call_leader("transfer leadership", send).await?.leader_id)
+}

@@ -1,0 +1,225 @@
+//! Exactly-once: every mutation carries (client id, seq), and the cluster answers a repetition with the first outcome.
+//!
+//! A session is opened with the first mutation and renewed in the background. When it expired, the command in flight
+//! fails (its outcome is unknown for good) and later ones get a new session. Clients that only read open none.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use jindofs_proto::v1::{CloseSessionRequest, OpId, OpenSessionRequest, RenewSessionRequest};
+use tokio::sync::Notify;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::rpc::channel::{MasterChannel, namespace};
+use crate::runtime::random_id;
+
+/// Most commands of one session whose outcome is not received: so much the cluster must remember.
+pub const WINDOW: u64 = 64;
+/// Shortest interval of renewals, whatever the cluster says.
+const RENEW_MIN: Duration = Duration::from_millis(100);
+
+/// The session of one client.
+#[derive(Debug)]
+pub struct Session {
+    channel: MasterChannel,
+    description: String,
+    open: tokio::sync::Mutex<Option<Arc<Open>>>,
+}
+
+/// One opened session, until it expires.
+#[derive(Debug)]
+struct Open {
+    client_id: Bytes,
+    window: Mutex<Window>,
+    freed: Notify,
+    expired: AtomicBool,
+}
+
+/// Sequence numbers in use.
+#[derive(Debug)]
+struct Window {
+    next: u64,
+    in_flight: BTreeSet<u64>,
+}
+
+impl Window {
+    fn new() -> Window {
+        Window { next: 1, in_flight: BTreeSet::new() }
+    }
+
+    /// The next number and the one below which every outcome is received; `None` while the window is full.
+    fn take(&mut self) -> Option<(u64, u64)> {
+        let oldest = self.in_flight.first().copied().unwrap_or(self.next);
+        if self.next - oldest >= WINDOW {
+            return None;
+        }
+        let seq = self.next;
+        self.next += 1;
+        self.in_flight.insert(seq);
+        Some((seq, oldest))
+    }
+
+    fn done(&mut self, seq: u64) {
+        self.in_flight.remove(&seq);
+    }
+}
+
+/// The id of one mutation. Dropping it says that its outcome is received, or given up: it is never sent again.
+#[derive(Debug)]
+pub struct OpGuard {
+    open: Arc<Open>,
+    op: OpId,
+}
+
+impl OpGuard {
+    /// What to put into the request, the same for every repetition.
+    pub fn op(&self) -> OpId {
+        self.op.clone()
+    }
+}
+
+impl Drop for OpGuard {
+    fn drop(&mut self) {
+        self.open.window.lock().unwrap_or_else(PoisonError::into_inner).done(self.op.seq);
+        self.open.freed.notify_waiters();
+    }
+}
+
+impl Session {
+    /// A session that is opened when it is first needed. `description` is shown to people.
+    pub fn new(channel: MasterChannel, description: impl Into<String>) -> Session {
+        Session { channel, description: description.into(), open: tokio::sync::Mutex::new(None) }
+    }
+
+    /// The id for one mutation. Opens the session if need be; waits while [`WINDOW`] mutations are in flight.
+    ///
+    /// *Errors*: those of opening a session.
+    pub async fn begin(&self) -> Result<OpGuard> {
+        loop {
+            let open = self.open().await?;
+            // Registered before the look, so that no release in between is missed.
+            let freed = open.freed.notified();
+            let taken = open.window.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some((seq, acked_below)) = taken {
+                let op = OpId { client_id: open.client_id.clone(), seq, acked_below };
+                return Ok(OpGuard { open: open.clone(), op });
+            }
+            freed.await;
+        }
+    }
+
+    /// To be told every error of a mutation: notices that the session expired.
+    pub fn note(&self, guard: &OpGuard, error: &Error) {
+        if error.kind == ErrorKind::SessionExpired {
+            guard.open.expire();
+        }
+    }
+
+    /// Closes the session, so that the cluster need not wait for it to expire. Errors do not matter: it would expire.
+    pub async fn close(&self) {
+        let Some(open) = self.open.lock().await.take() else { return };
+        open.expire();
+        let request = CloseSessionRequest { client_id: open.client_id.clone() };
+        let close = |to| {
+            let request = request.clone();
+            async move { namespace(to).close_session(request).await }
+        };
+        if let Err(error) = self.channel.with_timeout(Duration::from_secs(1)).call_leader("close session", close).await
+        {
+            tracing::debug!(%error, "session not closed, it will expire");
+        }
+    }
+
+    async fn open(&self) -> Result<Arc<Open>> {
+        let mut slot = self.open.lock().await;
+        if let Some(open) = slot.as_ref().filter(|open| !open.expired.load(Ordering::Acquire)) {
+            return Ok(open.clone());
+        }
+        let client_id = Bytes::copy_from_slice(&random_id());
+        let request = OpenSessionRequest { client_id: client_id.clone(), description: self.description.clone() };
+        let call = |to| {
+            let request = request.clone();
+            async move { namespace(to).open_session(request).await }
+        };
+        let answer = self.channel.call_leader("open session", call).await?;
+        let open = Arc::new(Open {
+            client_id,
+            window: Mutex::new(Window::new()),
+            freed: Notify::new(),
+            expired: AtomicBool::new(false),
+        });
+        let interval = (Duration::from_millis(answer.ttl_ms) / 3).max(RENEW_MIN);
+        tokio::spawn(renew(Arc::downgrade(&open), self.channel.with_timeout(interval), interval));
+        *slot = Some(open.clone());
+        Ok(open)
+    }
+}
+
+impl Open {
+    fn expire(&self) {
+        self.expired.store(true, Ordering::Release);
+        // Those who wait for the window of a dead session move on to the next one.
+        self.freed.notify_waiters();
+    }
+}
+
+/// Renews a session until it is dropped or expired. A failed renewal is followed by the next at once: its call itself
+/// takes up to the interval.
+async fn renew(open: Weak<Open>, channel: MasterChannel, interval: Duration) {
+    let mut pause = interval;
+    loop {
+        tokio::time::sleep(pause).await;
+        let Some(open) = open.upgrade() else { return };
+        if open.expired.load(Ordering::Acquire) {
+            return;
+        }
+        let request = RenewSessionRequest { client_id: open.client_id.clone() };
+        let call = |to| {
+            let request = request.clone();
+            async move { namespace(to).renew_session(request).await }
+        };
+        match channel.call_leader("renew session", call).await {
+            Ok(_) => pause = interval,
+            Err(error) if error.kind == ErrorKind::SessionExpired => {
+                tracing::warn!("session expired");
+                open.expire();
+                return;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "session not renewed");
+                pause = RENEW_MIN;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_window_gives_no_number_until_its_oldest_is_done() {
+        let mut window = Window::new();
+        for expected in 1..=WINDOW {
+            assert_eq!(window.take(), Some((expected, 1)));
+        }
+        assert_eq!(window.take(), None);
+        window.done(2);
+        assert_eq!(window.take(), None, "the oldest is still unanswered");
+        window.done(1);
+        assert_eq!(window.take(), Some((WINDOW + 1, 3)));
+    }
+
+    #[test]
+    fn everything_below_the_oldest_in_flight_is_acknowledged() {
+        let mut window = Window::new();
+        let (first, _) = window.take().expect("room");
+        let (second, _) = window.take().expect("room");
+        window.done(first);
+        window.done(second);
+        assert_eq!(window.take(), Some((3, 3)));
+    }
+}

@@ -1,0 +1,394 @@
+//! The channel of every client to the masters: it follows the leader, spreads reads, and outlives failovers.
+//!
+//! *Promises.* A call ends by its deadline. A mutation is repeated only with the request it was first sent with, so the
+//! operation id in it makes the repetition harmless. A master that hangs costs one attempt, never the whole deadline.
+//! Names are resolved anew on every connect. The configured addresses are a start: members are learned from the cluster.
+
+mod attempts;
+mod learn;
+mod node;
+
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use jindofs_proto::v1::admin_client::AdminClient;
+use jindofs_proto::v1::block_client::BlockClient;
+use jindofs_proto::v1::job_client::JobClient;
+use jindofs_proto::v1::namespace_client::NamespaceClient;
+use tokio::sync::{Semaphore, watch};
+use tonic::transport::Channel;
+use tonic::{Response, Status};
+
+use crate::config::ClientConfig;
+use crate::error::{ErrorKind, Result};
+use crate::types::MESSAGE_BYTES_MAX;
+
+use attempts::{Attempts, Failure};
+use node::Node;
+
+pub use node::endpoint;
+
+/// Calls that look for a leader at the same time; the others wait until one of these found it.
+const PROBES: usize = 8;
+/// How long a master that failed is asked only after the others.
+const SUSPICION: Duration = Duration::from_secs(1);
+
+/// Which masters may answer a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Route {
+    /// Mutations, and what only the leader knows.
+    Leader,
+    /// Linearizable on every master.
+    Any,
+}
+
+/// A channel to all masters. Clones share connections and what is known about the leader.
+#[derive(Debug, Clone)]
+pub struct MasterChannel {
+    inner: Arc<Inner>,
+    /// `None` waits for ever.
+    timeout: Option<Duration>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    nodes: RwLock<Nodes>,
+    leader: watch::Sender<Option<Arc<Node>>>,
+    turn: AtomicUsize,
+    probes: Semaphore,
+    /// Since when whole rounds over all masters fail.
+    failing_since: Mutex<Option<Instant>>,
+    learning: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Nodes {
+    /// As configured, asked last once members are known.
+    configured: Vec<Arc<Node>>,
+    /// As learned from the cluster and from leader hints.
+    members: Vec<Arc<Node>>,
+    cluster: Vec<u8>,
+}
+
+impl MasterChannel {
+    /// A channel that starts with the configured masters. Nothing is connected before the first call.
+    pub fn new(config: &ClientConfig) -> MasterChannel {
+        let configured = config.masters.iter().map(|address| Arc::new(Node::new(address.clone()))).collect();
+        let inner = Inner {
+            nodes: RwLock::new(Nodes { configured, members: Vec::new(), cluster: Vec::new() }),
+            leader: watch::Sender::new(None),
+            turn: AtomicUsize::new(usize::from(crate::runtime::random_id()[0])),
+            probes: Semaphore::new(PROBES),
+            failing_since: Mutex::new(None),
+            learning: AtomicBool::new(false),
+        };
+        let timeout = (!config.hard).then_some(config.rpc_timeout);
+        MasterChannel { inner: Arc::new(inner), timeout }
+    }
+
+    /// The same channel with another deadline per call.
+    #[must_use]
+    pub fn with_timeout(&self, timeout: Duration) -> MasterChannel {
+        MasterChannel { inner: self.inner.clone(), timeout: Some(timeout) }
+    }
+
+    /// Sends `op` to the leader, wherever it is, until it answers or the deadline passes. `op` must build the same request
+    /// each time. `what` names the call in error messages.
+    ///
+    /// *Errors*: the answer of the leader; `Timeout` when the outcome is not known; `Unavailable` when nothing was done.
+    pub async fn call_leader<T, F, Fut>(&self, what: &str, op: F) -> Result<T>
+    where
+        F: Fn(Channel) -> Fut,
+        Fut: Future<Output = Result<Response<T>, Status>>,
+    {
+        self.run(what, Route::Leader, op).await
+    }
+
+    /// Sends a read to any master, each in its turn, and to the others when it fails; to the leader if the master says so.
+    ///
+    /// *Errors*: as [`MasterChannel::call_leader`].
+    pub async fn call_any<T, F, Fut>(&self, what: &str, op: F) -> Result<T>
+    where
+        F: Fn(Channel) -> Fut,
+        Fut: Future<Output = Result<Response<T>, Status>>,
+    {
+        self.run(what, Route::Any, op).await
+    }
+
+    /// Sends `op` once, to the master at `address`, which need not be a known one.
+    ///
+    /// *Errors*: its answer; `Unavailable` or `Timeout` when it does not answer within `budget`.
+    pub async fn call_one<T, F, Fut>(&self, address: &str, budget: Duration, op: F) -> Result<T>
+    where
+        F: Fn(Channel) -> Fut,
+        Fut: Future<Output = Result<Response<T>, Status>>,
+    {
+        let known = self.inner.all().into_iter().find(|node| node.address() == address);
+        let node = known.unwrap_or_else(|| Arc::new(Node::new(address.to_owned())));
+        attempt(&node, budget, &op).await.map_err(|failure| failure.error.context(address))
+    }
+
+    /// Addresses of all masters known now, members first.
+    pub fn masters(&self) -> Vec<String> {
+        self.inner.all().iter().map(|node| node.address().to_owned()).collect()
+    }
+
+    /// Address of the leader, as far as known.
+    pub fn leader(&self) -> Option<String> {
+        self.inner.leader.borrow().as_ref().map(|node| node.address().to_owned())
+    }
+
+    /// Since when no master answers; `None` while calls succeed.
+    pub fn failing_since(&self) -> Option<Instant> {
+        *self.inner.failing_since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn run<T, F, Fut>(&self, what: &str, mut route: Route, op: F) -> Result<T>
+    where
+        F: Fn(Channel) -> Fut,
+        Fut: Future<Output = Result<Response<T>, Status>>,
+    {
+        learn::start(&self.inner);
+        let mut attempts = Attempts::new(what, self.timeout);
+        loop {
+            let Some((node, probe)) = self.pick(route, &mut attempts).await else {
+                return Err(attempts.give_up(&self.masters()));
+            };
+            let failure = match attempt(&node, attempts.budget(), &op).await {
+                Ok(value) => {
+                    self.succeeded(route, &node);
+                    return Ok(value);
+                }
+                Err(failure) => failure,
+            };
+            if !failure.error.is_retryable() {
+                self.succeeded(Route::Any, &node);
+                return Err(failure.error);
+            }
+            drop(probe);
+            let next = self.failed(&node, &failure, &mut attempts);
+            attempts.record(node.address(), failure);
+            match next {
+                Next::Hinted => route = Route::Leader,
+                Next::Another => {}
+                Next::Pause => {
+                    if !attempts.pause(&self.inner.leader, route == Route::Leader).await {
+                        return Err(attempts.give_up(&self.masters()));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The master to try next; `None` when the deadline passed first. Without a known leader only a few calls at a time
+    /// get a permit to look for it, so that a failover is not a storm.
+    async fn pick(
+        &self,
+        route: Route,
+        attempts: &mut Attempts<'_>,
+    ) -> Option<(Arc<Node>, Option<tokio::sync::SemaphorePermit<'_>>)> {
+        if attempts.expired() {
+            return None;
+        }
+        if route == Route::Any {
+            return Some((self.inner.next_for_read(attempts)?, None));
+        }
+        let mut leader = self.inner.leader.subscribe();
+        loop {
+            if let Some(node) = leader.borrow_and_update().clone() {
+                return Some((node, None));
+            }
+            tokio::select! {
+                biased;
+                _ = leader.changed() => {}
+                permit = self.inner.probes.acquire() => {
+                    return Some((self.inner.next_for_probe(attempts)?, permit.ok()));
+                }
+                () = attempts.until_deadline() => return None,
+            }
+        }
+    }
+
+    fn succeeded(&self, route: Route, node: &Arc<Node>) {
+        node.trust();
+        *self.inner.failing_since.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        if route == Route::Leader {
+            self.inner.set_leader(node);
+        }
+    }
+
+    /// Learns from a failure, and says how to go on.
+    fn failed(&self, node: &Arc<Node>, failure: &Failure, attempts: &mut Attempts<'_>) -> Next {
+        let kind = failure.error.kind;
+        if kind == ErrorKind::NotLeader {
+            return self.redirected(node, failure, attempts);
+        }
+        if matches!(kind, ErrorKind::ResourceExhausted | ErrorKind::OutcomeUnknown) {
+            // It is alive: the same master will know better in a moment.
+            return Next::Pause;
+        }
+        node.suspect(SUSPICION);
+        self.inner.unset_leader(node);
+        self.next_in_round(node, attempts)
+    }
+
+    fn redirected(&self, node: &Arc<Node>, failure: &Failure, attempts: &mut Attempts<'_>) -> Next {
+        let hint = failure.error.leader.as_ref().map(|leader| leader.address.as_str()).filter(|hint| !hint.is_empty());
+        match hint {
+            Some(hint) if hint != node.address() && attempts.may_follow(hint) => {
+                let hinted = self.inner.member(hint);
+                self.inner.set_leader(&hinted);
+                Next::Hinted
+            }
+            _ => {
+                self.inner.unset_leader(node);
+                self.next_in_round(node, attempts)
+            }
+        }
+    }
+
+    /// The next master of this round, or a pause when the round is over.
+    fn next_in_round(&self, node: &Arc<Node>, attempts: &mut Attempts<'_>) -> Next {
+        if attempts.round_goes_on(node.address(), self.inner.all().len()) {
+            return Next::Another;
+        }
+        let mut since = self.inner.failing_since.lock().unwrap_or_else(PoisonError::into_inner);
+        since.get_or_insert_with(Instant::now);
+        Next::Pause
+    }
+}
+
+enum Next {
+    /// At once to the leader that was named.
+    Hinted,
+    /// At once to a master not tried in this round.
+    Another,
+    /// After a pause.
+    Pause,
+}
+
+impl Inner {
+    fn all(&self) -> Vec<Arc<Node>> {
+        let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
+        let extra = nodes.configured.iter().filter(|node| !nodes.members.iter().any(|m| m.address() == node.address()));
+        nodes.members.iter().chain(extra).cloned().collect()
+    }
+
+    /// Reads go round the members; one that just failed is passed over while another is there.
+    fn next_for_read(&self, attempts: &Attempts<'_>) -> Option<Arc<Node>> {
+        let fresh = {
+            let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
+            let list = if nodes.members.is_empty() { &nodes.configured } else { &nodes.members };
+            let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+            let ring = (0..list.len()).map(|step| &list[(turn.wrapping_add(step)) % list.len()]);
+            ring.clone().find(|node| !attempts.tried(node.address()) && !node.is_suspect()).cloned()
+        };
+        fresh.or_else(|| self.next_for_probe(attempts))
+    }
+
+    /// Any master not tried in this round, those believed healthy first.
+    fn next_for_probe(&self, attempts: &Attempts<'_>) -> Option<Arc<Node>> {
+        let all = self.all();
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let ring = || (0..all.len()).map(|step| &all[(turn.wrapping_add(step)) % all.len()]);
+        let untried = |node: &&Arc<Node>| !attempts.tried(node.address());
+        let choice = ring().filter(untried).find(|node| !node.is_suspect());
+        choice.or_else(|| ring().find(untried)).or_else(|| ring().next()).cloned()
+    }
+
+    /// The node of a member's address; a new one is kept for later calls.
+    fn member(&self, address: &str) -> Arc<Node> {
+        let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+        let known = nodes.members.iter().chain(&nodes.configured).find(|node| node.address() == address).cloned();
+        known.unwrap_or_else(|| {
+            let node = Arc::new(Node::new(address.to_owned()));
+            nodes.members.push(node.clone());
+            node
+        })
+    }
+
+    /// Replaces the members, keeping connections. Another cluster's answer is not believed.
+    fn set_members(&self, cluster: &[u8], addresses: &[String]) {
+        let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+        if !nodes.cluster.is_empty() && nodes.cluster != cluster {
+            tracing::warn!("a master of another cluster answered, its members are ignored");
+            return;
+        }
+        nodes.cluster = cluster.to_vec();
+        let find = |address: &String| {
+            let known = nodes.members.iter().chain(&nodes.configured).find(|node| node.address() == address);
+            known.cloned().unwrap_or_else(|| Arc::new(Node::new(address.clone())))
+        };
+        nodes.members = addresses.iter().map(find).collect();
+    }
+
+    fn set_leader(&self, node: &Arc<Node>) {
+        self.leader.send_if_modified(|leader| {
+            let changed = leader.as_ref().is_none_or(|known| !Arc::ptr_eq(known, node));
+            if changed {
+                *leader = Some(node.clone());
+            }
+            changed
+        });
+    }
+
+    fn unset_leader(&self, node: &Arc<Node>) {
+        self.leader.send_if_modified(|leader| {
+            if leader.as_ref().is_some_and(|known| Arc::ptr_eq(known, node)) {
+                *leader = None;
+            }
+            // Nobody waits for the loss of a leader.
+            false
+        });
+    }
+}
+
+async fn attempt<T, F, Fut>(node: &Node, budget: Duration, op: &F) -> Result<T, Failure>
+where
+    F: Fn(Channel) -> Fut,
+    Fut: Future<Output = Result<Response<T>, Status>>,
+{
+    let mut generation = None;
+    let work = async {
+        let (number, channel) = node.channel().await.map_err(Failure::not_sent)?;
+        generation = Some(number);
+        op(channel).await.map(Response::into_inner).map_err(|status| Failure::from_status(&status))
+    };
+    let result = match tokio::time::timeout(budget, work).await {
+        Ok(result) => result,
+        Err(_) => Err(Failure::no_answer(budget)),
+    };
+    if let (Err(failure), Some(generation)) = (&result, generation)
+        && failure.broken
+    {
+        node.discard(generation);
+    }
+    result
+}
+
+/// A client of the Namespace service within our message limits.
+pub fn namespace(channel: Channel) -> NamespaceClient<Channel> {
+    NamespaceClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+/// A client of the Block service within our message limits.
+pub fn block(channel: Channel) -> BlockClient<Channel> {
+    BlockClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+/// A client of the Admin service within our message limits.
+pub fn admin(channel: Channel) -> AdminClient<Channel> {
+    AdminClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+/// A client of the Job service within our message limits.
+pub fn job(channel: Channel) -> JobClient<Channel> {
+    JobClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+#[cfg(test)]
+mod tests;

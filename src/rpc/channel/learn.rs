@@ -1,0 +1,64 @@
+//! The background task of a channel: learns the members, and notices when masters answer again.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use jindofs_proto::v1::{LookupRequest, StatusRequest, Target, target};
+
+use crate::types::ROOT_INODE;
+
+use super::{Inner, MasterChannel, admin, namespace};
+
+/// A short-lived client (one command) should not ask for what it will not use.
+const FIRST: Duration = Duration::from_secs(1);
+const INTERVAL: Duration = Duration::from_secs(10);
+const WHILE_FAILING: Duration = Duration::from_millis(250);
+const BUDGET: Duration = Duration::from_secs(2);
+
+/// Starts the task with the first call; it ends with the last clone of the channel.
+pub(super) fn start(inner: &Arc<Inner>) {
+    if !inner.learning.swap(true, Ordering::Relaxed) {
+        tokio::spawn(learn(Arc::downgrade(inner)));
+    }
+}
+
+async fn learn(inner: Weak<Inner>) {
+    let mut pause = FIRST;
+    loop {
+        tokio::time::sleep(pause).await;
+        let Some(inner) = inner.upgrade() else { return };
+        let channel = MasterChannel { inner, timeout: Some(BUDGET) };
+        if channel.failing_since().is_some() {
+            // A linearizable read: only a quorum can answer it. Its success ends the state of failing.
+            let target = Target { target: Some(target::Target::Inode(ROOT_INODE)) };
+            let request = LookupRequest { target: Some(target) };
+            let probe = |to| {
+                let request = request.clone();
+                async move { namespace(to).lookup(request).await }
+            };
+            if channel.call_any("probe", probe).await.is_err() {
+                pause = WHILE_FAILING;
+                continue;
+            }
+        }
+        refresh(&channel).await;
+        pause = INTERVAL;
+    }
+}
+
+async fn refresh(channel: &MasterChannel) {
+    let status = channel.call_any("status", |to| async move { admin(to).status(StatusRequest {}).await }).await;
+    let status = match status {
+        Ok(status) => status,
+        Err(error) => {
+            tracing::debug!(%error, "members not learned");
+            return;
+        }
+    };
+    let addresses: Vec<_> =
+        status.members.iter().map(|member| member.address.clone()).filter(|address| !address.is_empty()).collect();
+    if !addresses.is_empty() {
+        channel.inner.set_members(&status.cluster_uuid, &addresses);
+    }
+}
