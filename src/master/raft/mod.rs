@@ -10,6 +10,8 @@ mod peers;
 mod server;
 mod snapshot;
 mod state_machine;
+#[cfg(test)]
+mod suite_test;
 mod types;
 mod wal;
 mod wire;

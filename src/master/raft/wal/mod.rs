@@ -250,3 +250,6 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         self.ask(|done| Op::Purge(log_id, done)).await
     }
 }
+
+#[cfg(test)]
+mod tests;
