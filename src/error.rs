@@ -3,7 +3,7 @@
 pub use jindofs_proto::v1::{ErrorKind, LeaderHint};
 
 /// What went wrong (kind), and for people: what, where and what to do (message).
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Error {
     /// Decides what the caller does.

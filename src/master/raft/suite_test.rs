@@ -20,7 +20,7 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, tempfile::TempDir> for Bui
     }
 }
 
-#[test]
-fn the_log_and_the_state_machine_pass_openrafts_suite() {
-    Suite::test_all(Builder).expect("the suite passes");
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_and_the_state_machine_pass_openrafts_suite() {
+    Suite::test_all(Builder).await.expect("the suite passes");
 }

@@ -5,7 +5,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use openraft::RaftLogReader;
-use openraft::async_runtime::OneshotSender as _;
 use openraft::entry::RaftEntry;
 use openraft::impls::leader_id_adv::LeaderId;
 use openraft::storage::{IOFlushed, RaftLogStorage};
