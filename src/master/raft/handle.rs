@@ -20,6 +20,7 @@ use super::membership;
 use super::node::Running;
 use super::peers::{Peers, Start};
 use super::state_machine::StateMachine;
+use super::types::Membership;
 use super::wal::LogStore;
 use super::wire::{Me, Net, Resolver};
 
@@ -49,6 +50,17 @@ pub(crate) struct Opened {
     pub(crate) log: LogStore,
     pub(crate) machine: StateMachine,
     pub(crate) net: Arc<Net>,
+}
+
+impl Opened {
+    /// The newest membership on this disk, committed or not.
+    pub(crate) fn voters_in_log(&self) -> Result<Membership> {
+        let at = |error: std::io::Error| Error::new(ErrorKind::Corrupted, error.to_string());
+        match self.log.newest_membership().map_err(at)? {
+            Some(membership) => Ok(membership),
+            None => Ok(self.machine.membership().map_err(at)?.membership().clone()),
+        }
+    }
 }
 
 fn read<T: Clone>(lock: &RwLock<T>) -> T {
@@ -168,6 +180,7 @@ impl Handle {
             append_timeout: (self.0.config.election_max * 4).max(Duration::from_secs(3)),
             reads: Default::default(),
         });
+        machine.replay(&log).map_err(at)?;
         let opened = Arc::new(Opened { log, machine, net });
         write(&self.0.opened, Some(opened.clone()));
         Ok(opened)
@@ -338,7 +351,11 @@ impl Handle {
         }
         let members = query::members(&opened.machine.store().view())?;
         let Some(member) = members.iter().find(|member| member.id == news.member_id) else {
-            return Err(Error::unavailable("the member is not known here yet"));
+            // Its admission is in the log at least, or this disk is far behind.
+            return match opened.voters_in_log()?.get_node(&news.member_id) {
+                Some(node) if node.incarnation == news.incarnation => answer(Verdict::Welcome, String::new()),
+                _ => Err(Error::unavailable("the member is not known here yet")),
+            };
         };
         if member.retired {
             return answer(Verdict::Retired, format!("member {} was replaced", member.id));

@@ -12,7 +12,7 @@ use openraft::async_runtime::watch::WatchReceiver;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::master::state::query;
-use crate::runtime::{Shutdown, failpoint_io};
+use crate::runtime::{Shutdown, die, failpoint_io};
 
 use super::handle::Handle;
 use super::identity::{Identity, Stage};
@@ -26,6 +26,8 @@ const BEAT: Duration = Duration::from_millis(200);
 const GRACE: Duration = Duration::from_secs(1);
 /// Longest wait for a peer's answer before it counts as silent.
 const PROBE: Duration = Duration::from_secs(3);
+/// Bytes of log after which the state is flushed: a start after a crash replays no more than about this much.
+const REPLAY_BYTES_MAX: u64 = 8 << 20;
 /// How often a member repeats where it is.
 const ANNOUNCE: Duration = Duration::from_secs(2);
 
@@ -322,11 +324,7 @@ impl Handle {
         }
         self.set_phase("recovering: opening the log and the state");
         let opened = self.open_stores(identity)?;
-        let at = |error: std::io::Error| Error::new(ErrorKind::Corrupted, error.to_string());
-        let membership = match opened.log.newest_membership().map_err(at)? {
-            Some(membership) => membership,
-            None => opened.machine.membership().map_err(at)?.membership().clone(),
-        };
+        let membership = opened.voters_in_log()?;
         let voters: BTreeSet<u64> = membership.voter_ids().collect();
         let applied = *opened.machine.applied().borrow();
         let last = opened.log.last_log_id().map_or(0, |id| id.index).max(applied);
@@ -427,6 +425,7 @@ impl Handle {
             () = self.watch_leadership(&running) => return Err(Error::internal("raft has stopped here")),
             () = self.tend(&running) => false,
             () = self.keep_snapshots(&running) => false,
+            () = keep_flushed(&running) => false,
             () = self.keep_announcing(&identity, &running) => true,
             () = stop.cancelled() => false,
         };
@@ -533,5 +532,29 @@ impl Handle {
             tracing::warn!(%error, "raft did not stop cleanly");
         }
         running.log.close().await;
+        let store = running.machine.store();
+        match tokio::task::spawn_blocking(move || store.flush()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "state not flushed; the next start replays the log"),
+            Err(error) => tracing::warn!(%error, "state not flushed; the next start replays the log"),
+        }
+    }
+}
+
+/// Bounds what a start after a crash has to replay.
+async fn keep_flushed(running: &Running) {
+    let mut flushed = *running.applied_index().borrow();
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        if running.log.bytes_after(flushed) < REPLAY_BYTES_MAX {
+            continue;
+        }
+        let applied = *running.applied_index().borrow();
+        let store = running.machine.store();
+        let result = tokio::task::spawn_blocking(move || store.flush()).await;
+        if let Ok(Err(error)) = result {
+            die(&format!("the state cannot be flushed: {error}"));
+        }
+        flushed = applied;
     }
 }

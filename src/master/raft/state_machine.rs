@@ -21,6 +21,7 @@ use crate::runtime::{die, failpoint_io, sync_dir, write_durably};
 use super::peers::Peers;
 use super::snapshot::{self, SnapshotData, SnapshotDir};
 use super::types::{self, Applied, LogId, SnapshotMeta, StoredMembership, TypeConfig};
+use super::wal::LogStore;
 
 /// Row of the last applied log id.
 const APPLIED: &[u8] = b"applied";
@@ -28,6 +29,8 @@ const APPLIED: &[u8] = b"applied";
 const MEMBERSHIP: &[u8] = b"membership";
 /// Most entries applied in one transaction.
 const CHUNK_ENTRIES: usize = 512;
+/// Bytes of log replayed in one transaction.
+const REPLAY_BYTES: u64 = 256 << 10;
 const CURRENT: &str = "CURRENT";
 
 type SnapshotOf = Snapshot<openraft::impls::leader_id_adv::LeaderId<u64, u64>, u64, types::Node, SnapshotData>;
@@ -107,6 +110,23 @@ impl StateMachine {
     /// The membership as of the last applied entry.
     pub(crate) fn membership(&self) -> io::Result<StoredMembership> {
         Ok(read_applied(&self.store())?.1)
+    }
+
+    /// Applies what the log knows to be committed, before Raft runs: what is not yet flushed was lost with the process, and
+    /// peers that start need to be judged by member records that are as new as this disk allows.
+    pub(crate) fn replay(&self, log: &LogStore) -> io::Result<()> {
+        let committed = log.committed().map_or(0, |id| id.index);
+        loop {
+            let next = match read_applied(&self.store())?.0 {
+                Some(id) => id.index + 1,
+                None => 0,
+            };
+            let entries = log.read(next, committed + 1, REPLAY_BYTES)?;
+            if next > committed || entries.is_empty() {
+                return Ok(());
+            }
+            self.apply_chunk(entries.into_iter().map(|entry| Ok((entry, None))).collect())?;
+        }
     }
 
     fn learn_members(&self) -> io::Result<()> {

@@ -1,5 +1,28 @@
 //! The deterministic core: commands in, rows and outcomes out. It knows no clock, no chance, no I/O but [`Txn`].
+//!
+//! [`apply()`] is the only writer. Two replicas that apply the same commands hold the same bytes, row for row, whatever
+//! way the commands were grouped into transactions; digests compare them. [`query`] is the read side.
 
+mod apply;
+mod context;
+mod fault;
+mod job;
+pub mod keys;
+mod load;
+mod member;
+mod mount;
+mod namespace;
+mod purge;
+pub mod query;
+mod resolve;
+mod rows;
+mod session;
 pub mod txn;
+mod worker;
 
+#[cfg(test)]
+mod tests;
+
+pub use apply::apply;
+pub use session::WINDOW;
 pub use txn::{StoreError, Table, Txn, View};

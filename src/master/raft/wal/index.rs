@@ -39,6 +39,8 @@ pub(super) struct LogIndex {
     cached_from: u64,
     cached_bytes: u64,
     total: u64,
+    /// Indexes of the membership entries held.
+    memberships: VecDeque<u64>,
     pub(super) files: HashMap<u64, Arc<File>>,
 }
 
@@ -88,6 +90,16 @@ impl LogIndex {
         self.shrink_cache();
     }
 
+    /// Remembers that the entry at `index` is a membership.
+    pub(super) fn note_membership(&mut self, index: u64) {
+        self.memberships.push_back(index);
+    }
+
+    /// Index of the newest membership held.
+    pub(super) fn newest_membership(&self) -> Option<u64> {
+        self.memberships.back().copied()
+    }
+
     /// Remembers where an entry stands, unless it was truncated meanwhile.
     pub(super) fn placed(&mut self, log_id: LogId, place: Place) {
         if let Some(slot) = self.slot_mut(log_id.index)
@@ -119,6 +131,9 @@ impl LogIndex {
                 self.total = self.total.saturating_sub(slot.bytes);
             }
         }
+        while self.memberships.back().is_some_and(|index| last.is_none_or(|last| *index > last.index)) {
+            self.memberships.pop_back();
+        }
         self.cached_from = self.cached_from.min(self.slots.back().map_or(0, |slot| slot.log_id.index + 1));
     }
 
@@ -128,6 +143,9 @@ impl LogIndex {
             if let Some(slot) = self.slots.pop_front() {
                 self.forget(&slot);
             }
+        }
+        while self.memberships.front().is_some_and(|index| *index <= upto.index) {
+            self.memberships.pop_front();
         }
         self.cached_from = self.cached_from.max(upto.index + 1);
         if self.purged.is_none_or(|old| old.index < upto.index) {

@@ -65,6 +65,11 @@ impl LogStore {
         lock(&self.index).last()
     }
 
+    /// The newest log id this disk knows to be committed.
+    pub(crate) fn committed(&self) -> Option<LogId> {
+        lock(&self.index).committed
+    }
+
     /// Bytes of entries after `index`.
     pub(crate) fn bytes_after(&self, index: u64) -> u64 {
         lock(&self.index).bytes_after(index)
@@ -77,15 +82,12 @@ impl LogStore {
 
     /// The newest membership in the log that is not yet purged.
     pub(crate) fn newest_membership(&self) -> io::Result<Option<types::Membership>> {
-        let range = lock(&self.index).range();
-        for index in range.rev() {
-            for entry in self.read(index, index + 1, u64::MAX)? {
-                if let openraft::EntryPayload::Membership(membership) = entry.payload {
-                    return Ok(Some(membership));
-                }
-            }
-        }
-        Ok(None)
+        let Some(index) = lock(&self.index).newest_membership() else { return Ok(None) };
+        let entry = self.read(index, index + 1, u64::MAX)?.pop();
+        Ok(entry.and_then(|entry| match entry.payload {
+            openraft::EntryPayload::Membership(membership) => Some(membership),
+            _ => None,
+        }))
     }
 
     /// Writes out and syncs everything that waits.
@@ -104,7 +106,8 @@ impl LogStore {
         wait.await.map_err(|_| io::Error::other("the log writer has stopped"))
     }
 
-    fn read(&self, start: u64, end: u64, bytes_max: u64) -> io::Result<Vec<Entry>> {
+    /// Entries from `start` on, as far as they are there, until `end` or until `bytes_max` are reached.
+    pub(crate) fn read(&self, start: u64, end: u64, bytes_max: u64) -> io::Result<Vec<Entry>> {
         let mut entries = Vec::new();
         let mut bytes = 0;
         for index in start..end {
@@ -235,6 +238,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             let mut index = lock(&self.index);
             for entry in &entries {
                 index.push(entry.log_id, entry_bytes(entry), Some(entry.clone()), None);
+                if matches!(entry.payload, openraft::EntryPayload::Membership(_)) {
+                    index.note_membership(entry.log_id.index);
+                }
             }
         }
         self.send(Op::Append(entries, callback))

@@ -184,6 +184,9 @@ impl Reader<'_> {
         let length = u32::try_from(found.payload.len()).ok()?;
         let place = Place { segment, offset: u64::try_from(at + frame::HEADER).ok()?, length };
         self.index.push(log_id, u64::from(length), None, Some(place));
+        if matches!(entry.payload, Some(wire::entry::Payload::Membership(_))) {
+            self.index.note_membership(log_id.index);
+        }
         Some(())
     }
 }

@@ -1,0 +1,95 @@
+//! What one command works with: the transaction, its log index, the logical clock, the counters.
+
+use std::collections::BTreeMap;
+
+use jindofs_proto::store::v1::{CounterRow, GcRow, InodeRow, StatRow};
+use jindofs_proto::v1::FileType;
+
+use super::{StoreError, Table, Txn, View, keys, rows};
+
+/// The work area of one command. [`Ctx::finish`] writes counters and statistics back.
+pub(crate) struct Ctx<'a> {
+    /// The transaction.
+    pub(crate) txn: &'a mut dyn Txn,
+    /// Log index of the command.
+    pub(crate) index: u64,
+    /// The logical clock: never runs backwards, whatever the leaders' clocks do.
+    pub(crate) now: i64,
+    /// Counters; new ids come from here only.
+    pub(crate) counters: CounterRow,
+    loaded: CounterRow,
+    deltas: BTreeMap<u32, StatRow>,
+}
+
+impl<'a> Ctx<'a> {
+    /// Begins a command.
+    pub(crate) fn load(txn: &'a mut dyn Txn, index: u64, time_ns: i64) -> Result<Ctx<'a>, StoreError> {
+        let loaded = rows::counters(&*txn)?;
+        let mut counters = loaded;
+        counters.clock_ns = counters.clock_ns.max(time_ns);
+        Ok(Ctx { txn, index, now: counters.clock_ns, counters, loaded, deltas: BTreeMap::new() })
+    }
+
+    /// Reads.
+    pub(crate) fn view(&self) -> &dyn View {
+        &*self.txn
+    }
+
+    /// A new inode number, never given before.
+    pub(crate) fn new_inode(&mut self) -> u64 {
+        let id = self.counters.next_inode;
+        self.counters.next_inode += 1;
+        id
+    }
+
+    /// Counts an inode in (`sign` 1) or out (-1) of the statistics of its mount.
+    pub(crate) fn count(&mut self, row: &InodeRow, sign: i64) {
+        let delta = self.deltas.entry(row.mount_id).or_default();
+        match row.r#type() {
+            FileType::Directory => delta.directories = delta.directories.saturating_add(sign),
+            _ => delta.files = delta.files.saturating_add(sign),
+        }
+        let bytes = i64::try_from(row.size).unwrap_or(i64::MAX).saturating_mul(sign);
+        delta.bytes = delta.bytes.saturating_add(bytes);
+    }
+
+    /// Hands everything keyed by `content`, and the inode of that number, to the background purge.
+    pub(crate) fn discard(&mut self, content: u64) {
+        let seq = self.counters.next_gc;
+        self.counters.next_gc += 1;
+        let row = GcRow { root_inode: content, ..GcRow::default() };
+        rows::write(self.txn, Table::Gc, &keys::id(seq), &row);
+    }
+
+    /// True while removed trees wait for their purge.
+    pub(crate) fn gc_pending(&self) -> bool {
+        self.counters.first_gc < self.counters.next_gc
+    }
+
+    /// Drops what was counted for a mount that is gone.
+    pub(crate) fn forget_stat(&mut self, mount_id: u32) {
+        self.deltas.remove(&mount_id);
+        self.txn.delete(Table::Stat, &keys::mount(mount_id));
+    }
+
+    /// Writes back what changed.
+    pub(crate) fn finish(self) -> Result<(), StoreError> {
+        if self.counters != self.loaded {
+            rows::write(self.txn, Table::Meta, keys::COUNTERS, &self.counters);
+        }
+        for (mount_id, delta) in self.deltas {
+            if delta == StatRow::default() {
+                continue;
+            }
+            let key = keys::mount(mount_id);
+            let old: StatRow = rows::read(&*self.txn, Table::Stat, &key)?.unwrap_or_default();
+            let new = StatRow {
+                files: old.files.saturating_add(delta.files),
+                directories: old.directories.saturating_add(delta.directories),
+                bytes: old.bytes.saturating_add(delta.bytes),
+            };
+            rows::write(self.txn, Table::Stat, &key, &new);
+        }
+        Ok(())
+    }
+}

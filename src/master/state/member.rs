@@ -1,0 +1,137 @@
+//! The cluster's identity and its members.
+//!
+//! A member id is the log index of the entry that admitted it, so none is ever used twice; the founder is member 1.
+
+use jindofs_proto::store::v1::outcome::Outcome as Answer;
+use jindofs_proto::store::v1::{AdmitMember, ClusterRow, Found, Member, RecordBoot, RecordWatermarks, RetireMember};
+
+use super::apply::done;
+use super::context::Ctx;
+use super::fault::{Step, refuse};
+use super::{StoreError, Table, View, keys, rows};
+use crate::error::ErrorKind;
+
+/// Most member rows, retired ones included.
+pub(super) const MEMBERS_MAX: usize = 100_000;
+
+/// Founds the cluster. Repeated with the same uuid it changes nothing.
+pub(super) fn found(ctx: &mut Ctx<'_>, request: &Found) -> Step<Answer> {
+    let Some(founder) = &request.founder else {
+        return refuse(ErrorKind::InvalidArgument, "a cluster is founded with its first member");
+    };
+    if request.cluster_uuid.len() != 16 {
+        return refuse(ErrorKind::InvalidArgument, "a cluster uuid has 16 bytes");
+    }
+    if founder.id == 0 {
+        return refuse(ErrorKind::InvalidArgument, "the founder needs its member id");
+    }
+    match rows::read::<ClusterRow>(ctx.view(), Table::Meta, keys::CLUSTER)? {
+        Some(row) if row.cluster_uuid == request.cluster_uuid => return Ok(done()),
+        Some(_) => return refuse(ErrorKind::FailedPrecondition, "this cluster was founded with another uuid"),
+        None => {}
+    }
+    let row = ClusterRow { cluster_uuid: request.cluster_uuid.clone(), expected: request.expected.clone() };
+    rows::write(ctx.txn, Table::Meta, keys::CLUSTER, &row);
+    put(ctx, founder);
+    Ok(done())
+}
+
+/// Admits a new member, whose id is the index of this entry. The same incarnation always gets its first id.
+pub(super) fn admit(ctx: &mut Ctx<'_>, request: &AdmitMember) -> Step<Answer> {
+    if request.incarnation.len() != 16 {
+        return refuse(ErrorKind::InvalidArgument, "an incarnation has 16 bytes");
+    }
+    let members = all(ctx.view())?;
+    if let Some(known) = members.iter().find(|member| member.incarnation == request.incarnation) {
+        if known.retired {
+            return refuse(
+                ErrorKind::FailedPrecondition,
+                format!("member {} was retired: start with an empty metadata directory", known.id),
+            );
+        }
+        return Ok(Answer::MemberId(known.id));
+    }
+    if members.len() >= MEMBERS_MAX {
+        return refuse(ErrorKind::ResourceExhausted, format!("the cluster has had {MEMBERS_MAX} members"));
+    }
+    let member = Member {
+        id: ctx.index,
+        incarnation: request.incarnation.clone(),
+        raft_address: request.raft_address.clone(),
+        grpc_address: request.grpc_address.clone(),
+        replaces: request.replaces,
+        ..Member::default()
+    };
+    put(ctx, &member);
+    Ok(Answer::MemberId(member.id))
+}
+
+/// Records a start of a member, and where it is reached now.
+///
+/// *Errors*: `Foreign` for a boot older than the recorded one, or another start with the same number: an old copy of
+/// the disk.
+pub(super) fn record_boot(ctx: &mut Ctx<'_>, request: &RecordBoot) -> Step<Answer> {
+    let mut member = live(ctx.view(), request.member_id)?;
+    let known = member.boot;
+    if request.boot < known || (request.boot == known && known != 0 && request.boot_nonce != member.boot_nonce) {
+        return refuse(
+            ErrorKind::Foreign,
+            format!("member {} started with boot {}, but boot {known} is on record: its disk is an old copy", member.id, request.boot),
+        );
+    }
+    member.boot = request.boot;
+    member.boot_nonce = request.boot_nonce.clone();
+    if !request.raft_address.is_empty() {
+        member.raft_address = request.raft_address.clone();
+    }
+    if !request.grpc_address.is_empty() {
+        member.grpc_address = request.grpc_address.clone();
+    }
+    put(ctx, &member);
+    Ok(done())
+}
+
+/// Raises what members are known to have stored. Never lowers it.
+pub(super) fn record_watermarks(ctx: &mut Ctx<'_>, request: &RecordWatermarks) -> Step<Answer> {
+    for mark in &request.watermarks {
+        let Some(mut member) = get(ctx.view(), mark.member_id)? else { continue };
+        if mark.acked_index > member.acked_index {
+            member.acked_index = mark.acked_index;
+            put(ctx, &member);
+        }
+    }
+    Ok(done())
+}
+
+/// Ends a membership. The row stays: its incarnation is never admitted again.
+pub(super) fn retire(ctx: &mut Ctx<'_>, request: &RetireMember) -> Step<Answer> {
+    let Some(mut member) = get(ctx.view(), request.member_id)? else {
+        return refuse(ErrorKind::NotFound, format!("member {} does not exist", request.member_id));
+    };
+    if !member.retired {
+        member.retired = true;
+        put(ctx, &member);
+    }
+    Ok(done())
+}
+
+fn live(view: &dyn View, id: u64) -> Step<Member> {
+    match get(view, id)? {
+        Some(member) if !member.retired => Ok(member),
+        Some(_) => refuse(ErrorKind::FailedPrecondition, format!("member {id} is retired")),
+        None => refuse(ErrorKind::NotFound, format!("member {id} does not exist")),
+    }
+}
+
+fn get(view: &dyn View, id: u64) -> Result<Option<Member>, StoreError> {
+    rows::read(view, Table::Member, &keys::id(id))
+}
+
+fn put(ctx: &mut Ctx<'_>, member: &Member) {
+    rows::write(ctx.txn, Table::Member, &keys::id(member.id), member);
+}
+
+/// Every member there ever was, by id.
+pub(super) fn all(view: &dyn View) -> Result<Vec<Member>, StoreError> {
+    Ok(rows::scan(view, Table::Member, &[], MEMBERS_MAX)?.into_iter().map(|(_, member)| member).collect())
+}

@@ -1,0 +1,188 @@
+//! The mount table. A mount point is a directory whose entries come from an under-storage.
+//!
+//! The directory itself is counted where its entry is, outside the mount; what is below is counted for the mount.
+
+use std::collections::BTreeMap;
+
+use jindofs_proto::store::v1::InodeRow;
+use jindofs_proto::store::v1::outcome::Outcome as Answer;
+use jindofs_proto::v1::{AddMountRequest, ChangeMountRequest, FileType, MetaPolicy, Mount, RemoveMountRequest};
+
+use super::context::Ctx;
+use super::fault::{Step, refuse};
+use super::resolve::{self, Reach};
+use super::{Table, View, keys, namespace, rows};
+use crate::error::ErrorKind;
+use crate::types::{NsPath, ROOT_INODE};
+
+/// Schemes that can be mounted.
+const SCHEMES: [&str; 2] = ["local://", "s3://"];
+/// Longest uri, bytes.
+const URI_MAX: usize = 4096;
+/// Most bytes of all option names and values together.
+const OPTIONS_BYTES_MAX: usize = 64 << 10;
+
+/// Adds a mount, making its directory and those above it where they are missing.
+pub(super) fn add(ctx: &mut Ctx<'_>, request: &AddMountRequest) -> Step<Answer> {
+    let Some(asked) = &request.mount else {
+        return refuse(ErrorKind::InvalidArgument, "the request has no mount");
+    };
+    let path = NsPath::parse(&asked.path)?;
+    check_uri(&asked.ufs_uri)?;
+    check_options(&asked.options)?;
+    apart_from_others(ctx.view(), &path)?;
+    can_hold_a_mount(ctx.view(), &path)?;
+
+    let root_inode = namespace::make_mount_point(ctx, &path)?;
+    let mut row = resolve::directory(ctx.view(), root_inode)?;
+    let id = ctx.counters.next_mount;
+    ctx.counters.next_mount += 1;
+    row.mount_id = id;
+    row.complete = false;
+    row.version += 1;
+    row.ctime_ns = ctx.now;
+    if root_inode == ROOT_INODE {
+        row.content = ctx.new_inode();
+    }
+    rows::put_inode(ctx.txn, root_inode, &row);
+    let mount = Mount {
+        id,
+        path: bytes::Bytes::copy_from_slice(path.as_bytes()),
+        meta_policy: policy_or(asked.meta_policy(), MetaPolicy::Once).into(),
+        root_inode,
+        ..asked.clone()
+    };
+    store(ctx, &mount);
+    Ok(Answer::Mount(mount))
+}
+
+/// Changes options and policies of a mount; its path and uri stay.
+pub(super) fn change(ctx: &mut Ctx<'_>, request: &ChangeMountRequest) -> Step<Answer> {
+    let mut mount = mount_at(ctx.view(), &NsPath::parse(&request.path)?)?;
+    check_options(&request.options)?;
+    mount.options.clone_from(&request.options);
+    mount.meta_policy = policy_or(request.meta_policy(), mount.meta_policy()).into();
+    mount.read_only = request.read_only;
+    store(ctx, &mount);
+    Ok(Answer::Mount(mount))
+}
+
+/// Removes a mount. What was below vanishes at once and is freed by purges; an empty plain directory stays.
+pub(super) fn remove(ctx: &mut Ctx<'_>, request: &RemoveMountRequest) -> Step<Answer> {
+    let mount = mount_at(ctx.view(), &NsPath::parse(&request.path)?)?;
+    let row = resolve::directory(ctx.view(), mount.root_inode)?;
+    ctx.txn.delete(Table::Mount, &keys::mount(mount.id));
+    ctx.forget_stat(mount.id);
+    ctx.counters.mounts_version += 1;
+    if mount.root_inode == ROOT_INODE {
+        ctx.discard(rows::content_of(ROOT_INODE, &row));
+        let plain = plain_directory(ctx, &row, 0);
+        rows::put_inode(ctx.txn, ROOT_INODE, &plain);
+    } else {
+        replace_root(ctx, mount.root_inode, row)?;
+    }
+    Ok(Answer::Mount(mount))
+}
+
+/// Puts an empty directory with a new number in the place of a mount's root.
+fn replace_root(ctx: &mut Ctx<'_>, old: u64, row: InodeRow) -> Step {
+    let parent_content = rows::content(ctx.view(), row.parent)?;
+    let parent_mount = resolve::directory(ctx.view(), row.parent)?.mount_id;
+    let id = ctx.new_inode();
+    let plain = plain_directory(ctx, &row, parent_mount);
+    namespace::link(ctx, &keys::dentry(parent_content, &row.name), id, FileType::Directory);
+    rows::put_inode(ctx.txn, id, &plain);
+    namespace::detach(ctx, old, row);
+    Ok(())
+}
+
+fn plain_directory(ctx: &Ctx<'_>, row: &InodeRow, mount_id: u32) -> InodeRow {
+    InodeRow {
+        r#type: row.r#type,
+        mode: row.mode,
+        uid: row.uid,
+        gid: row.gid,
+        mtime_ns: ctx.now,
+        ctime_ns: ctx.now,
+        nlink: 2,
+        parent: row.parent,
+        mount_id,
+        version: row.version + 1,
+        born_index: ctx.index,
+        name: row.name.clone(),
+        ..InodeRow::default()
+    }
+}
+
+fn store(ctx: &mut Ctx<'_>, mount: &Mount) {
+    rows::write(ctx.txn, Table::Mount, &keys::mount(mount.id), mount);
+    ctx.counters.mounts_version += 1;
+}
+
+fn policy_or(asked: MetaPolicy, otherwise: MetaPolicy) -> MetaPolicy {
+    if asked == MetaPolicy::Unspecified { otherwise } else { asked }
+}
+
+fn mount_at(view: &dyn View, path: &NsPath) -> Step<Mount> {
+    match rows::mounts(view)?.into_iter().find(|mount| &mount.path[..] == path.as_bytes()) {
+        Some(mount) => Ok(mount),
+        None => refuse(ErrorKind::NotFound, format!("nothing is mounted at \"{path}\"")),
+    }
+}
+
+fn check_uri(uri: &str) -> Step {
+    if uri.len() > URI_MAX {
+        return refuse(ErrorKind::InvalidArgument, format!("uri of {} bytes: at most {URI_MAX} are allowed", uri.len()));
+    }
+    if SCHEMES.iter().any(|scheme| uri.len() > scheme.len() && uri.starts_with(scheme)) {
+        return Ok(());
+    }
+    refuse(
+        ErrorKind::InvalidArgument,
+        format!("uri {uri:?} cannot be mounted: it must be local:///DIRECTORY or s3://BUCKET/PREFIX"),
+    )
+}
+
+fn check_options(options: &BTreeMap<String, String>) -> Step {
+    let bytes: usize = options.iter().map(|(name, value)| name.len() + value.len()).sum();
+    if bytes <= OPTIONS_BYTES_MAX {
+        return Ok(());
+    }
+    let message = format!("mount options of {bytes} bytes: at most {OPTIONS_BYTES_MAX} are allowed");
+    refuse(ErrorKind::InvalidArgument, message)
+}
+
+/// Refuses a mount at, above or below another one.
+fn apart_from_others(view: &dyn View, path: &NsPath) -> Step {
+    let mounts = rows::mounts(view)?;
+    if mounts.len() >= rows::MOUNTS_MAX {
+        return refuse(ErrorKind::ResourceExhausted, format!("{} mounts exist: remove one first", rows::MOUNTS_MAX));
+    }
+    for mount in mounts {
+        let other = NsPath::parse(&mount.path)?;
+        if other == *path {
+            let message = format!("{} is mounted at \"{path}\": change or remove that mount", mount.ufs_uri);
+            return refuse(ErrorKind::AlreadyExists, message);
+        }
+        if path.starts_with(&other) || other.starts_with(path) {
+            let message = format!("\"{path}\" and the mount at \"{other}\" would lie in each other: choose another path");
+            return refuse(ErrorKind::InvalidArgument, message);
+        }
+    }
+    Ok(())
+}
+
+/// The path is free or an empty directory.
+fn can_hold_a_mount(view: &dyn View, path: &NsPath) -> Step {
+    let Reach::Inode(id) = resolve::walk(view, path.names())? else { return Ok(()) };
+    match rows::inode(view, id)? {
+        Some(row) if !rows::is_dir(&row) => {
+            refuse(ErrorKind::NotADirectory, format!("\"{path}\" exists and is not a directory"))
+        }
+        Some(row) if row.entries > 0 => refuse(
+            ErrorKind::NotEmpty,
+            format!("directory \"{path}\" has entries a mount would hide: mount elsewhere, or move or remove them first"),
+        ),
+        _ => Ok(()),
+    }
+}

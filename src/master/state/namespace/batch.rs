@@ -1,0 +1,43 @@
+//! Many mutations as one log entry: applied in order, each with its own result, none undoing another.
+
+use jindofs_proto::store::v1::outcome::Outcome as Answer;
+use jindofs_proto::v1::batch_op::Op;
+use jindofs_proto::v1::batch_result::Result as Body;
+use jindofs_proto::v1::{BatchOp, BatchRequest, BatchResponse, BatchResult, MutationResponse};
+
+use crate::error::ErrorKind;
+use crate::master::state::context::Ctx;
+use crate::master::state::fault::{Fault, Step, detail, refuse};
+use crate::types::BATCH_MAX;
+
+/// Applies a batch.
+pub(crate) fn batch(ctx: &mut Ctx<'_>, request: &BatchRequest) -> Step<Answer> {
+    if request.ops.len() > BATCH_MAX {
+        let message = format!("batch of {} operations: at most {BATCH_MAX} are allowed", request.ops.len());
+        return refuse(ErrorKind::InvalidArgument, message);
+    }
+    let mut results = Vec::with_capacity(request.ops.len());
+    for op in &request.ops {
+        let result = match one(ctx, op) {
+            Ok(Answer::Attr(attr)) => Body::Ok(MutationResponse { attr: Some(attr) }),
+            Ok(_) => Body::Ok(MutationResponse { attr: None }),
+            Err(Fault::Refused(error)) => Body::Error(detail(error)),
+            Err(fault) => return Err(fault),
+        };
+        results.push(BatchResult { result: Some(result) });
+    }
+    Ok(Answer::Batch(BatchResponse { results }))
+}
+
+fn one(ctx: &mut Ctx<'_>, op: &BatchOp) -> Step<Answer> {
+    match &op.op {
+        Some(Op::Create(request)) => super::create(ctx, request),
+        Some(Op::Mkdir(request)) => super::mkdir(ctx, request),
+        Some(Op::Symlink(request)) => super::symlink(ctx, request),
+        Some(Op::SetAttr(request)) => super::set_attr(ctx, request),
+        Some(Op::Rename(request)) => super::rename(ctx, request),
+        Some(Op::Unlink(request)) => super::unlink(ctx, request),
+        Some(Op::Rmdir(request)) => super::rmdir(ctx, request),
+        None => refuse(ErrorKind::InvalidArgument, "an operation of the batch is empty or of an unknown kind"),
+    }
+}

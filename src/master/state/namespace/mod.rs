@@ -1,0 +1,173 @@
+//! Changes of the tree outside any mount, one file per command. Every command first checks, then writes: a refused one
+//! has changed nothing.
+
+mod batch;
+mod create;
+mod mkdir;
+mod rename;
+mod rmdir;
+mod set_attr;
+mod symlink;
+mod unlink;
+
+pub(super) use batch::batch;
+pub(super) use create::create;
+pub(super) use mkdir::{make_mount_point, mkdir};
+pub(super) use rename::rename;
+pub(super) use rmdir::rmdir;
+pub(super) use set_attr::set_attr;
+pub(super) use symlink::symlink;
+pub(super) use unlink::unlink;
+
+use bytes::Bytes;
+use jindofs_proto::store::v1::{DentryRow, InodeRow};
+use jindofs_proto::v1::{FileType, Target, target};
+
+use super::context::Ctx;
+use super::fault::{Step, refuse, show};
+use super::resolve::{self, Place};
+use super::{Table, View, rows};
+use crate::error::ErrorKind;
+use crate::types::NsPath;
+
+/// Permission bits that are kept.
+const MODE_BITS: u32 = 0o7777;
+/// Largest file, bytes: what a signed file offset can name.
+const SIZE_MAX: u64 = i64::MAX as u64;
+
+/// The slot of `target` in a directory that may be changed.
+fn place(ctx: &Ctx<'_>, target: Option<&Target>) -> Step<Place> {
+    let (mount_id, place) = resolve::slot(ctx.view(), target)?;
+    resolve::outside_mounts(ctx.view(), mount_id)?;
+    let place = place?;
+    if names_directory_by_inode(target) {
+        still_there(ctx, place.parent, &place.row)?;
+    }
+    Ok(place)
+}
+
+fn names_directory_by_inode(target: Option<&Target>) -> bool {
+    !matches!(target.and_then(|target| target.target.as_ref()), Some(target::Target::Path(_)))
+}
+
+/// Refuses an inode in a tree that was removed and only waits for its purge. Free while no purge is pending.
+pub(super) fn still_there(ctx: &Ctx<'_>, id: u64, row: &InodeRow) -> Step {
+    if ctx.gc_pending() && resolve::ancestry(ctx.view(), id, row)?.is_none() {
+        return refuse(ErrorKind::NotFound, format!("inode {id} was removed"));
+    }
+    Ok(())
+}
+
+/// The row of an inode that an entry names: its absence is damage.
+fn row_of(view: &dyn View, entry: &DentryRow) -> Step<InodeRow> {
+    match rows::inode(view, entry.inode)? {
+        Some(row) => Ok(row),
+        None => Err(super::StoreError(format!("an entry names inode {}, which has no row", entry.inode)).into()),
+    }
+}
+
+/// A row of a new inode in the directory of `place`.
+fn new_row(ctx: &Ctx<'_>, place: &Place, kind: FileType, mode: u32, uid: u32, gid: u32) -> InodeRow {
+    let mut row = InodeRow {
+        mode: mode & MODE_BITS,
+        uid,
+        gid,
+        mtime_ns: ctx.now,
+        ctime_ns: ctx.now,
+        nlink: if kind == FileType::Directory { 2 } else { 1 },
+        mount_id: place.row.mount_id,
+        version: 1,
+        born_index: ctx.index,
+        ..InodeRow::default()
+    };
+    row.set_type(kind);
+    row
+}
+
+/// Makes `row` a new inode at the empty `place`; returns its number and row.
+pub(super) fn insert(ctx: &mut Ctx<'_>, mut place: Place, mut row: InodeRow) -> (u64, InodeRow) {
+    let id = ctx.new_inode();
+    row.parent = place.parent;
+    row.name = place.name.clone();
+    ctx.count(&row, 1);
+    link(ctx, &place.key(), id, row.r#type());
+    rows::put_inode(ctx.txn, id, &row);
+    entered(ctx, &mut place.row, &row);
+    rows::put_inode(ctx.txn, place.parent, &place.row);
+    (id, row)
+}
+
+/// Writes the entry `key` for inode `id`.
+pub(super) fn link(ctx: &mut Ctx<'_>, key: &[u8], id: u64, kind: FileType) {
+    let entry = DentryRow { inode: id, r#type: kind.into(), born_index: ctx.index };
+    rows::write(ctx.txn, Table::Dentry, key, &entry);
+}
+
+/// Notes in a directory's row that `child` came.
+pub(super) fn entered(ctx: &Ctx<'_>, directory: &mut InodeRow, child: &InodeRow) {
+    directory.entries += 1;
+    if rows::is_dir(child) {
+        directory.nlink = directory.nlink.saturating_add(1);
+    }
+    touched(ctx, directory);
+}
+
+/// Notes in a directory's row that `child` went.
+pub(super) fn left(ctx: &Ctx<'_>, directory: &mut InodeRow, child: &InodeRow) {
+    directory.entries = directory.entries.saturating_sub(1);
+    if rows::is_dir(child) {
+        directory.nlink = directory.nlink.saturating_sub(1);
+    }
+    touched(ctx, directory);
+}
+
+fn touched(ctx: &Ctx<'_>, row: &mut InodeRow) {
+    row.mtime_ns = ctx.now;
+    row.ctime_ns = ctx.now;
+    row.version += 1;
+}
+
+/// Takes the entry at `place` out of its directory; its inode (`id`, `row`) is freed.
+fn remove(ctx: &mut Ctx<'_>, mut place: Place, id: u64, row: &InodeRow) {
+    ctx.txn.delete(Table::Dentry, &place.key());
+    ctx.txn.delete(Table::Inode, &super::keys::id(id));
+    ctx.count(row, -1);
+    left(ctx, &mut place.row, row);
+    rows::put_inode(ctx.txn, place.parent, &place.row);
+}
+
+/// Cuts the tree at `id` loose: nothing in it leads to the root any more. Purges free it.
+pub(super) fn detach(ctx: &mut Ctx<'_>, id: u64, mut row: InodeRow) {
+    row.parent = 0;
+    row.nlink = 0;
+    rows::put_inode(ctx.txn, id, &row);
+    ctx.discard(id);
+}
+
+/// Refuses a mount root: the directory belongs to the mount, its entry to the tree outside.
+fn not_a_mount_root(place: &Place, row: &InodeRow) -> Step {
+    if row.mount_id == place.row.mount_id {
+        return Ok(());
+    }
+    refuse(ErrorKind::Busy, format!("{:?} is a mount point: remove the mount first", show(&place.name)))
+}
+
+/// Refuses to move or remove a directory that has a mount somewhere below.
+fn no_mount_below(view: &dyn View, id: u64, row: &InodeRow) -> Step {
+    let mounts = rows::mounts(view)?;
+    if mounts.is_empty() {
+        return Ok(());
+    }
+    let Some(chain) = resolve::ancestry(view, id, row)? else { return Ok(()) };
+    let names: Vec<Bytes> = chain.into_iter().rev().map(|(_, name)| name).collect();
+    for mount in mounts {
+        let path = NsPath::parse(&mount.path)?;
+        if path.names().take(names.len()).eq(names.iter().map(|name| &name[..])) {
+            return refuse(
+                ErrorKind::Busy,
+                format!("the mount at {:?} is below: remove the mount first", show(&mount.path)),
+            );
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,24 @@
+//! Removal of files and symlinks.
+
+use jindofs_proto::store::v1::outcome::Outcome as Answer;
+use jindofs_proto::v1::UnlinkRequest;
+
+use super::{place, remove, row_of};
+use crate::error::ErrorKind;
+use crate::master::state::apply::done;
+use crate::master::state::context::Ctx;
+use crate::master::state::fault::{Step, refuse, show};
+use crate::master::state::rows;
+
+/// Removes a file or symlink.
+pub(crate) fn unlink(ctx: &mut Ctx<'_>, request: &UnlinkRequest) -> Step<Answer> {
+    let place = place(ctx, request.target.as_ref())?;
+    let entry = place.existing()?;
+    let row = row_of(ctx.view(), &entry)?;
+    super::not_a_mount_root(&place, &row)?;
+    if rows::is_dir(&row) {
+        return refuse(ErrorKind::IsADirectory, format!("{:?} is a directory", show(&place.name)));
+    }
+    remove(ctx, place, entry.inode, &row);
+    Ok(done())
+}

@@ -1,0 +1,314 @@
+//! The read side: what services and duties ask. Each call reads one view, so its answer is consistent in itself.
+
+use bytes::Bytes;
+use jindofs_proto::store::v1::{ClusterRow, CounterRow, InodeRow, Member, SessionRow, StatRow, WorkerRow};
+use jindofs_proto::v1::{Attr, Entry, JobInfo, MetaPolicy, Mount, Target};
+
+use super::fault::{Fault, Step, refuse};
+use super::resolve::{self, Reach};
+use super::{Table, View, job, keys, member, rows, worker};
+use crate::error::{Error, ErrorKind};
+use crate::types::{LIST_PAGE_MAX, NsPath};
+
+/// Rows read at a time where a whole table is read.
+const CHUNK: usize = 1000;
+
+/// Metadata that must come from the under-storage before a question can be answered.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoadNeed {
+    /// Inode of the directory to load into.
+    pub directory: u64,
+    /// The mount it belongs to.
+    pub mount: Mount,
+    /// Path of the directory below the mount's uri, without a leading '/'; empty for the mount's root.
+    pub path: Vec<u8>,
+    /// The one name that is needed; `None` for the whole listing.
+    pub name: Option<Bytes>,
+}
+
+/// Answer of [`lookup_or_load`].
+#[derive(Debug, Clone, PartialEq)]
+pub enum LookupStep {
+    /// It exists.
+    Found(Attr),
+    /// There is no such thing, for sure.
+    Absent(Error),
+    /// Nobody knows yet. If the same need comes again right after the load, the name does not exist.
+    NeedsLoad(LoadNeed),
+}
+
+/// Answer of [`list_or_load`].
+#[derive(Debug, Clone, PartialEq)]
+pub enum ListStep {
+    /// A page.
+    Page {
+        /// The directory itself.
+        directory: Attr,
+        /// Entries in name order.
+        entries: Vec<Entry>,
+        /// Nothing follows.
+        end: bool,
+    },
+    /// There is no such directory, for sure.
+    Absent(Error),
+    /// The directory, or one on the way, must be loaded first.
+    NeedsLoad(LoadNeed),
+}
+
+/// Attributes of what `target` points at, as far as is known.
+///
+/// *Errors*: `NotFound`, `NotADirectory`, `InvalidArgument`, `NameTooLong`, `Internal`.
+pub fn lookup(view: &dyn View, target: &Target) -> Result<Attr, Error> {
+    attr(view, resolve(view, target)?)
+}
+
+/// The inode `target` points at.
+pub fn resolve(view: &dyn View, target: &Target) -> Result<u64, Error> {
+    match resolve::reach(view, Some(target))? {
+        Reach::Inode(id) => Ok(id),
+        Reach::Missing { name, .. } => Err(resolve::missing(&name)),
+    }
+}
+
+/// As [`lookup`], telling "absent" from "not loaded yet".
+pub fn lookup_or_load(view: &dyn View, target: &Target) -> Result<LookupStep, Error> {
+    let found = match definite(resolve::reach(view, Some(target)))? {
+        Ok(Reach::Inode(id)) => id,
+        Ok(Reach::Missing { directory, name, .. }) => {
+            return Ok(match need(view, directory, Some(name.clone()))? {
+                Some(need) => LookupStep::NeedsLoad(need),
+                None => LookupStep::Absent(resolve::missing(&name)),
+            });
+        }
+        Err(absent) => return Ok(LookupStep::Absent(absent)),
+    };
+    Ok(LookupStep::Found(attr(view, found)?))
+}
+
+/// One page of the directory `target` points at, or what must be loaded first. `limit` 0 means the most.
+pub fn list_or_load(view: &dyn View, target: &Target, after: &[u8], limit: usize) -> Result<ListStep, Error> {
+    let directory = match lookup_or_load(view, target)? {
+        LookupStep::Found(attr) => attr,
+        LookupStep::Absent(error) => return Ok(ListStep::Absent(error)),
+        LookupStep::NeedsLoad(need) => return Ok(ListStep::NeedsLoad(need)),
+    };
+    if let Err(absent) = definite(resolve::directory(view, directory.inode))? {
+        return Ok(ListStep::Absent(absent));
+    }
+    if let Some(need) = need(view, directory.inode, None)? {
+        return Ok(ListStep::NeedsLoad(need));
+    }
+    let (entries, end) = list(view, directory.inode, after, limit)?;
+    Ok(ListStep::Page { directory, entries, end })
+}
+
+/// Refusals are answers; only a failed store is an error.
+fn definite<T>(step: Step<T>) -> Result<Result<T, Error>, Error> {
+    match step {
+        Ok(found) => Ok(Ok(found)),
+        Err(Fault::Refused(error)) => Ok(Err(error)),
+        Err(Fault::Store(error)) => Err(error.into()),
+    }
+}
+
+/// What must be loaded to know `name` in `directory` (all names for `None`): nothing if the directory is complete.
+fn need(view: &dyn View, directory: u64, name: Option<Bytes>) -> Result<Option<LoadNeed>, Error> {
+    match rows::inode(view, directory)? {
+        Some(row) if row.mount_id != 0 && !row.complete => {
+            let (mount, path) = ufs_path(view, directory)?;
+            Ok(Some(LoadNeed { directory, mount, path, name }))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// What to read again to be sure of `inode` itself: set only under a mount whose metadata is read on every access.
+pub fn refresh_need(view: &dyn View, inode: u64) -> Result<Option<LoadNeed>, Error> {
+    let row = inode_row(view, inode)?;
+    let Some(mount) = always(view, row.mount_id)? else { return Ok(None) };
+    if mount.root_inode == inode {
+        return Ok(None);
+    }
+    let (mount, path) = ufs_path(view, row.parent)?;
+    Ok(Some(LoadNeed { directory: row.parent, mount, path, name: Some(row.name) }))
+}
+
+/// What to read again to be sure of the listing of `directory`: as [`refresh_need`].
+pub fn relist_need(view: &dyn View, directory: u64) -> Result<Option<LoadNeed>, Error> {
+    let row = inode_row(view, directory)?;
+    if always(view, row.mount_id)?.is_none() {
+        return Ok(None);
+    }
+    let (mount, path) = ufs_path(view, directory)?;
+    Ok(Some(LoadNeed { directory, mount, path, name: None }))
+}
+
+fn always(view: &dyn View, mount_id: u32) -> Result<Option<Mount>, Error> {
+    let mount = mount_by_id(view, mount_id)?;
+    Ok(mount.filter(|mount| mount.meta_policy() == MetaPolicy::Always))
+}
+
+/// Up to `limit` entries of `directory` after the name `after` (empty for the start), in name order, and whether
+/// nothing follows. `limit` 0, or more than a page may have, means a full page.
+pub fn list(view: &dyn View, directory: u64, after: &[u8], limit: usize) -> Result<(Vec<Entry>, bool), Error> {
+    let limit = if limit == 0 { LIST_PAGE_MAX } else { limit.min(LIST_PAGE_MAX) };
+    let row = resolve::directory(view, directory)?;
+    let content = rows::content_of(directory, &row);
+    let prefix = keys::id(content);
+    let mut cursor = if after.is_empty() { Vec::new() } else { keys::dentry(content, after) };
+    let mut entries = Vec::with_capacity(limit.min(row.entries.min(LIST_PAGE_MAX as u64) as usize));
+    loop {
+        let wanted = limit + 1 - entries.len();
+        let found = view.scan(Table::Dentry, &prefix, &cursor, wanted)?;
+        let end = found.len() < wanted;
+        for (key, value) in found {
+            cursor = key.to_vec();
+            let entry: jindofs_proto::store::v1::DentryRow = rows::decode(Table::Dentry, &key, value)?;
+            if entry.inode == 0 {
+                continue;
+            }
+            if entries.len() == limit {
+                return Ok((entries, false));
+            }
+            entries.push(Entry { name: key.slice(8..), attr: Some(attr(view, entry.inode)?) });
+        }
+        if end {
+            return Ok((entries, true));
+        }
+    }
+}
+
+/// Attributes of an inode.
+pub fn attr(view: &dyn View, inode: u64) -> Result<Attr, Error> {
+    Ok(rows::attr(inode, &inode_row(view, inode)?))
+}
+
+fn inode_row(view: &dyn View, inode: u64) -> Result<InodeRow, Error> {
+    match rows::inode(view, inode)? {
+        Some(row) => Ok(row),
+        None => Ok(resolve::no_inode(inode)?),
+    }
+}
+
+/// Path of an inode.
+///
+/// *Errors*: `NotFound` for an inode that is gone or in a removed tree.
+pub fn path_of(view: &dyn View, inode: u64) -> Result<NsPath, Error> {
+    let chain = chain_of(view, inode)?;
+    Ok(chain.iter().rev().fold(NsPath::root(), |path, (_, name)| path.join(name)))
+}
+
+fn chain_of(view: &dyn View, inode: u64) -> Result<Vec<(u64, Bytes)>, Error> {
+    let row = inode_row(view, inode)?;
+    match resolve::ancestry(view, inode, &row)? {
+        Some(chain) => Ok(chain),
+        None => Ok(refuse(ErrorKind::NotFound, format!("inode {inode} was removed"))?),
+    }
+}
+
+/// The mount an inode belongs to, with its path below the mount's uri, without a leading '/'.
+///
+/// *Errors*: `NotFound` for an inode outside any mount, gone, or in a removed tree.
+pub fn ufs_path(view: &dyn View, inode: u64) -> Result<(Mount, Vec<u8>), Error> {
+    let Some(mount) = mount_of(view, inode)? else {
+        return Err(Error::new(ErrorKind::NotFound, format!("inode {inode} lies outside any mount")));
+    };
+    let chain = chain_of(view, inode)?;
+    let names: Vec<&[u8]> =
+        chain.iter().take_while(|(id, _)| *id != mount.root_inode).map(|(_, name)| &name[..]).collect();
+    let path = names.into_iter().rev().collect::<Vec<_>>().join(&b'/');
+    Ok((mount, path))
+}
+
+/// True if every entry of the directory is known.
+pub fn directory_complete(view: &dyn View, inode: u64) -> Result<bool, Error> {
+    let row = resolve::directory(view, inode)?;
+    Ok(row.mount_id == 0 || row.complete)
+}
+
+/// Every mount, and the version of the mount table.
+pub fn mounts(view: &dyn View) -> Result<(Vec<Mount>, u64), Error> {
+    Ok((rows::mounts(view)?, rows::counters(view)?.mounts_version))
+}
+
+/// The mount with this id.
+pub fn mount_by_id(view: &dyn View, id: u32) -> Result<Option<Mount>, Error> {
+    Ok(rows::mount(view, id)?)
+}
+
+/// The mount an inode belongs to; none outside any.
+pub fn mount_of(view: &dyn View, inode: u64) -> Result<Option<Mount>, Error> {
+    match inode_row(view, inode)?.mount_id {
+        0 => Ok(None),
+        id => mount_by_id(view, id),
+    }
+}
+
+/// Every live session, by client id.
+pub fn sessions(view: &dyn View) -> Result<Vec<([u8; 16], SessionRow)>, Error> {
+    let mut live = Vec::new();
+    let mut after = Bytes::new();
+    loop {
+        let found = view.scan(Table::Session, &[], &after, CHUNK)?;
+        let Some((last, _)) = found.last() else { return Ok(live) };
+        after = last.clone();
+        for (key, value) in found {
+            let row: SessionRow = rows::decode(Table::Session, &key, value)?;
+            if let (0, Ok(id)) = (row.ended_ns, <[u8; 16]>::try_from(&key[..])) {
+                live.push((id, row));
+            }
+        }
+    }
+}
+
+/// True if the client has a live session.
+pub fn session_exists(view: &dyn View, client_id: &[u8]) -> Result<bool, Error> {
+    Ok(rows::read::<SessionRow>(view, Table::Session, client_id)?.is_some_and(|row| row.ended_ns == 0))
+}
+
+/// Every member there ever was, by id; see `retired`.
+pub fn members(view: &dyn View) -> Result<Vec<Member>, Error> {
+    Ok(member::all(view)?)
+}
+
+/// The member with this id.
+pub fn member(view: &dyn View, id: u64) -> Result<Option<Member>, Error> {
+    Ok(rows::read(view, Table::Member, &keys::id(id))?)
+}
+
+/// The cluster; none before it is founded.
+pub fn cluster(view: &dyn View) -> Result<Option<ClusterRow>, Error> {
+    Ok(rows::read(view, Table::Meta, keys::CLUSTER)?)
+}
+
+/// Every registered worker, by id.
+pub fn workers(view: &dyn View) -> Result<Vec<WorkerRow>, Error> {
+    Ok(worker::all(view)?)
+}
+
+/// Every job on record, oldest first.
+pub fn jobs(view: &dyn View) -> Result<Vec<JobInfo>, Error> {
+    Ok(job::all(view)?)
+}
+
+/// The job with this id.
+pub fn job(view: &dyn View, id: u64) -> Result<Option<JobInfo>, Error> {
+    Ok(job::get(view, id)?)
+}
+
+/// The counters apply advances, with the logical clock.
+pub fn counters(view: &dyn View) -> Result<CounterRow, Error> {
+    Ok(rows::counters(view)?)
+}
+
+/// What is counted for a mount; 0 is the tree outside any.
+pub fn stat(view: &dyn View, mount_id: u32) -> Result<StatRow, Error> {
+    Ok(rows::read(view, Table::Stat, &keys::mount(mount_id))?.unwrap_or_default())
+}
+
+/// True while removed trees wait for a purge.
+pub fn gc_pending(view: &dyn View) -> Result<bool, Error> {
+    let counters = rows::counters(view)?;
+    Ok(counters.first_gc < counters.next_gc)
+}
+

@@ -1,0 +1,207 @@
+//! From what a request points at to inodes and directory slots. Symlinks are never followed here: the kernel does that.
+
+use bytes::Bytes;
+use jindofs_proto::store::v1::{DentryRow, InodeRow};
+use jindofs_proto::v1::{FileType, Mount, Target, target};
+
+use super::fault::{Step, refuse, show};
+use super::{View, keys, rows};
+use crate::error::{Error, ErrorKind};
+use crate::types::{NsPath, ROOT_INODE, check_name};
+
+/// Most ancestors any walk upwards passes: deeper trees are refused, so that no command runs for ever.
+pub(crate) const DEPTH_MAX: usize = 4096;
+
+/// Where a walk ended.
+pub(crate) enum Reach {
+    /// All names exist.
+    Inode(u64),
+    /// `name` is missing in `directory`; `last` if it was the last name asked for.
+    Missing { directory: u64, name: Bytes, last: bool },
+}
+
+/// The slot an entry has, or would have, in a directory.
+#[derive(Debug)]
+pub(crate) struct Place {
+    /// Inode of the directory.
+    pub(crate) parent: u64,
+    /// Its row.
+    pub(crate) row: InodeRow,
+    /// The name.
+    pub(crate) name: Bytes,
+    /// What is there.
+    pub(crate) entry: Option<DentryRow>,
+}
+
+impl Place {
+    /// Key of the dentry.
+    pub(crate) fn key(&self) -> Vec<u8> {
+        keys::dentry(rows::content_of(self.parent, &self.row), &self.name)
+    }
+
+    /// The entry, or `NotFound`.
+    pub(crate) fn existing(&self) -> Step<DentryRow> {
+        match &self.entry {
+            Some(entry) => Ok(*entry),
+            None => refuse(ErrorKind::NotFound, format!("{:?} does not exist", show(&self.name))),
+        }
+    }
+}
+
+/// Walks `names` down from the root.
+///
+/// *Errors*: `NotADirectory` when something else is in the middle.
+pub(crate) fn walk<'n>(view: &dyn View, names: impl Iterator<Item = &'n [u8]>) -> Step<Reach> {
+    let mut at = ROOT_INODE;
+    let mut names = names.peekable();
+    while let Some(name) = names.next() {
+        let last = names.peek().is_none();
+        match rows::entry(view, rows::content(view, at)?, name)? {
+            None => return Ok(Reach::Missing { directory: at, name: Bytes::copy_from_slice(name), last }),
+            Some(entry) => {
+                if !last && entry.r#type() != FileType::Directory {
+                    return refuse(ErrorKind::NotADirectory, not_a_directory(name, entry.r#type()));
+                }
+                at = entry.inode;
+            }
+        }
+    }
+    Ok(Reach::Inode(at))
+}
+
+fn not_a_directory(name: &[u8], kind: FileType) -> String {
+    match kind {
+        FileType::Symlink => format!("{:?} is a symlink, which the cluster does not follow", show(name)),
+        _ => format!("{:?} is not a directory", show(name)),
+    }
+}
+
+/// The inode a target points at, or where it ends.
+///
+/// *Errors*: `InvalidArgument` without a target; `NotFound` for an inode that does not exist.
+pub(crate) fn reach(view: &dyn View, target: Option<&Target>) -> Step<Reach> {
+    match target.and_then(|target| target.target.as_ref()) {
+        None => refuse(ErrorKind::InvalidArgument, "the request has no target: give a path, an inode or an entry"),
+        Some(target::Target::Path(path)) => walk(view, NsPath::parse(path)?.names()),
+        Some(target::Target::Inode(id)) => match rows::inode(view, *id)? {
+            Some(_) => Ok(Reach::Inode(*id)),
+            None => no_inode(*id),
+        },
+        Some(target::Target::Entry(entry)) => {
+            check_name(&entry.name)?;
+            let row = directory(view, entry.parent)?;
+            match rows::entry(view, rows::content_of(entry.parent, &row), &entry.name)? {
+                Some(found) => Ok(Reach::Inode(found.inode)),
+                None => Ok(Reach::Missing { directory: entry.parent, name: entry.name.clone(), last: true }),
+            }
+        }
+    }
+}
+
+/// The row of inode `id`, which must be a directory.
+pub(crate) fn directory(view: &dyn View, id: u64) -> Step<InodeRow> {
+    match rows::inode(view, id)? {
+        Some(row) if rows::is_dir(&row) => Ok(row),
+        Some(_) => refuse(ErrorKind::NotADirectory, format!("inode {id} is not a directory")),
+        None => no_inode(id),
+    }
+}
+
+/// The refusal for an inode that does not exist.
+pub(crate) fn no_inode<T>(id: u64) -> Step<T> {
+    refuse(ErrorKind::NotFound, format!("inode {id} does not exist"))
+}
+
+/// The refusal for a path whose `name` is missing.
+pub(crate) fn missing(name: &[u8]) -> Error {
+    Error::new(ErrorKind::NotFound, format!("{:?} does not exist", show(name)))
+}
+
+/// The slot a mutation works on, or why there is none, with the mount the walk ended in (0 outside any).
+pub(crate) fn slot(view: &dyn View, target: Option<&Target>) -> Step<(u32, Result<Place, Error>)> {
+    let (parent, name) = match target.and_then(|target| target.target.as_ref()) {
+        None => {
+            return refuse(ErrorKind::InvalidArgument, "the request has no target: give a path or an entry");
+        }
+        Some(target::Target::Inode(_)) => {
+            return refuse(ErrorKind::InvalidArgument, "this needs a path or (directory, name), not an inode");
+        }
+        Some(target::Target::Path(path)) => {
+            let path = NsPath::parse(path)?;
+            let Some((directory, name)) = path.split_last() else {
+                return refuse(ErrorKind::Busy, "the root directory cannot be created, moved or removed");
+            };
+            match walk(view, directory.names())? {
+                Reach::Inode(parent) => (parent, Bytes::copy_from_slice(name)),
+                Reach::Missing { directory, name, .. } => {
+                    let mount_id = rows::inode(view, directory)?.map_or(0, |row| row.mount_id);
+                    return Ok((mount_id, Err(missing(&name))));
+                }
+            }
+        }
+        Some(target::Target::Entry(entry)) => {
+            check_name(&entry.name)?;
+            (entry.parent, entry.name.clone())
+        }
+    };
+    let row = directory(view, parent)?;
+    let entry = rows::entry(view, rows::content_of(parent, &row), &name)?;
+    Ok((row.mount_id, Ok(Place { parent, row, name, entry })))
+}
+
+/// True if the target is the path `/` or the root inode.
+pub(crate) fn is_root(target: Option<&Target>) -> bool {
+    match target.and_then(|target| target.target.as_ref()) {
+        Some(target::Target::Path(path)) => NsPath::parse(path).is_ok_and(|path| path.is_root()),
+        Some(target::Target::Inode(id)) => *id == ROOT_INODE,
+        _ => false,
+    }
+}
+
+/// Why a change under `mount` is refused.
+pub(crate) fn refuse_write<T>(mount: &Mount) -> Step<T> {
+    let path = show(&mount.path);
+    if mount.read_only {
+        return refuse(ErrorKind::ReadOnly, format!("the mount at {path:?} is read-only"));
+    }
+    refuse(
+        ErrorKind::Unsupported,
+        format!("writes to under-storage are not supported yet: {path:?} is a mount of {}", mount.ufs_uri),
+    )
+}
+
+/// Refuses a change under the mount `mount_id`; passes outside of any.
+pub(crate) fn outside_mounts(view: &dyn View, mount_id: u32) -> Step {
+    if mount_id == 0 {
+        return Ok(());
+    }
+    match rows::mount(view, mount_id)? {
+        Some(mount) => refuse_write(&mount),
+        None => refuse(ErrorKind::NotFound, "the mount of this path was removed"),
+    }
+}
+
+/// Ancestors of the inode `id` with the row `row`, itself first, up to and without the root: (inode, name).
+/// `None` when they do not lead to the root: the tree was removed and waits for its purge.
+pub(crate) fn ancestry(view: &dyn View, id: u64, row: &InodeRow) -> Step<Option<Vec<(u64, Bytes)>>> {
+    let mut chain = Vec::new();
+    let (mut id, mut parent, mut name) = (id, row.parent, row.name.clone());
+    while id != ROOT_INODE {
+        if chain.len() >= DEPTH_MAX {
+            return refuse(ErrorKind::NameTooLong, format!("more than {DEPTH_MAX} directories above inode {id}"));
+        }
+        if parent == 0 {
+            return Ok(None);
+        }
+        let Some(above) = rows::inode(view, parent)? else { return Ok(None) };
+        if parent == ROOT_INODE {
+            let entry = rows::entry(view, rows::content_of(parent, &above), &name)?;
+            if entry.is_none_or(|entry| entry.inode != id) {
+                return Ok(None);
+            }
+        }
+        chain.push((id, name));
+        (id, parent, name) = (parent, above.parent, above.name);
+    }
+    Ok(Some(chain))
+}

@@ -1,0 +1,194 @@
+//! Client sessions: what makes a mutation happen once, however often it is sent.
+//!
+//! Promises: a (client id, seq) is executed at most once; as long as the client has not acknowledged the answer and its
+//! session lives, a repetition gets the first outcome; after that it gets a definite refusal, never a second execution.
+//! At most [`WINDOW`] outcomes are kept per session.
+
+use bytes::Bytes;
+use jindofs_proto::store::v1::outcome::Outcome as Answer;
+use jindofs_proto::store::v1::{CloseSession, ExpireSessions, OpenSession, Outcome, SessionRow};
+use jindofs_proto::v1::OpId;
+use prost::Message;
+
+use super::apply::done;
+use super::context::Ctx;
+use super::fault::{Step, refuse};
+use super::{StoreError, Table, Txn, keys, rows};
+use crate::error::ErrorKind;
+
+/// Most operations of one client from the lowest one it has no answer for: further ones must wait.
+pub const WINDOW: u64 = 64;
+/// Most live sessions.
+const SESSIONS_MAX: u64 = 100_000;
+/// Most sessions one command expires.
+const EXPIRE_MAX: usize = 1000;
+/// Longest description, bytes.
+const DESCRIPTION_MAX: usize = 1024;
+/// How long an ended session is remembered, so that no late duplicate of OpenSession brings it back. One hour: longer
+/// than any message is under way.
+const ENDED_KEPT_NS: i64 = 3_600_000_000_000;
+/// Rows each OpenSession looks at to drop ended sessions: more than it adds, so that they cannot pile up.
+const SWEEP: usize = 4;
+
+/// What to do with an operation.
+pub(super) enum Gate {
+    /// It was executed before: this is what came out.
+    Answer(Outcome),
+    /// Execute it, then store its outcome with the ticket.
+    Run(Ticket),
+}
+
+/// The right to execute one operation.
+pub(super) struct Ticket {
+    client_id: Bytes,
+    seq: u64,
+    acked_below: u64,
+    row: SessionRow,
+}
+
+/// Decides whether an operation runs. Changes nothing.
+///
+/// *Errors*: `SessionExpired` without a live session, or for an answer that was acknowledged and forgotten;
+/// `InvalidArgument` for a malformed op id or one beyond the window.
+pub(super) fn admit(txn: &dyn Txn, op: &OpId) -> Step<Gate> {
+    let OpId { client_id, seq, acked_below } = op;
+    check_client_id(client_id)?;
+    if *seq == 0 || acked_below > seq {
+        return refuse(
+            ErrorKind::InvalidArgument,
+            format!("operation {seq}, answers below {acked_below} acknowledged: seq begins at 1, acked_below is at most seq"),
+        );
+    }
+    let row = match rows::read::<SessionRow>(txn, Table::Session, client_id)? {
+        Some(row) if row.ended_ns == 0 => row,
+        _ => {
+            return refuse(
+                ErrorKind::SessionExpired,
+                "this client has no session: the outcome of its unanswered operations is unknown",
+            );
+        }
+    };
+    if *seq < row.acked_below {
+        return refuse(
+            ErrorKind::SessionExpired,
+            format!("operation {seq} was acknowledged by this client and its outcome is forgotten"),
+        );
+    }
+    if let Some(outcome) = rows::read(txn, Table::Reply, &keys::reply(client_id, *seq))? {
+        return Ok(Gate::Answer(outcome));
+    }
+    let acked_below = row.acked_below.max(*acked_below).max(1);
+    if seq - acked_below >= WINDOW {
+        return refuse(
+            ErrorKind::InvalidArgument,
+            format!("operation {seq} is more than {WINDOW} ahead of {acked_below}, the lowest one not acknowledged"),
+        );
+    }
+    Ok(Gate::Run(Ticket { client_id: client_id.clone(), seq: *seq, acked_below, row }))
+}
+
+impl Ticket {
+    /// Stores the outcome, and forgets those the client has acknowledged.
+    pub(super) fn store(mut self, txn: &mut dyn Txn, outcome: &Outcome) {
+        for seq in kept(&self.row).take_while(|seq| *seq < self.acked_below) {
+            txn.delete(Table::Reply, &keys::reply(&self.client_id, seq));
+        }
+        self.row.acked_below = self.acked_below;
+        self.row.last_seq = self.row.last_seq.max(self.seq);
+        rows::write(txn, Table::Session, &self.client_id, &self.row);
+        txn.put(Table::Reply, &keys::reply(&self.client_id, self.seq), outcome.encode_to_vec());
+    }
+}
+
+/// The seqs whose outcomes may be stored: at most [`WINDOW`].
+fn kept(row: &SessionRow) -> impl Iterator<Item = u64> + use<> {
+    row.acked_below.max(1)..=row.last_seq
+}
+
+fn check_client_id(client_id: &[u8]) -> Step {
+    if client_id.len() == 16 {
+        return Ok(());
+    }
+    refuse(ErrorKind::InvalidArgument, format!("a client id has 16 bytes, this one {}", client_id.len()))
+}
+
+/// Opens a session; for one that is open, nothing changes.
+pub(super) fn open(ctx: &mut Ctx<'_>, request: &OpenSession) -> Step<Answer> {
+    check_client_id(&request.client_id)?;
+    if request.description.len() > DESCRIPTION_MAX {
+        return refuse(ErrorKind::InvalidArgument, format!("a description has at most {DESCRIPTION_MAX} bytes"));
+    }
+    match rows::read::<SessionRow>(ctx.view(), Table::Session, &request.client_id)? {
+        Some(row) if row.ended_ns == 0 => return Ok(done()),
+        Some(_) => {
+            return refuse(ErrorKind::SessionExpired, "this session has ended: open one with a new client id");
+        }
+        None => {}
+    }
+    if ctx.counters.sessions >= SESSIONS_MAX {
+        return refuse(ErrorKind::ResourceExhausted, format!("{SESSIONS_MAX} sessions are open: close some"));
+    }
+    sweep(ctx)?;
+    let row =
+        SessionRow { description: request.description.clone(), opened_ns: ctx.now, acked_below: 1, ..SessionRow::default() };
+    rows::write(ctx.txn, Table::Session, &request.client_id, &row);
+    ctx.counters.sessions += 1;
+    Ok(done())
+}
+
+/// Ends a session that its client does not need any more.
+pub(super) fn close(ctx: &mut Ctx<'_>, request: &CloseSession) -> Step<Answer> {
+    check_client_id(&request.client_id)?;
+    end(ctx, &request.client_id)?;
+    Ok(done())
+}
+
+/// Ends sessions that were not renewed.
+pub(super) fn expire(ctx: &mut Ctx<'_>, request: &ExpireSessions) -> Step<Answer> {
+    if request.client_ids.len() > EXPIRE_MAX {
+        return refuse(ErrorKind::InvalidArgument, format!("at most {EXPIRE_MAX} sessions expire with one command"));
+    }
+    for client_id in &request.client_ids {
+        check_client_id(client_id)?;
+    }
+    for client_id in &request.client_ids {
+        end(ctx, client_id)?;
+    }
+    Ok(done())
+}
+
+/// Forgets the outcomes of a session and leaves a mark; without a live session, nothing happens.
+fn end(ctx: &mut Ctx<'_>, client_id: &[u8]) -> Result<(), StoreError> {
+    let Some(row) = rows::read::<SessionRow>(ctx.view(), Table::Session, client_id)? else { return Ok(()) };
+    if row.ended_ns != 0 {
+        return Ok(());
+    }
+    for seq in kept(&row) {
+        ctx.txn.delete(Table::Reply, &keys::reply(client_id, seq));
+    }
+    // The mark must not look alive should every clock stand at zero.
+    let mark = SessionRow { ended_ns: ctx.now.max(1), ..SessionRow::default() };
+    rows::write(ctx.txn, Table::Session, client_id, &mark);
+    ctx.counters.sessions = ctx.counters.sessions.saturating_sub(1);
+    Ok(())
+}
+
+/// Drops the marks of long-ended sessions, a few rows at a time, round and round the table.
+fn sweep(ctx: &mut Ctx<'_>) -> Result<(), StoreError> {
+    let from = ctx.view().get(Table::Meta, keys::SESSION_SWEEP)?.unwrap_or_default();
+    let found = ctx.view().scan(Table::Session, &[], &from, SWEEP)?;
+    let next = match found.last() {
+        Some((key, _)) if found.len() == SWEEP => key.to_vec(),
+        _ => Vec::new(),
+    };
+    for (key, value) in found {
+        let row: SessionRow = rows::decode(Table::Session, &key, value)?;
+        if row.ended_ns != 0 && ctx.now.saturating_sub(row.ended_ns) > ENDED_KEPT_NS {
+            ctx.txn.delete(Table::Session, &key);
+        }
+    }
+    if next != from {
+        ctx.txn.put(Table::Meta, keys::SESSION_SWEEP, next);
+    }
+    Ok(())
+}

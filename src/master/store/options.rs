@@ -1,0 +1,102 @@
+//! How RocksDB is set up: bounded memory, atomic flush, no write-ahead log.
+
+use std::path::Path;
+
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, Options, WriteBufferManager, WriteOptions,
+};
+
+use super::super::state::{StoreError, Table};
+
+/// Memory a store may use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreOptions {
+    /// Bytes of blocks, indexes and filters kept in memory.
+    pub block_cache_bytes: usize,
+    /// Bytes of changes kept in memory until they are flushed, over all tables.
+    pub write_buffer_bytes: usize,
+}
+
+impl Default for StoreOptions {
+    fn default() -> StoreOptions {
+        StoreOptions { block_cache_bytes: 64 << 20, write_buffer_bytes: 64 << 20 }
+    }
+}
+
+/// Opens the database with every table.
+pub(super) fn open(dir: &Path, options: &StoreOptions) -> Result<DB, rocksdb::Error> {
+    let cache = Cache::new_lru_cache(options.block_cache_bytes);
+    let families = Table::ALL.map(|table| ColumnFamilyDescriptor::new(table.name(), family(table, options, &cache)));
+    // RocksDB insists on a family of this name; it stays empty.
+    let unused = ColumnFamilyDescriptor::new("default", family(Table::Meta, options, &cache));
+    DB::open_cf_descriptors(&database(options), dir, std::iter::once(unused).chain(families))
+}
+
+fn database(options: &StoreOptions) -> Options {
+    let mut database = Options::default();
+    database.create_if_missing(true);
+    database.create_missing_column_families(true);
+    // Without a write-ahead log, all tables must reach the disk at the same point of the Raft log.
+    database.set_atomic_flush(true);
+    // One bound for all tables together. Writers are not stalled at it: the flush it starts is faster than Raft.
+    database.set_write_buffer_manager(&WriteBufferManager::new_write_buffer_manager(options.write_buffer_bytes, false));
+    database.set_max_background_jobs(2);
+    database.set_max_open_files(512);
+    database.set_bytes_per_sync(1 << 20);
+    database.set_max_log_file_size(4 << 20);
+    database.set_keep_log_file_num(4);
+    database.set_max_manifest_file_size(16 << 20);
+    database
+}
+
+fn family(table: Table, options: &StoreOptions, cache: &Cache) -> Options {
+    let mut blocks = BlockBasedOptions::default();
+    blocks.set_block_cache(cache);
+    // Indexes and filters count against the cache too, or memory would grow with the tree.
+    blocks.set_cache_index_and_filter_blocks(true);
+    blocks.set_cache_index_and_filter_blocks_with_high_priority(true);
+    blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    // Whole keys only: scans always name a directory that is known to exist, so a filter on prefixes would not help.
+    blocks.set_bloom_filter(10.0, false);
+    blocks.set_optimize_filters_for_memory(true);
+    blocks.set_format_version(5);
+
+    let mut family = Options::default();
+    family.set_block_based_table_factory(&blocks);
+    family.set_compression_type(DBCompressionType::Lz4);
+    family.set_level_compaction_dynamic_level_bytes(true);
+    family.set_target_file_size_base(32 << 20);
+    // Small tables get small arenas; the bound over all of them is the write buffer manager's.
+    let large = matches!(table, Table::Dentry | Table::Inode | Table::Reply);
+    family.set_write_buffer_size(if large { options.write_buffer_bytes } else { options.write_buffer_bytes / 8 });
+    family.set_arena_block_size(if large { 1 << 20 } else { 64 << 10 });
+    family.set_max_write_buffer_number(3);
+    if large {
+        // A create asks for a name and an operation that are not there yet: the filter spares the skip list.
+        family.set_memtable_whole_key_filtering(true);
+        family.set_memtable_prefix_bloom_ratio(0.02);
+    }
+    family
+}
+
+/// Refuses a directory with tables this release does not know.
+pub(super) fn known_tables(dir: &Path) -> Result<(), StoreError> {
+    let tables = DB::list_cf(&Options::default(), dir)
+        .map_err(|error| StoreError(format!("open the state store {}: {error}", dir.display())))?;
+    let unknown = tables.iter().find(|name| *name != "default" && !Table::ALL.iter().any(|table| table.name() == **name));
+    match unknown {
+        None => Ok(()),
+        Some(name) => Err(StoreError(format!(
+            "the state store {} has a table {name:?} that this release does not know: a newer release wrote it; start \
+             that one, or let this member join anew with an empty metadata directory",
+            dir.display()
+        ))),
+    }
+}
+
+/// Writes skip the write-ahead log.
+pub(super) fn write() -> WriteOptions {
+    let mut write = WriteOptions::default();
+    write.disable_wal(true);
+    write
+}

@@ -1,0 +1,113 @@
+//! A transaction: changes kept in memory over the database, until they are written together.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
+use bytes::Bytes;
+use rocksdb::{ReadOptions, WriteBatch};
+
+use super::Store;
+use super::scan::{Cursor, behind};
+use crate::master::state::{StoreError, Table, Txn, View};
+
+/// Changes by key; `None` removes.
+type Changes = BTreeMap<Vec<u8>, Option<Bytes>>;
+
+/// Changes over the newest state. Dropped without a commit, it leaves no trace.
+pub struct StoreTxn<'s> {
+    store: &'s Store,
+    changes: [Changes; Table::ALL.len()],
+}
+
+impl<'s> StoreTxn<'s> {
+    pub(super) fn new(store: &'s Store) -> StoreTxn<'s> {
+        StoreTxn { store, changes: Default::default() }
+    }
+
+    /// Number of keys changed.
+    pub fn len(&self) -> usize {
+        self.changes.iter().map(BTreeMap::len).sum()
+    }
+
+    /// True if nothing was changed.
+    pub fn is_empty(&self) -> bool {
+        self.changes.iter().all(BTreeMap::is_empty)
+    }
+
+    pub(super) fn into_batch(self) -> Result<WriteBatch, StoreError> {
+        let mut batch = WriteBatch::default();
+        for (table, changes) in Table::ALL.into_iter().zip(&self.changes) {
+            if changes.is_empty() {
+                continue;
+            }
+            let family = self.store.family(table)?;
+            for (key, change) in changes {
+                match change {
+                    Some(value) => batch.put_cf(family, key, value),
+                    None => batch.delete_cf(family, key),
+                }
+            }
+        }
+        Ok(batch)
+    }
+
+    fn of(&self, table: Table) -> &Changes {
+        &self.changes[table as usize]
+    }
+}
+
+impl View for StoreTxn<'_> {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        match self.of(table).get(key) {
+            Some(change) => Ok(change.clone()),
+            None => self.store.get(table, key),
+        }
+    }
+
+    fn scan(&self, table: Table, prefix: &[u8], after: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+        let mut rows = Vec::new();
+        if limit == 0 {
+            return Ok(rows);
+        }
+        let from = if after > prefix { Bound::Excluded(after) } else { Bound::Included(prefix) };
+        let end = behind(prefix);
+        let to = end.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+        let mut changed = match end.as_deref() {
+            // Nothing lies behind `after`, and a range may not end before it begins.
+            Some(end) if after >= end => return Ok(rows),
+            _ => self.of(table).range::<[u8], _>((from, to)).peekable(),
+        };
+        let mut cursor = Cursor::new(self.store, ReadOptions::default(), table, prefix, after)?;
+        while rows.len() < limit {
+            let stored = cursor.key()?;
+            let order = match (stored, changed.peek()) {
+                (None, None) => break,
+                (Some(_), None) => std::cmp::Ordering::Less,
+                (None, Some(_)) => std::cmp::Ordering::Greater,
+                (Some(stored), Some((key, _))) => stored.cmp(key.as_slice()),
+            };
+            if order.is_lt() {
+                rows.extend(cursor.row()?);
+                cursor.advance();
+                continue;
+            }
+            if order.is_eq() {
+                cursor.advance();
+            }
+            if let Some((key, Some(value))) = changed.next() {
+                rows.push((Bytes::copy_from_slice(key), value.clone()));
+            }
+        }
+        Ok(rows)
+    }
+}
+
+impl Txn for StoreTxn<'_> {
+    fn put(&mut self, table: Table, key: &[u8], value: Vec<u8>) {
+        self.changes[table as usize].insert(key.to_vec(), Some(value.into()));
+    }
+
+    fn delete(&mut self, table: Table, key: &[u8]) {
+        self.changes[table as usize].insert(key.to_vec(), None);
+    }
+}
