@@ -1,6 +1,100 @@
 //! `jindofs`: the roles of the cluster in one binary.
 
+use std::process::ExitCode;
+
+use clap::{Arg, ArgMatches, Command};
+use jindofs::config::keys::Role;
+use jindofs::config::{MasterConfig, Settings, explain, flags};
+use jindofs::error::{Error, ErrorKind, Result};
+use jindofs::runtime::{Shutdown, shutdown_on_signal};
+
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn main() {}
+fn main() -> ExitCode {
+    if let Err(error) = jindofs::dev::die_with_parent() {
+        return fail(&error);
+    }
+    let matches = cli().get_matches();
+    let outcome = match matches.subcommand() {
+        Some(("master", found)) => run_role(Role::Master, found),
+        Some(("worker", found)) => run_role(Role::Worker, found),
+        Some(("fuse", found)) => run_role(Role::Fuse, found),
+        Some(("check-config", found)) => check_config(found),
+        Some(("dev", found)) => jindofs::dev::command::run(found),
+        Some(("version", _)) => {
+            println!("jindofs {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+        _ => Err(Error::invalid("no command given; see jindofs --help")),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+fn cli() -> Command {
+    let roles = ["master", "worker", "fuse"];
+    Command::new("jindofs")
+        .about("The roles of a JindoFS cluster")
+        .version(env!("CARGO_PKG_VERSION"))
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(flags::command(Role::Master, "Runs a master: a member of the group that holds the namespace"))
+        .subcommand(flags::command(Role::Worker, "Runs a worker: it caches blocks of files"))
+        .subcommand(flags::command(Role::Fuse, "Mounts the file system on a directory"))
+        .subcommand(jindofs::dev::command::command())
+        .subcommand(
+            Command::new("check-config")
+                .about("Explains the effective settings of a role and where each comes from; exits with 2 on errors")
+                .args(flags::common())
+                .arg(Arg::new("role").long("role").required(true).value_parser(roles).help("Whose settings")),
+        )
+        .subcommand(Command::new("version").about("Prints the version"))
+}
+
+fn fail(error: &Error) -> ExitCode {
+    eprintln!("error: {error}");
+    ExitCode::from(error.exit_code())
+}
+
+/// Reads the settings first, so that a mistake in them is told before anything is touched.
+fn run_role(role: Role, matches: &ArgMatches) -> Result<()> {
+    let settings = flags::settings(role, matches)?;
+    explain::check(&settings)?;
+    jindofs::telemetry::init_logging();
+    for warning in &settings.warnings {
+        tracing::warn!(%warning, "a setting has no effect");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name(role.name()).build()?;
+    let outcome = runtime.block_on(async {
+        let shutdown = shutdown_on_signal()?;
+        start(role, &settings, shutdown).await
+    });
+    // A blocking call that hangs (a dead disk, a dead mount) must not keep a role from ending.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    outcome
+}
+
+async fn start(role: Role, settings: &Settings, shutdown: Shutdown) -> Result<()> {
+    match role {
+        Role::Master => jindofs::master::run(MasterConfig::from_settings(settings)?, shutdown).await,
+        Role::Worker | Role::Fuse => {
+            let message = format!("the {} role is not part of this release yet; masters and jindoctl are", role.name());
+            Err(Error::new(ErrorKind::Unsupported, message))
+        }
+        Role::Ctl => Err(Error::invalid("jindoctl is a binary of its own")),
+    }
+}
+
+fn check_config(matches: &ArgMatches) -> Result<()> {
+    let role = match matches.get_one::<String>("role").map(String::as_str) {
+        Some("master") => Role::Master,
+        Some("worker") => Role::Worker,
+        _ => Role::Fuse,
+    };
+    let settings = flags::settings(role, matches)?;
+    print!("{}", explain::explain(&settings));
+    explain::check(&settings)
+}

@@ -1,3 +1,8 @@
 //! `jindoctl`: the cluster, for people.
 
-fn main() {}
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> std::process::ExitCode {
+    jindofs::cli::run()
+}

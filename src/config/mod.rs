@@ -1,7 +1,19 @@
-//! Settings, as usable values. Where they come from (TOML file, environment, flags) is `config/source.rs`'s affair.
+//! Settings, as usable values. Where they come from (TOML file, environment, flags) is the affair of
+//! [`source`]; which there are, of [`keys`].
+
+mod build;
+pub mod explain;
+pub mod flags;
+pub mod keys;
+pub mod source;
+pub mod value;
 
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub use build::host_name;
+pub use keys::Role;
+pub use source::Settings;
 
 /// Settings of a master.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,14 +6,13 @@ pub mod raft;
 pub mod service;
 pub mod state;
 pub mod store;
-pub mod view;
 
 use jindofs_proto::raft::v1::raft_server::RaftServer;
-use tokio::net::TcpListener;
-use tonic::transport::server::TcpIncoming;
+use tokio::task::JoinSet;
 
 use crate::config::MasterConfig;
 use crate::error::{Error, Result};
+use crate::rpc::server;
 use crate::runtime::Shutdown;
 use crate::types::MESSAGE_BYTES_MAX;
 
@@ -24,37 +23,40 @@ use raft::{Handle, RaftService};
 /// *Errors*: what keeps it from starting (a port or a directory in use, a disk that must not be used), each with the way
 /// out; the process should end with them.
 pub async fn run(config: MasterConfig, stop: Shutdown) -> Result<()> {
+    let listen = |port: u16| format!("{}:{port}", config.bind);
+    // Ports first: a second start by mistake must not count as a start of the disk.
+    let raft_port = server::bind(&listen(config.raft_port), "namespace.backend.raft.port").await?;
+    let client_port = server::bind(&listen(config.grpc_port), "namespace.rpc.port").await?;
+    let http_port = server::bind(&listen(config.http_port), "namespace.http.port").await?;
     let handle = Handle::open(config.clone())?;
-    let servers = Shutdown::new();
-    let raft = serve_raft(handle.clone(), &config, servers.clone()).await?;
-    let client = tokio::spawn(service::serve(handle.clone(), config.clone(), servers.clone()));
-    let lived = handle.live(&stop).await;
-    servers.cancel();
-    let _ = raft.await; let _ = client.await;
-    lived
-}
 
-async fn serve_raft(
-    handle: Handle,
-    config: &MasterConfig,
-    stop: Shutdown,
-) -> Result<tokio::task::JoinHandle<()>> {
-    let address = format!("{}:{}", config.bind, config.raft_port);
-    let listener = TcpListener::bind(&address)
-        .await
-        .map_err(|error| Error::from(error).context(format!("raft port {address} (namespace.backend.raft.port)")))?;
-    let service = RaftServer::new(RaftService(handle))
+    let servers = Shutdown::new();
+    let mut tasks = JoinSet::new();
+    let raft = RaftServer::new(RaftService(handle.clone()))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let server = tonic::transport::Server::builder()
-        .initial_stream_window_size(8 << 20)
-        .initial_connection_window_size(16 << 20)
-        .add_service(service);
-    Ok(tokio::spawn(async move {
-        // A small answer must not wait for the peer's delayed acknowledgement.
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-        if let Err(error) = server.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await {
-            crate::runtime::die(&format!("the raft server has failed: {error}"));
-        }
-    }))
+    tasks.spawn(server::serve(raft_port, server::routes(raft).await?, servers.clone()));
+    {
+        let (handle, config, servers) = (handle.clone(), config.clone(), servers.clone());
+        tasks.spawn(async move { service::serve(client_port, handle, &config, servers).await });
+    }
+    tasks.spawn(http::serve(http_port, handle.clone(), servers.clone()));
+    {
+        let (handle, servers) = (handle.clone(), servers.clone());
+        tasks.spawn(async move {
+            duties::purge(handle, servers).await;
+            Ok(())
+        });
+    }
+    let outcome = tokio::select! {
+        lived = handle.live(&stop) => lived,
+        ended = tasks.join_next() => Err(match ended {
+            Some(Ok(Err(error))) => error,
+            _ => Error::internal("a task of the master has ended"),
+        }),
+    };
+    // Leadership is handed over by now; the servers answered until then.
+    servers.cancel();
+    while tasks.join_next().await.is_some() {}
+    outcome
 }

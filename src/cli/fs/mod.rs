@@ -1,0 +1,184 @@
+//! `jindoctl fs`: the namespace, for people.
+
+use clap::Subcommand;
+use futures::StreamExt;
+use jindofs_proto::v1::{Attr, CreateRequest, FileType, MkdirRequest};
+use serde::Serialize;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+
+use super::Common;
+use super::output::{name, print};
+use crate::client::namespace::{Namespace, at_inode, at_path};
+use crate::error::{Error, Result};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Lists a directory.
+    Ls {
+        /// Absolute path.
+        path: OsString,
+    },
+    /// Attributes of one file or directory.
+    Stat {
+        /// Absolute path.
+        path: OsString,
+    },
+    /// Makes a directory.
+    Mkdir {
+        /// Missing parents too; an existing directory is no error.
+        #[arg(short, long)]
+        parents: bool,
+        /// Absolute path.
+        path: OsString,
+    },
+    /// Makes an empty file.
+    Create {
+        /// Absolute path.
+        path: OsString,
+    },
+    /// Renames, replacing a file or an empty directory at the new path.
+    Mv {
+        /// Fail instead of replacing.
+        #[arg(short, long)]
+        no_clobber: bool,
+        /// Absolute path.
+        from: OsString,
+        /// Absolute path.
+        to: OsString,
+    },
+    /// Removes a file, or with -r a whole tree.
+    Rm {
+        /// Directories too, with everything below.
+        #[arg(short, long)]
+        recursive: bool,
+        /// Absolute path.
+        path: OsString,
+    },
+    /// Bytes, files and directories below a path.
+    Du {
+        /// Absolute path.
+        path: OsString,
+    },
+    /// As du.
+    Count {
+        /// Absolute path.
+        path: OsString,
+    },
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    name: String,
+    r#type: &'static str,
+    size: u64,
+    /// RFC 3339 would need a time zone; nanoseconds since the epoch need nothing.
+    mtime: i64,
+    inode: String,
+}
+
+fn row(label: String, attr: &Attr) -> Row {
+    let r#type = match attr.r#type() {
+        FileType::Directory => "directory",
+        FileType::Symlink => "symlink",
+        FileType::File | FileType::Unspecified => "file",
+    };
+    Row { name: label, r#type, size: attr.size, mtime: attr.mtime_ns, inode: attr.inode.to_string() }
+}
+
+const HEADER: [&str; 5] = ["NAME", "TYPE", "SIZE", "MTIME", "INODE"];
+
+fn cells(row: &Row) -> Vec<String> {
+    vec![row.name.clone(), row.r#type.to_owned(), row.size.to_string(), row.mtime.to_string(), row.inode.clone()]
+}
+
+pub(super) async fn run(common: &Common, command: Command) -> Result<()> {
+    let namespace = common.namespace()?;
+    let outcome = act(common, &namespace, command).await;
+    // What was done is done; a session that is not closed expires.
+    namespace.session().close().await;
+    outcome
+}
+
+async fn act(common: &Common, namespace: &Namespace, command: Command) -> Result<()> {
+    let at = |path: &OsString| at_path(path.clone().into_vec());
+    match command {
+        Command::Ls { path } => ls(common, namespace, &path).await,
+        Command::Stat { path } => {
+            let attr = namespace.lookup(at(&path)).await?;
+            let row = row(name(&path.into_vec()), &attr);
+            print(common.output, &row, &HEADER, |_| vec![cells(&row)])
+        }
+        Command::Mkdir { parents, path } => {
+            let request = MkdirRequest { target: Some(at(&path)), mode: 0o755, parents, ..MkdirRequest::default() };
+            namespace.mkdir(request).await.map(|_| ())
+        }
+        Command::Create { path } => {
+            let target = Some(at(&path));
+            let request = CreateRequest { target, mode: 0o644, exclusive: true, ..CreateRequest::default() };
+            namespace.create(request).await.map(|_| ())
+        }
+        Command::Mv { no_clobber, from, to } => namespace.rename(at(&from), at(&to), no_clobber).await.map(|_| ()),
+        Command::Rm { recursive, path } => rm(namespace, &path, recursive).await,
+        Command::Du { path } | Command::Count { path } => count(common, namespace, &path).await,
+    }
+}
+
+async fn ls(common: &Common, namespace: &Namespace, path: &OsString) -> Result<()> {
+    let attr = namespace.lookup(at_path(path.clone().into_vec())).await?;
+    let mut rows = Vec::new();
+    if attr.r#type() == FileType::Directory {
+        let mut entries = std::pin::pin!(namespace.list(at_inode(attr.inode)));
+        while let Some(entry) = entries.next().await {
+            let entry = entry?;
+            rows.push(row(name(&entry.name), &entry.attr.unwrap_or_default()));
+        }
+    } else {
+        rows.push(row(name(&path.clone().into_vec()), &attr));
+    }
+    print(common.output, &rows, &HEADER, |_| rows.iter().map(cells).collect())
+}
+
+async fn rm(namespace: &Namespace, path: &OsString, recursive: bool) -> Result<()> {
+    let target = || at_path(path.clone().into_vec());
+    let attr = namespace.lookup(target()).await?;
+    match (attr.r#type(), recursive) {
+        (FileType::Directory, true) => namespace.rmdir(target(), true).await,
+        (FileType::Directory, false) => {
+            Err(Error::new(crate::error::ErrorKind::IsADirectory, "it is a directory: use -r to remove it with its content"))
+        }
+        _ => namespace.unlink(target()).await,
+    }
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Totals {
+    bytes: u64,
+    files: u64,
+    directories: u64,
+}
+
+async fn count(common: &Common, namespace: &Namespace, path: &OsString) -> Result<()> {
+    let attr = namespace.lookup(at_path(path.clone().into_vec())).await?;
+    let mut totals = Totals::default();
+    let mut waiting = Vec::new();
+    let mut take = |attr: &Attr, waiting: &mut Vec<u64>| {
+        if attr.r#type() == FileType::Directory {
+            totals.directories += 1;
+            waiting.push(attr.inode);
+        } else {
+            totals.files += 1;
+            totals.bytes += attr.size;
+        }
+    };
+    take(&attr, &mut waiting);
+    while let Some(inode) = waiting.pop() {
+        let mut entries = std::pin::pin!(namespace.list(at_inode(inode)));
+        while let Some(entry) = entries.next().await {
+            take(&entry?.attr.unwrap_or_default(), &mut waiting);
+        }
+    }
+    print(common.output, &totals, &["BYTES", "FILES", "DIRECTORIES"], |_| {
+        vec![vec![totals.bytes.to_string(), totals.files.to_string(), totals.directories.to_string()]]
+    })
+}

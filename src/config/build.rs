@@ -1,0 +1,437 @@
+//! From layered settings to the structs the roles take. Checks what only several values together can tell.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::keys::Role;
+use super::source::{Settings, Source, conflict};
+use super::{ClientConfig, FuseConfig, MasterConfig, Medium, TierConfig, WorkerConfig, value};
+use crate::error::Result;
+use crate::types::COMMAND_BYTES_MAX;
+
+/// Longest path of a Unix socket on Linux, bytes.
+const SOCKET_PATH_MAX: usize = 107;
+
+/// Reads typed values and collects what is wrong, so that all of it is told at once.
+struct Reader<'a> {
+    settings: &'a Settings,
+    problems: Vec<String>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(settings: &'a Settings) -> Reader<'a> {
+        Reader { settings, problems: settings.problems.clone() }
+    }
+
+    fn text(&self, name: &str) -> &'a str {
+        self.settings.get(name).map_or("", |setting| setting.value.trim())
+    }
+
+    fn is_set(&self, name: &str) -> bool {
+        self.settings.get(name).is_some_and(|setting| setting.source != Source::Default)
+    }
+
+    fn complain(&mut self, name: &str, problem: impl std::fmt::Display) {
+        let source = self.settings.get(name).map(|setting| setting.source.to_string()).unwrap_or_default();
+        self.problems.push(format!("{name} ({source}): {problem}"));
+    }
+
+    fn parse<T: Default>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> T {
+        match parse(self.text(name)) {
+            Ok(value) => value,
+            // Form was checked when the value was read; only an emptied value comes here.
+            Err(problem) => {
+                self.complain(name, problem);
+                T::default()
+            }
+        }
+    }
+
+    fn port(&mut self, name: &str) -> u16 {
+        self.parse(name, value::port)
+    }
+
+    fn size(&mut self, name: &str) -> u64 {
+        self.parse(name, value::size)
+    }
+
+    fn time(&mut self, name: &str) -> Duration {
+        let time = self.parse(name, value::duration);
+        if time.is_zero() {
+            self.complain(name, "must be longer than zero");
+        }
+        time
+    }
+
+    fn flag(&mut self, name: &str) -> bool {
+        self.parse(name, value::boolean)
+    }
+
+    fn addresses(&mut self, name: &str) -> Vec<String> {
+        self.parse(name, value::addresses)
+    }
+
+    fn required(&mut self, name: &str, example: &str) {
+        if self.text(name).is_empty() {
+            self.problems.push(format!(
+                "{name} is required: set it in the config file, as {}, or with --set {name}={example}",
+                super::keys::find(name).map(super::keys::Key::env).unwrap_or_default()
+            ));
+        }
+    }
+
+    fn different_ports(&mut self, names: &[&str], ports: &[u16]) {
+        for (at, port) in ports.iter().enumerate() {
+            if let Some(first) = ports[..at].iter().position(|other| other == port) {
+                self.complain(names[at], format!("port {port} is also {}'s", names[first]));
+            }
+        }
+    }
+
+    fn finish<T>(self, value: T) -> Result<T> {
+        if self.problems.is_empty() { Ok(value) } else { Err(conflict(self.problems)) }
+    }
+}
+
+/// The machine's host name; `localhost` where there is none.
+pub fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim();
+    if name.is_empty() || name == "(none)" { "localhost".to_owned() } else { name.to_owned() }
+}
+
+fn host_of(address: &str) -> &str {
+    address.rsplit_once(':').map_or(address, |(host, _)| host)
+}
+
+fn port_of(address: &str) -> Option<u16> {
+    address.rsplit_once(':').and_then(|(_, port)| port.parse().ok())
+}
+
+/// True if `host` is `machine`, or a longer or shorter form of its name.
+fn names_machine(host: &str, machine: &str) -> bool {
+    let first = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
+    host == machine || (first(host) == first(machine) && host.parse::<std::net::IpAddr>().is_err())
+}
+
+fn master_host(reader: &mut Reader<'_>, peers: &[String], machine: &str) -> String {
+    let given = value::list(reader.text("namespace.backend.raft.hostname"));
+    // Upstream puts the name of every master there, sometimes with a port.
+    let bare = |host: &String| if port_of(host).is_some() { host_of(host).to_owned() } else { host.clone() };
+    let given: Vec<String> = given.iter().map(bare).collect();
+    match given.as_slice() {
+        [only] => return only.clone(),
+        [] => {}
+        several => {
+            if let Some(mine) = several.iter().find(|host| names_machine(host, machine)) {
+                return mine.clone();
+            }
+            let problem = format!("none of these hosts is named like this machine, {machine}");
+            reader.complain("namespace.backend.raft.hostname", problem);
+        }
+    }
+    let mine = peers.iter().map(|peer| host_of(peer)).find(|host| peers.len() == 1 || names_machine(host, machine));
+    mine.unwrap_or(machine).to_owned()
+}
+
+impl MasterConfig {
+    /// The settings of a master.
+    ///
+    /// *Errors*: `InvalidArgument` with every problem there is.
+    pub fn from_settings(settings: &Settings) -> Result<MasterConfig> {
+        let mut r = Reader::new(settings);
+        r.required("namespace.meta-dir", "/var/lib/jindofs/meta");
+        let mut peers = r.addresses("namespace.backend.raft.initial-conf");
+        let host = master_host(&mut r, &peers, &host_name());
+        let raft_port = raft_port(&mut r, &peers, &host);
+        if peers.is_empty() {
+            peers.push(format!("{host}:{raft_port}"));
+        }
+        if r.text("namespace.backend.type") == "rocksdb" && peers.len() > 1 {
+            let problem = format!("rocksdb is one master, but initial-conf lists {}: set it to raft", peers.len());
+            r.complain("namespace.backend.type", problem);
+        }
+        let config = MasterConfig {
+            meta_dir: PathBuf::from(r.text("namespace.meta-dir")),
+            peers,
+            host,
+            bind: r.text("namespace.bind").to_owned(),
+            grpc_port: r.port("namespace.rpc.port"),
+            raft_port,
+            http_port: r.port("namespace.http.port"),
+            heartbeat: r.time("namespace.backend.raft.heartbeat"),
+            election_min: r.time("namespace.backend.raft.election-min"),
+            election_max: r.time("namespace.backend.raft.election-max"),
+            auto_replace: r.flag("namespace.backend.raft.auto-replace"),
+            snapshot_log_bytes: r.size("namespace.backend.raft.snapshot-log-size"),
+            keep_log_bytes: r.size("namespace.backend.raft.keep-log-size"),
+            inflight_bytes: r.size("namespace.backend.raft.inflight-size"),
+            session_ttl: r.time("namespace.session.ttl"),
+            worker_timeout: r.time("namespace.worker.timeout"),
+        };
+        check_master(&mut r, &config);
+        r.finish(config)
+    }
+}
+
+fn raft_port(r: &mut Reader<'_>, peers: &[String], host: &str) -> u16 {
+    let name = "namespace.backend.raft.port";
+    let mut mine = peers.iter().filter(|peer| host_of(peer) == host).filter_map(|peer| port_of(peer));
+    match (r.is_set(name), mine.next(), mine.next()) {
+        (false, Some(port), None) => port,
+        _ => r.port(name),
+    }
+}
+
+fn check_master(r: &mut Reader<'_>, config: &MasterConfig) {
+    if config.election_min < config.heartbeat * 2 {
+        r.complain("namespace.backend.raft.election-min", "must be at least twice the heartbeat");
+    }
+    if config.election_max <= config.election_min {
+        r.complain("namespace.backend.raft.election-max", "must be longer than election-min");
+    }
+    if config.inflight_bytes < 2 * COMMAND_BYTES_MAX as u64 {
+        r.complain("namespace.backend.raft.inflight-size", "must be at least 2MiB, two of the largest commands");
+    }
+    if config.snapshot_log_bytes == 0 {
+        r.complain("namespace.backend.raft.snapshot-log-size", "must be more than zero");
+    }
+    r.different_ports(
+        &["namespace.rpc.port", "namespace.backend.raft.port", "namespace.http.port"],
+        &[config.grpc_port, config.raft_port, config.http_port],
+    );
+}
+
+impl WorkerConfig {
+    /// The settings of a worker.
+    ///
+    /// *Errors*: `InvalidArgument` with every problem there is.
+    pub fn from_settings(settings: &Settings) -> Result<WorkerConfig> {
+        let mut r = Reader::new(settings);
+        r.required("storage.namespace.rpc.address", "master-0:8101,master-1:8101,master-2:8101");
+        let grpc_port = r.port("storage.rpc.port");
+        let tiers = tiers(&mut r, grpc_port);
+        let first = tiers.iter().find(|tier| tier.medium != Medium::Mem).or(tiers.first());
+        let or = |text: &str, default: PathBuf| if text.is_empty() { default } else { PathBuf::from(text) };
+        let beside = first.map(|tier| tier.path.join("worker")).unwrap_or_default();
+        let data_dir = or(r.text("storage.work-dir"), beside);
+        let socket = or(r.text("storage.socket"), data_dir.join("worker.sock"));
+        check_socket(&mut r, &socket);
+        let address = r.text("storage.address");
+        let config = WorkerConfig {
+            masters: r.addresses("storage.namespace.rpc.address"),
+            tiers,
+            data_dir,
+            host: if address.is_empty() { host_name() } else { address.to_owned() },
+            bind: r.text("storage.bind").to_owned(),
+            grpc_port,
+            http_port: r.port("storage.http.port"),
+            socket,
+            heartbeat: r.time("storage.heartbeat"),
+        };
+        r.different_ports(&["storage.rpc.port", "storage.http.port"], &[config.grpc_port, config.http_port]);
+        r.finish(config)
+    }
+}
+
+fn check_socket(r: &mut Reader<'_>, socket: &Path) {
+    let length = socket.as_os_str().len();
+    if length > SOCKET_PATH_MAX {
+        let socket = socket.display();
+        let problem = format!("{socket} has {length} bytes; a Unix socket can have {SOCKET_PATH_MAX}: set a shorter one");
+        r.complain("storage.socket", problem);
+    }
+}
+
+fn tiers(r: &mut Reader<'_>, grpc_port: u16) -> Vec<TierConfig> {
+    let (high, low) =
+        (r.parse("storage.watermark.high.ratio", value::percent), r.parse("storage.watermark.low.ratio", value::percent));
+    if low > high {
+        r.complain("storage.watermark.low.ratio", "must not be above storage.watermark.high.ratio");
+    }
+    let tier = |medium, path, quota_bytes| TierConfig { medium, path, quota_bytes, high_percent: high, low_percent: low };
+    let mut tiers = Vec::new();
+    let memory = r.size("storage.ram.cache.size");
+    if memory > 0 {
+        let dir = r.text("storage.ram.cache.dir");
+        let default = || PathBuf::from(format!("/dev/shm/jindofs-{grpc_port}"));
+        tiers.push(tier(Medium::Mem, if dir.is_empty() { default() } else { PathBuf::from(dir) }, memory));
+    }
+    let dirs: Vec<PathBuf> = value::list(r.text("storage.data-dirs")).into_iter().map(PathBuf::from).collect();
+    if dirs.is_empty() && memory == 0 {
+        r.required("storage.data-dirs", "/mnt/cache");
+    }
+    let sizes = per_dir(r, "storage.data-dirs.capacities", dirs.len(), value::sizes);
+    if !dirs.is_empty() && sizes.is_empty() {
+        r.required("storage.data-dirs.capacities", "12Gi");
+    }
+    let mediums = per_dir(r, "storage.data-dirs.mediums", dirs.len(), value::mediums);
+    for (at, dir) in dirs.iter().enumerate() {
+        let guess = if dir.starts_with("/dev/shm") { Medium::Mem } else { Medium::Ssd };
+        let quota = sizes.get(at).copied().unwrap_or_default();
+        tiers.push(tier(mediums.get(at).copied().unwrap_or(guess), dir.clone(), quota));
+    }
+    for (at, one) in tiers.iter().enumerate() {
+        if tiers[..at].iter().any(|other| other.path == one.path) {
+            r.complain("storage.data-dirs", format!("{} is listed twice", one.path.display()));
+        }
+    }
+    tiers.sort_by_key(|tier| tier.medium);
+    tiers
+}
+
+/// One value for each directory; a single one serves all.
+fn per_dir<T: Clone>(
+    r: &mut Reader<'_>,
+    name: &str,
+    dirs: usize,
+    parse: impl Fn(&str) -> Result<Vec<T>, String>,
+) -> Vec<T> {
+    let values = r.parse(name, parse);
+    match values.len() {
+        1 => vec![values[0].clone(); dirs],
+        count if count == 0 || count == dirs => values,
+        count => {
+            r.complain(name, format!("has {count} values, but storage.data-dirs has {dirs} directories"));
+            values
+        }
+    }
+}
+
+impl ClientConfig {
+    /// The settings of a client. `jindoctl` gives up sooner than a mount: 10 s unless set.
+    ///
+    /// *Errors*: `InvalidArgument` with every problem there is.
+    pub fn from_settings(settings: &Settings) -> Result<ClientConfig> {
+        let mut r = Reader::new(settings);
+        let config = client(&mut r);
+        r.finish(config)
+    }
+}
+
+fn client(r: &mut Reader<'_>) -> ClientConfig {
+    r.required("fs.jindocache.namespace.rpc.address", "master-0:8101,master-1:8101,master-2:8101");
+    let name = "fs.jindocache.rpc.timeout";
+    let patient = r.settings.role() != Role::Ctl || r.is_set(name);
+    ClientConfig {
+        masters: r.addresses("fs.jindocache.namespace.rpc.address"),
+        rpc_timeout: if patient { r.time(name) } else { Duration::from_secs(10) },
+        hard: r.flag("fs.jindocache.hard"),
+    }
+}
+
+impl FuseConfig {
+    /// The settings of a FUSE client.
+    ///
+    /// *Errors*: `InvalidArgument` with every problem there is.
+    pub fn from_settings(settings: &Settings) -> Result<FuseConfig> {
+        let mut r = Reader::new(settings);
+        r.required("fuse.mount", "/mnt/jindofs");
+        let threads = r.parse("fuse.threads", value::count);
+        if !(1..=256).contains(&threads) {
+            r.complain("fuse.threads", "must be from 1 to 256");
+        }
+        let config = FuseConfig {
+            client: client(&mut r),
+            mount: PathBuf::from(r.text("fuse.mount")),
+            allow_other: r.flag("fuse.allow-other"),
+            attr_ttl: r.parse("fuse.attr-ttl", value::duration),
+            offline_max_staleness: r.parse("fuse.offline-max-staleness", value::duration),
+            threads,
+            http_port: r.port("fuse.http.port"),
+            bind: r.text("fuse.bind").to_owned(),
+        };
+        r.finish(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::source::FlagValue;
+    use super::*;
+
+    fn settings(role: Role, values: &[&str]) -> Settings {
+        let flags: Vec<_> = values.iter().map(|text| FlagValue::from_set(text).expect("KEY=VALUE")).collect();
+        Settings::load(role, None, &|_| None, &flags).expect("loads")
+    }
+
+    fn master(values: &[&str]) -> Result<MasterConfig> {
+        MasterConfig::from_settings(&settings(Role::Master, values))
+    }
+
+    #[test]
+    fn one_master_needs_a_meta_dir_only() {
+        let config = master(&["namespace.meta-dir=/m", "namespace.backend.raft.hostname=me"]).expect("valid");
+        assert_eq!(config.peers, ["me:8103"]);
+        assert_eq!((config.grpc_port, config.raft_port, config.http_port), (8101, 8103, 8104));
+        assert_eq!((config.heartbeat.as_millis(), config.election_max.as_millis()), (200, 1200));
+        let error = master(&[]).expect_err("refused");
+        assert!(error.message.contains("namespace.meta-dir is required") && error.message.contains("NAMESPACE_META_DIR"));
+    }
+
+    #[test]
+    fn initial_conf_gives_the_own_raft_port() {
+        let conf = "namespace.backend.raft.initial-conf=a:14728:0,b:14729:0,c:14730:0";
+        let config = master(&["namespace.meta-dir=/m", conf, "namespace.backend.raft.hostname=b"]).expect("valid");
+        assert_eq!((config.raft_port, config.peers.len()), (14729, 3));
+        let local = "namespace.backend.raft.initial-conf=127.0.0.1:1,127.0.0.1:2";
+        let host = "namespace.backend.raft.hostname=127.0.0.1";
+        let config = master(&["namespace.meta-dir=/m", local, host, "namespace.backend.raft.port=2"]).expect("valid");
+        assert_eq!(config.raft_port, 2);
+    }
+
+    #[test]
+    fn every_problem_is_told_at_once() {
+        let bad = ["namespace.rpc.port=8103", "namespace.backend.raft.election-min=100ms", "namespace.session.ttl=0s"];
+        let message = master(&bad).expect_err("refused").message;
+        for part in ["meta-dir is required", "also namespace.rpc.port's", "twice the heartbeat", "longer than zero"] {
+            assert!(message.contains(part), "{part} in {message}");
+        }
+    }
+
+    #[test]
+    fn several_masters_cannot_be_rocksdb() {
+        let conf = "namespace.backend.raft.initial-conf=a:1,b:1,c:1";
+        let message = master(&["namespace.meta-dir=/m", conf, "namespace.backend.type=rocksdb"]).expect_err("no").message;
+        assert!(message.contains("one master"), "{message}");
+    }
+
+    #[test]
+    fn a_worker_has_tiers_by_medium_and_one_capacity_for_all() {
+        let config = WorkerConfig::from_settings(&settings(
+            Role::Worker,
+            &[
+                "storage.namespace.rpc.address=a:1",
+                "storage.data-dirs=/ssd,/dev/shm/x",
+                "storage.data-dirs.capacities=12g",
+                "storage.watermark.high.ratio=99%",
+            ],
+        ))
+        .expect("valid");
+        let seen: Vec<_> = config.tiers.iter().map(|tier| (tier.medium, tier.quota_bytes >> 30)).collect();
+        assert_eq!(seen, [(Medium::Mem, 12), (Medium::Ssd, 12)]);
+        assert_eq!((config.tiers[0].high_percent, config.tiers[0].low_percent), (99, 85));
+        assert_eq!(config.socket, Path::new("/ssd/worker/worker.sock"));
+    }
+
+    #[test]
+    fn capacities_must_match_directories_and_sockets_must_fit() {
+        let long = format!("storage.socket=/{}", "x".repeat(120));
+        let error = WorkerConfig::from_settings(&settings(
+            Role::Worker,
+            &["storage.namespace.rpc.address=a:1", "storage.data-dirs=/a,/b,/c", "storage.data-dirs.capacities=1g,2g", &long],
+        ))
+        .expect_err("refused");
+        assert!(error.message.contains("has 2 values") && error.message.contains("121 bytes"), "{}", error.message);
+    }
+
+    #[test]
+    fn jindoctl_gives_up_after_ten_seconds_and_a_mount_after_two_minutes() {
+        let masters = "fs.jindocache.namespace.rpc.address=a:1";
+        let ctl = ClientConfig::from_settings(&settings(Role::Ctl, &[masters])).expect("valid");
+        let fuse = FuseConfig::from_settings(&settings(Role::Fuse, &[masters, "fuse.mount=/m"])).expect("valid");
+        assert_eq!((ctl.rpc_timeout.as_secs(), fuse.client.rpc_timeout.as_secs()), (10, 120));
+        let set = settings(Role::Ctl, &[masters, "fs.jindocache.rpc.timeout=30000"]);
+        assert_eq!(ClientConfig::from_settings(&set).expect("valid").rpc_timeout.as_secs(), 30);
+    }
+}

@@ -1,0 +1,300 @@
+//! Every setting there is: its name, meaning, unit and default. Files, environment, flags and help text all come from
+//! this one table. Names are upstream's where upstream has one.
+
+/// A role of the `jindofs` binary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// Holds the namespace.
+    Master,
+    /// Holds cached blocks.
+    Worker,
+    /// Serves a kernel mount.
+    Fuse,
+    /// `jindoctl`.
+    Ctl,
+}
+
+impl Role {
+    /// Lower-case name, as in `jindofs master`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Master => "master",
+            Role::Worker => "worker",
+            Role::Fuse => "fuse",
+            Role::Ctl => "jindoctl",
+        }
+    }
+}
+
+/// Form of a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Any text.
+    Text,
+    /// Directory or file.
+    Path,
+    /// Comma-separated directories.
+    Paths,
+    /// Bytes: `12Gi`, `4MiB`, `1g`, `4096`; every suffix is a power of 1,024.
+    Size,
+    /// Comma-separated sizes.
+    Sizes,
+    /// `200ms`, `60s`, `2m`, `1h`; a bare number is milliseconds.
+    Duration,
+    /// `true` or `false`.
+    Bool,
+    /// TCP port, 1 to 65,535.
+    Port,
+    /// A whole number.
+    Count,
+    /// Comma-separated `host:port`; a third field, as in `host:port:0`, is dropped.
+    Addresses,
+    /// `0.8` or `80%`.
+    Ratio,
+    /// Comma-separated `MEM`, `SSD`, `HDD`.
+    Mediums,
+    /// One word of a fixed set.
+    Choice(&'static [&'static str]),
+}
+
+impl Kind {
+    /// For help texts.
+    pub fn form(self) -> &'static str {
+        match self {
+            Kind::Text => "TEXT",
+            Kind::Path => "PATH",
+            Kind::Paths => "PATH,...",
+            Kind::Size => "SIZE",
+            Kind::Sizes => "SIZE,...",
+            Kind::Duration => "DURATION",
+            Kind::Bool => "true|false",
+            Kind::Port => "PORT",
+            Kind::Count => "NUMBER",
+            Kind::Addresses => "HOST:PORT,...",
+            Kind::Ratio => "RATIO",
+            Kind::Mediums => "MEM|SSD|HDD,...",
+            Kind::Choice(_) => "WORD",
+        }
+    }
+}
+
+/// One setting.
+#[derive(Debug, Clone, Copy)]
+pub struct Key {
+    /// Dotted name, as in the file and in `--set`.
+    pub name: &'static str,
+    /// Who reads it.
+    pub roles: &'static [Role],
+    /// Form of the value.
+    pub kind: Kind,
+    /// Default, written as in a file; empty when there is none or when `doc` says how it is derived.
+    pub default: &'static str,
+    /// Meaning, for people.
+    pub doc: &'static str,
+    /// Flag of its own, without the dashes.
+    pub flag: &'static str,
+    /// Further environment variables that set it, weaker than the one made from the name.
+    pub env_aliases: &'static [&'static str],
+}
+
+impl Key {
+    /// The environment variable: upper case, with `.` and `-` as `_`.
+    pub fn env(&self) -> String {
+        self.name.to_ascii_uppercase().replace(['.', '-'], "_")
+    }
+}
+
+const MASTER: &[Role] = &[Role::Master];
+const WORKER: &[Role] = &[Role::Worker];
+const FUSE: &[Role] = &[Role::Fuse];
+const CLIENT: &[Role] = &[Role::Fuse, Role::Ctl];
+
+const fn key(
+    name: &'static str,
+    roles: &'static [Role],
+    kind: Kind,
+    default: &'static str,
+    flag: &'static str,
+    doc: &'static str,
+) -> Key {
+    Key { name, roles, kind, default, doc, flag, env_aliases: &[] }
+}
+
+/// All settings, in the order in which they are explained.
+#[rustfmt::skip]
+pub const KEYS: &[Key] = &[
+    key("namespace.meta-dir", MASTER, Kind::Path, "", "meta-dir",
+        "Directory of identity, Raft log, state and snapshots: the volume of the master. Required."),
+    key("namespace.backend.type", MASTER, Kind::Choice(&["raft", "rocksdb"]), "raft", "",
+        "Upstream's name for one master (rocksdb) or several (raft). Here one master is a Raft group of one, so both \
+         mean the same; rocksdb is refused with several masters."),
+    key("namespace.backend.raft.initial-conf", MASTER, Kind::Addresses, "", "initial-conf",
+        "Raft host:port of every master, in order; the first one founds. Default: this master alone."),
+    key("namespace.backend.raft.hostname", MASTER, Kind::Text, "", "host",
+        "Host name or address others reach this master at; of a comma-separated list the entry named like this \
+         machine. Default: this machine's entry of initial-conf, else its host name."),
+    key("namespace.bind", MASTER, Kind::Text, "0.0.0.0", "bind", "Address to bind all ports of the master on."),
+    key("namespace.rpc.port", MASTER, Kind::Port, "8101", "rpc-port", "Port of the client gRPC services."),
+    key("namespace.backend.raft.port", MASTER, Kind::Port, "8103", "raft-port",
+        "Port of the Raft transport. Unless set, this master's entry of initial-conf decides."),
+    key("namespace.http.port", MASTER, Kind::Port, "8104", "http-port", "Port of metrics, livez and readyz."),
+    key("namespace.backend.raft.fast-elections", MASTER, Kind::Bool, "false", "",
+        "For short fail-over on a quiet network: heartbeat 100 ms, election 300 to 600 ms, unless those are set."),
+    key("namespace.backend.raft.heartbeat", MASTER, Kind::Duration, "200ms", "",
+        "Interval of the leader's heartbeats."),
+    key("namespace.backend.raft.election-min", MASTER, Kind::Duration, "600ms", "",
+        "Shortest election timeout; at least twice the heartbeat."),
+    key("namespace.backend.raft.election-max", MASTER, Kind::Duration, "1200ms", "",
+        "Longest election timeout, and the leader's lease."),
+    key("namespace.backend.raft.auto-replace", MASTER, Kind::Bool, "true", "",
+        "Replace a master whose disk is gone without being asked."),
+    key("namespace.backend.raft.snapshot-log-size", MASTER, Kind::Size, "128MiB", "",
+        "Bytes of log after the last snapshot that trigger the next one."),
+    key("namespace.backend.raft.keep-log-size", MASTER, Kind::Size, "256MiB", "",
+        "Bytes of log kept behind a snapshot for followers that lag."),
+    key("namespace.backend.raft.inflight-size", MASTER, Kind::Size, "64MiB", "",
+        "Most bytes of proposals in flight; beyond that clients are told to retry. At least 2MiB."),
+    key("namespace.session.ttl", MASTER, Kind::Duration, "60s", "",
+        "Time without renewal after which a client session expires."),
+    key("namespace.worker.timeout", MASTER, Kind::Duration, "10s", "",
+        "Time without heartbeat after which a worker counts as lost."),
+
+    key("storage.namespace.rpc.address", WORKER, Kind::Addresses, "", "masters",
+        "Client gRPC host:port of the masters. Required."),
+    key("storage.data-dirs", WORKER, Kind::Paths, "", "data-dirs",
+        "Cache directories, fastest first. Required unless storage.ram.cache.size is set."),
+    key("storage.data-dirs.capacities", WORKER, Kind::Sizes, "", "capacities",
+        "Bytes the cache may use in each of storage.data-dirs, in the same order; one value serves all. Required with \
+         storage.data-dirs."),
+    key("storage.data-dirs.mediums", WORKER, Kind::Mediums, "", "",
+        "Medium of each of storage.data-dirs. Default: MEM below /dev/shm, SSD elsewhere."),
+    key("storage.ram.cache.size", WORKER, Kind::Size, "0", "",
+        "Bytes of a further MEM level before storage.data-dirs; 0 for none."),
+    key("storage.ram.cache.dir", WORKER, Kind::Path, "", "",
+        "Directory of that level, on tmpfs. Default: /dev/shm/jindofs-PORT with the port of gRPC."),
+    key("storage.watermark.high.ratio", WORKER, Kind::Ratio, "0.95", "",
+        "Share of a quota at which eviction starts."),
+    key("storage.watermark.low.ratio", WORKER, Kind::Ratio, "0.85", "",
+        "Share of a quota at which eviction stops."),
+    key("storage.work-dir", WORKER, Kind::Path, "", "work-dir",
+        "Directory of the worker's identity and of the mount table it last saw. Default: `worker` in the first of \
+         storage.data-dirs."),
+    key("storage.address", WORKER, Kind::Text, "", "host",
+        "Host name or address others reach this worker at. Default: the machine's host name."),
+    key("storage.bind", WORKER, Kind::Text, "0.0.0.0", "bind", "Address to bind all ports of the worker on."),
+    key("storage.rpc.port", WORKER, Kind::Port, "6101", "rpc-port", "Port of the gRPC services."),
+    key("storage.http.port", WORKER, Kind::Port, "6104", "http-port", "Port of metrics, livez and readyz."),
+    key("storage.socket", WORKER, Kind::Path, "", "socket",
+        "Unix socket that hands file descriptors to readers on this host; at most 107 bytes long. Default: \
+         `worker.sock` in storage.work-dir."),
+    key("storage.heartbeat", WORKER, Kind::Duration, "1s", "", "Interval of heartbeats to every master."),
+
+    Key {
+        name: "fs.jindocache.namespace.rpc.address", roles: CLIENT, kind: Kind::Addresses, default: "", flag: "masters",
+        doc: "Client gRPC host:port of masters to start with; the rest is learned from the cluster. Required.",
+        env_aliases: &["JINDOFS_MASTERS", "CLIENT_NAMESPACE_RPC_ADDRESS"],
+    },
+    key("fs.jindocache.rpc.timeout", CLIENT, Kind::Duration, "120s", "",
+        "How long one operation is retried before it fails; a bare number is milliseconds. jindoctl: 10 s unless set."),
+    key("fs.jindocache.hard", CLIENT, Kind::Bool, "false", "",
+        "Wait for the masters for ever instead of failing after fs.jindocache.rpc.timeout."),
+    key("fuse.mount", FUSE, Kind::Path, "", "mount", "Directory to mount at. Required."),
+    key("fuse.allow-other", FUSE, Kind::Bool, "true", "",
+        "Let other users than the one who mounts see the file system; permissions are checked by the kernel."),
+    key("fuse.attr-ttl", FUSE, Kind::Duration, "1s", "",
+        "How long the kernel may keep names and attributes that others may change."),
+    key("fuse.offline-max-staleness", FUSE, Kind::Duration, "1h", "",
+        "How long names, attributes and layouts seen before serve while no master answers."),
+    key("fuse.threads", FUSE, Kind::Count, "8", "", "Threads that answer the kernel, 1 to 256."),
+    key("fuse.http.port", FUSE, Kind::Port, "10001", "http-port", "Port of metrics, livez and readyz."),
+    key("fuse.bind", FUSE, Kind::Text, "0.0.0.0", "bind", "Address to bind the HTTP port on."),
+];
+
+/// Keys of upstream that configurations carry and that have no effect here; they are accepted with a warning.
+pub const WITHOUT_EFFECT: &[&str] = &[
+    "namespace.blocklet.cache.size",
+    "namespace.blocklet.threads",
+    "namespace.cluster.id",
+    "namespace.delete.scan.batch.size",
+    "namespace.delete.scan.interval.second",
+    "namespace.filelet.atime.enable",
+    "namespace.filelet.cache.size",
+    "namespace.filelet.threads",
+    "namespace.long-running.threads",
+    "namespace.oss.copy.size",
+    "namespace.permission.root.inode.perm.bits",
+    "namespace.rpc.rdma.enable",
+    "storage.cache.filelet.worker.threads",
+    "storage.cluster.id",
+    "storage.compaction.enable",
+    "storage.compaction.period.minute",
+    "storage.compaction.threshold",
+    "storage.maintainence.period.minute",
+    "storage.rpc.rdma.enable",
+    "storage.slicelet.buffer.size",
+    "fs.jindocache.client.metrics.enable",
+    "fs.jindocache.data.cache.enable",
+    "fs.jindocache.meta.cache.enable",
+    "fs.jindocache.ram.cache.enable",
+    "fs.jindocache.slice.cache.enable",
+    "fs.jindocache.short.circuit.enable",
+];
+
+/// The setting called `name`.
+pub fn find(name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.name == name)
+}
+
+/// The known key that is spelled most like `name`.
+pub fn nearest(name: &str) -> &'static str {
+    KEYS.iter().map(|key| key.name).min_by_key(|known| distance(known.as_bytes(), name.as_bytes())).unwrap_or_default()
+}
+
+/// Settings of one role.
+pub fn of_role(role: Role) -> impl Iterator<Item = &'static Key> {
+    KEYS.iter().filter(move |key| key.roles.contains(&role))
+}
+
+/// Levenshtein distance.
+fn distance(a: &[u8], b: &[u8]) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.iter().enumerate() {
+        let mut diagonal = i;
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let best = (diagonal + usize::from(x != y)).min(row[j] + 1).min(row[j + 1] + 1);
+            diagonal = std::mem::replace(&mut row[j + 1], best);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_variables_are_unique_and_every_key_is_explained() {
+        let mut seen = std::collections::HashSet::new();
+        for key in KEYS {
+            assert!(seen.insert(key.env()), "{} twice", key.name);
+            assert!(key.doc.ends_with('.'), "{} has no full sentence", key.name);
+        }
+    }
+
+    #[test]
+    fn flags_of_one_role_are_unique() {
+        for role in [Role::Master, Role::Worker, Role::Fuse] {
+            let mut seen = std::collections::HashSet::new();
+            for key in of_role(role).filter(|key| !key.flag.is_empty()) {
+                assert!(seen.insert(key.flag), "--{} twice in {}", key.flag, role.name());
+            }
+        }
+    }
+
+    #[test]
+    fn a_misspelt_key_is_nearest_to_the_right_one() {
+        assert_eq!(nearest("namespace.metadir"), "namespace.meta-dir");
+        assert_eq!(nearest("storage.datadirs.capacity"), "storage.data-dirs.capacities");
+    }
+}

@@ -1,0 +1,150 @@
+//! The command line of `jindofs dev`.
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+
+use super::{DevCluster, DevFile, DevOptions, UfsMount, control};
+use crate::error::{Error, Result};
+
+const READY: &str = "ready";
+
+/// The subcommand with its own subcommands.
+pub fn command() -> Command {
+    let dir = || {
+        let arg = Arg::new("data-dir").long("data-dir").value_name("DIR").value_parser(value_parser!(PathBuf));
+        arg.required(true).help("Directory of the cluster")
+    };
+    let name = || Arg::new("name").required(true).value_name("NAME").help("master-0, ...");
+    Command::new("dev")
+        .about("A local cluster, each role its own process; Ctrl-C stops it")
+        .args_conflicts_with_subcommands(true)
+        .subcommand_negates_reqs(true)
+        .arg(dir())
+        .arg(number("masters", "3", "Number of masters"))
+        .arg(number("workers", "0", "Number of workers"))
+        .arg(Arg::new("ufs").long("ufs").value_name("[PATH=]URI").action(ArgAction::Append).help("Under-storage"))
+        .arg(Arg::new("ufs-option").long("ufs-option").value_name("K=V").action(ArgAction::Append))
+        .arg(Arg::new("mount").long("mount").value_name("MNT").value_parser(value_parser!(PathBuf)).action(ArgAction::Append))
+        .arg(Arg::new("set").long("set").value_name("KEY=VALUE").action(ArgAction::Append).help("Sets any key of the masters"))
+        .arg(flag("fast-elections", "Heartbeat 100 ms, election 300 to 600 ms"))
+        .arg(flag("supervise", "Start processes again that end"))
+        .arg(flag("detach", "Return when everything is ready; `jindofs dev stop` ends it"))
+        .subcommand(Command::new("stop").about("Stops a cluster").arg(dir()))
+        .subcommand(Command::new("status").about("Prints dev.json").arg(dir()))
+        .subcommand(Command::new("restart").about("Starts one process again").arg(name()).arg(dir()))
+        .subcommand(Command::new("kill").about("Kills one process with SIGKILL").arg(name()).arg(dir()))
+}
+
+fn number(name: &'static str, default: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).value_name("N").default_value(default).value_parser(value_parser!(usize)).help(help)
+}
+
+fn flag(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
+}
+
+/// Runs what was asked for.
+///
+/// *Errors*: as the command says; the exit code follows from the kind.
+pub fn run(matches: &ArgMatches) -> Result<()> {
+    let dir = |found: &ArgMatches| found.get_one::<PathBuf>("data-dir").cloned().unwrap_or_default();
+    let name = |found: &ArgMatches| found.get_one::<String>("name").cloned().unwrap_or_default();
+    match matches.subcommand() {
+        Some(("stop", found)) => control::send(&dir(found), "stop"),
+        Some(("restart", found)) => control::send(&dir(found), &format!("restart {}", name(found))),
+        Some(("kill", found)) => control::send(&dir(found), &format!("kill {}", name(found))),
+        Some(("status", found)) => {
+            let file = DevFile::read(&dir(found))?;
+            let text = serde_json::to_string_pretty(&file).map_err(|error| Error::internal(error.to_string()))?;
+            println!("{text}");
+            Ok(())
+        }
+        _ if matches.get_flag("detach") => detach(),
+        _ => foreground(options(matches)?),
+    }
+}
+
+fn options(matches: &ArgMatches) -> Result<DevOptions> {
+    let mut options = DevOptions::new(matches.get_one::<PathBuf>("data-dir").cloned().unwrap_or_default());
+    options.masters = matches.get_one("masters").copied().unwrap_or(3);
+    options.workers = matches.get_one("workers").copied().unwrap_or(0);
+    options.fast_elections = matches.get_flag("fast-elections");
+    options.supervise = matches.get_flag("supervise");
+    options.mounts = matches.get_many::<PathBuf>("mount").into_iter().flatten().cloned().collect();
+    options.ufs = matches.get_many::<String>("ufs").into_iter().flatten().map(|text| UfsMount::parse(text)).collect();
+    for text in matches.get_many::<String>("ufs-option").into_iter().flatten() {
+        options.add_ufs_option(text)?;
+    }
+    for text in matches.get_many::<String>("set").into_iter().flatten() {
+        let (key, value) = text.split_once('=').ok_or_else(|| Error::invalid(format!("--set {text}: write KEY=VALUE")))?;
+        options.settings.push((key.to_owned(), value.to_owned()));
+    }
+    options.progress = Some(|text| println!("{text}"));
+    Ok(options)
+}
+
+fn foreground(options: DevOptions) -> Result<()> {
+    // The signals are caught before anything is started: Ctrl-C in the middle of a start leaves nothing behind.
+    let stop = Arc::new(AtomicBool::new(false));
+    catch_signals(stop.clone())?;
+    let dir = options.dir.clone();
+    let cluster = DevCluster::start(options)?;
+    let listener = control::listen(&dir)?;
+    listener.set_nonblocking(true)?;
+    println!("masters {}", cluster.file().masters);
+    println!("{READY}");
+    while !stop.load(Ordering::Acquire) {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false)?;
+                match control::answer(&cluster, stream) {
+                    Ok(true) => break,
+                    Ok(false) => {}
+                    Err(error) => eprintln!("warning: a command was not answered: {error}"),
+                }
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => std::thread::sleep(Duration::from_millis(20)),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    drop(cluster);
+    Ok(())
+}
+
+fn catch_signals(stop: Arc<AtomicBool>) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let token = {
+        let _inside = runtime.enter();
+        crate::runtime::shutdown_on_signal()?
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        runtime.block_on(token.cancelled());
+        stop.store(true, Ordering::Release);
+    })?;
+    Ok(())
+}
+
+/// Runs the same command in the background, in a session of its own, and returns once it is ready.
+fn detach() -> Result<()> {
+    let arguments: Vec<_> = std::env::args_os().skip(1).filter(|argument| argument != "--detach").collect();
+    let mut command = std::process::Command::new(std::env::current_exe()?);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
+    let mut child = command.spawn()?;
+    let Some(output) = child.stdout.take() else { return Err(Error::internal("no output of the background process")) };
+    for line in BufReader::new(output).lines() {
+        let line = line?;
+        println!("{line}");
+        if line == READY {
+            return Ok(());
+        }
+    }
+    let status = child.wait()?;
+    Err(Error::internal(format!("the cluster did not start ({status}); the reason is above")))
+}

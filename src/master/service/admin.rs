@@ -1,0 +1,76 @@
+//! `jindofs.v1.Admin`: for operators; most of it needs no quorum.
+
+use jindofs_proto::v1::admin_server::Admin;
+use jindofs_proto::v1::{
+    DigestRequest, DigestResponse, ProvisionRequest, ProvisionResponse, SnapshotRequest, SnapshotResponse,
+    StatusRequest, StatusResponse, TableDigest, TransferLeaderRequest, TransferLeaderResponse,
+};
+use tonic::{Request, Response, Status};
+
+use crate::error::{Error, Result};
+use crate::master::raft::Handle;
+use crate::rpc::status::to_status;
+
+/// The service.
+#[derive(Debug, Clone)]
+pub(super) struct AdminService(pub(super) Handle);
+
+impl AdminService {
+    async fn provision(&self, request: ProvisionRequest) -> Result<ProvisionResponse> {
+        let bytes = request.cluster_uuid;
+        let uuid: [u8; 16] = bytes.as_ref().try_into().map_err(|_| {
+            Error::invalid(format!("cluster_uuid has {} bytes: 16 are needed, stored by you beforehand", bytes.len()))
+        })?;
+        let handle = self.0.clone();
+        // The caller may hang up; a founding that began goes on.
+        let founded = tokio::spawn(async move { handle.provision(uuid).await });
+        let voters = founded.await.map_err(|error| Error::internal(format!("provision: {error}")))??;
+        Ok(ProvisionResponse { cluster_uuid: bytes, voters })
+    }
+
+    /// Checksums at the newest index, once `index` is applied. Apply may go on meanwhile: the digest is of one snapshot,
+    /// and the index it is for is read from that same snapshot.
+    async fn digest(&self, request: DigestRequest) -> Result<DigestResponse> {
+        if request.index > 0 {
+            self.0.wait_applied(request.index).await?;
+        }
+        let (index, tables) = self.0.digest().await?;
+        let tables = tables
+            .into_iter()
+            .map(|table| TableDigest { table: table.table.to_owned(), rows: table.rows, checksum: table.checksum })
+            .collect();
+        Ok(DigestResponse { member_id: self.0.member_id(), index, tables })
+    }
+}
+
+fn answer<T>(result: Result<T>) -> Result<Response<T>, Status> {
+    result.map(Response::new).map_err(|error| to_status(&error))
+}
+
+#[tonic::async_trait]
+impl Admin for AdminService {
+    async fn provision(&self, request: Request<ProvisionRequest>) -> Result<Response<ProvisionResponse>, Status> {
+        answer(AdminService::provision(self, request.into_inner()).await)
+    }
+
+    async fn status(&self, _request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        Ok(Response::new(self.0.status()))
+    }
+
+    async fn digest(&self, request: Request<DigestRequest>) -> Result<Response<DigestResponse>, Status> {
+        answer(AdminService::digest(self, request.into_inner()).await)
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<TransferLeaderRequest>,
+    ) -> Result<Response<TransferLeaderResponse>, Status> {
+        let moved = self.0.transfer_leader(request.into_inner().target).await;
+        answer(moved.map(|leader_id| TransferLeaderResponse { leader_id }))
+    }
+
+    async fn snapshot(&self, request: Request<SnapshotRequest>) -> Result<Response<SnapshotResponse>, Status> {
+        let built = self.0.snapshot(request.into_inner().purge).await;
+        answer(built.map(|(index, purged)| SnapshotResponse { index, purged }))
+    }
+}

@@ -1,0 +1,141 @@
+//! The leader dies, stalls or leaves; majorities come and go.
+
+use std::time::{Duration, Instant};
+
+use jindofs::error::ErrorKind;
+
+use crate::support::cluster::{Cluster, PATIENCE, wait_for};
+use crate::support::seed::rounds;
+use crate::support::writers::{Load, create_request, make_dir, names};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leader_killed_under_load_loses_nothing_and_no_client_sees_an_error() {
+    let cluster = Cluster::start(3);
+    let load = Load::start(&cluster, "/load", 4).await;
+    let rounds = rounds(20);
+    for round in 0..rounds {
+        load.wait_acknowledged(20, PATIENCE).await;
+        let (leader, term) = cluster.wait_leader();
+        cluster.dev.kill(&leader).expect("killed");
+        let killed = Instant::now();
+        let (next, _) = wait_for("another leader", PATIENCE, || cluster.leader().filter(|(_, now)| *now > term));
+        println!("round {round}: {leader} -> {next} after {:?}", killed.elapsed());
+        cluster.dev.restart(&leader).expect("restarted");
+    }
+    load.wait_acknowledged(20, PATIENCE).await;
+    let outcome = load.stop("/load").await;
+    println!("{} operations, {} reads, longest gap {:?}", outcome.operations, outcome.reads, outcome.longest_gap);
+    cluster.wait_whole();
+    outcome.assert_on(&cluster.client()).await;
+    cluster.assert_digests_equal().await;
+    cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn paused_leader_never_answers_a_stale_read_when_it_wakes() {
+    let cluster = Cluster::start(3);
+    let load = Load::start(&cluster, "/load", 2).await;
+    load.wait_acknowledged(20, PATIENCE).await;
+    let (leader, term) = cluster.wait_leader();
+    cluster.dev.pause(&leader).expect("paused");
+    wait_for("another leader", PATIENCE, || cluster.leader().filter(|(_, now)| *now > term));
+    load.wait_acknowledged(200, PATIENCE).await;
+    cluster.dev.resume(&leader).expect("resumed");
+    load.wait_acknowledged(200, PATIENCE).await;
+    wait_for("the old leader follows", PATIENCE, || {
+        let status = cluster.dev.status(&leader).ok()?;
+        (status.term > term && !status.quorum).then_some(())
+    });
+    let outcome = load.stop("/load").await;
+    assert!(outcome.reads > 0);
+    cluster.wait_whole();
+    outcome.assert_on(&cluster.client()).await;
+    cluster.assert_digests_equal().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leader_told_to_stop_hands_over_within_half_a_second() {
+    let cluster = Cluster::start(3);
+    let load = Load::start(&cluster, "/load", 2).await;
+    load.wait_acknowledged(20, PATIENCE).await;
+    let (leader, _) = cluster.wait_leader();
+    let status = cluster.dev.term(&leader).expect("ended");
+    assert!(status.success(), "{status}");
+    load.wait_acknowledged(20, PATIENCE).await;
+    let outcome = load.stop("/load").await;
+    println!("longest gap {:?}", outcome.longest_gap);
+    assert!(outcome.longest_gap < Duration::from_millis(500), "{:?}", outcome.longest_gap);
+    cluster.dev.restart(&leader).expect("restarted");
+    cluster.wait_whole();
+    outcome.assert_on(&cluster.client()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_majority_writes_are_refused_and_one_restart_heals() {
+    let cluster = Cluster::start(3);
+    let client = cluster.client();
+    make_dir(&client, "/d").await;
+    let followers = cluster.followers();
+    for name in &followers {
+        cluster.dev.kill(name).expect("killed");
+    }
+    let impatient = cluster.client_waiting(Duration::from_secs(3));
+    let began = Instant::now();
+    let error = impatient.create(create_request("/d/refused")).await.expect_err("no quorum");
+    assert!(matches!(error.kind, ErrorKind::Timeout | ErrorKind::Unavailable | ErrorKind::OutcomeUnknown), "{error:?}");
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    cluster.dev.restart(&followers[0]).expect("restarted");
+    client.create(create_request("/d/after")).await.expect("a majority serves again");
+    cluster.dev.restart(&followers[1]).expect("restarted");
+    cluster.wait_whole();
+    cluster.assert_digests_equal().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_masters_killed_at_once_under_load_lose_nothing_acknowledged() {
+    let cluster = Cluster::start(3);
+    let load = Load::start(&cluster, "/load", 4).await;
+    for _ in 0..3 {
+        load.wait_acknowledged(100, PATIENCE).await;
+        for name in cluster.names() {
+            cluster.dev.kill(&name).expect("killed");
+        }
+        for name in cluster.names() {
+            cluster.dev.restart(&name).expect("restarted");
+        }
+    }
+    load.wait_acknowledged(20, PATIENCE).await;
+    let outcome = load.stop("/load").await;
+    cluster.wait_whole();
+    outcome.assert_on(&cluster.client()).await;
+    cluster.assert_digests_equal().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sole_master_moved_to_another_port_serves_the_same_tree() {
+    let cluster = Cluster::start(1);
+    let client = cluster.client();
+    make_dir(&client, "/a/b").await;
+    client.create(create_request("/a/b/file")).await.expect("created");
+    cluster.dev.kill("master-0").expect("killed");
+    let ports: Vec<u16> = (0..3).map(|_| free_port()).collect();
+    for (key, port) in ["namespace.rpc.port", "namespace.backend.raft.port", "namespace.http.port"].iter().zip(&ports) {
+        cluster.dev.set("master-0", key, &port.to_string()).expect("set");
+    }
+    let peers = format!("127.0.0.1:{}", ports[1]);
+    cluster.dev.set("master-0", "namespace.backend.raft.initial-conf", &peers).expect("set");
+    cluster.dev.launch("master-0").expect("launched");
+    let config = jindofs::config::ClientConfig {
+        masters: vec![format!("127.0.0.1:{}", ports[0])],
+        rpc_timeout: PATIENCE,
+        hard: false,
+    };
+    let moved = jindofs::client::namespace::Namespace::new(&config);
+    assert!(names(&moved, "/a/b").await.contains("/a/b/file"));
+    moved.create(create_request("/a/b/later")).await.expect("it also writes");
+}
+
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+    listener.local_addr().expect("address").port()
+}

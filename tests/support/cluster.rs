@@ -1,0 +1,176 @@
+//! A cluster of real master processes in a temporary directory, and the conditions tests wait for.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use jindofs::client::namespace::Namespace;
+use jindofs::config::ClientConfig;
+use jindofs::dev::{DevCluster, DevOptions};
+use jindofs_proto::v1::{DigestResponse, StatusResponse};
+
+/// Longest wait for anything that should happen.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+pub struct Cluster {
+    pub dev: DevCluster,
+    pub dir: tempfile::TempDir,
+}
+
+/// The binary under test, built beside this one.
+pub fn binary(name: &str) -> PathBuf {
+    match name {
+        "jindofs" => PathBuf::from(env!("CARGO_BIN_EXE_jindofs")),
+        _ => PathBuf::from(env!("CARGO_BIN_EXE_jindoctl")),
+    }
+}
+
+/// Waits until `condition` holds; the deadline is a failure that names what was waited for.
+pub fn wait_for<T>(what: &str, patience: Duration, mut condition: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + patience;
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "not within {patience:?}: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+pub fn options(dir: &tempfile::TempDir, masters: usize) -> DevOptions {
+    let mut options = DevOptions::new(dir.path().join("cluster"));
+    options.binary = Some(binary("jindofs"));
+    options.masters = masters;
+    options.fast_elections = true;
+    options
+}
+
+impl Cluster {
+    pub fn start(masters: usize) -> Cluster {
+        Cluster::start_with(masters, |_| {})
+    }
+
+    pub fn start_with(masters: usize, change: impl FnOnce(&mut DevOptions)) -> Cluster {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let mut options = options(&dir, masters);
+        change(&mut options);
+        let dev = DevCluster::start(options).expect("the cluster starts");
+        Cluster { dev, dir }
+    }
+
+    pub fn names(&self) -> Vec<String> {
+        self.dev.file().processes.into_iter().map(|process| process.name).collect()
+    }
+
+    /// A client with a session of its own that retries for as long as a fault may last.
+    pub fn client(&self) -> Namespace {
+        self.client_waiting(Duration::from_secs(60))
+    }
+
+    pub fn client_waiting(&self, rpc_timeout: Duration) -> Namespace {
+        Namespace::new(&ClientConfig { masters: self.dev.masters(), rpc_timeout, hard: false })
+    }
+
+    /// A client that only knows one master.
+    pub fn client_of(&self, name: &str) -> Namespace {
+        let address = self.dev.process(name).expect("a process").grpc.expect("an address");
+        let rpc_timeout = Duration::from_secs(10);
+        Namespace::new(&ClientConfig { masters: vec![address], rpc_timeout, hard: false })
+    }
+
+    pub fn statuses(&self) -> BTreeMap<String, StatusResponse> {
+        let all = self.names().into_iter();
+        all.filter_map(|name| self.dev.status(&name).ok().map(|status| (name, status))).collect()
+    }
+
+    /// Name and term of the leader that a quorum confirms.
+    pub fn leader(&self) -> Option<(String, u64)> {
+        let statuses = self.statuses().into_iter();
+        statuses.filter(|(_, one)| one.quorum).max_by_key(|(_, one)| one.term).map(|(name, one)| (name, one.term))
+    }
+
+    pub fn wait_leader(&self) -> (String, u64) {
+        wait_for("a leader with a quorum", PATIENCE, || self.leader())
+    }
+
+    pub fn followers(&self) -> Vec<String> {
+        let (leader, _) = self.wait_leader();
+        self.names().into_iter().filter(|name| *name != leader).collect()
+    }
+
+    /// Ids of the voters, once every process is a serving voter of the same configuration.
+    pub fn wait_whole(&self) -> Vec<u64> {
+        let count = self.names().len();
+        wait_for("every master is a serving voter", PATIENCE, || {
+            let statuses = self.statuses();
+            let (_, leader) = statuses.iter().filter(|(_, one)| one.quorum).max_by_key(|(_, one)| one.term)?;
+            let voters: Vec<u64> = leader.members.iter().filter(|m| m.role() as i32 != 3).map(|m| m.id).collect();
+            let own = statuses.values().filter_map(|one| one.self_.as_ref());
+            let serving = own.filter(|own| own.state == "serving" && voters.contains(&own.id)).count();
+            (serving == count && voters.len() == count && leader.members.len() == count).then_some(voters)
+        })
+    }
+
+    /// Member id a running master has now.
+    pub fn member_id(&self, name: &str) -> u64 {
+        self.dev.status(name).ok().and_then(|status| status.self_).map_or(0, |own| own.id)
+    }
+
+    pub fn meta_dir(&self, name: &str) -> PathBuf {
+        self.dev.process(name).expect("a process").meta_dir.expect("a master")
+    }
+
+    pub fn log_of(&self, name: &str) -> String {
+        let path = self.dev.process(name).expect("a process").log;
+        String::from_utf8_lossy(&std::fs::read(path).expect("a log")).into_owned()
+    }
+
+    /// C3: the replicas that run have equal checksums at an equal index. Clients must have paused.
+    pub async fn assert_digests_equal(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let digests = self.digests().await;
+            let newest = digests.iter().map(|one| one.index).max().unwrap_or(0);
+            if digests.len() == self.names().len() && digests.iter().all(|one| one.index == newest) {
+                for one in &digests[1..] {
+                    assert_eq!(one.tables, digests[0].tables, "members {} and {}", digests[0].member_id, one.member_id);
+                }
+                return;
+            }
+            assert!(Instant::now() < deadline, "the replicas were never at one index");
+        }
+    }
+
+    async fn digests(&self) -> Vec<DigestResponse> {
+        let channel = self.client().channel().clone();
+        let mut digests = Vec::new();
+        for address in self.dev.masters() {
+            let digest = jindofs::client::admin::digest(&channel, &address, 0, Duration::from_secs(10)).await;
+            digests.extend(digest);
+        }
+        digests
+    }
+
+    /// Builds a snapshot on every master and purges its log, so that a new member can only be caught up by a snapshot.
+    pub async fn snapshot_and_purge(&self) {
+        let channel = self.client().channel().clone();
+        for address in self.dev.masters() {
+            let built = jindofs::client::admin::snapshot(&channel, &address, true, Duration::from_secs(60)).await;
+            built.expect("a snapshot");
+        }
+    }
+
+    /// After the fault: nobody may have panicked.
+    pub fn assert_no_panic(&self) {
+        for name in self.names() {
+            let log = self.log_of(&name);
+            assert!(!log.contains("panicked"), "{name} has panicked:\n{}", tail(&log));
+        }
+    }
+}
+
+/// The last lines of a log, for failures.
+pub fn tail(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(15)..].join("\n")
+}

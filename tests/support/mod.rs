@@ -1,0 +1,5 @@
+//! What the tests stand on.
+
+pub mod cluster;
+pub mod seed;
+pub mod writers;
