@@ -96,15 +96,21 @@ pub(super) async fn run(common: &Common, command: Command) -> Result<()> {
         client.namespace.rmdir(at_path(root), true).await?;
     }
     join_all(all.iter().map(|client| client.namespace.session().close())).await;
-    print(common.output, &figures, &["OP", "CLIENTS", "BATCH", "OPS", "OPS/S", "P50 MS", "P99 MS", "MAX MS", "ERRORS"], |_| {
-        let number = |value: f64| format!("{value:.2}");
-        let row = |one: &Figures| {
-            let counts = [one.op.clone(), one.clients.to_string(), one.batch.to_string(), one.ops.to_string()];
-            let times = [format!("{:.0}", one.ops_per_s), number(one.p50_ms), number(one.p99_ms), number(one.max_ms)];
-            counts.into_iter().chain(times).chain([one.errors.to_string()]).collect()
-        };
-        figures.iter().map(row).collect()
-    })
+    print(
+        common.output,
+        &figures,
+        &["OP", "CLIENTS", "BATCH", "OPS", "OPS/S", "P50 MS", "P99 MS", "MAX MS", "ERRORS"],
+        |_| {
+            let number = |value: f64| format!("{value:.2}");
+            let row = |one: &Figures| {
+                let counts = [one.op.clone(), one.clients.to_string(), one.batch.to_string(), one.ops.to_string()];
+                let times =
+                    [format!("{:.0}", one.ops_per_s), number(one.p50_ms), number(one.p99_ms), number(one.max_ms)];
+                counts.into_iter().chain(times).chain([one.errors.to_string()]).collect()
+            };
+            figures.iter().map(row).collect()
+        },
+    )
 }
 
 async fn prepare(common: &Common, root: &str, clients: usize) -> Result<Vec<Client>> {
@@ -115,7 +121,8 @@ async fn prepare(common: &Common, root: &str, clients: usize) -> Result<Vec<Clie
         let namespace = Namespace::with_channel(channels[number / CLIENTS_PER_CONNECTION].clone());
         async move {
             let path = format!("{root}/{number}");
-            let request = MkdirRequest { target: Some(at_path(&path)), mode: 0o755, parents: true, ..MkdirRequest::default() };
+            let request =
+                MkdirRequest { target: Some(at_path(&path)), mode: 0o755, parents: true, ..MkdirRequest::default() };
             let directory = namespace.mkdir(request).await?.inode;
             Ok::<Client, Error>(Client { namespace, directory, path, created: 0, renamed: 0, deleted: 0, made: 0 })
         }
@@ -196,7 +203,8 @@ impl Client {
     async fn step(&mut self, op: Op, batch: usize) -> Result<u64> {
         match op {
             Op::Create if batch > 1 => {
-                let ops = (0..batch).map(|_| BatchOp { op: Some(batch_op::Op::Create(self.create_request())) }).collect();
+                let ops =
+                    (0..batch).map(|_| BatchOp { op: Some(batch_op::Op::Create(self.create_request())) }).collect();
                 let results = self.namespace.batch(ops).await?;
                 results.into_iter().map(|result| result.map(|_| 1)).sum()
             }

@@ -238,18 +238,22 @@ fn check_socket(r: &mut Reader<'_>, socket: &Path) {
     let length = socket.as_os_str().len();
     if length > SOCKET_PATH_MAX {
         let socket = socket.display();
-        let problem = format!("{socket} has {length} bytes; a Unix socket can have {SOCKET_PATH_MAX}: set a shorter one");
+        let problem =
+            format!("{socket} has {length} bytes; a Unix socket can have {SOCKET_PATH_MAX}: set a shorter one");
         r.complain("storage.socket", problem);
     }
 }
 
 fn tiers(r: &mut Reader<'_>, grpc_port: u16) -> Vec<TierConfig> {
-    let (high, low) =
-        (r.parse("storage.watermark.high.ratio", value::percent), r.parse("storage.watermark.low.ratio", value::percent));
+    let (high, low) = (
+        r.parse("storage.watermark.high.ratio", value::percent),
+        r.parse("storage.watermark.low.ratio", value::percent),
+    );
     if low > high {
         r.complain("storage.watermark.low.ratio", "must not be above storage.watermark.high.ratio");
     }
-    let tier = |medium, path, quota_bytes| TierConfig { medium, path, quota_bytes, high_percent: high, low_percent: low };
+    let tier =
+        |medium, path, quota_bytes| TierConfig { medium, path, quota_bytes, high_percent: high, low_percent: low };
     let mut tiers = Vec::new();
     let memory = r.size("storage.ram.cache.size");
     if memory > 0 {
@@ -366,7 +370,9 @@ mod tests {
         assert_eq!((config.grpc_port, config.raft_port, config.http_port), (8101, 8103, 8104));
         assert_eq!((config.heartbeat.as_millis(), config.election_max.as_millis()), (200, 1200));
         let error = master(&[]).expect_err("refused");
-        assert!(error.message.contains("namespace.meta-dir is required") && error.message.contains("NAMESPACE_META_DIR"));
+        assert!(
+            error.message.contains("namespace.meta-dir is required") && error.message.contains("NAMESPACE_META_DIR")
+        );
     }
 
     #[test]
@@ -392,7 +398,8 @@ mod tests {
     #[test]
     fn several_masters_cannot_be_rocksdb() {
         let conf = "namespace.backend.raft.initial-conf=a:1,b:1,c:1";
-        let message = master(&["namespace.meta-dir=/m", conf, "namespace.backend.type=rocksdb"]).expect_err("no").message;
+        let message =
+            master(&["namespace.meta-dir=/m", conf, "namespace.backend.type=rocksdb"]).expect_err("no").message;
         assert!(message.contains("one master"), "{message}");
     }
 
@@ -419,7 +426,12 @@ mod tests {
         let long = format!("storage.socket=/{}", "x".repeat(120));
         let error = WorkerConfig::from_settings(&settings(
             Role::Worker,
-            &["storage.namespace.rpc.address=a:1", "storage.data-dirs=/a,/b,/c", "storage.data-dirs.capacities=1g,2g", &long],
+            &[
+                "storage.namespace.rpc.address=a:1",
+                "storage.data-dirs=/a,/b,/c",
+                "storage.data-dirs.capacities=1g,2g",
+                &long,
+            ],
         ))
         .expect_err("refused");
         assert!(error.message.contains("has 2 values") && error.message.contains("121 bytes"), "{}", error.message);

@@ -21,7 +21,8 @@ pub fn check(settings: &Settings) -> Result<()> {
 
 /// The explanation, for people: one block per key.
 pub fn explain(settings: &Settings) -> String {
-    let mut text = format!("# effective settings of a {}; flag over environment over file over default\n", settings.role().name());
+    let mut text =
+        format!("# effective settings of a {}; flag over environment over file over default\n", settings.role().name());
     for (key, setting) in settings.iter() {
         let value = if setting.value.is_empty() { "(not set)" } else { &setting.value };
         let _ = write!(text, "\n{} = {value}\n    from: {}\n    {}", key.name, setting.source, key.doc);
@@ -40,7 +41,7 @@ fn advice(settings: &Settings) -> Vec<String> {
     let masters = settings.get("namespace.backend.raft.initial-conf");
     if let Some(masters) = masters.filter(|masters| masters.source != Source::Default) {
         let count = super::value::list(&masters.value).len();
-        if count > 1 && count % 2 == 0 {
+        if count > 1 && count.is_multiple_of(2) {
             lines.push(format!("{count} masters survive no more losses than {}: use an odd number", count - 1));
         }
     }

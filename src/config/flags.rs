@@ -46,11 +46,7 @@ pub fn settings(role: Role, matches: &ArgMatches) -> Result<Settings> {
     for key in keys::of_role(role).filter(|key| !key.flag.is_empty()) {
         // `check-config` takes any role and hence no flags of their own.
         if let Ok(Some(value)) = matches.try_get_one::<String>(key.name) {
-            flags.push(FlagValue {
-                key: key.name.to_owned(),
-                value: value.clone(),
-                flag: format!("--{}", key.flag),
-            });
+            flags.push(FlagValue { key: key.name.to_owned(), value: value.clone(), flag: format!("--{}", key.flag) });
         }
     }
     if let Ok(Some(true)) = matches.try_get_one::<bool>("fast-elections") {

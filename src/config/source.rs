@@ -97,8 +97,7 @@ impl Settings {
         env: &dyn Fn(&str) -> Option<OsString>,
         flags: &[FlagValue],
     ) -> Result<Settings> {
-        let mut settings =
-            Settings { role, values: BTreeMap::new(), warnings: Vec::new(), problems: Vec::new() };
+        let mut settings = Settings { role, values: BTreeMap::new(), warnings: Vec::new(), problems: Vec::new() };
         for key in keys::of_role(role) {
             settings.values.insert(key.name, Setting { value: key.default.to_owned(), source: Source::Default });
         }
@@ -142,7 +141,8 @@ impl Settings {
         let document = DeTable::parse(&text).map_err(|error| {
             let line = error.span().map_or(1, |span| line_at(span.start));
             let hint = "; where one key is the beginning of another, both must be in quotes";
-            let hint = if error.message().contains("duplicate") || error.message().contains("extend") { hint } else { "" };
+            let hint =
+                if error.message().contains("duplicate") || error.message().contains("extend") { hint } else { "" };
             Error::invalid(format!("{}:{line}: {}{hint}", path.display(), error.message()))
         })?;
         let mut found = Vec::new();
@@ -192,7 +192,8 @@ impl Settings {
     }
 
     fn apply_fast_elections(&mut self) {
-        let fast = self.get("namespace.backend.raft.fast-elections").is_some_and(|s| value::boolean(&s.value) == Ok(true));
+        let fast =
+            self.get("namespace.backend.raft.fast-elections").is_some_and(|s| value::boolean(&s.value) == Ok(true));
         if !fast {
             return;
         }

@@ -181,7 +181,10 @@ mod tests {
 
     #[test]
     fn addresses_take_upstreams_third_field_and_refuse_duplicates() {
-        assert_eq!(addresses("a:8103:0, b:8103,[::1]:1:0"), Ok(vec!["a:8103".into(), "b:8103".into(), "[::1]:1".into()]));
+        assert_eq!(
+            addresses("a:8103:0, b:8103,[::1]:1:0"),
+            Ok(vec!["a:8103".into(), "b:8103".into(), "[::1]:1".into()])
+        );
         for bad in ["a", "a:", ":1", "a:0", "a:70000", "a:1:x", "a:1,a:1:0", "::1:80", "http://a:1"] {
             assert!(addresses(bad).is_err(), "{bad}");
         }

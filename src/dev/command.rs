@@ -4,8 +4,8 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
@@ -31,8 +31,20 @@ pub fn command() -> Command {
         .arg(number("workers", "0", "Number of workers"))
         .arg(Arg::new("ufs").long("ufs").value_name("[PATH=]URI").action(ArgAction::Append).help("Under-storage"))
         .arg(Arg::new("ufs-option").long("ufs-option").value_name("K=V").action(ArgAction::Append))
-        .arg(Arg::new("mount").long("mount").value_name("MNT").value_parser(value_parser!(PathBuf)).action(ArgAction::Append))
-        .arg(Arg::new("set").long("set").value_name("KEY=VALUE").action(ArgAction::Append).help("Sets any key of the masters"))
+        .arg(
+            Arg::new("mount")
+                .long("mount")
+                .value_name("MNT")
+                .value_parser(value_parser!(PathBuf))
+                .action(ArgAction::Append),
+        )
+        .arg(
+            Arg::new("set")
+                .long("set")
+                .value_name("KEY=VALUE")
+                .action(ArgAction::Append)
+                .help("Sets any key of the masters"),
+        )
         .arg(flag("fast-elections", "Heartbeat 100 ms, election 300 to 600 ms"))
         .arg(flag("supervise", "Start processes again that end"))
         .arg(flag("detach", "Return when everything is ready; `jindofs dev stop` ends it"))
@@ -83,7 +95,8 @@ fn options(matches: &ArgMatches) -> Result<DevOptions> {
         options.add_ufs_option(text)?;
     }
     for text in matches.get_many::<String>("set").into_iter().flatten() {
-        let (key, value) = text.split_once('=').ok_or_else(|| Error::invalid(format!("--set {text}: write KEY=VALUE")))?;
+        let (key, value) =
+            text.split_once('=').ok_or_else(|| Error::invalid(format!("--set {text}: write KEY=VALUE")))?;
         options.settings.push((key.to_owned(), value.to_owned()));
     }
     options.progress = Some(|text| println!("{text}"));
@@ -110,7 +123,9 @@ fn foreground(options: DevOptions) -> Result<()> {
                     Err(error) => eprintln!("warning: a command was not answered: {error}"),
                 }
             }
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => std::thread::sleep(Duration::from_millis(20)),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                std::thread::sleep(Duration::from_millis(20))
+            }
             Err(error) => return Err(error.into()),
         }
     }

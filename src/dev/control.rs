@@ -57,9 +57,8 @@ fn restart(cluster: &DevCluster, name: &str) -> Result<()> {
 ///
 /// *Errors*: `NotFound` when none runs there; what the command failed with.
 pub(super) fn send(dir: &Path, command: &str) -> Result<()> {
-    let mut stream = UnixStream::connect(socket(dir)).map_err(|_| {
-        Error::new(ErrorKind::NotFound, format!("no `jindofs dev` runs for {}", dir.display()))
-    })?;
+    let mut stream = UnixStream::connect(socket(dir))
+        .map_err(|_| Error::new(ErrorKind::NotFound, format!("no `jindofs dev` runs for {}", dir.display())))?;
     stream.set_read_timeout(Some(PATIENCE))?;
     writeln!(stream, "{command}")?;
     let mut reply = String::new();

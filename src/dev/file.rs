@@ -105,7 +105,8 @@ mod tests {
             log: "/d/fuse-0.log".into(),
         };
         let text = serde_json::to_string(&process).expect("json");
-        let want = r#"{"name":"fuse-0","role":"fuse","pid":null,"mount":"/mnt","http":"127.0.0.1:1","log":"/d/fuse-0.log"}"#;
+        let want =
+            r#"{"name":"fuse-0","role":"fuse","pid":null,"mount":"/mnt","http":"127.0.0.1:1","log":"/d/fuse-0.log"}"#;
         assert_eq!(text, want);
         let dir = tempfile::tempdir().expect("tempdir");
         assert_eq!(DevFile::read(dir.path()).expect_err("none").kind, ErrorKind::NotFound);

@@ -35,5 +35,7 @@ pub(super) fn status(address: &str) -> Result<StatusResponse> {
 
 /// Founds the cluster at the first master; returns its voters.
 pub(super) fn provision(address: &str, uuid: [u8; 16], patience: Duration) -> Result<Vec<u64>> {
-    run(async { admin::provision(&channel(address, patience), address, uuid, patience).await.map(|answer| answer.voters) })
+    run(async {
+        admin::provision(&channel(address, patience), address, uuid, patience).await.map(|answer| answer.voters)
+    })
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tonic::body::Body;
-use tonic::codegen::http::{Request, Response};
 use tonic::codegen::Service;
+use tonic::codegen::http::{Request, Response};
 use tonic::server::NamedService;
 use tonic::service::Routes;
 use tonic::transport::Server;
@@ -23,7 +23,8 @@ const DRAIN: Duration = Duration::from_secs(3);
 /// *Errors*: names the address and the setting it comes from.
 pub async fn bind(address: &str, setting: &str) -> Result<TcpListener> {
     TcpListener::bind(address).await.map_err(|error| {
-        Error::from(error).context(format!("cannot listen on {address} ({setting}): stop who uses it or choose another port"))
+        Error::from(error)
+            .context(format!("cannot listen on {address} ({setting}): stop who uses it or choose another port"))
     })
 }
 

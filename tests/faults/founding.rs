@@ -17,8 +17,7 @@ fn unfounded(masters: usize) -> Cluster {
 
 async fn provision(cluster: &Cluster, name: &str, uuid: [u8; 16]) -> Result<Vec<u64>, jindofs::error::Error> {
     let address = cluster.dev.process(name).expect("a process").grpc.expect("an address");
-    let config =
-        jindofs::config::ClientConfig { masters: vec![address.clone()], rpc_timeout: PATIENCE, hard: false };
+    let config = jindofs::config::ClientConfig { masters: vec![address.clone()], rpc_timeout: PATIENCE, hard: false };
     let channel = MasterChannel::new(&config);
     admin::provision(&channel, &address, uuid, Duration::from_secs(60)).await.map(|answer| answer.voters)
 }

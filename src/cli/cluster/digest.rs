@@ -60,7 +60,13 @@ fn show(common: &Common, index: u64, answers: &[DigestResponse]) -> Result<ExitC
     print(common.output, &digest, &["MEMBER", "INDEX", "TABLE", "ROWS", "CHECKSUM"], |_| {
         let rows = digest.members.iter().flat_map(|member| {
             let row = |table: &TableRow| {
-                vec![member.id.clone(), index.to_string(), table.table.clone(), table.rows.to_string(), table.checksum.clone()]
+                vec![
+                    member.id.clone(),
+                    index.to_string(),
+                    table.table.clone(),
+                    table.rows.to_string(),
+                    table.checksum.clone(),
+                ]
             };
             member.tables.iter().map(row)
         });

@@ -71,7 +71,10 @@ pub(super) async fn run(common: &Common, channel: &MasterChannel) -> Result<Exit
     if matches!(common.output, crate::cli::output::Format::Table | crate::cli::output::Format::Wide) {
         let leader = status.leader.as_ref().map_or("none".to_owned(), |one| format!("{} at {}", one.id, one.address));
         let quorum = if status.quorum { "yes" } else { "NO" };
-        println!("cluster {}  quorum {quorum}  leader {leader}  term {}  committed {}", status.cluster, status.term, status.committed);
+        println!(
+            "cluster {}  quorum {quorum}  leader {leader}  term {}  committed {}",
+            status.cluster, status.term, status.committed
+        );
     }
     print(common.output, &status, &header, |wide| status.members.iter().map(|member| row(member, wide)).collect())?;
     if matches!(common.output, crate::cli::output::Format::Table | crate::cli::output::Format::Wide) {
@@ -108,8 +111,11 @@ async fn ask_all(common: &Common, channel: &MasterChannel) -> Answers {
     let mut answers = admin::status_of_all(channel, &common.masters(), BUDGET).await;
     let asked: BTreeSet<String> = answers.iter().map(|(address, _)| address.clone()).collect();
     let known = answers.iter().filter_map(|(_, answer)| answer.as_ref().ok());
-    let more: BTreeSet<String> =
-        known.flat_map(|one| &one.members).map(|member| member.address.clone()).filter(|one| !asked.contains(one)).collect();
+    let more: BTreeSet<String> = known
+        .flat_map(|one| &one.members)
+        .map(|member| member.address.clone())
+        .filter(|one| !asked.contains(one))
+        .collect();
     let more: Vec<String> = more.into_iter().collect();
     answers.extend(admin::status_of_all(channel, &more, BUDGET).await);
     answers

@@ -67,6 +67,21 @@ pub(super) enum Command {
     },
 }
 
+impl Command {
+    /// The path an error is about.
+    fn path(&self) -> String {
+        match self {
+            Command::Ls { path } | Command::Stat { path } | Command::Mkdir { path, .. } | Command::Create { path } => {
+                path
+            }
+            Command::Rm { path, .. } | Command::Du { path } | Command::Count { path } => path,
+            Command::Mv { from, .. } => from,
+        }
+        .to_string_lossy()
+        .into_owned()
+    }
+}
+
 #[derive(Debug, Serialize)]
 struct Row {
     name: String,
@@ -94,7 +109,8 @@ fn cells(row: &Row) -> Vec<String> {
 
 pub(super) async fn run(common: &Common, command: Command) -> Result<()> {
     let namespace = common.namespace()?;
-    let outcome = act(common, &namespace, command).await;
+    let path = command.path();
+    let outcome = act(common, &namespace, command).await.map_err(|error| error.context(path));
     // What was done is done; a session that is not closed expires.
     namespace.session().close().await;
     outcome
@@ -144,9 +160,10 @@ async fn rm(namespace: &Namespace, path: &OsString, recursive: bool) -> Result<(
     let attr = namespace.lookup(target()).await?;
     match (attr.r#type(), recursive) {
         (FileType::Directory, true) => namespace.rmdir(target(), true).await,
-        (FileType::Directory, false) => {
-            Err(Error::new(crate::error::ErrorKind::IsADirectory, "it is a directory: use -r to remove it with its content"))
-        }
+        (FileType::Directory, false) => Err(Error::new(
+            crate::error::ErrorKind::IsADirectory,
+            "it is a directory: use -r to remove it with its content",
+        )),
         _ => namespace.unlink(target()).await,
     }
 }

@@ -371,8 +371,7 @@ impl Handle {
         if member.retired {
             return answer(Verdict::Retired, format!("member {} was replaced", member.id));
         }
-        let start =
-            Start { incarnation: news.incarnation.to_vec(), boot: news.boot, nonce: news.boot_nonce.to_vec() };
+        let start = Start { incarnation: news.incarnation.to_vec(), boot: news.boot, nonce: news.boot_nonce.to_vec() };
         if let Err(disbelief) = opened.net.peers.judge(news.member_id, &start) {
             return answer(Verdict::Reverted, disbelief.to_string());
         }

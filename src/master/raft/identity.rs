@@ -147,7 +147,9 @@ impl MetaDir {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 if self.has_data()? {
-                    return Err(self.refuse("it holds a Raft log or state but no IDENTITY file: whose disk it is is lost"));
+                    return Err(
+                        self.refuse("it holds a Raft log or state but no IDENTITY file: whose disk it is is lost")
+                    );
                 }
                 return Ok(None);
             }

@@ -81,7 +81,8 @@ impl Handle {
     /// An empty disk joins a cluster that one of its configured peers is a member of; it never makes one.
     async fn look_for_a_cluster(&self) -> Result<()> {
         self.set_phase("empty: waiting to be provisioned, or for a peer that is a member");
-        let probes = self.other_peers().into_iter().map(|peer| async move { self.0.resolver.probe(&peer, PROBE).await });
+        let probes =
+            self.other_peers().into_iter().map(|peer| async move { self.0.resolver.probe(&peer, PROBE).await });
         let answers = join_all(probes).await;
         let member = answers.into_iter().flatten().find(|answer| answer.state == Stage::Member.name());
         if let Some(cluster) = member.and_then(|answer| <[u8; 16]>::try_from(answer.cluster_uuid.as_ref()).ok()) {
@@ -117,7 +118,10 @@ impl Handle {
             if Instant::now() > deadline {
                 return Err(Error::new(
                     ErrorKind::Timeout,
-                    format!("the cluster is founded, but only {} of {expected} masters vote yet: call again", voters.len()),
+                    format!(
+                        "the cluster is founded, but only {} of {expected} masters vote yet: call again",
+                        voters.len()
+                    ),
                 ));
             }
             tokio::time::sleep(BEAT / 4).await;
@@ -141,7 +145,8 @@ impl Handle {
         let answers = join_all(peers.iter().map(|peer| self.0.resolver.probe(peer, PROBE))).await;
         for (peer, answer) in peers.iter().zip(answers) {
             // A peer that does not answer is not an empty peer.
-            let answer = answer.map_err(|error| error.context(format!("not founded: master {peer} must answer first")))?;
+            let answer =
+                answer.map_err(|error| error.context(format!("not founded: master {peer} must answer first")))?;
             if answer.peers != self.0.config.peers {
                 return refuse(format!(
                     "master {peer} is configured with other masters: {} there, {} here",

@@ -66,7 +66,11 @@ fn members(running: &Running) -> Result<Vec<Member>> {
 }
 
 /// Answers a request to join. On a follower: whom to ask instead.
-pub(crate) async fn admit(running: &Arc<Running>, config: &MasterConfig, request: AdmitRequest) -> Result<AdmitResponse> {
+pub(crate) async fn admit(
+    running: &Arc<Running>,
+    config: &MasterConfig,
+    request: AdmitRequest,
+) -> Result<AdmitResponse> {
     let me = &running.net.me;
     let mut answer = AdmitResponse {
         cluster_uuid: me.cluster.to_vec().into(),
@@ -145,12 +149,12 @@ fn may_replace(running: &Running, config: &MasterConfig, known: &[Member], old: 
     }
     let others: Vec<u64> = shape.voters.iter().copied().filter(|id| *id != old.id).collect();
     let me = running.net.me.id;
-    let current = others.iter().filter(|id| {
-        **id == me || shape.matched.get(*id).is_some_and(|matched| matched + LAG_MAX >= shape.last)
-    });
-    let alive = others.iter().filter(|id| {
-        **id == me || running.net.peers.heard(**id).is_some_and(|at: Instant| at.elapsed() < silence)
-    });
+    let current = others
+        .iter()
+        .filter(|id| **id == me || shape.matched.get(*id).is_some_and(|matched| matched + LAG_MAX >= shape.last));
+    let alive = others
+        .iter()
+        .filter(|id| **id == me || running.net.peers.heard(**id).is_some_and(|at: Instant| at.elapsed() < silence));
     let majority = shape.voters.len() / 2 + 1;
     if current.count().min(alive.count()) < majority {
         return Err(format!("no majority without member {} is caught up", old.id));
@@ -216,7 +220,8 @@ fn replaced_by(known: &[Member], id: u64) -> Option<&Member> {
 
 /// The voters to change to, if any learner is ready.
 async fn next_voters(running: &Running, known: &[Member], shape: &Shape) -> Option<BTreeSet<u64>> {
-    let waiting = known.iter().filter(|m| !m.retired && shape.nodes.contains_key(&m.id) && !shape.voters.contains(&m.id));
+    let waiting =
+        known.iter().filter(|m| !m.retired && shape.nodes.contains_key(&m.id) && !shape.voters.contains(&m.id));
     let mut fresh = Vec::new();
     for member in waiting {
         if !is_ready(running, member, shape).await {
@@ -247,7 +252,9 @@ async fn is_ready(running: &Running, member: &Member, shape: &Shape) -> bool {
     }
     let address = running.net.book.get(member.id).map_or_else(|| member.raft_address.clone(), |node| node.raft_address);
     let probe = running.net.resolver.probe(&address, Duration::from_secs(1)).await;
-    probe.is_ok_and(|p| p.member_id == member.id && p.incarnation == member.incarnation && p.state == Stage::Member.name())
+    probe.is_ok_and(|p| {
+        p.member_id == member.id && p.incarnation == member.incarnation && p.state == Stage::Member.name()
+    })
 }
 
 async fn retire(running: &Running, known: &[Member], shape: &Shape) -> Result<()> {

@@ -8,9 +8,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use jindofs_proto::raft::v1 as wire;
 use jindofs_proto::store::v1::{Command, Outcome};
+use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
 use openraft::raft::VoteResponse;
-use openraft::async_runtime::watch::WatchReceiver;
 use openraft::{Config, RaftMetrics, ReadPolicy, SnapshotPolicy};
 use prost::Message;
 use tokio::sync::{Semaphore, oneshot, watch};
@@ -130,9 +130,7 @@ impl Running {
 
     /// The leader this member knows.
     pub(crate) fn leader_hint(&self) -> Option<LeaderHint> {
-        let (id, node) = self.look(|m| {
-            m.current_leader.map(|id| (id, m.membership_config.get_node(&id).cloned()))
-        })?;
+        let (id, node) = self.look(|m| m.current_leader.map(|id| (id, m.membership_config.get_node(&id).cloned())))?;
         let node = self.net.book.get(id).or(node)?;
         Some(LeaderHint { id, address: node.grpc_address })
     }
@@ -142,10 +140,16 @@ impl Running {
         match self.leader_hint().filter(|hint| hint.id != self.net.me.id) {
             Some(hint) => Error {
                 kind: ErrorKind::NotLeader,
-                message: format!("member {} is not the leader; member {} at {} is", self.net.me.id, hint.id, hint.address),
+                message: format!(
+                    "member {} is not the leader; member {} at {} is",
+                    self.net.me.id, hint.id, hint.address
+                ),
                 leader: Some(hint),
             },
-            None => Error::unavailable(format!("member {} knows no leader: no quorum, or an election is under way", self.net.me.id)),
+            None => Error::unavailable(format!(
+                "member {} knows no leader: no quorum, or an election is under way",
+                self.net.me.id
+            )),
         }
     }
 
@@ -163,7 +167,10 @@ impl Running {
         if bytes.len() > COMMAND_BYTES_MAX {
             return Err(Error::new(
                 ErrorKind::ResourceExhausted,
-                format!("a command of {} bytes: at most {COMMAND_BYTES_MAX} are allowed, send less at once", bytes.len()),
+                format!(
+                    "a command of {} bytes: at most {COMMAND_BYTES_MAX} are allowed, send less at once",
+                    bytes.len()
+                ),
             ));
         }
         let weight = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
@@ -178,10 +185,9 @@ impl Running {
             return Err(Error::new(ErrorKind::OutcomeUnknown, "the reply was dropped by a failpoint"));
         }
         match written {
-            Ok(Ok(response)) => response
-                .data
-                .0
-                .ok_or_else(|| Error::internal("a command was applied without an outcome")),
+            Ok(Ok(response)) => {
+                response.data.0.ok_or_else(|| Error::internal("a command was applied without an outcome"))
+            }
             Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => Err(self.not_leader()),
             Ok(Err(RaftError::Fatal(error))) => Err(Error::unavailable(format!("raft has stopped here: {error}"))),
             Ok(Err(error)) => Err(Error::new(ErrorKind::OutcomeUnknown, format!("not known to be committed: {error}"))),
@@ -288,7 +294,8 @@ impl Running {
     /// Builds a snapshot of everything applied by now; purges the log behind it if asked. Returns the index of the
     /// snapshot and the index up to which the log is purged.
     pub(crate) async fn snapshot(&self, purge_keeping: Option<u64>) -> Result<(u64, u64)> {
-        let stopped = |error: openraft::errors::Fatal<TypeConfig>| Error::unavailable(format!("raft has stopped: {error}"));
+        let stopped =
+            |error: openraft::errors::Fatal<TypeConfig>| Error::unavailable(format!("raft has stopped: {error}"));
         let applied = *self.machine.applied().borrow();
         if self.machine.snapshot_id().is_none_or(|id| id.index < applied) {
             self.raft.trigger().snapshot().await.map_err(stopped)?;
@@ -337,7 +344,8 @@ impl Running {
             return Err(self.not_leader());
         }
         let target = self.pick_successor(target)?;
-        let stopped = |error: openraft::errors::Fatal<TypeConfig>| Error::unavailable(format!("raft has stopped: {error}"));
+        let stopped =
+            |error: openraft::errors::Fatal<TypeConfig>| Error::unavailable(format!("raft has stopped: {error}"));
         self.raft.trigger().transfer_leader(target).await.map_err(stopped)?;
         let me = self.net.me.id;
         let wait = self.raft.wait(Some(self.lease * 2));

@@ -23,7 +23,7 @@ pub(crate) enum Disbelief {
     OtherDisk(u64),
     #[error("member {id} started as boot {boot}, but boot {known} of it has been seen: its disk is an old copy")]
     OldBoot { id: u64, boot: u64, known: u64 },
-    #[error("member {id} started as boot {boot} twice: one of the two disks is a copy")]
+    #[error("member {id} started as boot {boot} twice: this disk is an old copy, or one of two copies")]
     Twin { id: u64, boot: u64 },
 }
 
@@ -41,8 +41,11 @@ impl Peers {
     /// Takes over what the replicated member records say.
     pub(crate) fn learn(&self, members: &[Member]) {
         for member in members {
-            let start =
-                Start { incarnation: member.incarnation.to_vec(), boot: member.boot, nonce: member.boot_nonce.to_vec() };
+            let start = Start {
+                incarnation: member.incarnation.to_vec(),
+                boot: member.boot,
+                nonce: member.boot_nonce.to_vec(),
+            };
             // A record older than what the member itself told us changes nothing.
             let _ = self.believe(member.id, &start);
         }

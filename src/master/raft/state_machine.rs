@@ -146,10 +146,7 @@ impl StateMachine {
         Ok(())
     }
 
-    fn apply_chunk(
-        &self,
-        chunk: Vec<Result<EntryResponder<TypeConfig>, io::Error>>,
-    ) -> io::Result<()> {
+    fn apply_chunk(&self, chunk: Vec<Result<EntryResponder<TypeConfig>, io::Error>>) -> io::Result<()> {
         let store = self.store();
         let mut txn = store.begin();
         let mut answers = Vec::with_capacity(chunk.len());
@@ -260,10 +257,7 @@ fn remove_when_unused(store: Arc<Store>, dir: PathBuf) {
 }
 
 fn changes_members(command: &Command) -> bool {
-    matches!(
-        command.command,
-        Some(Kind::Found(_) | Kind::AdmitMember(_) | Kind::RecordBoot(_) | Kind::RetireMember(_))
-    )
+    matches!(command.command, Some(Kind::Found(_) | Kind::AdmitMember(_) | Kind::RecordBoot(_) | Kind::RetireMember(_)))
 }
 
 fn read_applied(store: &Store) -> io::Result<(Option<LogId>, StoredMembership)> {

@@ -3,9 +3,9 @@
 mod admin;
 mod namespace;
 
+use jindofs_proto::store::v1::Command;
 use jindofs_proto::store::v1::command::Command as Kind;
 use jindofs_proto::store::v1::outcome::Outcome as Answer;
-use jindofs_proto::store::v1::Command;
 use jindofs_proto::v1::OpId;
 use jindofs_proto::v1::admin_server::AdminServer;
 use jindofs_proto::v1::namespace_server::NamespaceServer;
@@ -45,7 +45,8 @@ async fn propose(handle: &Handle, op: Option<OpId>, kind: Kind) -> Result<Answer
 
 /// Every mutation of a client is numbered.
 fn check_op(op: Option<&OpId>) -> Result<()> {
-    let op = op.ok_or_else(|| Error::invalid("op is missing: every mutation carries the client's id and a sequence number"))?;
+    let op = op
+        .ok_or_else(|| Error::invalid("op is missing: every mutation carries the client's id and a sequence number"))?;
     check_client(&op.client_id)?;
     if op.seq == 0 {
         return Err(Error::invalid("op.seq is 0: sequence numbers start at 1"));

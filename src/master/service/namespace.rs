@@ -168,7 +168,10 @@ impl Namespace for NamespaceService {
         self.mounts().await.map(Response::new).map_err(refused)
     }
 
-    async fn open_session(&self, request: Request<OpenSessionRequest>) -> Result<Response<OpenSessionResponse>, Status> {
+    async fn open_session(
+        &self,
+        request: Request<OpenSessionRequest>,
+    ) -> Result<Response<OpenSessionResponse>, Status> {
         NamespaceService::open_session(self, request.into_inner()).await.map(Response::new).map_err(refused)
     }
 

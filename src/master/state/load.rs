@@ -60,14 +60,19 @@ fn check(request: &LoadEntries) -> Step {
         check_name(name)?;
     }
     if request.entries.iter().any(|entry| {
-        entry.r#type() == FileType::Unspecified || entry.size > i64::MAX as u64 || entry.symlink_target.len() >= PATH_MAX
+        entry.r#type() == FileType::Unspecified
+            || entry.size > i64::MAX as u64
+            || entry.symlink_target.len() >= PATH_MAX
     }) {
         return refuse(ErrorKind::InvalidArgument, "an entry has no type, or a size or symlink target out of range");
     }
     let sorted = request.entries.is_sorted_by(|a, b| a.name < b.name);
     let after = request.point || request.entries.first().is_none_or(|first| first.name > request.after);
     if !sorted || !after {
-        return refuse(ErrorKind::InvalidArgument, "the entries of a page come once each, in name order, after `after`");
+        return refuse(
+            ErrorKind::InvalidArgument,
+            "the entries of a page come once each, in name order, after `after`",
+        );
     }
     Ok(())
 }

@@ -76,7 +76,10 @@ pub(super) fn record_boot(ctx: &mut Ctx<'_>, request: &RecordBoot) -> Step<Answe
     if request.boot < known || (request.boot == known && known != 0 && request.boot_nonce != member.boot_nonce) {
         return refuse(
             ErrorKind::Foreign,
-            format!("member {} started with boot {}, but boot {known} is on record: its disk is an old copy", member.id, request.boot),
+            format!(
+                "member {} started with boot {}, but boot {known} is on record: its disk is an old copy",
+                member.id, request.boot
+            ),
         );
     }
     member.boot = request.boot;

@@ -132,7 +132,10 @@ fn mount_at(view: &dyn View, path: &NsPath) -> Step<Mount> {
 
 fn check_uri(uri: &str) -> Step {
     if uri.len() > URI_MAX {
-        return refuse(ErrorKind::InvalidArgument, format!("uri of {} bytes: at most {URI_MAX} are allowed", uri.len()));
+        return refuse(
+            ErrorKind::InvalidArgument,
+            format!("uri of {} bytes: at most {URI_MAX} are allowed", uri.len()),
+        );
     }
     if SCHEMES.iter().any(|scheme| uri.len() > scheme.len() && uri.starts_with(scheme)) {
         return Ok(());
@@ -165,7 +168,8 @@ fn apart_from_others(view: &dyn View, path: &NsPath) -> Step {
             return refuse(ErrorKind::AlreadyExists, message);
         }
         if path.starts_with(&other) || other.starts_with(path) {
-            let message = format!("\"{path}\" and the mount at \"{other}\" would lie in each other: choose another path");
+            let message =
+                format!("\"{path}\" and the mount at \"{other}\" would lie in each other: choose another path");
             return refuse(ErrorKind::InvalidArgument, message);
         }
     }
@@ -181,7 +185,9 @@ fn can_hold_a_mount(view: &dyn View, path: &NsPath) -> Step {
         }
         Some(row) if row.entries > 0 => refuse(
             ErrorKind::NotEmpty,
-            format!("directory \"{path}\" has entries a mount would hide: mount elsewhere, or move or remove them first"),
+            format!(
+                "directory \"{path}\" has entries a mount would hide: mount elsewhere, or move or remove them first"
+            ),
         ),
         _ => Ok(()),
     }

@@ -311,4 +311,3 @@ pub fn gc_pending(view: &dyn View) -> Result<bool, Error> {
     let counters = rows::counters(view)?;
     Ok(counters.first_gc < counters.next_gc)
 }
-

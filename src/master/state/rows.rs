@@ -12,11 +12,7 @@ use crate::types::ROOT_INODE;
 pub(crate) const MOUNTS_MAX: usize = 1000;
 
 /// The row at `key`, decoded.
-pub(crate) fn read<M: Message + Default>(
-    view: &dyn View,
-    table: Table,
-    key: &[u8],
-) -> Result<Option<M>, StoreError> {
+pub(crate) fn read<M: Message + Default>(view: &dyn View, table: Table, key: &[u8]) -> Result<Option<M>, StoreError> {
     view.get(table, key)?.map(|value| decode(table, key, value)).transpose()
 }
 

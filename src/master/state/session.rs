@@ -56,7 +56,9 @@ pub(super) fn admit(txn: &dyn Txn, op: &OpId) -> Step<Gate> {
     if *seq == 0 || acked_below > seq {
         return refuse(
             ErrorKind::InvalidArgument,
-            format!("operation {seq}, answers below {acked_below} acknowledged: seq begins at 1, acked_below is at most seq"),
+            format!(
+                "operation {seq}, answers below {acked_below} acknowledged: seq begins at 1, acked_below is at most seq"
+            ),
         );
     }
     let row = match rows::read::<SessionRow>(txn, Table::Session, client_id)? {
@@ -129,8 +131,12 @@ pub(super) fn open(ctx: &mut Ctx<'_>, request: &OpenSession) -> Step<Answer> {
         return refuse(ErrorKind::ResourceExhausted, format!("{SESSIONS_MAX} sessions are open: close some"));
     }
     sweep(ctx)?;
-    let row =
-        SessionRow { description: request.description.clone(), opened_ns: ctx.now, acked_below: 1, ..SessionRow::default() };
+    let row = SessionRow {
+        description: request.description.clone(),
+        opened_ns: ctx.now,
+        acked_below: 1,
+        ..SessionRow::default()
+    };
     rows::write(ctx.txn, Table::Session, &request.client_id, &row);
     ctx.counters.sessions += 1;
     Ok(done())

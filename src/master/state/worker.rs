@@ -26,7 +26,8 @@ pub(super) fn register(ctx: &mut Ctx<'_>, request: &RegisterWorker) -> Step<Answ
     }
     match rows::read::<WorkerRow>(ctx.view(), Table::Worker, worker.id.as_bytes())? {
         Some(known) if worker.epoch < known.epoch => {
-            let message = format!("worker {} has registered with epoch {}, newer than {}", worker.id, known.epoch, worker.epoch);
+            let message =
+                format!("worker {} has registered with epoch {}, newer than {}", worker.id, known.epoch, worker.epoch);
             return refuse(ErrorKind::Stale, message);
         }
         Some(_) => {}

@@ -150,9 +150,9 @@ impl Store {
     }
 
     fn family(&self, table: Table) -> Result<&ColumnFamily, StoreError> {
-        self.db.cf_handle(table.name()).ok_or_else(|| {
-            StoreError(format!("the state store {} has no table {}", self.dir.display(), table.name()))
-        })
+        self.db
+            .cf_handle(table.name())
+            .ok_or_else(|| StoreError(format!("the state store {} has no table {}", self.dir.display(), table.name())))
     }
 
     fn fail(&self, what: &str, error: &dyn std::fmt::Display) -> StoreError {

@@ -83,7 +83,8 @@ fn family(table: Table, options: &StoreOptions, cache: &Cache) -> Options {
 pub(super) fn known_tables(dir: &Path) -> Result<(), StoreError> {
     let tables = DB::list_cf(&Options::default(), dir)
         .map_err(|error| StoreError(format!("open the state store {}: {error}", dir.display())))?;
-    let unknown = tables.iter().find(|name| *name != "default" && !Table::ALL.iter().any(|table| table.name() == **name));
+    let unknown =
+        tables.iter().find(|name| *name != "default" && !Table::ALL.iter().any(|table| table.name() == **name));
     match unknown {
         None => Ok(()),
         Some(name) => Err(StoreError(format!(

@@ -163,7 +163,9 @@ impl LogIndex {
     pub(super) fn bytes_after(&self, index: u64) -> u64 {
         let before = match self.slot(index) {
             Some(slot) => slot.total,
-            None => self.slots.front().filter(|slot| slot.log_id.index > index).map_or(self.total, |s| s.total - s.bytes),
+            None => {
+                self.slots.front().filter(|slot| slot.log_id.index > index).map_or(self.total, |s| s.total - s.bytes)
+            }
         };
         self.total.saturating_sub(before)
     }
