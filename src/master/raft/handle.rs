@@ -195,7 +195,12 @@ impl Handle {
         self.running().ok_or_else(|| self.not_ready())
     }
 
-    /// Replicates a command; see [`Running::propose`] for errors and durability.
+    /// Replicates a command and returns what applying it returned.
+    ///
+    /// *Errors*: `NotLeader`, `Unavailable` (nothing was done), `OutcomeUnknown` (ask again with the same OpId),
+    /// `ResourceExhausted` (too much in flight).
+    ///
+    /// *Durability*: on `Ok` the command is on the disks of a quorum.
     pub async fn propose(&self, command: Command) -> Result<Outcome> {
         self.must_run()?.propose(command).await
     }
