@@ -81,6 +81,9 @@ pub(crate) fn raft_config(config: &MasterConfig) -> Result<Config> {
         enable_pre_vote: Some(true),
         quorum_loss_probe_interval: Some(2 * ms(config.election_max)),
         allow_log_reversion: Some(false),
+        // A leader sends entries to its followers before they are on its own disk. One that resumed its term after a crash
+        // would give a second entry the log id of one that only the followers have kept.
+        enable_leader_restore: Some(false),
         ..Config::default()
     };
     settings.validate().map_err(|error| Error::invalid(format!("raft timers: {error}")))
