@@ -2,6 +2,8 @@
 
 pub use jindofs_proto::v1::{ErrorKind, LeaderHint};
 
+use crate::types::PathProblem;
+
 /// What went wrong (kind), and for people: what, where and what to do (message).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -65,6 +67,16 @@ impl Error {
             ErrorKind::NotLeader | ErrorKind::Unavailable | ErrorKind::OutcomeUnknown | ErrorKind::Timeout => 4,
             _ => 1,
         }
+    }
+}
+
+impl From<PathProblem> for Error {
+    fn from(problem: PathProblem) -> Error {
+        let kind = match problem {
+            PathProblem::TooLong(_) => ErrorKind::NameTooLong,
+            PathProblem::Invalid(_) => ErrorKind::InvalidArgument,
+        };
+        Error::new(kind, problem.to_string())
     }
 }
 

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use clap::{Arg, ArgMatches, Command};
 use jindofs::config::keys::Role;
-use jindofs::config::{MasterConfig, Settings, explain, flags};
-use jindofs::error::{Error, ErrorKind, Result};
+use jindofs::config::{FuseConfig, MasterConfig, Settings, WorkerConfig, explain, flags};
+use jindofs::error::{Error, Result};
 use jindofs::runtime::{Shutdown, shutdown_on_signal};
 
 #[global_allocator]
@@ -64,6 +64,8 @@ fn run_role(role: Role, matches: &ArgMatches) -> Result<()> {
     let settings = flags::settings(role, matches)?;
     explain::check(&settings)?;
     jindofs::telemetry::init_logging();
+    jindofs::telemetry::http::init_metrics();
+    jindofs::runtime::raise_descriptor_limit();
     for warning in &settings.warnings {
         tracing::warn!(%warning, "a setting has no effect");
     }
@@ -80,10 +82,8 @@ fn run_role(role: Role, matches: &ArgMatches) -> Result<()> {
 async fn start(role: Role, settings: &Settings, shutdown: Shutdown) -> Result<()> {
     match role {
         Role::Master => jindofs::master::run(MasterConfig::from_settings(settings)?, shutdown).await,
-        Role::Worker | Role::Fuse => {
-            let message = format!("the {} role is not part of this release yet; masters and jindoctl are", role.name());
-            Err(Error::new(ErrorKind::Unsupported, message))
-        }
+        Role::Worker => jindofs::worker::run(WorkerConfig::from_settings(settings)?, shutdown).await,
+        Role::Fuse => jindofs::fuse::run(FuseConfig::from_settings(settings)?, shutdown).await,
         Role::Ctl => Err(Error::invalid("jindoctl is a binary of its own")),
     }
 }

@@ -20,6 +20,15 @@ pub fn random_id() -> [u8; 16] {
     *uuid::Uuid::new_v4().as_bytes()
 }
 
+/// Raises the number of files this process may open to what the system allows it.
+pub fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
 /// A token that is cancelled by SIGTERM or SIGINT.
 ///
 /// *Errors*: when the signal handlers cannot be installed.

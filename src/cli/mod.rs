@@ -3,7 +3,10 @@
 mod bench;
 mod cluster;
 mod fs;
+mod load;
+mod mount;
 mod output;
+mod report;
 
 use std::io;
 use std::process::ExitCode;
@@ -68,9 +71,16 @@ enum Command {
     /// The masters: who leads, how far behind each replica is.
     #[command(subcommand)]
     Cluster(cluster::Command),
-    /// Files and directories outside under-storage mounts.
+    /// Under-storage and its places in the namespace.
+    #[command(subcommand)]
+    Mount(mount::Command),
+    /// Files and directories; changes are for paths outside under-storage.
     #[command(subcommand)]
     Fs(fs::Command),
+    /// What is cached, by worker and by mount.
+    Report,
+    /// Caches every file below a path, and waits for it.
+    Load(load::Arguments),
     /// Measures through the public API.
     #[command(subcommand)]
     Bench(bench::Command),
@@ -104,6 +114,9 @@ fn fail(error: &Error) -> ExitCode {
 async fn dispatch(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Cluster(command) => cluster::run(&cli.common, command).await,
+        Command::Mount(command) => mount::run(&cli.common, command).await.map(|()| ExitCode::SUCCESS),
+        Command::Report => report::run(&cli.common).await.map(|()| ExitCode::SUCCESS),
+        Command::Load(arguments) => load::run(&cli.common, arguments).await,
         Command::Fs(command) => fs::run(&cli.common, command).await.map(|()| ExitCode::SUCCESS),
         Command::Bench(command) => bench::run(&cli.common, command).await.map(|()| ExitCode::SUCCESS),
         Command::Version => {

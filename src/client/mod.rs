@@ -1,10 +1,18 @@
 //! The client library: namespace, sessions and the data path. Used by FUSE, the command line, the tests and the bench.
 
 pub mod admin;
+pub mod layout_cache;
+pub mod local;
+pub mod mounts;
 pub mod namespace;
+pub mod readahead;
+pub mod reader;
+pub mod remote;
 pub mod session;
+pub mod workers;
 
 pub use namespace::{Namespace, at_entry, at_inode, at_path};
+pub use reader::{OpenFile, Reader};
 pub use session::{OpGuard, Session};
 
 /// Name of this host, for people and for finding the worker on the same host.

@@ -8,8 +8,8 @@ use jindofs_proto::v1::{
     AddMountRequest, Attr, BatchOp, BatchRequest, CancelJobRequest, ChangeMountRequest, CreateRequest, DirEntry, Entry,
     GetJobRequest, JobInfo, LayoutRequest, LayoutResponse, ListJobsRequest, ListMountsRequest, ListMountsResponse,
     ListRequest, ListResponse, LookupRequest, MkdirRequest, Mount, MutationResponse, OpId, RemoveMountRequest,
-    RenameRequest, RmdirRequest, SetAttrRequest, SubmitLoadRequest, SymlinkRequest, Target, UnlinkRequest, WorkerInfo,
-    WorkersRequest, batch_result, target,
+    RenameRequest, RmdirRequest, SetAttrRequest, SubmitLoadRequest, SymlinkRequest, Target, UnlinkRequest,
+    WorkersRequest, WorkersResponse, batch_result, target,
 };
 use tonic::transport::Channel;
 use tonic::{Response, Status};
@@ -299,9 +299,9 @@ impl Namespace {
     /// The workers and their cache totals.
     ///
     /// *Errors*: those of the channel.
-    pub async fn workers(&self) -> Result<Vec<WorkerInfo>> {
+    pub async fn usage(&self) -> Result<WorkersResponse> {
         let send = |to| async move { block(to).workers(WorkersRequest {}).await };
-        Ok(self.channel.call_any("workers", send).await?.workers)
+        self.channel.call_any("workers", send).await
     }
 
     /// Sends a mutation with an id of this client's session, the same in every repetition.

@@ -1,7 +1,6 @@
 //! A local cluster: started, founded, and its processes killed, paused and started again.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
@@ -10,10 +9,7 @@ use rustix::process::Signal;
 
 use super::children::Children;
 use super::file::{DevFile, DevProcess, is_running};
-use super::launch::Spec;
-use super::ports::Port;
-use super::{DevOptions, at, rpc};
-use crate::config::Role;
+use super::{DevOptions, at, rpc, specs};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::write_durably;
 
@@ -33,33 +29,50 @@ impl DevCluster {
     /// *Errors*: what keeps it from starting; then nothing is left running.
     pub fn start(options: DevOptions) -> Result<DevCluster> {
         options.check()?;
-        if options.workers > 0 || !options.mounts.is_empty() || !options.ufs.is_empty() {
-            let message = "workers, mounts and under-storage are not part of this release yet: start masters only";
-            return Err(Error::new(ErrorKind::Unsupported, message));
-        }
         std::fs::create_dir_all(&options.dir).map_err(at(&options.dir))?;
         let mut options = options;
         options.dir = options.dir.canonicalize().map_err(at(&options.dir))?;
         refuse_running(&options.dir)?;
+        for mount in &mut options.mounts {
+            *mount = std::path::absolute(&*mount)?;
+        }
         let binary = match &options.binary {
             Some(binary) => binary.clone(),
             None => std::env::current_exe()?,
         };
-        let specs = specs(&options)?;
+        let specs = specs::all(&options)?;
         let children = Children::new(options.dir.clone(), binary, options.supervise, specs)?;
         let cluster = DevCluster { options, children };
-        let masters = cluster.children.names("master");
-        cluster.options.say(&format!("starting {} masters", masters.len()));
-        for name in &masters {
-            cluster.children.start(name)?;
-        }
-        for name in &masters {
-            cluster.wait_answering(name)?;
-        }
+        cluster.start_role("master")?;
         if cluster.options.provision {
             cluster.found()?;
+            cluster.add_mounts()?;
+            cluster.start_role("worker")?;
+            cluster.start_role("fuse")?;
         }
         Ok(cluster)
+    }
+
+    /// Starts every process of a role, and waits until all of them serve.
+    fn start_role(&self, role: &str) -> Result<()> {
+        let names = self.children.names(role);
+        if !names.is_empty() {
+            self.options.say(&format!("starting {}", names.join(", ")));
+        }
+        for name in &names {
+            self.children.start(name)?;
+        }
+        names.iter().try_for_each(|name| self.wait_answering(name))
+    }
+
+    /// Mounts the under-storages that are not mounted yet.
+    fn add_mounts(&self) -> Result<()> {
+        let ufs = &self.options.ufs;
+        if ufs.is_empty() {
+            return Ok(());
+        }
+        self.options.say("mounting under-storage");
+        rpc::add_mounts(self.masters(), ufs, &self.options.ufs_options, self.options.patience)
     }
 
     /// What runs where.
@@ -192,12 +205,20 @@ impl DevCluster {
     fn wait_answering(&self, name: &str) -> Result<()> {
         let deadline = Instant::now() + self.options.patience;
         loop {
-            if self.status(name).is_ok() {
+            let process = self.process(name)?;
+            let serves = match process.role.as_str() {
+                "master" => self.status(name).is_ok(),
+                _ => rpc::is_ready(&process.http),
+            };
+            // A process that took the port of one that died at once must not be mistaken for it.
+            if serves && self.process(name)?.pid.is_some() {
                 return Ok(());
             }
-            let process = self.process(name)?;
             if process.pid.is_none() {
                 return Err(self.died(name, &process));
+            }
+            if self.options.is_interrupted() {
+                return Err(Error::unavailable("interrupted"));
             }
             if Instant::now() > deadline {
                 let log = process.log.display();
@@ -215,16 +236,30 @@ impl DevCluster {
         Error::new(ErrorKind::FailedPrecondition, format!("{name} has ended{how}: {why}"))
     }
 
-    /// Ends every process, masters by SIGKILL: their disks must stand it.
+    /// Ends every process: FUSE clients unmount first, masters and workers are killed, as their disks must stand it.
     pub fn stop(&self) {
-        let running = || self.file().processes.into_iter().filter(|one| one.pid.is_some());
-        for process in running() {
-            // It may end at this very moment.
-            let _ = self.children.want_down(&process.name);
-            let _ = self.children.signal(&process.name, Signal::KILL);
+        let running = |fuse: bool| {
+            let all = self.file().processes.into_iter();
+            all.filter(move |one| one.pid.is_some() && (one.role == "fuse") == fuse)
+        };
+        for (fuse, signal, patience) in [(true, Signal::TERM, 5), (true, Signal::KILL, 5), (false, Signal::KILL, 10)] {
+            for process in running(fuse) {
+                // It may end at this very moment.
+                let _ = self.children.want_down(&process.name);
+                let _ = self.children.signal(&process.name, signal);
+            }
+            for process in running(fuse) {
+                let _ = self.children.wait(&process.name, Duration::from_secs(patience));
+            }
         }
-        for process in running() {
-            let _ = self.children.wait(&process.name, Duration::from_secs(10));
+        for mount in &self.options.mounts {
+            if let Err(error) = crate::fuse::unmount(mount) {
+                tracing::warn!(%error, mount = %mount.display(), "not unmounted");
+            }
+        }
+        for number in 0..self.options.workers {
+            // Memory, not disk: nothing that must outlive the cluster. It is not there when no worker has started.
+            let _ = std::fs::remove_dir_all(specs::memory_dir(&self.options, number));
         }
     }
 }
@@ -247,56 +282,5 @@ fn refuse_running(dir: &Path) -> Result<()> {
             format!("{} of the cluster in {} still runs: `jindofs dev stop` first", one.name, dir.display()),
         )),
         None => Ok(()),
-    }
-}
-
-fn specs(options: &DevOptions) -> Result<Vec<Spec>> {
-    let mut next = options.first_port;
-    let mut port = || match &mut next {
-        Some(number) => {
-            let port = Port::exactly(*number);
-            *number += 1;
-            port
-        }
-        None => Port::any(),
-    };
-    let mut ports = Vec::new();
-    for _ in 0..options.masters {
-        ports.push((port()?, port()?, port()?));
-    }
-    let peers: Vec<String> = ports.iter().map(|(_, raft, _)| raft.address()).collect();
-    let peers = peers.join(",");
-    let made = ports.into_iter().enumerate();
-    Ok(made.map(|(number, (grpc, raft, http))| master(options, number, &peers, grpc, raft, http)).collect())
-}
-
-fn master(options: &DevOptions, number: usize, peers: &str, grpc: Port, raft: Port, http: Port) -> Spec {
-    let name = format!("master-{number}");
-    let own: PathBuf = options.dir.join(&name);
-    let data = options.meta_dirs.get(&number).cloned().unwrap_or(own);
-    let mut settings = BTreeMap::from([
-        ("namespace.meta-dir".to_owned(), data.display().to_string()),
-        ("namespace.backend.raft.initial-conf".to_owned(), peers.to_owned()),
-        ("namespace.backend.raft.hostname".to_owned(), "127.0.0.1".to_owned()),
-        ("namespace.bind".to_owned(), "127.0.0.1".to_owned()),
-        ("namespace.rpc.port".to_owned(), grpc.number().to_string()),
-        ("namespace.backend.raft.port".to_owned(), raft.number().to_string()),
-        ("namespace.http.port".to_owned(), http.number().to_string()),
-        ("namespace.backend.raft.fast-elections".to_owned(), options.fast_elections.to_string()),
-    ]);
-    settings.extend(options.settings.iter().cloned());
-    Spec {
-        log: options.dir.join(format!("{name}.log")),
-        config: options.dir.join(format!("{name}.toml")),
-        env: options.env.get(&name).cloned().unwrap_or_default(),
-        name,
-        role: Role::Master,
-        grpc: Some(grpc),
-        raft: Some(raft),
-        http,
-        data,
-        mount: None,
-        socket: None,
-        settings,
     }
 }

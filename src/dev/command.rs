@@ -11,6 +11,7 @@ use std::time::Duration;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::{DevCluster, DevFile, DevOptions, UfsMount, control};
+use crate::config::value;
 use crate::error::{Error, Result};
 
 const READY: &str = "ready";
@@ -29,6 +30,13 @@ pub fn command() -> Command {
         .arg(dir())
         .arg(number("masters", "3", "Number of masters"))
         .arg(number("workers", "0", "Number of workers"))
+        .arg(
+            Arg::new("worker-quota")
+                .long("worker-quota")
+                .value_name("SIZE")
+                .default_value("1GiB")
+                .help("Cache of each worker; an eighth of it, at most 128 MiB, lies in memory"),
+        )
         .arg(Arg::new("ufs").long("ufs").value_name("[PATH=]URI").action(ArgAction::Append).help("Under-storage"))
         .arg(Arg::new("ufs-option").long("ufs-option").value_name("K=V").action(ArgAction::Append))
         .arg(
@@ -87,6 +95,10 @@ fn options(matches: &ArgMatches) -> Result<DevOptions> {
     let mut options = DevOptions::new(matches.get_one::<PathBuf>("data-dir").cloned().unwrap_or_default());
     options.masters = matches.get_one("masters").copied().unwrap_or(3);
     options.workers = matches.get_one("workers").copied().unwrap_or(0);
+    if let Some(text) = matches.get_one::<String>("worker-quota") {
+        let quota = value::size(text).map_err(|why| Error::invalid(format!("--worker-quota {text}: {why}")))?;
+        options.worker_quota = quota;
+    }
     options.fast_elections = matches.get_flag("fast-elections");
     options.supervise = matches.get_flag("supervise");
     options.mounts = matches.get_many::<PathBuf>("mount").into_iter().flatten().cloned().collect();
@@ -107,6 +119,7 @@ fn foreground(options: DevOptions) -> Result<()> {
     // The signals are caught before anything is started: Ctrl-C in the middle of a start leaves nothing behind.
     let stop = Arc::new(AtomicBool::new(false));
     catch_signals(stop.clone())?;
+    let options = DevOptions { interrupt: Some(stop.clone()), ..options };
     let dir = options.dir.clone();
     let cluster = DevCluster::start(options)?;
     let listener = control::listen(&dir)?;

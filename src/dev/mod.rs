@@ -18,6 +18,7 @@ mod launch;
 mod options;
 mod ports;
 mod rpc;
+mod specs;
 
 pub use cluster::DevCluster;
 pub use file::{DevFile, DevProcess};

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
@@ -65,6 +67,8 @@ pub struct DevOptions {
     pub more_masters: Vec<String>,
     /// Longest wait for each step of the start.
     pub patience: Duration,
+    /// Once true, a start that is under way is given up.
+    pub interrupt: Option<Arc<AtomicBool>>,
     /// Told about each step, for people.
     pub progress: Option<fn(&str)>,
 }
@@ -90,6 +94,7 @@ impl DevOptions {
             first_port: None,
             more_masters: Vec::new(),
             patience: Duration::from_secs(60),
+            interrupt: None,
             progress: None,
         }
     }
@@ -106,6 +111,10 @@ impl DevOptions {
         };
         self.ufs_options.insert(key.to_owned(), value);
         Ok(())
+    }
+
+    pub(super) fn is_interrupted(&self) -> bool {
+        self.interrupt.as_ref().is_some_and(|interrupt| interrupt.load(Ordering::Acquire))
     }
 
     pub(super) fn say(&self, text: &str) {

@@ -1,11 +1,15 @@
 //! What `jindofs dev` asks the masters, from threads without a runtime of their own.
 
+use std::collections::BTreeMap;
 use std::future::Future;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::time::Duration;
 
-use jindofs_proto::v1::StatusResponse;
+use jindofs_proto::v1::{Mount, StatusResponse};
 
-use crate::client::admin;
+use super::UfsMount;
+use crate::client::{Namespace, admin};
 use crate::config::ClientConfig;
 use crate::error::{Error, Result};
 use crate::rpc::channel::MasterChannel;
@@ -38,4 +42,44 @@ pub(super) fn provision(address: &str, uuid: [u8; 16], patience: Duration) -> Re
     run(async {
         admin::provision(&channel(address, patience), address, uuid, patience).await.map(|answer| answer.voters)
     })
+}
+
+/// Mounts what is not mounted yet.
+pub(super) fn add_mounts(
+    masters: Vec<String>,
+    ufs: &[UfsMount],
+    options: &BTreeMap<String, String>,
+    patience: Duration,
+) -> Result<()> {
+    run(async {
+        let client = Namespace::new(&ClientConfig { masters, rpc_timeout: patience, hard: false });
+        let known = client.mounts().await?.mounts;
+        for one in ufs.iter().filter(|one| !known.iter().any(|mount| mount.path == one.path.as_bytes())) {
+            // Each takes the options of its scheme.
+            let scheme = one.uri.split("://").next().unwrap_or_default();
+            let takes = |key: &str| scheme != "local" || key.starts_with("fs.local.");
+            let mount = Mount {
+                path: one.path.clone().into_bytes().into(),
+                ufs_uri: one.uri.clone(),
+                options: options.iter().filter(|(key, _)| takes(key)).map(|(k, v)| (k.clone(), v.clone())).collect(),
+                ..Mount::default()
+            };
+            client.add_mount(mount).await.map_err(|error| error.context(format!("--ufs {}", one.uri)))?;
+        }
+        client.session().close().await;
+        Ok(())
+    })
+}
+
+/// True if the process with this HTTP address says that it is ready.
+pub(super) fn is_ready(http: &str) -> bool {
+    let ask = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(http)?;
+        stream.set_read_timeout(Some(BUDGET))?;
+        stream.write_all(format!("GET /readyz HTTP/1.1\r\nHost: {http}\r\nConnection: close\r\n\r\n").as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    ask().is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
 }

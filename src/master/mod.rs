@@ -2,10 +2,14 @@
 
 pub mod duties;
 pub mod http;
+pub mod metadata;
 pub mod raft;
 pub mod service;
 pub mod state;
 pub mod store;
+pub mod view;
+
+use std::sync::Arc;
 
 use jindofs_proto::raft::v1::raft_server::RaftServer;
 use tokio::task::JoinSet;
@@ -14,9 +18,13 @@ use crate::config::MasterConfig;
 use crate::error::{Error, Result};
 use crate::rpc::server;
 use crate::runtime::Shutdown;
+use crate::telemetry;
 use crate::types::MESSAGE_BYTES_MAX;
+use crate::ufs;
 
+use metadata::Metadata;
 use raft::{Handle, RaftService};
+use service::Parts;
 
 /// Runs a master until `stop`.
 ///
@@ -29,6 +37,15 @@ pub async fn run(config: MasterConfig, stop: Shutdown) -> Result<()> {
     let client_port = server::bind(&listen(config.grpc_port), "namespace.rpc.port").await?;
     let http_port = server::bind(&listen(config.http_port), "namespace.http.port").await?;
     let handle = Handle::open(config.clone())?;
+    let storage = Arc::new(ufs::Registry::default());
+    let parts = Parts {
+        metadata: Metadata::new(handle.clone(), storage.clone()),
+        workers: Arc::new(view::Workers::new(config.worker_timeout)),
+        sessions: Arc::new(view::Sessions::new(config.session_ttl)),
+        progress: Arc::default(),
+        storage,
+        handle: handle.clone(),
+    };
 
     let servers = Shutdown::new();
     let mut tasks = JoinSet::new();
@@ -37,14 +54,14 @@ pub async fn run(config: MasterConfig, stop: Shutdown) -> Result<()> {
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     tasks.spawn(server::serve(raft_port, server::routes(raft).await?, servers.clone()));
     {
-        let (handle, config, servers) = (handle.clone(), config.clone(), servers.clone());
-        tasks.spawn(async move { service::serve(client_port, handle, &config, servers).await });
+        let (parts, servers) = (parts.clone(), servers.clone());
+        tasks.spawn(async move { service::serve(client_port, parts, servers).await });
     }
-    tasks.spawn(http::serve(http_port, handle.clone(), servers.clone()));
+    tasks.spawn(telemetry::http::serve(http_port, Arc::new(http::MasterProbe(handle.clone())), servers.clone()));
     {
-        let (handle, servers) = (handle.clone(), servers.clone());
+        let servers = servers.clone();
         tasks.spawn(async move {
-            duties::purge(handle, servers).await;
+            duties::run(parts, servers).await;
             Ok(())
         });
     }

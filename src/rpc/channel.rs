@@ -25,9 +25,9 @@ use crate::config::ClientConfig;
 use crate::error::{ErrorKind, Result};
 use crate::types::MESSAGE_BYTES_MAX;
 
+pub(crate) use attempts::judge;
 use attempts::{Attempts, Failure};
-use node::Node;
-
+pub(crate) use node::Node;
 pub use node::endpoint;
 
 /// Calls that look for a leader at the same time; the others wait until one of these found it.

@@ -1,4 +1,6 @@
-//! Logs. One line per event on stderr: constant lower-case messages, values as fields.
+//! Logs and metrics. One line per event on stderr: constant lower-case messages, values as fields.
+
+pub mod http;
 
 use tracing_subscriber::EnvFilter;
 

@@ -1,8 +1,9 @@
 //! Vocabulary: identifiers, limits and paths. No I/O, no wire types.
 
 mod path;
+pub mod placement;
 
-pub use path::{NsPath, check_name, split_parent};
+pub use path::{NsPath, PathProblem, check_name, split_parent};
 
 /// Inode of the root directory.
 pub const ROOT_INODE: u64 = 1;

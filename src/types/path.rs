@@ -1,8 +1,17 @@
 //! Paths of the namespace: absolute, '/'-separated bytes.
 
-use crate::error::{Error, ErrorKind};
-
 use super::{NAME_MAX, PATH_MAX};
+
+/// Why bytes are no path or name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PathProblem {
+    /// Beyond a limit.
+    #[error("{0}")]
+    TooLong(String),
+    /// Not absolute, or with a component that no name can be.
+    #[error("{0}")]
+    Invalid(String),
+}
 
 /// A validated absolute path without `.`, `..` or empty components.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -11,19 +20,16 @@ pub struct NsPath(Vec<u8>);
 impl NsPath {
     /// Validates `raw`. Repeated and trailing slashes are dropped.
     ///
-    /// *Errors*: `InvalidArgument` for a relative path, a NUL byte, `.` or `..`; `NameTooLong` beyond the limits.
-    pub fn parse(raw: &[u8]) -> Result<NsPath, Error> {
+    /// *Errors*: `Invalid` for a relative path, a NUL byte, `.` or `..`; `TooLong` beyond the limits.
+    pub fn parse(raw: &[u8]) -> Result<NsPath, PathProblem> {
         if raw.len() > PATH_MAX {
-            return Err(Error::new(
-                ErrorKind::NameTooLong,
-                format!("path of {} bytes: at most {PATH_MAX} are allowed", raw.len()),
-            ));
+            return Err(PathProblem::TooLong(format!("path of {} bytes: at most {PATH_MAX} are allowed", raw.len())));
         }
         if raw.first() != Some(&b'/') {
-            return Err(Error::new(
-                ErrorKind::InvalidArgument,
-                format!("path {:?} is not absolute: it must begin with '/'", String::from_utf8_lossy(raw)),
-            ));
+            return Err(PathProblem::Invalid(format!(
+                "path {:?} is not absolute: it must begin with '/'",
+                String::from_utf8_lossy(raw)
+            )));
         }
         let mut clean = Vec::with_capacity(raw.len());
         for name in raw.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
@@ -82,32 +88,29 @@ impl std::fmt::Display for NsPath {
 
 /// Checks one name of a directory entry.
 ///
-/// *Errors*: `InvalidArgument` for an empty name, `.`, `..`, a slash or NUL; `NameTooLong` over 255 bytes.
-pub fn check_name(name: &[u8]) -> Result<(), Error> {
+/// *Errors*: `Invalid` for an empty name, `.`, `..`, a slash or NUL; `TooLong` over 255 bytes.
+pub fn check_name(name: &[u8]) -> Result<(), PathProblem> {
     if name.len() > NAME_MAX {
-        return Err(Error::new(
-            ErrorKind::NameTooLong,
-            format!("name of {} bytes: at most {NAME_MAX} are allowed", name.len()),
-        ));
+        return Err(PathProblem::TooLong(format!("name of {} bytes: at most {NAME_MAX} are allowed", name.len())));
     }
     let forbidden = matches!(name, b"" | b"." | b"..") || name.iter().any(|byte| matches!(byte, b'/' | 0));
     if forbidden {
-        return Err(Error::new(
-            ErrorKind::InvalidArgument,
-            format!("{:?} cannot be a name: it is empty, '.', '..' or holds '/' or NUL", String::from_utf8_lossy(name)),
-        ));
+        return Err(PathProblem::Invalid(format!(
+            "{:?} cannot be a name: it is empty, '.', '..' or holds '/' or NUL",
+            String::from_utf8_lossy(name)
+        )));
     }
     Ok(())
 }
 
 /// Splits raw path bytes into validated directory and name.
 ///
-/// *Errors*: as [`NsPath::parse`]; `InvalidArgument` for the root, which has no name.
-pub fn split_parent(raw: &[u8]) -> Result<(NsPath, Vec<u8>), Error> {
+/// *Errors*: as [`NsPath::parse`]; `Invalid` for the root, which has no name.
+pub fn split_parent(raw: &[u8]) -> Result<(NsPath, Vec<u8>), PathProblem> {
     let path = NsPath::parse(raw)?;
     match path.split_last() {
         Some((parent, name)) => Ok((parent, name.to_vec())),
-        None => Err(Error::new(ErrorKind::InvalidArgument, "the root directory has no name of its own")),
+        None => Err(PathProblem::Invalid("the root directory has no name of its own".to_owned())),
     }
 }
 
@@ -121,16 +124,16 @@ mod tests {
         assert_eq!(path.as_bytes(), b"/a/b");
         assert_eq!(path.names().collect::<Vec<_>>(), [b"a", b"b"]);
         for bad in [&b"a/b"[..], b"/a/../b", b"/./a", b"/a\0b", b""] {
-            assert_eq!(NsPath::parse(bad).expect_err("refused").kind, ErrorKind::InvalidArgument);
+            assert!(matches!(NsPath::parse(bad), Err(PathProblem::Invalid(_))));
         }
     }
 
     #[test]
     fn names_and_paths_beyond_the_limits_are_refused() {
         let long_name = [b"/".to_vec(), vec![b'x'; 256]].concat();
-        assert_eq!(NsPath::parse(&long_name).expect_err("refused").kind, ErrorKind::NameTooLong);
+        assert!(matches!(NsPath::parse(&long_name), Err(PathProblem::TooLong(_))));
         let long_path = b"/abcd".repeat(1000);
-        assert_eq!(NsPath::parse(&long_path).expect_err("refused").kind, ErrorKind::NameTooLong);
+        assert!(matches!(NsPath::parse(&long_path), Err(PathProblem::TooLong(_))));
     }
 
     #[test]

@@ -1,1 +1,128 @@
-//! Under-storage.
+//! Under-storage: where the files come from. A narrow, read-only trait over a local directory and object stores.
+//!
+//! Every read is pinned to a version token: bytes of another version are never returned in its place.
+
+mod local;
+mod options;
+mod registry;
+mod retry;
+mod s3;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+
+pub use options::{Options, validate};
+pub use registry::Registry;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::types::check_name;
+
+/// What an entry is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A file or object.
+    File,
+    /// A directory or common prefix.
+    Directory,
+    /// A symbolic link of a local directory.
+    Symlink,
+}
+
+/// One entry as the under-storage has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Name in its directory.
+    pub name: Vec<u8>,
+    /// What it is.
+    pub kind: Kind,
+    /// Bytes; 0 for a directory.
+    pub size: u64,
+    /// Nanoseconds since the epoch.
+    pub mtime_ns: i64,
+    /// Names this very content: the etag, or mtime, size and inode of a local file. Empty for directories.
+    pub token: Vec<u8>,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Target of a symlink.
+    pub symlink_target: Vec<u8>,
+}
+
+/// A whole directory.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// By name, each name once.
+    pub entries: Vec<Entry>,
+    /// Objects no path can express, left out: `a` beside `a/b`, empty or too long names, special files.
+    pub skipped: u64,
+}
+
+/// An under-storage below one uri. Paths are relative to it, without a leading '/'; empty for its root.
+pub trait Ufs: Send + Sync + std::fmt::Debug {
+    /// Every entry of a directory. A directory that does not exist is empty: object stores know no other.
+    ///
+    /// *Errors*: `UnderStorage`, `PermissionDenied`, `Unavailable`, `Timeout`; `NotFound` when the root itself is gone.
+    fn list<'a>(&'a self, path: &'a [u8]) -> BoxFuture<'a, Result<Listing>>;
+
+    /// One entry; `None` when there is none.
+    fn stat<'a>(&'a self, path: &'a [u8]) -> BoxFuture<'a, Result<Option<Entry>>>;
+
+    /// Bytes `offset..offset+length`, fewer at the end, of exactly the version `token` names.
+    ///
+    /// *Errors*: `Stale` when the content is another one or gone.
+    fn read<'a>(&'a self, path: &'a [u8], token: &'a [u8], offset: u64, length: u64) -> BoxFuture<'a, Result<Bytes>>;
+
+    /// Finds out whether the place exists and may be read.
+    ///
+    /// *Errors*: as [`Ufs::list`], with what to correct.
+    fn check(&self) -> BoxFuture<'_, Result<()>>;
+}
+
+/// Sorts, drops what no path can express, and lets a directory win over an object of the same name.
+fn tidy(mut entries: Vec<Entry>, mut skipped: u64) -> Listing {
+    let before = entries.len();
+    entries.retain(|entry| check_name(&entry.name).is_ok());
+    entries.sort_by(|a, b| {
+        a.name.cmp(&b.name).then_with(|| (b.kind == Kind::Directory).cmp(&(a.kind == Kind::Directory)))
+    });
+    entries.dedup_by(|later, first| later.name == first.name);
+    skipped += (before - entries.len()) as u64;
+    Listing { entries, skipped }
+}
+
+fn stale(path: &[u8]) -> Error {
+    let path = String::from_utf8_lossy(path);
+    Error::new(ErrorKind::Stale, format!("{path} was replaced or removed in the under-storage since it was listed"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(name: &str, kind: Kind) -> Entry {
+        Entry {
+            name: name.into(),
+            kind,
+            size: 0,
+            mtime_ns: 0,
+            token: Vec::new(),
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            symlink_target: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn an_object_beside_a_directory_of_its_name_is_skipped_and_counted() {
+        let long = "x".repeat(256);
+        let given = ["b", "a", "", "..", &long].map(|name| entry(name, Kind::File));
+        let listing = tidy([given.to_vec(), vec![entry("a", Kind::Directory)]].concat(), 0);
+        let names: Vec<_> = listing.entries.iter().map(|entry| (&entry.name[..], entry.kind)).collect();
+        assert_eq!(names, [(&b"a"[..], Kind::Directory), (&b"b"[..], Kind::File)]);
+        assert_eq!(listing.skipped, 4);
+    }
+}

@@ -5,9 +5,9 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::support::cluster::{Cluster, PATIENCE, tail, wait_for};
-use crate::support::seed::{rounds, seed};
+use crate::support::cluster::{Cluster, PATIENCE, tail};
 use crate::support::writers::{Load, create_request, make_dir};
+use crate::support::{rounds, seed, wait_for};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn wiped_masters_come_back_as_new_members_by_snapshot_without_being_called() {

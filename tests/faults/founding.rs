@@ -6,7 +6,8 @@ use jindofs::client::admin;
 use jindofs::error::ErrorKind;
 use jindofs::rpc::channel::MasterChannel;
 
-use crate::support::cluster::{Cluster, PATIENCE, tail, wait_for};
+use crate::support::cluster::{Cluster, PATIENCE, tail};
+use crate::support::wait_for;
 use crate::support::writers::{create_request, make_dir};
 
 const UUID: [u8; 16] = [0x42; 16];

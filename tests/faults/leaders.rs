@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use jindofs::error::ErrorKind;
 
-use crate::support::cluster::{Cluster, PATIENCE, wait_for};
-use crate::support::seed::rounds;
+use crate::support::cluster::{Cluster, PATIENCE};
 use crate::support::writers::{Load, create_request, make_dir, names};
+use crate::support::{rounds, wait_for};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn leader_killed_under_load_loses_nothing_and_no_client_sees_an_error() {
@@ -138,4 +138,34 @@ async fn sole_master_moved_to_another_port_serves_the_same_tree() {
 fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
     listener.local_addr().expect("address").port()
+}
+
+/// A leader sends an entry before its own disk has it. Killed together with the followers that stored it, it must not
+/// resume its term and give the same log id to something else.
+#[tokio::test(flavor = "multi_thread")]
+async fn leader_slower_than_its_followers_killed_with_them_loses_nothing_acknowledged() {
+    let cluster = Cluster::start_with(3, |options| {
+        let slow = [("JINDOFS_FAILPOINTS".to_owned(), "wal.write=120+sleep(400)".to_owned())].into();
+        options.env.insert("master-0".to_owned(), slow);
+    });
+    assert_eq!(cluster.wait_leader().0, "master-0");
+    let client = cluster.client();
+    make_dir(&client, "/d").await;
+    let mut acknowledged = 0;
+    // Fast until the leader's disk slows down; from then on it is the followers that make a quorum.
+    for number in 0..130 {
+        client.create(create_request(&format!("/d/{number}"))).await.expect("created");
+        acknowledged += 1;
+    }
+    for name in cluster.names() {
+        cluster.dev.kill(&name).expect("killed");
+    }
+    cluster.dev.set_env("master-0", "JINDOFS_FAILPOINTS", None).expect("set");
+    for name in cluster.names() {
+        cluster.dev.launch(&name).expect("launched");
+    }
+    cluster.wait_whole();
+    client.create(create_request("/d/after")).await.expect("created");
+    assert_eq!(names(&client, "/d").await.len(), acknowledged + 1);
+    cluster.assert_digests_equal().await;
 }

@@ -4,4 +4,5 @@ mod bad_input;
 mod disks;
 mod founding;
 mod leaders;
+mod power;
 mod retries;

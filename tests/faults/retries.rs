@@ -8,7 +8,8 @@ use jindofs_proto::v1::{
 };
 use tonic::transport::Channel;
 
-use crate::support::cluster::{Cluster, PATIENCE, wait_for};
+use crate::support::cluster::{Cluster, PATIENCE};
+use crate::support::wait_for;
 use crate::support::writers::create_request;
 use jindofs::client::namespace::at_path;
 

@@ -9,6 +9,8 @@ use jindofs::config::ClientConfig;
 use jindofs::dev::{DevCluster, DevOptions};
 use jindofs_proto::v1::{DigestResponse, StatusResponse};
 
+use super::wait_for;
+
 /// Longest wait for anything that should happen.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -22,18 +24,6 @@ pub fn binary(name: &str) -> PathBuf {
     match name {
         "jindofs" => PathBuf::from(env!("CARGO_BIN_EXE_jindofs")),
         _ => PathBuf::from(env!("CARGO_BIN_EXE_jindoctl")),
-    }
-}
-
-/// Waits until `condition` holds; the deadline is a failure that names what was waited for.
-pub fn wait_for<T>(what: &str, patience: Duration, mut condition: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + patience;
-    loop {
-        if let Some(value) = condition() {
-            return value;
-        }
-        assert!(Instant::now() < deadline, "not within {patience:?}: {what}");
-        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

@@ -1,5 +1,62 @@
-//! What the tests stand on.
+//! What the tests share: waiting for conditions, seeds, clusters, clients under fault, a disk that forgets.
 
 pub mod cluster;
-pub mod seed;
+pub mod powercut;
 pub mod writers;
+
+use std::time::{Duration, Instant};
+
+/// How often a condition is looked at.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Waits until `probe` finds something and returns it; panics with `what` when `deadline` has passed. With its async twin
+/// the one place where tests poll.
+#[track_caller]
+pub fn wait_for<T>(what: &str, deadline: Duration, mut probe: impl FnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(found) = probe() {
+            return found;
+        }
+        assert!(started.elapsed() < deadline, "waited {deadline:?} in vain: {what}");
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// As [`wait_for`], without holding up the other tasks of the thread.
+pub async fn wait_until(what: &str, deadline: Duration, mut condition: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < deadline, "waited {deadline:?} in vain: {what}");
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Seed of a randomised test: `JINDOFS_SEED` or a new one. Prints it with the command that replays the test.
+pub fn seed(test: &str) -> u64 {
+    let given = std::env::var("JINDOFS_SEED").ok();
+    let given = given.map(|text| text.parse().unwrap_or_else(|_| panic!("JINDOFS_SEED is no number: {text}")));
+    let seed = given.unwrap_or_else(rand::random);
+    println!("seed {seed}; to replay: JINDOFS_SEED={seed} make test TEST={test}");
+    seed
+}
+
+/// How often a fault is repeated: `JINDOFS_ROUNDS`, or `usual`.
+pub fn rounds(usual: u32) -> u32 {
+    std::env::var("JINDOFS_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
+}
+
+/// True if FUSE file systems can be mounted here. Otherwise says in one line that the test is left out; where `CI` is
+/// set that is a failure, as a test nobody runs guards nothing.
+pub fn fuse_works(test: &str) -> bool {
+    let missing = if !rustix::process::geteuid().is_root() {
+        "this is not root"
+    } else if std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").is_err() {
+        "/dev/fuse cannot be opened"
+    } else {
+        return true;
+    };
+    assert!(std::env::var_os("CI").is_none(), "{test} needs FUSE, and {missing}");
+    eprintln!("left out: {test} needs FUSE, and {missing}");
+    false
+}

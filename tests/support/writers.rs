@@ -91,11 +91,8 @@ impl Load {
     /// Waits until `count` more operations were acknowledged.
     pub async fn wait_acknowledged(&self, count: u64, patience: Duration) {
         let want = self.acknowledged.load(Ordering::SeqCst) + count;
-        let deadline = Instant::now() + patience;
-        while self.acknowledged.load(Ordering::SeqCst) < want {
-            assert!(Instant::now() < deadline, "writes do not go on within {patience:?}");
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
+        let reached = || self.acknowledged.load(Ordering::SeqCst) >= want;
+        super::wait_until("writes go on", patience, reached).await;
     }
 
     pub async fn stop(self, directory: &str) -> Outcome {

@@ -1,11 +1,14 @@
 //! `jindoctl fs`: the namespace, for people.
 
+mod content;
+
 use clap::Subcommand;
 use futures::StreamExt;
 use jindofs_proto::v1::{Attr, CreateRequest, FileType, MkdirRequest};
 use serde::Serialize;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
 
 use super::Common;
 use super::output::{name, print};
@@ -23,6 +26,21 @@ pub(super) enum Command {
     Stat {
         /// Absolute path.
         path: OsString,
+    },
+    /// Prints the content of a file.
+    Cat {
+        /// Absolute path.
+        path: OsString,
+    },
+    /// Copies a file out of the cluster, or a directory with -r.
+    Get {
+        /// Directories too, with everything below.
+        #[arg(short, long)]
+        recursive: bool,
+        /// Absolute path.
+        path: OsString,
+        /// Local file or directory; it must not exist.
+        to: PathBuf,
     },
     /// Makes a directory.
     Mkdir {
@@ -71,6 +89,7 @@ impl Command {
     /// The path an error is about.
     fn path(&self) -> String {
         match self {
+            Command::Cat { path } | Command::Get { path, .. } => path,
             Command::Ls { path } | Command::Stat { path } | Command::Mkdir { path, .. } | Command::Create { path } => {
                 path
             }
@@ -125,6 +144,8 @@ async fn act(common: &Common, namespace: &Namespace, command: Command) -> Result
             let row = row(name(&path.into_vec()), &attr);
             print(common.output, &row, &HEADER, |_| vec![cells(&row)])
         }
+        Command::Cat { path } => content::cat(namespace, path.into_vec()).await,
+        Command::Get { recursive, path, to } => content::get(namespace, path.into_vec(), &to, recursive).await,
         Command::Mkdir { parents, path } => {
             let request = MkdirRequest { target: Some(at(&path)), mode: 0o755, parents, ..MkdirRequest::default() };
             namespace.mkdir(request).await.map(|_| ())

@@ -1,42 +1,20 @@
 //! Work the leader does by itself, as tasks that run on every master and act only while it leads.
 
-use std::time::Duration;
+mod jobs;
+mod purge;
+mod sessions;
 
-use jindofs_proto::store::v1::command::Command as Kind;
-use jindofs_proto::store::v1::{Command, Purge};
+use futures::future::join3;
 
-use crate::error::Result;
-use crate::master::raft::Handle;
-use crate::master::state::query;
+use crate::master::service::Parts;
 use crate::runtime::Shutdown;
 
-/// Inodes freed by one command: small enough that it never delays what clients wait for.
-const PURGE_INODES: u32 = 500;
-/// Pause between two looks while there is nothing to free.
-const LOOK: Duration = Duration::from_secs(1);
-
-/// Frees the inodes of removed trees, until `stop`.
-pub async fn purge(handle: Handle, stop: Shutdown) {
-    while !stop.is_cancelled() {
-        let busy = match purge_once(&handle).await {
-            Ok(busy) => busy,
-            Err(error) => {
-                tracing::info!(%error, "purge put off");
-                false
-            }
-        };
-        if !busy {
-            tokio::select! { () = stop.cancelled() => {}, () = tokio::time::sleep(LOOK) => {} }
-        }
-    }
-}
-
-async fn purge_once(handle: &Handle) -> Result<bool> {
-    let Some(store) = handle.store().filter(|_| handle.is_leader()) else { return Ok(false) };
-    if !query::gc_pending(&store.view())? {
-        return Ok(false);
-    }
-    let command = Command { command: Some(Kind::Purge(Purge { limit: PURGE_INODES })), ..Command::default() };
-    handle.propose(command).await?;
-    Ok(true)
+/// Runs every duty until `stop`.
+pub async fn run(parts: Parts, stop: Shutdown) {
+    join3(
+        purge::run(parts.handle.clone(), stop.clone()),
+        sessions::run(parts.clone(), stop.clone()),
+        jobs::run(parts, stop),
+    )
+    .await;
 }

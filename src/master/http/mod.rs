@@ -1,37 +1,26 @@
-//! The HTTP port: livez, readyz with what is missing, and metrics in Prometheus' text format.
+//! What a master shows on its HTTP port.
 
 use std::fmt::Write as _;
 
-use axum::Router;
-use axum::extract::State;
-use axum::http::StatusCode;
-use axum::routing::get;
-use tokio::net::TcpListener;
-
-use crate::error::{Error, Result};
 use crate::master::raft::Handle;
-use crate::runtime::Shutdown;
+use crate::telemetry::http::Probe;
 
-/// Serves until `stop`.
-///
-/// *Errors*: when the transport fails.
-pub async fn serve(listener: TcpListener, handle: Handle, stop: Shutdown) -> Result<()> {
-    let router = Router::new()
-        // The process answers: that is all liveness may depend on.
-        .route("/livez", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(metrics))
-        .with_state(handle);
-    axum::serve(listener, router)
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await
-        .map_err(|error| Error::internal(format!("the HTTP server has failed: {error}")))
-}
+/// Readiness and figures of a master.
+#[derive(Debug, Clone)]
+pub struct MasterProbe(pub Handle);
 
-async fn ready(State(handle): State<Handle>) -> (StatusCode, String) {
-    match handle.readiness() {
-        Ok(()) => (StatusCode::OK, format!("ok: {}\n", handle.phase())),
-        Err(missing) => (StatusCode::SERVICE_UNAVAILABLE, format!("{missing}\n")),
+impl Probe for MasterProbe {
+    fn ready(&self) -> Result<String, String> {
+        self.0.readiness().map(|()| self.0.phase())
+    }
+
+    fn figures(&self) -> String {
+        let mut text = String::new();
+        for (name, help, value) in figures(&self.0) {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}");
+        }
+        text
     }
 }
 
@@ -52,13 +41,4 @@ fn figures(handle: &Handle) -> Vec<(&'static str, &'static str, u64)> {
         ("jindofs_master_meta_dir_used_bytes", "Bytes used by the metadata directory.", own.disk_used_bytes),
         ("jindofs_master_meta_dir_free_bytes", "Bytes free on its file system.", own.disk_free_bytes),
     ]
-}
-
-async fn metrics(State(handle): State<Handle>) -> String {
-    let mut text = String::new();
-    for (name, help, value) in figures(&handle) {
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}");
-    }
-    text
 }

@@ -1,5 +1,6 @@
 //! Raft: the only place that names openraft. Identity and membership, the log, snapshots, the wire between masters.
 
+mod founding;
 mod handle;
 mod identity;
 mod life;

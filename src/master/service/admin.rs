@@ -1,5 +1,6 @@
 //! `jindofs.v1.Admin`: for operators; most of it needs no quorum.
 
+use super::{Parts, answer};
 use jindofs_proto::v1::admin_server::Admin;
 use jindofs_proto::v1::{
     DigestRequest, DigestResponse, ProvisionRequest, ProvisionResponse, SnapshotRequest, SnapshotResponse,
@@ -8,12 +9,12 @@ use jindofs_proto::v1::{
 use tonic::{Request, Response, Status};
 
 use crate::error::{Error, Result};
-use crate::master::raft::Handle;
+use crate::master::state::query;
 use crate::rpc::status::to_status;
 
 /// The service.
 #[derive(Debug, Clone)]
-pub(super) struct AdminService(pub(super) Handle);
+pub(super) struct AdminService(pub(super) Parts);
 
 impl AdminService {
     async fn provision(&self, request: ProvisionRequest) -> Result<ProvisionResponse> {
@@ -21,7 +22,7 @@ impl AdminService {
         let uuid: [u8; 16] = bytes.as_ref().try_into().map_err(|_| {
             Error::invalid(format!("cluster_uuid has {} bytes: 16 are needed, stored by you beforehand", bytes.len()))
         })?;
-        let handle = self.0.clone();
+        let handle = self.0.handle.clone();
         // The caller may hang up; a founding that began goes on.
         let founded = tokio::spawn(async move { handle.provision(uuid).await });
         let voters = founded.await.map_err(|error| Error::internal(format!("provision: {error}")))??;
@@ -32,19 +33,15 @@ impl AdminService {
     /// and the index it is for is read from that same snapshot.
     async fn digest(&self, request: DigestRequest) -> Result<DigestResponse> {
         if request.index > 0 {
-            self.0.wait_applied(request.index).await?;
+            self.0.handle.wait_applied(request.index).await?;
         }
-        let (index, tables) = self.0.digest().await?;
+        let (index, tables) = self.0.handle.digest().await?;
         let tables = tables
             .into_iter()
             .map(|table| TableDigest { table: table.table.to_owned(), rows: table.rows, checksum: table.checksum })
             .collect();
-        Ok(DigestResponse { member_id: self.0.member_id(), index, tables })
+        Ok(DigestResponse { member_id: self.0.handle.member_id(), index, tables })
     }
-}
-
-fn answer<T>(result: Result<T>) -> Result<Response<T>, Status> {
-    result.map(Response::new).map_err(|error| to_status(&error))
 }
 
 #[tonic::async_trait]
@@ -54,7 +51,12 @@ impl Admin for AdminService {
     }
 
     async fn status(&self, _request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
-        Ok(Response::new(self.0.status()))
+        let mut status = self.0.handle.status();
+        if let Some(store) = self.0.handle.store() {
+            let recorded = query::workers(&store.view()).map_err(|error| to_status(&error))?;
+            status.workers = self.0.workers.list(&recorded);
+        }
+        Ok(Response::new(status))
     }
 
     async fn digest(&self, request: Request<DigestRequest>) -> Result<Response<DigestResponse>, Status> {
@@ -65,12 +67,12 @@ impl Admin for AdminService {
         &self,
         request: Request<TransferLeaderRequest>,
     ) -> Result<Response<TransferLeaderResponse>, Status> {
-        let moved = self.0.transfer_leader(request.into_inner().target).await;
+        let moved = self.0.handle.transfer_leader(request.into_inner().target).await;
         answer(moved.map(|leader_id| TransferLeaderResponse { leader_id }))
     }
 
     async fn snapshot(&self, request: Request<SnapshotRequest>) -> Result<Response<SnapshotResponse>, Status> {
-        let built = self.0.snapshot(request.into_inner().purge).await;
+        let built = self.0.handle.snapshot(request.into_inner().purge).await;
         answer(built.map(|(index, purged)| SnapshotResponse { index, purged }))
     }
 }

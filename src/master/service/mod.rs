@@ -1,36 +1,69 @@
 //! The client gRPC services of a master: check at the door, propose or read, convert.
 
 mod admin;
+mod block;
+mod job;
 mod namespace;
+
+use std::sync::Arc;
 
 use jindofs_proto::store::v1::Command;
 use jindofs_proto::store::v1::command::Command as Kind;
 use jindofs_proto::store::v1::outcome::Outcome as Answer;
 use jindofs_proto::v1::OpId;
 use jindofs_proto::v1::admin_server::AdminServer;
+use jindofs_proto::v1::block_server::BlockServer;
+use jindofs_proto::v1::job_server::JobServer;
 use jindofs_proto::v1::namespace_server::NamespaceServer;
 use tokio::net::TcpListener;
+use tonic::{Response, Status};
 
-use crate::config::MasterConfig;
 use crate::error::{Error, Result};
+use crate::master::metadata::Metadata;
 use crate::master::raft::Handle;
+use crate::master::view::{Progress, Sessions, Workers};
 use crate::rpc::server;
-use crate::rpc::status::from_detail;
+use crate::rpc::status::{from_detail, to_status};
 use crate::runtime::Shutdown;
 use crate::types::MESSAGE_BYTES_MAX;
+use crate::ufs;
+
+/// What the services and duties of one master share.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    /// The member of the group.
+    pub handle: Handle,
+    /// The read side of the tree.
+    pub metadata: Metadata,
+    /// Under-storages.
+    pub storage: Arc<ufs::Registry>,
+    /// Workers, as they report.
+    pub workers: Arc<Workers>,
+    /// Client sessions, as they are renewed.
+    pub sessions: Arc<Sessions>,
+    /// Jobs under way.
+    pub progress: Arc<Progress>,
+}
 
 /// Serves clients until `stop`.
 ///
 /// *Errors*: when the transport fails.
-pub async fn serve(listener: TcpListener, handle: Handle, config: &MasterConfig, stop: Shutdown) -> Result<()> {
-    let namespace = namespace::NamespaceService::new(handle.clone(), config.session_ttl);
-    let namespace = NamespaceServer::new(namespace)
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let admin = AdminServer::new(admin::AdminService(handle))
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    server::serve(listener, server::routes(namespace).await?.add_service(admin), stop).await
+pub async fn serve(listener: TcpListener, parts: Parts, stop: Shutdown) -> Result<()> {
+    macro_rules! limited {
+        ($server:expr) => {
+            $server.max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX)
+        };
+    }
+    let routes = server::routes(limited!(NamespaceServer::new(namespace::NamespaceService(parts.clone())))).await?;
+    let routes = routes
+        .add_service(limited!(BlockServer::new(block::BlockService(parts.clone()))))
+        .add_service(limited!(JobServer::new(job::JobService(parts.clone()))))
+        .add_service(limited!(AdminServer::new(admin::AdminService(parts))));
+    server::serve(listener, routes, stop).await
+}
+
+fn answer<T>(result: Result<T>) -> Result<Response<T>, Status> {
+    result.map(Response::new).map_err(|error| to_status(&error))
 }
 
 /// Proposes a command; an error that applying it returned is an error here.

@@ -1,7 +1,5 @@
 //! `jindofs.v1.Namespace`: mutations through the log, linearizable reads on every master, sessions.
 
-use std::time::Duration;
-
 use jindofs_proto::store::v1 as stored;
 use jindofs_proto::store::v1::command::Command as Kind;
 use jindofs_proto::store::v1::outcome::Outcome as Answer;
@@ -15,19 +13,16 @@ use jindofs_proto::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{check_client, check_op, propose};
+use super::{Parts, answer, check_client, check_op, propose};
 use crate::error::{Error, ErrorKind, Result};
-use crate::master::raft::Handle;
 use crate::master::state::query;
 use crate::rpc::status::to_status;
-use crate::types::{BATCH_MAX, LIST_PAGE_MAX};
+use crate::types::{BATCH_MAX, LIST_PAGE_MAX, NsPath};
+use crate::ufs;
 
 /// The service.
 #[derive(Debug, Clone)]
-pub(super) struct NamespaceService {
-    handle: Handle,
-    session_ttl: Duration,
-}
+pub(super) struct NamespaceService(pub(super) Parts);
 
 fn refused(error: Error) -> Status {
     to_status(&error)
@@ -38,13 +33,9 @@ fn target(target: Option<Target>) -> Result<Target> {
 }
 
 impl NamespaceService {
-    pub(super) fn new(handle: Handle, session_ttl: Duration) -> NamespaceService {
-        NamespaceService { handle, session_ttl }
-    }
-
     async fn mutate(&self, op: Option<OpId>, kind: Kind) -> Result<Response<MutationResponse>, Status> {
-        check_op(op.as_ref()).map_err(refused)?;
-        let attr = match propose(&self.handle, op, kind).await.map_err(refused)? {
+        self.numbered(op.as_ref()).map_err(refused)?;
+        let attr = match propose(&self.0.handle, op, kind).await.map_err(refused)? {
             Answer::Attr(attr) => Some(attr),
             _ => None,
         };
@@ -52,39 +43,90 @@ impl NamespaceService {
     }
 
     async fn lookup(&self, request: LookupRequest) -> Result<LookupResponse> {
-        let target = target(request.target)?;
-        let store = self.handle.read().await?;
-        let attr = query::lookup(&store.view(), &target)?;
+        let attr = self.0.metadata.lookup(&target(request.target)?).await?;
         Ok(LookupResponse { attr: Some(attr) })
     }
 
     async fn list(&self, request: ListRequest) -> Result<ListResponse> {
-        let target = target(request.target)?;
-        let limit = match usize::try_from(request.limit).unwrap_or(LIST_PAGE_MAX) {
-            0 => LIST_PAGE_MAX,
-            limit => limit.min(LIST_PAGE_MAX),
-        };
-        let store = self.handle.read().await?;
-        let view = store.view();
-        let directory = query::resolve(&view, &target)?;
-        let (entries, end) = query::list(&view, directory, &request.after, limit)?;
-        Ok(ListResponse { entries, end, directory: Some(query::attr(&view, directory)?) })
+        let limit = usize::try_from(request.limit).unwrap_or(LIST_PAGE_MAX);
+        let page = self.0.metadata.list(&target(request.target)?, &request.after, limit).await?;
+        Ok(ListResponse { entries: page.entries, end: page.end, directory: Some(page.directory) })
     }
 
     async fn batch(&self, request: BatchRequest) -> Result<BatchResponse> {
-        check_op(request.op.as_ref())?;
+        self.numbered(request.op.as_ref())?;
         if request.ops.len() > BATCH_MAX {
             let message = format!("a batch of {} operations: at most {BATCH_MAX} are allowed", request.ops.len());
             return Err(Error::new(ErrorKind::ResourceExhausted, message));
         }
-        match propose(&self.handle, request.op.clone(), Kind::Batch(request)).await? {
+        match propose(&self.0.handle, request.op.clone(), Kind::Batch(request)).await? {
             Answer::Batch(batch) => Ok(batch),
             other => Err(Error::internal(format!("a batch was answered with {other:?}"))),
         }
     }
 
+    /// A mutation is as good as a renewal.
+    fn numbered(&self, op: Option<&OpId>) -> Result<()> {
+        check_op(op)?;
+        if let Some(op) = op {
+            self.0.sessions.renew(&op.client_id);
+        }
+        Ok(())
+    }
+
+    /// A mount that could never be read is refused before it is recorded.
+    async fn check_storage(&self, uri: &str, options: &ufs::Options) -> Result<()> {
+        if !self.0.handle.is_leader() {
+            return Err(self.0.handle.not_leader());
+        }
+        ufs::validate(uri, options)?;
+        self.0.storage.open(uri, options)?.check().await.map_err(|mut error| {
+            // That the storage cannot be reached now is an answer: a client must not ask for it again and again.
+            if error.is_retryable() {
+                error.kind = ErrorKind::UnderStorage;
+            }
+            error.context("not mounted")
+        })
+    }
+
+    async fn add_mount(&self, request: AddMountRequest) -> Result<MountResponse> {
+        self.numbered(request.op.as_ref())?;
+        let mount = request.mount.as_ref().ok_or_else(|| Error::invalid("mount is missing"))?;
+        self.check_storage(&mount.ufs_uri, &mount.options).await?;
+        mount_of(propose(&self.0.handle, request.op.clone(), Kind::AddMount(request)).await?)
+    }
+
+    async fn change_mount(&self, request: ChangeMountRequest) -> Result<MountResponse> {
+        self.numbered(request.op.as_ref())?;
+        let store = self.0.handle.read().await?;
+        let path = NsPath::parse(&request.path)?;
+        let known = query::mounts(&store.view())?.0.into_iter().find(|mount| mount.path == path.as_bytes());
+        if let Some(mount) = known {
+            self.check_storage(&mount.ufs_uri, &request.options).await?;
+        }
+        mount_of(propose(&self.0.handle, request.op.clone(), Kind::ChangeMount(request)).await?)
+    }
+
+    async fn remove_mount(&self, request: RemoveMountRequest) -> Result<MountResponse> {
+        self.numbered(request.op.as_ref())?;
+        mount_of(propose(&self.0.handle, request.op.clone(), Kind::RemoveMount(request)).await?)
+    }
+
+    async fn renew(&self, client: &[u8]) -> Result<RenewSessionResponse> {
+        check_client(client)?;
+        if !self.0.handle.is_leader() {
+            return Err(self.0.handle.not_leader());
+        }
+        let store = self.0.handle.read().await?;
+        if !query::session_exists(&store.view(), client)? {
+            return Err(Error::new(ErrorKind::SessionExpired, "no such session: open a new one"));
+        }
+        self.0.sessions.renew(client);
+        Ok(RenewSessionResponse {})
+    }
+
     async fn mounts(&self) -> Result<ListMountsResponse> {
-        let store = self.handle.read().await?;
+        let store = self.0.handle.read().await?;
         let (mounts, version) = query::mounts(&store.view())?;
         Ok(ListMountsResponse { mounts, version })
     }
@@ -92,15 +134,18 @@ impl NamespaceService {
     async fn open_session(&self, request: OpenSessionRequest) -> Result<OpenSessionResponse> {
         check_client(&request.client_id)?;
         let open = stored::OpenSession { client_id: request.client_id, description: request.description };
-        propose(&self.handle, None, Kind::OpenSession(open)).await?;
-        let ttl_ms = u64::try_from(self.session_ttl.as_millis()).unwrap_or(u64::MAX);
+        self.0.sessions.renew(&open.client_id);
+        propose(&self.0.handle, None, Kind::OpenSession(open)).await?;
+        let ttl_ms = u64::try_from(self.0.sessions.ttl().as_millis()).unwrap_or(u64::MAX);
         Ok(OpenSessionResponse { ttl_ms })
     }
 }
 
-/// Under-storage needs workers and a loader, which this release does not have: better no mount than one that lies.
-fn no_mounts_yet() -> Status {
-    refused(Error::new(ErrorKind::Unsupported, "mounts of under-storage are not part of this release yet"))
+fn mount_of(outcome: Answer) -> Result<MountResponse> {
+    match outcome {
+        Answer::Mount(mount) => Ok(MountResponse { mount: Some(mount) }),
+        other => Err(Error::internal(format!("a mount was answered with {other:?}"))),
+    }
 }
 
 #[tonic::async_trait]
@@ -152,16 +197,16 @@ impl Namespace for NamespaceService {
         NamespaceService::batch(self, request.into_inner()).await.map(Response::new).map_err(refused)
     }
 
-    async fn add_mount(&self, _request: Request<AddMountRequest>) -> Result<Response<MountResponse>, Status> {
-        Err(no_mounts_yet())
+    async fn add_mount(&self, request: Request<AddMountRequest>) -> Result<Response<MountResponse>, Status> {
+        answer(NamespaceService::add_mount(self, request.into_inner()).await)
     }
 
-    async fn change_mount(&self, _request: Request<ChangeMountRequest>) -> Result<Response<MountResponse>, Status> {
-        Err(no_mounts_yet())
+    async fn change_mount(&self, request: Request<ChangeMountRequest>) -> Result<Response<MountResponse>, Status> {
+        answer(NamespaceService::change_mount(self, request.into_inner()).await)
     }
 
-    async fn remove_mount(&self, _request: Request<RemoveMountRequest>) -> Result<Response<MountResponse>, Status> {
-        Err(no_mounts_yet())
+    async fn remove_mount(&self, request: Request<RemoveMountRequest>) -> Result<Response<MountResponse>, Status> {
+        answer(NamespaceService::remove_mount(self, request.into_inner()).await)
     }
 
     async fn list_mounts(&self, _request: Request<ListMountsRequest>) -> Result<Response<ListMountsResponse>, Status> {
@@ -175,18 +220,11 @@ impl Namespace for NamespaceService {
         NamespaceService::open_session(self, request.into_inner()).await.map(Response::new).map_err(refused)
     }
 
-    /// Nothing expires sessions yet, so a renewal only has to find the session and a leader.
     async fn renew_session(
         &self,
         request: Request<RenewSessionRequest>,
     ) -> Result<Response<RenewSessionResponse>, Status> {
-        let id = request.into_inner().client_id;
-        check_client(&id).map_err(refused)?;
-        let store = self.handle.read().await.map_err(refused)?;
-        if query::session_exists(&store.view(), &id).map_err(refused)? {
-            return Ok(Response::new(RenewSessionResponse {}));
-        }
-        Err(refused(Error::new(ErrorKind::SessionExpired, "no such session: open a new one")))
+        answer(self.renew(&request.into_inner().client_id).await)
     }
 
     async fn close_session(
@@ -196,7 +234,7 @@ impl Namespace for NamespaceService {
         let client_id = request.into_inner().client_id;
         check_client(&client_id).map_err(refused)?;
         let close = stored::CloseSession { client_id };
-        propose(&self.handle, None, Kind::CloseSession(close)).await.map_err(refused)?;
+        propose(&self.0.handle, None, Kind::CloseSession(close)).await.map_err(refused)?;
         Ok(Response::new(CloseSessionResponse {}))
     }
 }

@@ -1,6 +1,7 @@
 //! How a step of the core ends early: refused (an outcome like any other), or the store failed (the node stops).
 
 use crate::error::{Error, ErrorKind};
+use crate::types::PathProblem;
 use jindofs_proto::v1::ErrorDetail;
 
 use super::StoreError;
@@ -26,6 +27,12 @@ impl From<StoreError> for Fault {
 impl From<Error> for Fault {
     fn from(error: Error) -> Fault {
         Fault::Refused(error)
+    }
+}
+
+impl From<PathProblem> for Fault {
+    fn from(problem: PathProblem) -> Fault {
+        Fault::Refused(problem.into())
     }
 }
 

@@ -75,7 +75,7 @@ pub fn lookup_or_load(view: &dyn View, target: &Target) -> Result<LookupStep, Er
     let found = match definite(resolve::reach(view, Some(target)))? {
         Ok(Reach::Inode(id)) => id,
         Ok(Reach::Missing { directory, name, .. }) => {
-            return Ok(match need(view, directory, Some(name.clone()))? {
+            return Ok(match need_name(view, directory, &name)? {
                 Some(need) => LookupStep::NeedsLoad(need),
                 None => LookupStep::Absent(resolve::missing(&name)),
             });
@@ -109,6 +109,17 @@ fn definite<T>(step: Step<T>) -> Result<Result<T, Error>, Error> {
         Err(Fault::Refused(error)) => Ok(Err(error)),
         Err(Fault::Store(error)) => Err(error.into()),
     }
+}
+
+/// What must be loaded to know that `name` is not in `directory`: nothing if it is complete, unless it is read on every
+/// access.
+fn need_name(view: &dyn View, directory: u64, name: &Bytes) -> Result<Option<LoadNeed>, Error> {
+    let found = need(view, directory, Some(name.clone()))?;
+    if found.is_some() || always(view, inode_row(view, directory)?.mount_id)?.is_none() {
+        return Ok(found);
+    }
+    let (mount, path) = ufs_path(view, directory)?;
+    Ok(Some(LoadNeed { directory, mount, path, name: Some(name.clone()) }))
 }
 
 /// What must be loaded to know `name` in `directory` (all names for `None`): nothing if the directory is complete.

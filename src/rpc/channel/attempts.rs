@@ -46,19 +46,24 @@ impl Failure {
     }
 
     pub(super) fn from_status(status: &Status) -> Failure {
-        let mut error = from_status(status);
-        // A server's own answer carries details or at least no cause; the transport's errors carry their cause.
-        let broken = status.details().is_empty() && status.source().is_some();
-        if broken {
-            let reason = status.source().map(innermost).unwrap_or_default();
-            error = Error::unavailable(format!("connection lost: {reason}"));
-        } else if status.details().is_empty() && status.code() == Code::OutOfRange {
-            // Too large for the limits of either side: it will not shrink by being sent again.
-            error = Error::invalid(status.message());
-        }
+        let (error, broken) = judge(status);
         let sent = broken || matches!(error.kind, ErrorKind::OutcomeUnknown | ErrorKind::Timeout);
         Failure { error, broken, sent }
     }
+}
+
+/// The error behind a status, and whether the connection that brought it is of no use any more.
+pub(crate) fn judge(status: &Status) -> (Error, bool) {
+    // A server's own answer carries details or at least no cause; the transport's errors carry their cause.
+    if status.details().is_empty() && status.source().is_some() {
+        let reason = status.source().map(innermost).unwrap_or_default();
+        return (Error::unavailable(format!("connection lost: {reason}")), true);
+    }
+    if status.details().is_empty() && status.code() == Code::OutOfRange {
+        // Too large for the limits of either side: it will not shrink by being sent again.
+        return (Error::invalid(status.message()), false);
+    }
+    (from_status(status), false)
 }
 
 /// One call in progress.

@@ -1,0 +1,78 @@
+//! `jindoctl report`: what is cached.
+
+use jindofs_proto::v1::{WorkerInfo, WorkerState};
+use serde::Serialize;
+
+use super::Common;
+use super::output::{name, print, size};
+use crate::error::Result;
+
+#[derive(Debug, Serialize)]
+struct Report {
+    workers: Vec<Worker>,
+    mounts: Vec<MountRow>,
+}
+
+#[derive(Debug, Serialize)]
+struct Worker {
+    id: String,
+    address: String,
+    state: &'static str,
+    capacity_bytes: u64,
+    used_bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct MountRow {
+    path: String,
+    ufs: String,
+    /// Known of the namespace; what was never listed is not counted.
+    files: u64,
+    bytes: u64,
+    cached_files: u64,
+    cached_bytes: u64,
+}
+
+/// `live` or `lost`.
+pub(super) fn state(worker: &WorkerInfo) -> &'static str {
+    match worker.state() {
+        WorkerState::Live => "live",
+        WorkerState::Lost => "lost",
+        WorkerState::Unspecified => "unknown",
+    }
+}
+
+pub(super) async fn run(common: &Common) -> Result<()> {
+    let namespace = common.namespace()?;
+    let (mounts, known) = (namespace.mounts().await?.mounts, namespace.usage().await?);
+    let workers = known.workers.iter().map(|worker| Worker {
+        id: worker.id.clone(),
+        address: worker.address.clone(),
+        state: state(worker),
+        capacity_bytes: worker.capacity_bytes,
+        used_bytes: worker.used_bytes,
+    });
+    let rows = mounts.iter().map(|mount| {
+        let usage = known.mounts.iter().find(|usage| usage.mount_id == mount.id).copied().unwrap_or_default();
+        MountRow {
+            path: name(&mount.path),
+            ufs: mount.ufs_uri.clone(),
+            files: usage.files,
+            bytes: usage.bytes,
+            cached_files: usage.cached_files,
+            cached_bytes: usage.cached_bytes,
+        }
+    });
+    let report = Report { workers: workers.collect(), mounts: rows.collect() };
+    print(common.output, &report, &["WHAT", "WHERE", "STATE", "FILES", "SIZE", "CACHED"], |_| {
+        let workers = report.workers.iter().map(|one| {
+            let (capacity, used) = (size(one.capacity_bytes), size(one.used_bytes));
+            vec![format!("worker {}", one.id), one.address.clone(), one.state.to_owned(), String::new(), capacity, used]
+        });
+        let mounts = report.mounts.iter().map(|one| {
+            let (files, bytes, cached) = (one.files.to_string(), size(one.bytes), size(one.cached_bytes));
+            vec![format!("mount {}", one.path), one.ufs.clone(), "mounted".to_owned(), files, bytes, cached]
+        });
+        workers.chain(mounts).collect()
+    })
+}

@@ -1,0 +1,86 @@
+//! The mount table as this client knows it, and the source of a file computed from it without asking a master.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use jindofs_proto::v1::{Attr, FileSource, ListMountsRequest, Mount};
+
+use crate::error::Result;
+use crate::rpc::channel::{MasterChannel, namespace};
+use crate::types::{BLOCK_SIZE, version_of};
+
+/// Age at which the table is read again when it is next needed.
+const FRESH: Duration = Duration::from_secs(10);
+/// Time a refresh may take while an older table is there.
+const REFRESH_BUDGET: Duration = Duration::from_secs(1);
+
+/// The mount table; an old one is kept while no master answers.
+#[derive(Debug)]
+pub struct Mounts {
+    channel: MasterChannel,
+    known: RwLock<Option<(Instant, Arc<Vec<Mount>>)>>,
+}
+
+impl Mounts {
+    /// An empty table; the first question fills it.
+    pub fn new(channel: MasterChannel) -> Mounts {
+        Mounts { channel, known: RwLock::new(None) }
+    }
+
+    /// The mount with this id as last known, without asking.
+    pub fn known(&self, id: u32) -> Option<Mount> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.as_ref().and_then(|(_, mounts)| mounts.iter().find(|mount| mount.id == id).cloned())
+    }
+
+    /// The mount with this id; reads the table again when it is not known or old. `None` when there is no such mount.
+    ///
+    /// *Errors*: those of the channel, when nothing is known about the mount.
+    pub async fn get(&self, id: u32) -> Result<Option<Mount>> {
+        let fresh = {
+            let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+            known.as_ref().is_some_and(|(since, _)| since.elapsed() < FRESH)
+        };
+        let mount = self.known(id);
+        if mount.is_some() && (fresh || self.channel.failing_since().is_some()) {
+            return Ok(mount);
+        }
+        let channel = if mount.is_some() { self.channel.with_timeout(REFRESH_BUDGET) } else { self.channel.clone() };
+        match self.refresh(&channel).await {
+            Ok(()) => Ok(self.known(id)),
+            Err(error) if mount.is_none() => Err(error),
+            Err(_) => Ok(mount),
+        }
+    }
+
+    /// Reads the table again if it is old, or was never read; an old one stays while no master answers.
+    pub async fn keep_fresh(&self) {
+        let fresh = {
+            let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+            known.as_ref().is_some_and(|(since, _)| since.elapsed() < FRESH)
+        };
+        if !fresh && let Err(error) = self.refresh(&self.channel.with_timeout(REFRESH_BUDGET)).await {
+            tracing::debug!(%error, "mount table not refreshed, the last one is kept");
+        }
+    }
+
+    async fn refresh(&self, channel: &MasterChannel) -> Result<()> {
+        let send = |to| async move { namespace(to).list_mounts(ListMountsRequest {}).await };
+        let mounts = channel.call_any("list mounts", send).await?.mounts;
+        *self.known.write().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), Arc::new(mounts)));
+        Ok(())
+    }
+}
+
+/// The source of the file with `attr`, whose path below the root of its mount is `path`: what a master's layout says.
+pub fn source_of(attr: &Attr, path: Vec<u8>) -> FileSource {
+    FileSource {
+        file_id: attr.inode,
+        version: version_of(&attr.version_token),
+        length: attr.size,
+        block_size: BLOCK_SIZE,
+        mount_id: attr.mount_id,
+        ufs_path: path.into(),
+        version_token: attr.version_token.clone(),
+    }
+}

@@ -1,0 +1,211 @@
+//! Listings remembered for a moment, so that looking up many names of one directory asks a master once per thousand.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use jindofs_proto::v1::{Attr, Entry};
+use lru::LruCache;
+
+use super::inodes::Known;
+
+/// Most entries remembered over all directories, about 50 MiB.
+const ENTRIES_MAX: usize = 200_000;
+const DIRECTORIES: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
+/// Names asked for one by one before the whole directory is listed.
+const STREAK: u32 = 4;
+
+/// What a remembered listing says of a name.
+#[derive(Debug)]
+pub(super) enum Seen {
+    /// It is there.
+    Entry(Box<Known>),
+    /// The listing is complete and has no such name.
+    Absent,
+    /// Nothing is known.
+    Unknown,
+}
+
+#[derive(Debug)]
+struct Directory {
+    since: Instant,
+    entries: HashMap<Box<[u8]>, Attr>,
+    complete: bool,
+    misses: u32,
+    listing: bool,
+}
+
+impl Directory {
+    fn new() -> Directory {
+        Directory { since: Instant::now(), entries: HashMap::new(), complete: false, misses: 0, listing: false }
+    }
+}
+
+/// Remembered listings.
+#[derive(Debug)]
+pub(super) struct DirCache {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    directories: LruCache<u64, Directory>,
+    entries: usize,
+}
+
+impl DirCache {
+    pub(super) fn new() -> DirCache {
+        DirCache { inner: Mutex::new(Inner { directories: LruCache::sparse(DIRECTORIES), entries: 0 }) }
+    }
+
+    /// What is remembered of a name, at most `ttl` old.
+    pub(super) fn get(&self, directory: u64, name: &[u8], ttl: Duration) -> Seen {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(known) = inner.directories.get(&directory) else { return Seen::Unknown };
+        if known.since.elapsed() >= ttl {
+            return Seen::Unknown;
+        }
+        match known.entries.get(name) {
+            Some(attr) => Seen::Entry(Box::new(Known::new(attr.clone(), known.since))),
+            None if known.complete => Seen::Absent,
+            None => Seen::Unknown,
+        }
+    }
+
+    /// To be told that a name had to be asked for. True if the directory should now be listed, by this caller.
+    pub(super) fn missed(&self, directory: u64, ttl: Duration) -> bool {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = inner.entry(directory);
+        if known.since.elapsed() >= ttl && !known.listing {
+            let dropped = known.entries.len();
+            *known = Directory::new();
+            inner.entries -= dropped;
+            return false;
+        }
+        known.misses += 1;
+        let due = known.misses >= STREAK && !known.listing && !known.complete;
+        known.listing |= due;
+        due
+    }
+
+    /// Begins a listing; pages are added with the returned time.
+    pub(super) fn begin(&self, directory: u64) -> Instant {
+        let since = Instant::now();
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = inner.entry(directory);
+        let dropped = known.entries.len();
+        *known = Directory { since, listing: true, ..Directory::new() };
+        inner.entries -= dropped;
+        since
+    }
+
+    /// Adds a page of the listing begun at `since`; ignored if another one was begun after it.
+    pub(super) fn add(&self, directory: u64, since: Instant, page: &[Entry], end: bool) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(known) = inner.directories.get_mut(&directory).filter(|known| known.since == since) else { return };
+        let before = known.entries.len();
+        for entry in page {
+            if let Some(attr) = &entry.attr {
+                known.entries.insert(entry.name.as_ref().into(), attr.clone());
+            }
+        }
+        known.complete = end;
+        known.listing = !end;
+        inner.entries += inner.directories.peek(&directory).map_or(0, |known| known.entries.len()) - before;
+        inner.shrink();
+    }
+
+    /// A listing failed or was given up: the next streak may begin another.
+    pub(super) fn ended(&self, directory: u64, since: Instant) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = inner.directories.get_mut(&directory).filter(|known| known.since == since) {
+            known.listing = false;
+            known.misses = 0;
+        }
+    }
+
+    /// True when a directory is too large to be remembered as a whole.
+    pub(super) fn is_full(&self, directory: u64) -> bool {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.directories.peek(&directory).is_none_or(|known| known.entries.len() >= ENTRIES_MAX / 2)
+    }
+}
+
+impl Inner {
+    fn entry(&mut self, directory: u64) -> &mut Directory {
+        if !self.directories.contains(&directory)
+            && let Some((_, dropped)) = self.directories.push(directory, Directory::new())
+        {
+            self.entries -= dropped.entries.len();
+        }
+        self.directories.get_or_insert_mut(directory, Directory::new)
+    }
+
+    fn shrink(&mut self) {
+        while self.entries > ENTRIES_MAX {
+            let Some((_, dropped)) = self.directories.pop_lru() else { return };
+            self.entries -= dropped.entries.len();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TTL: Duration = Duration::from_secs(60);
+
+    fn page(names: &[&str]) -> Vec<Entry> {
+        let entry = |(at, name): (usize, &&str)| Entry {
+            name: name.as_bytes().to_vec().into(),
+            attr: Some(Attr { inode: at as u64 + 10, ..Default::default() }),
+        };
+        names.iter().enumerate().map(entry).collect()
+    }
+
+    #[test]
+    fn a_name_is_absent_only_when_the_listing_is_complete() {
+        let cache = DirCache::new();
+        let since = cache.begin(1);
+        cache.add(1, since, &page(&["a", "b"]), false);
+        assert!(matches!(cache.get(1, b"a", TTL), Seen::Entry(_)));
+        assert!(matches!(cache.get(1, b"z", TTL), Seen::Unknown));
+        cache.add(1, since, &page(&["c"]), true);
+        assert!(matches!(cache.get(1, b"z", TTL), Seen::Absent));
+        assert!(matches!(cache.get(1, b"a", Duration::ZERO), Seen::Unknown), "too old");
+    }
+
+    #[test]
+    fn a_streak_of_misses_asks_for_one_listing() {
+        let cache = DirCache::new();
+        let asked = (0..20).filter(|_| cache.missed(1, TTL)).count();
+        assert_eq!(asked, 1);
+        assert!(!cache.missed(2, TTL), "another directory has its own streak");
+    }
+
+    #[test]
+    fn a_page_of_an_older_listing_is_ignored() {
+        let cache = DirCache::new();
+        let old = cache.begin(1);
+        let new = cache.begin(1);
+        assert_ne!(old, new);
+        cache.add(1, old, &page(&["a"]), true);
+        assert!(matches!(cache.get(1, b"a", TTL), Seen::Unknown));
+    }
+
+    #[test]
+    fn the_number_of_remembered_entries_is_bounded() {
+        let cache = DirCache::new();
+        let names: Vec<_> = (0..1000).map(|number| format!("{number}")).collect();
+        let names: Vec<_> = names.iter().map(String::as_str).collect();
+        let entries = page(&names);
+        for directory in 0..400 {
+            let since = cache.begin(directory);
+            cache.add(directory, since, &entries, true);
+        }
+        let inner = cache.inner.lock().expect("lock");
+        assert!(inner.entries <= ENTRIES_MAX);
+        assert_eq!(inner.entries, inner.directories.iter().map(|(_, known)| known.entries.len()).sum::<usize>());
+    }
+}

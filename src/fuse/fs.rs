@@ -1,0 +1,319 @@
+//! What the file system means, without the kernel: names, attributes, listings and reads, also while no master answers.
+//!
+//! Attributes and names are at most `fuse.attr-ttl` old. While no master answers, what was seen before serves for at most
+//! `fuse.offline-max-staleness`; what was never seen waits.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use jindofs_proto::v1::{Attr, FileSource, FileType, Target, WorkerState};
+
+use crate::client::layout_cache::LayoutCache;
+use crate::client::mounts::{Mounts, source_of};
+use crate::client::namespace::{Namespace, at_entry, at_inode};
+use crate::client::reader::Reader;
+use crate::config::FuseConfig;
+use crate::error::{Error, ErrorKind, Result};
+use crate::rpc::channel::MasterChannel;
+use crate::types::version_of;
+
+use super::dircache::{DirCache, Seen};
+use super::directory::Directory;
+use super::handles::{FileHandle, Handles};
+use super::inodes::{Inodes, Known, PageCache};
+
+/// How long masters are waited for where something older can serve.
+const HASTY: Duration = Duration::from_secs(2);
+/// Pause between two looks whether masters are back.
+const PROBE: Duration = Duration::from_millis(500);
+
+/// Bytes and inodes of the mount, for `df`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Totals {
+    pub(super) capacity: u64,
+    pub(super) used: u64,
+}
+
+/// The file system of one mount.
+pub(super) struct Fs {
+    channel: MasterChannel,
+    patient: Namespace,
+    hasty: Namespace,
+    mounts: Arc<Mounts>,
+    reader: Arc<Reader>,
+    pub(super) inodes: Inodes,
+    listings: DirCache,
+    layouts: LayoutCache,
+    pub(super) handles: Handles,
+    pub(super) ttl: Duration,
+    staleness: Duration,
+    probing: AtomicBool,
+}
+
+impl Fs {
+    pub(super) fn new(
+        config: &FuseConfig,
+        channel: MasterChannel,
+        mounts: Arc<Mounts>,
+        reader: Arc<Reader>,
+    ) -> Arc<Fs> {
+        Arc::new(Fs {
+            patient: Namespace::with_channel(channel.clone()),
+            hasty: Namespace::with_channel(channel.with_timeout(HASTY.min(config.client.rpc_timeout))),
+            channel,
+            mounts,
+            reader,
+            inodes: Inodes::new(),
+            listings: DirCache::new(),
+            layouts: LayoutCache::default(),
+            handles: Handles::new(),
+            ttl: config.attr_ttl,
+            staleness: config.offline_max_staleness,
+            probing: AtomicBool::new(false),
+        })
+    }
+
+    /// Asks a master; what is known serves instead while none answers.
+    async fn ask(self: &Arc<Self>, target: Target, known: Option<Known>) -> Result<Known> {
+        let asked = Instant::now();
+        let Some(known) = known.filter(|known| known.since.elapsed() < self.staleness) else {
+            return Ok(Known::new(self.patient.lookup(target).await?, asked));
+        };
+        if self.channel.failing_since().is_some_and(|since| since.elapsed() > HASTY) {
+            self.look_for_masters();
+            return Ok(known);
+        }
+        match self.hasty.lookup(target).await {
+            Ok(attr) => Ok(Known::new(attr, asked)),
+            Err(error) if error.is_retryable() => {
+                tracing::debug!(%error, inode = known.attr.inode, "no master answers, what is known serves");
+                self.look_for_masters();
+                Ok(known)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// While nobody asks masters any more, somebody must notice that they are back.
+    fn look_for_masters(self: &Arc<Self>) {
+        if self.probing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let this = self.clone();
+        tokio::spawn(async move {
+            while this.channel.failing_since().is_some() {
+                if this.hasty.lookup(at_inode(crate::types::ROOT_INODE)).await.is_err() {
+                    tokio::time::sleep(PROBE).await;
+                }
+            }
+            this.probing.store(false, Ordering::Release);
+        });
+    }
+
+    /// What can be said of a name without asking; `Err` for one that is known to be absent.
+    pub(super) fn lookup_now(&self, parent: u64, name: &[u8]) -> Option<Result<Known, ()>> {
+        match self.listings.get(parent, name, self.ttl) {
+            Seen::Entry(known) => Some(Ok(*known)),
+            Seen::Absent => Some(Err(())),
+            Seen::Unknown => None,
+        }
+    }
+
+    /// The entry `name` of a directory.
+    pub(super) async fn lookup(self: &Arc<Self>, parent: u64, name: &[u8]) -> Result<Known> {
+        if self.listings.missed(parent, self.ttl) {
+            let this = self.clone();
+            tokio::spawn(async move { this.remember_listing(parent).await });
+        }
+        self.ask(at_entry(parent, name), self.inodes.get_named(parent, name)).await
+    }
+
+    /// Reads a whole directory for the lookups to come.
+    async fn remember_listing(&self, directory: u64) {
+        let since = self.listings.begin(directory);
+        let mut after = Bytes::new();
+        loop {
+            let Ok(page) = self.hasty.list_page(at_inode(directory), after, 0).await else { break };
+            let end = page.end || page.entries.is_empty();
+            after = page.entries.last().map(|last| last.name.clone()).unwrap_or_default();
+            self.listings.add(directory, since, &page.entries, end);
+            if end || self.listings.is_full(directory) {
+                break;
+            }
+        }
+        self.listings.ended(directory, since);
+    }
+
+    /// Attributes young enough to be given without asking.
+    pub(super) fn attr_now(&self, inode: u64) -> Option<Known> {
+        self.inodes.get(inode).filter(|known| known.fresh_for(self.ttl).is_some())
+    }
+
+    /// Attributes of an inode.
+    pub(super) async fn attr(self: &Arc<Self>, inode: u64) -> Result<Known> {
+        if let Some(known) = self.attr_now(inode) {
+            return Ok(known);
+        }
+        let known = self.inodes.get(inode);
+        match self.ask(at_inode(inode), known.clone()).await {
+            Ok(news) => {
+                self.inodes.renew(news.clone());
+                Ok(news)
+            }
+            // The name is gone, the open file is not.
+            Err(error) if error.kind == ErrorKind::NotFound && self.inodes.is_open(inode) => known.ok_or(error),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// How long the kernel may keep what is known. While masters are away it asks again soon, and is told the same.
+    pub(super) fn ttl_of(&self, known: &Known) -> Duration {
+        known.fresh_for(self.ttl).unwrap_or(PROBE.min(self.ttl))
+    }
+
+    /// Opens a file without waiting for anybody, if all that is needed is known.
+    pub(super) fn open_now(&self, inode: u64) -> Option<(u64, PageCache)> {
+        let known = self.attr_now(inode)?;
+        if known.attr.r#type() != FileType::File {
+            return None;
+        }
+        let source = self.source_now(&known.attr)?;
+        Some(self.opened(inode, source))
+    }
+
+    /// Opens a file for reading.
+    pub(super) async fn open(self: &Arc<Self>, inode: u64) -> Result<(u64, PageCache)> {
+        let attr = self.attr(inode).await?.attr;
+        if attr.r#type() == FileType::Directory {
+            return Err(Error::new(ErrorKind::IsADirectory, format!("inode {inode} is a directory")));
+        }
+        let source = match self.source_now(&attr) {
+            Some(source) => source,
+            None => self.source(&attr).await?,
+        };
+        Ok(self.opened(inode, source))
+    }
+
+    fn opened(&self, inode: u64, source: FileSource) -> (u64, PageCache) {
+        let pages = self.inodes.opened(inode, source.version);
+        (self.handles.add_file(inode, self.reader.open(source)), pages)
+    }
+
+    fn source_now(&self, attr: &Attr) -> Option<FileSource> {
+        if attr.mount_id == 0 {
+            return Some(source_of(attr, Vec::new()));
+        }
+        if let Some(source) = self.layouts.get(attr.inode, &attr.version_token, attr.size) {
+            return Some(source);
+        }
+        let mount = self.mounts.known(attr.mount_id)?;
+        Some(source_of(attr, self.inodes.path_below(mount.root_inode, attr.inode)?))
+    }
+
+    async fn source(&self, attr: &Attr) -> Result<FileSource> {
+        if let Some(mount) = self.mounts.get(attr.mount_id).await?
+            && let Some(path) = self.inodes.path_below(mount.root_inode, attr.inode)
+        {
+            return Ok(source_of(attr, path));
+        }
+        let source = self.patient.layout(attr.inode).await?.source;
+        let source = source.ok_or_else(|| Error::new(ErrorKind::Stale, "the file has moved out of its mount"))?;
+        if source.version != version_of(&attr.version_token) {
+            self.inodes.expire(attr.inode);
+        }
+        self.layouts.put(source.clone());
+        Ok(source)
+    }
+
+    /// Closes a file.
+    pub(super) fn release(&self, number: u64) {
+        if let Some(handle) = self.handles.take_file(number) {
+            self.inodes.closed(handle.inode, handle.file.source.version);
+        }
+    }
+
+    /// Reads a range that is not here yet.
+    pub(super) async fn read(&self, handle: &FileHandle, offset: u64, length: u64) -> Result<Bytes> {
+        let read = self.reader.read(&handle.file, offset, length).await;
+        if let Err(error) = &read
+            && error.kind == ErrorKind::Stale
+        {
+            // The next open sees the new version.
+            self.inodes.expire(handle.inode);
+            self.layouts.forget(handle.inode);
+            self.reader.forget(&handle.file.source);
+        }
+        read
+    }
+
+    /// Notes a read, and fetches ahead of a sequential reader.
+    pub(super) fn read_ahead(
+        self: &Arc<Self>,
+        handle: &Arc<FileHandle>,
+        offset: u64,
+        length: u64,
+        on: &tokio::runtime::Handle,
+    ) {
+        if handle.file.source.mount_id == 0 || handle.file.is_local() {
+            return;
+        }
+        let ahead = {
+            let mut readahead = handle.readahead.lock().unwrap_or_else(PoisonError::into_inner);
+            readahead.note(offset, length, handle.file.source.length)
+        };
+        if let Some((from, bytes)) = ahead {
+            let (this, handle) = (self.clone(), handle.clone());
+            on.spawn(async move { this.reader.prefetch(&handle.file, from, bytes).await });
+        }
+    }
+
+    /// Bytes were given out without a copy.
+    pub(super) fn count_local(&self, bytes: u64) {
+        self.reader.count_local(bytes);
+    }
+
+    /// Opens a directory; true if a listing the kernel keeps may be used.
+    pub(super) async fn open_directory(self: &Arc<Self>, inode: u64) -> Result<(u64, bool)> {
+        let attr = self.attr(inode).await?.attr;
+        if attr.r#type() != FileType::Directory {
+            return Err(Error::new(ErrorKind::NotADirectory, format!("inode {inode} is not a directory")));
+        }
+        let keep = self.inodes.listing_is_fresh(inode, self.ttl);
+        Ok((self.handles.add_directory(Directory::new(inode, attr.parent)), keep))
+    }
+
+    /// Fetches what is needed to give entries from `offset` on.
+    pub(super) async fn fetch_entries(&self, directory: &Directory, offset: u64) -> Result<()> {
+        let _one = directory.fetching.lock().await;
+        while let Some(wanted) = directory.wanted(offset) {
+            let asked = Instant::now();
+            let page = self.patient.list_page(at_inode(directory.inode), wanted.after.clone(), 0).await?;
+            let end = page.end || page.entries.is_empty();
+            if wanted.after.is_empty() {
+                let since = self.listings.begin(directory.inode);
+                self.listings.add(directory.inode, since, &page.entries, end);
+            }
+            directory.take(&wanted, page.entries, end, asked);
+        }
+        Ok(())
+    }
+
+    /// What the cache of all workers can hold, and holds.
+    pub(super) async fn totals(&self) -> Totals {
+        let list = match self.reader.workers().known() {
+            Some(list) => list,
+            None => tokio::time::timeout(HASTY, self.reader.workers().all())
+                .await
+                .ok()
+                .and_then(Result::ok)
+                .unwrap_or_default(),
+        };
+        let live = || list.iter().filter(|worker| worker.state() == WorkerState::Live);
+        Totals {
+            capacity: live().map(|worker| worker.capacity_bytes).sum(),
+            used: live().map(|worker| worker.used_bytes).sum(),
+        }
+    }
+}

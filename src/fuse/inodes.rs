@@ -1,0 +1,337 @@
+//! What the kernel knows of each inode: attributes with their age, the name it was reached by, and what is open.
+//!
+//! An inode is kept as long as the kernel counts lookups of it, so the table is as large as the kernel's own.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use jindofs_proto::v1::Attr;
+
+use crate::types::ROOT_INODE;
+
+const SHARDS: usize = 16;
+/// Deepest path walked: a path of 4,096 bytes has at most that many names.
+const DEPTH_MAX: usize = 2048;
+
+/// Attributes and when a master gave them.
+#[derive(Debug, Clone)]
+pub(super) struct Known {
+    pub(super) attr: Attr,
+    pub(super) since: Instant,
+    /// Found out to be wrong: to be asked for again whatever its age.
+    pub(super) expired: bool,
+}
+
+impl Known {
+    /// Attributes as an answer brought them; `since` is when it was asked for.
+    pub(super) fn new(attr: Attr, since: Instant) -> Known {
+        Known { attr, since, expired: false }
+    }
+
+    /// Time left until they must be asked for again; `None` when it is over.
+    pub(super) fn fresh_for(&self, ttl: Duration) -> Option<Duration> {
+        if self.expired {
+            return None;
+        }
+        ttl.checked_sub(self.since.elapsed()).filter(|left| !left.is_zero())
+    }
+}
+
+#[derive(Debug)]
+struct Inode {
+    known: Known,
+    parent: u64,
+    name: Box<[u8]>,
+    lookups: u64,
+    /// Versions of the content that are open, with the number of handles.
+    open: Vec<(u64, u32)>,
+    /// Version of the content that the kernel's page cache may hold.
+    cached_version: Option<u64>,
+    /// When the kernel was last given a listing to keep.
+    listed: Option<Instant>,
+}
+
+/// How the kernel may use its page cache for a handle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PageCache {
+    /// What it holds is of this version.
+    Keep,
+    /// What it holds is of another version, or nothing is known.
+    Drop,
+    /// Another version is open: its pages must not be mixed with ours.
+    Bypass,
+}
+
+type Names = HashMap<(u64, Box<[u8]>), u64>;
+
+/// All inodes the kernel knows.
+#[derive(Debug)]
+pub(super) struct Inodes {
+    shards: [Mutex<HashMap<u64, Inode>>; SHARDS],
+    /// (directory, name) to inode, for lookups while no master answers.
+    names: [Mutex<Names>; SHARDS],
+}
+
+impl Inodes {
+    pub(super) fn new() -> Inodes {
+        Inodes { shards: Default::default(), names: Default::default() }
+    }
+
+    fn shard(&self, inode: u64) -> MutexGuard<'_, HashMap<u64, Inode>> {
+        lock(&self.shards[usize::try_from(inode).unwrap_or(0) % SHARDS])
+    }
+
+    fn names(&self, directory: u64) -> MutexGuard<'_, Names> {
+        lock(&self.names[usize::try_from(directory).unwrap_or(0) % SHARDS])
+    }
+
+    /// The kernel learns an entry: one more lookup to be forgotten some day.
+    pub(super) fn entered(&self, parent: u64, name: &[u8], known: Known) {
+        let inode = known.attr.inode;
+        let moved = {
+            let mut shard = self.shard(inode);
+            let entry = shard.entry(inode).or_insert_with(|| Inode::new(parent, name, &known));
+            entry.lookups += 1;
+            entry.renew(known);
+            let moved = entry.parent != parent || *entry.name != *name;
+            moved.then(|| {
+                (std::mem::replace(&mut entry.parent, parent), std::mem::replace(&mut entry.name, name.into()))
+            })
+        };
+        if let Some((old_parent, old_name)) = moved {
+            self.remove_name(old_parent, old_name, inode);
+        }
+        self.names(parent).insert((parent, name.into()), inode);
+    }
+
+    /// The kernel drops `lookups` of its references.
+    pub(super) fn forget(&self, inode: u64, lookups: u64) {
+        if inode == ROOT_INODE {
+            return;
+        }
+        let gone = {
+            let mut shard = self.shard(inode);
+            let Some(entry) = shard.get_mut(&inode) else { return };
+            entry.lookups = entry.lookups.saturating_sub(lookups);
+            if entry.lookups > 0 {
+                return;
+            }
+            shard.remove(&inode)
+        };
+        if let Some(entry) = gone {
+            self.remove_name(entry.parent, entry.name, inode);
+        }
+    }
+
+    fn remove_name(&self, parent: u64, name: Box<[u8]>, inode: u64) {
+        let mut names = self.names(parent);
+        let key = (parent, name);
+        if names.get(&key) == Some(&inode) {
+            names.remove(&key);
+        }
+    }
+
+    /// What is known of an inode.
+    pub(super) fn get(&self, inode: u64) -> Option<Known> {
+        self.shard(inode).get(&inode).map(|entry| entry.known.clone())
+    }
+
+    /// What is known of a name.
+    pub(super) fn get_named(&self, parent: u64, name: &[u8]) -> Option<Known> {
+        let inode = *self.names(parent).get(&(parent, Box::from(name)))?;
+        self.get(inode)
+    }
+
+    /// Newer attributes; the root enters the table by them.
+    pub(super) fn renew(&self, known: Known) {
+        let inode = known.attr.inode;
+        let mut shard = self.shard(inode);
+        match shard.get_mut(&inode) {
+            Some(entry) => entry.renew(known),
+            None if inode == ROOT_INODE => {
+                let mut root = Inode::new(ROOT_INODE, b"", &known);
+                root.lookups = 1;
+                shard.insert(inode, root);
+            }
+            None => {}
+        }
+    }
+
+    /// Makes the next use ask again.
+    pub(super) fn expire(&self, inode: u64) {
+        if let Some(entry) = self.shard(inode).get_mut(&inode) {
+            entry.known.expired = true;
+        }
+    }
+
+    /// Path of an inode below the directory `top`; `None` when a part of it is not known.
+    pub(super) fn path_below(&self, top: u64, inode: u64) -> Option<Vec<u8>> {
+        let mut names: Vec<Box<[u8]>> = Vec::new();
+        let mut at = inode;
+        while at != top {
+            if names.len() >= DEPTH_MAX || at == ROOT_INODE {
+                return None;
+            }
+            let shard = self.shard(at);
+            let entry = shard.get(&at)?;
+            names.push(entry.name.clone());
+            at = entry.parent;
+        }
+        names.reverse();
+        Some(names.join(&b'/'))
+    }
+
+    /// A handle for `version` is opened.
+    pub(super) fn opened(&self, inode: u64, version: u64) -> PageCache {
+        let mut shard = self.shard(inode);
+        let Some(entry) = shard.get_mut(&inode) else { return PageCache::Drop };
+        let other = entry.open.iter().any(|(open, _)| *open != version);
+        match entry.open.iter_mut().find(|(open, _)| *open == version) {
+            Some((_, handles)) => *handles += 1,
+            None => entry.open.push((version, 1)),
+        }
+        if other && entry.cached_version != Some(version) {
+            return PageCache::Bypass;
+        }
+        if entry.cached_version.replace(version) == Some(version) { PageCache::Keep } else { PageCache::Drop }
+    }
+
+    /// True while a handle is open: its attributes serve although the name may be gone.
+    pub(super) fn is_open(&self, inode: u64) -> bool {
+        self.shard(inode).get(&inode).is_some_and(|entry| !entry.open.is_empty())
+    }
+
+    /// A handle for `version` is closed.
+    pub(super) fn closed(&self, inode: u64, version: u64) {
+        let mut shard = self.shard(inode);
+        let Some(entry) = shard.get_mut(&inode) else { return };
+        if let Some(at) = entry.open.iter().position(|(open, _)| *open == version) {
+            entry.open[at].1 -= 1;
+            if entry.open[at].1 == 0 {
+                entry.open.swap_remove(at);
+            }
+        }
+    }
+
+    /// True if a listing the kernel keeps is younger than `ttl`.
+    pub(super) fn listing_is_fresh(&self, inode: u64, ttl: Duration) -> bool {
+        let shard = self.shard(inode);
+        shard.get(&inode).and_then(|entry| entry.listed).is_some_and(|since| since.elapsed() < ttl)
+    }
+
+    /// The kernel was given a whole listing to keep, begun at `since`.
+    pub(super) fn listed(&self, inode: u64, since: Instant) {
+        if let Some(entry) = self.shard(inode).get_mut(&inode) {
+            entry.listed = Some(since);
+        }
+    }
+
+    /// Number of inodes in the table.
+    pub(super) fn len(&self) -> usize {
+        self.shards.iter().map(|shard| lock(shard).len()).sum()
+    }
+}
+
+impl Inode {
+    fn new(parent: u64, name: &[u8], known: &Known) -> Inode {
+        let mut inode = Inode {
+            known: known.clone(),
+            parent,
+            name: name.into(),
+            lookups: 0,
+            open: Vec::new(),
+            cached_version: None,
+            listed: None,
+        };
+        detach(&mut inode.known.attr);
+        inode
+    }
+
+    fn renew(&mut self, mut known: Known) {
+        // Answers may overtake each other.
+        if known.since >= self.known.since {
+            detach(&mut known.attr);
+            self.known = known;
+        }
+    }
+}
+
+/// Copies what would keep the whole message alive that it came in.
+fn detach(attr: &mut Attr) {
+    attr.version_token = Bytes::copy_from_slice(&attr.version_token);
+    attr.symlink_target = Bytes::copy_from_slice(&attr.symlink_target);
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn known(inode: u64) -> Known {
+        Known::new(Attr { inode, ..Default::default() }, Instant::now())
+    }
+
+    #[test]
+    fn an_inode_lives_until_every_lookup_is_forgotten() {
+        let inodes = Inodes::new();
+        inodes.entered(1, b"a", known(5));
+        inodes.entered(1, b"a", known(5));
+        inodes.forget(5, 1);
+        assert!(inodes.get_named(1, b"a").is_some());
+        inodes.forget(5, 1);
+        assert!(inodes.get(5).is_none() && inodes.get_named(1, b"a").is_none());
+        assert_eq!(inodes.len(), 0);
+    }
+
+    #[test]
+    fn a_path_is_known_below_the_mount_and_unknown_beyond_a_gap() {
+        let inodes = Inodes::new();
+        inodes.renew(known(ROOT_INODE));
+        inodes.entered(1, b"mnt", known(2));
+        inodes.entered(2, b"dir", known(3));
+        inodes.entered(3, b"file", known(4));
+        assert_eq!(inodes.path_below(2, 4).as_deref(), Some(&b"dir/file"[..]));
+        assert_eq!(inodes.path_below(4, 4).as_deref(), Some(&b""[..]));
+        inodes.forget(3, 1);
+        assert_eq!(inodes.path_below(2, 4), None);
+        assert_eq!(inodes.path_below(99, 2), None, "not below it");
+    }
+
+    #[test]
+    fn a_renamed_inode_answers_to_its_new_name_only() {
+        let inodes = Inodes::new();
+        inodes.entered(1, b"old", known(5));
+        inodes.entered(1, b"new", known(5));
+        assert!(inodes.get_named(1, b"old").is_none());
+        assert_eq!(inodes.get_named(1, b"new").map(|known| known.attr.inode), Some(5));
+    }
+
+    #[test]
+    fn pages_of_two_versions_are_never_mixed() {
+        let inodes = Inodes::new();
+        inodes.entered(1, b"f", known(5));
+        assert_eq!(inodes.opened(5, 10), PageCache::Drop, "nothing is known of the first");
+        assert_eq!(inodes.opened(5, 10), PageCache::Keep);
+        assert_eq!(inodes.opened(5, 11), PageCache::Bypass, "the old version is open");
+        inodes.closed(5, 10);
+        inodes.closed(5, 10);
+        assert_eq!(inodes.opened(5, 11), PageCache::Drop, "the pages are still of the old version");
+        assert_eq!(inodes.opened(5, 11), PageCache::Keep);
+    }
+
+    #[test]
+    fn an_overtaken_answer_does_not_replace_a_newer_one() {
+        let inodes = Inodes::new();
+        let old = known(5);
+        let mut new = known(5);
+        new.attr.size = 7;
+        inodes.entered(1, b"f", new);
+        inodes.renew(old);
+        assert_eq!(inodes.get(5).map(|known| known.attr.size), Some(7));
+    }
+}

@@ -1,0 +1,214 @@
+//! Load jobs: walk a tree and have workers fill every file. A job is in the log until it has ended; a new leader starts
+//! it anew, and what is cached already costs it nothing.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use jindofs_proto::store::v1::command::Command as Kind;
+use jindofs_proto::store::v1::{Command, FinishJob};
+use jindofs_proto::v1::worker_client::WorkerClient;
+use jindofs_proto::v1::{
+    Attr, FileSource, FileType, FillRequest, JobInfo, JobState, Target, WorkerInfo, WorkerState, target,
+};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use crate::error::{Error, Result};
+use crate::master::service::Parts;
+use crate::master::state::query;
+use crate::rpc::channel::{Node, judge};
+use crate::runtime::Shutdown;
+use crate::types::placement::{piece_end, piece_of, rank};
+
+const LOOK: Duration = Duration::from_millis(300);
+/// Files filled at the same time.
+const FILES: usize = 8;
+/// Blocks asked for in one call: progress is counted after each.
+const BLOCKS: u64 = 8;
+/// Workers tried for one piece.
+const WORKERS: usize = 3;
+/// Longest wait for one call.
+const FILL: Duration = Duration::from_secs(120);
+
+pub(super) async fn run(parts: Parts, stop: Shutdown) {
+    let filler = Arc::new(Filler { parts: parts.clone(), nodes: Mutex::default() });
+    let mut running: HashMap<u64, JoinHandle<()>> = HashMap::new();
+    while !stop.is_cancelled() {
+        let due = due(&parts);
+        running.retain(|id, task| {
+            let keep = due.iter().any(|job| job.id == *id) && !task.is_finished();
+            if !keep {
+                task.abort();
+                parts.progress.forget(*id);
+            }
+            keep
+        });
+        for job in due {
+            running.entry(job.id).or_insert_with(|| tokio::spawn(load(filler.clone(), job)));
+        }
+        tokio::select! { () = stop.cancelled() => {}, () = tokio::time::sleep(LOOK) => {} }
+    }
+    running.into_values().for_each(|task| task.abort());
+}
+
+/// Jobs this master should be running.
+fn due(parts: &Parts) -> Vec<JobInfo> {
+    let Some(store) = parts.handle.store().filter(|_| parts.handle.is_leader()) else { return Vec::new() };
+    match query::jobs(&store.view()) {
+        Ok(jobs) => jobs.into_iter().filter(|job| job.state() == JobState::Running).collect(),
+        Err(error) => {
+            tracing::error!(%error, "jobs cannot be read");
+            Vec::new()
+        }
+    }
+}
+
+struct Filler {
+    parts: Parts,
+    nodes: Mutex<HashMap<String, Arc<Node>>>,
+}
+
+async fn load(filler: Arc<Filler>, job: JobInfo) {
+    let (id, progress) = (job.id, &filler.parts.progress);
+    progress.update(id, |count| *count = JobInfo::default());
+    let (found, files) = mpsc::channel(1000);
+    let walk = filler.walk(&job, found);
+    let fill = tokio_stream::wrappers::ReceiverStream::new(files).for_each_concurrent(FILES, |(attr, source)| {
+        let filler = filler.clone();
+        async move { filler.file(id, attr, source).await }
+    });
+    let (walked, ()) = tokio::join!(walk, fill);
+    let mut reached = progress.of(JobInfo { id, ..JobInfo::default() });
+    if let Err(error) = walked {
+        reached.files_failed += 1;
+        reached.message = error.message;
+    }
+    let state = if reached.files_failed == 0 { JobState::Done } else { JobState::Failed };
+    let finish = FinishJob {
+        id,
+        state: state.into(),
+        message: reached.message,
+        files_done: reached.files_done,
+        bytes_done: reached.bytes_done,
+        files_failed: reached.files_failed,
+    };
+    let command = Command { command: Some(Kind::FinishJob(finish)), ..Command::default() };
+    if let Err(error) = filler.parts.handle.propose(command).await {
+        tracing::info!(id, %error, "the end of a job is not recorded: the next leader starts it again");
+    }
+}
+
+impl Filler {
+    /// Sends every file below the job's path, counting it first.
+    async fn walk(&self, job: &JobInfo, found: mpsc::Sender<(Attr, FileSource)>) -> Result<()> {
+        let metadata = &self.parts.metadata;
+        let top = metadata.lookup(&Target { target: Some(target::Target::Path(job.path.clone())) }).await?;
+        let mut directories = Vec::new();
+        self.found(job.id, top, &mut directories, &found).await?;
+        while let Some(inode) = directories.pop() {
+            let mut after = Bytes::new();
+            loop {
+                let at = Target { target: Some(target::Target::Inode(inode)) };
+                let page = metadata.list(&at, &after, 0).await?;
+                after = page.entries.last().map(|last| last.name.clone()).unwrap_or_default();
+                for entry in page.entries {
+                    self.found(job.id, entry.attr.unwrap_or_default(), &mut directories, &found).await?;
+                }
+                if page.end || after.is_empty() {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn found(
+        &self,
+        id: u64,
+        attr: Attr,
+        directories: &mut Vec<u64>,
+        found: &mpsc::Sender<(Attr, FileSource)>,
+    ) -> Result<()> {
+        match attr.r#type() {
+            FileType::Directory => directories.push(attr.inode),
+            FileType::File => {
+                // Outside any mount there is nothing to fetch.
+                let (attr, Some(source)) = self.parts.metadata.layout(attr.inode).await? else { return Ok(()) };
+                self.parts.progress.update(id, |count| {
+                    count.files_total += 1;
+                    count.bytes_total += attr.size;
+                });
+                found.send((attr, source)).await.map_err(|_| Error::internal("the files of a job are not taken"))?;
+            }
+            FileType::Symlink | FileType::Unspecified => {}
+        }
+        Ok(())
+    }
+
+    async fn file(&self, id: u64, attr: Attr, source: FileSource) {
+        let mut at = 0;
+        while at < attr.size {
+            let block = u64::from(source.block_size.max(1));
+            let end = piece_end(attr.size, at).min(at + BLOCKS * block);
+            if let Err(error) = self.range(&source, at, end).await {
+                tracing::warn!(id, inode = attr.inode, %error, "a file could not be loaded");
+                let path = String::from_utf8_lossy(&source.ufs_path).into_owned();
+                self.parts.progress.update(id, |count| {
+                    count.files_failed += 1;
+                    count.message = error.context(path).message;
+                });
+                return;
+            }
+            self.parts.progress.update(id, |count| count.bytes_done += end - at);
+            at = end;
+        }
+        self.parts.progress.update(id, |count| count.files_done += 1);
+    }
+
+    /// Fills bytes of one piece, on the worker that readers will ask first.
+    async fn range(&self, source: &FileSource, start: u64, end: u64) -> Result<()> {
+        let store = self.parts.handle.store().ok_or_else(|| self.parts.handle.not_leader())?;
+        let mut workers = self.parts.workers.list(&query::workers(&store.view())?);
+        workers.retain(|worker| worker.state() == WorkerState::Live);
+        let ranked = rank(&workers, |worker| &worker.id, source.file_id, piece_of(source.length, start));
+        let mut last = Error::unavailable("no worker lives");
+        for worker in ranked.into_iter().take(WORKERS) {
+            match self.ask(worker, source, start, end).await {
+                Ok(()) => return Ok(()),
+                Err(error) => last = error.context(format!("worker {}", worker.id)),
+            }
+        }
+        Err(last)
+    }
+
+    async fn ask(&self, worker: &WorkerInfo, source: &FileSource, start: u64, end: u64) -> Result<()> {
+        let node = {
+            let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+            let fresh = || Arc::new(Node::new(worker.address.clone()));
+            nodes.entry(worker.address.clone()).or_insert_with(fresh).clone()
+        };
+        let block = u64::from(source.block_size.max(1));
+        let request = FillRequest {
+            source: Some(source.clone()),
+            first_block: u32::try_from(start / block).unwrap_or(u32::MAX),
+            block_count: u32::try_from(end.div_ceil(block) - start / block).unwrap_or(u32::MAX),
+        };
+        let (number, channel) = node.channel().await?;
+        let answer = tokio::time::timeout(FILL, WorkerClient::new(channel).fill(request)).await;
+        let late = |_| Error::unavailable(format!("no answer within {} s", FILL.as_secs()));
+        match answer.map_err(late)? {
+            Ok(answer) if answer.get_ref().cached_bytes >= end - start => Ok(()),
+            Ok(_) => Err(Error::new(crate::error::ErrorKind::NoSpace, "its cache is full of files that are open")),
+            Err(status) => {
+                let (error, broken) = judge(&status);
+                if broken {
+                    node.discard(number);
+                }
+                Err(error)
+            }
+        }
+    }
+}

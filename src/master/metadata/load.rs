@@ -1,0 +1,188 @@
+//! From the under-storage into the log: listings and single entries, each asked for once at a time.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared};
+use jindofs_proto::store::v1::command::Command as Kind;
+use jindofs_proto::store::v1::outcome::Outcome as Answer;
+use jindofs_proto::store::v1::{Command, LoadEntries, UfsEntry};
+use jindofs_proto::v1::FileType;
+use metrics::counter;
+use prost::Message;
+
+use crate::error::{Error, Result};
+use crate::master::raft::Handle;
+use crate::master::state::query::LoadNeed;
+use crate::rpc::status::from_detail;
+use crate::types::LIST_PAGE_MAX;
+use crate::ufs;
+
+/// Most bytes of entries in one command: half of what a command may have.
+const PAGE_BYTES_MAX: usize = crate::types::COMMAND_BYTES_MAX / 2;
+
+type Key = (u64, Option<Bytes>);
+type Running = Shared<BoxFuture<'static, Result<()>>>;
+
+/// Loads under way on this master.
+pub(super) struct Loads {
+    handle: Handle,
+    storage: Arc<ufs::Registry>,
+    running: Mutex<HashMap<Key, Running>>,
+}
+
+impl std::fmt::Debug for Loads {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Loads").finish_non_exhaustive()
+    }
+}
+
+impl Loads {
+    pub(super) fn new(handle: Handle, storage: Arc<ufs::Registry>) -> Loads {
+        Loads { handle, storage, running: Mutex::default() }
+    }
+
+    /// Loads what is needed; whoever needs the same waits for the same load, which goes on if they give up.
+    ///
+    /// *Errors*: `NotLeader` on a follower; the under-storage's; those of a proposal.
+    pub(super) async fn load(self: &Arc<Self>, need: LoadNeed) -> Result<()> {
+        if !self.handle.is_leader() {
+            return Err(self.handle.not_leader());
+        }
+        let key = (need.directory, need.name.clone());
+        let running = {
+            let mut all = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+            all.entry(key.clone()).or_insert_with(|| self.start(key, need)).clone()
+        };
+        running.await
+    }
+
+    fn start(self: &Arc<Self>, key: Key, need: LoadNeed) -> Running {
+        let this = self.clone();
+        let task = tokio::spawn(async move {
+            let done = this.run(&need).await;
+            this.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+            done
+        });
+        let joined = task.map(|joined| joined.unwrap_or_else(|error| Err(Error::internal(format!("a load: {error}")))));
+        joined.boxed().shared()
+    }
+
+    async fn run(&self, need: &LoadNeed) -> Result<()> {
+        let storage = self.storage.open(&need.mount.ufs_uri, &need.mount.options)?;
+        // Whatever is changed from here on is younger than what the under-storage tells us.
+        let start = self.handle.applied_index();
+        let blank = LoadEntries {
+            directory: need.directory,
+            mount_id: need.mount.id,
+            sync_start_index: start,
+            ..LoadEntries::default()
+        };
+        let mount = need.mount.id.to_string();
+        match &need.name {
+            Some(name) => {
+                counter!("jindofs_master_ufs_stats_total", "mount" => mount).increment(1);
+                let path = if need.path.is_empty() { name.to_vec() } else { [&need.path, &b"/"[..], name].concat() };
+                let found = storage.stat(&path).await?;
+                let absent = if found.is_none() { vec![name.clone()] } else { Vec::new() };
+                let entries = found.map(convert).into_iter().collect();
+                self.propose(LoadEntries { point: true, entries, absent, ..blank }).await
+            }
+            None => {
+                counter!("jindofs_master_ufs_lists_total", "mount" => mount.clone()).increment(1);
+                let listing = storage.list(&need.path).await?;
+                if listing.skipped > 0 {
+                    counter!("jindofs_master_ufs_skipped_total", "mount" => mount).increment(listing.skipped);
+                    let path = String::from_utf8_lossy(&need.path);
+                    tracing::warn!(%path, skipped = listing.skipped, "entries that no path can express are left out");
+                }
+                for page in pages(blank, listing.entries.into_iter().map(convert)) {
+                    self.propose(page).await?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn propose(&self, entries: LoadEntries) -> Result<()> {
+        loop {
+            let command = Command { command: Some(Kind::LoadEntries(entries.clone())), ..Command::default() };
+            match self.handle.propose(command).await?.outcome {
+                Some(Answer::Loaded(loaded)) if loaded.more => {}
+                Some(Answer::Error(detail)) => return Err(from_detail(&detail)),
+                _ => return Ok(()),
+            }
+        }
+    }
+}
+
+/// Cuts a listing into commands, each within its bounds; the last one completes the directory.
+fn pages(blank: LoadEntries, entries: impl Iterator<Item = UfsEntry>) -> Vec<LoadEntries> {
+    let mut pages = vec![blank.clone()];
+    let mut bytes = 0;
+    for entry in entries {
+        let size = entry.encoded_len() + 8;
+        let Some(page) = pages.last_mut() else { break };
+        if page.entries.len() == LIST_PAGE_MAX || bytes + size > PAGE_BYTES_MAX {
+            let after = page.entries.last().map(|last| last.name.clone()).unwrap_or_default();
+            bytes = 0;
+            pages.push(LoadEntries { after, ..blank.clone() });
+        }
+        bytes += size;
+        if let Some(page) = pages.last_mut() {
+            page.entries.push(entry);
+        }
+    }
+    if let Some(last) = pages.last_mut() {
+        last.complete = true;
+    }
+    pages
+}
+
+fn convert(entry: ufs::Entry) -> UfsEntry {
+    let mut made = UfsEntry {
+        name: entry.name.into(),
+        size: entry.size,
+        mtime_ns: entry.mtime_ns,
+        version_token: entry.token.into(),
+        mode: entry.mode,
+        uid: entry.uid,
+        gid: entry.gid,
+        symlink_target: entry.symlink_target.into(),
+        ..UfsEntry::default()
+    };
+    made.set_type(match entry.kind {
+        ufs::Kind::File => FileType::File,
+        ufs::Kind::Directory => FileType::Directory,
+        ufs::Kind::Symlink => FileType::Symlink,
+    });
+    made
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listing_is_cut_by_count_and_by_bytes_and_every_page_follows_the_one_before() {
+        let entries = |count: usize, target: usize| {
+            (0..count).map(move |at| UfsEntry {
+                name: format!("{at:06}").into_bytes().into(),
+                symlink_target: vec![b'x'; target].into(),
+                ..UfsEntry::default()
+            })
+        };
+        for (count, target, expected) in [(0, 0, 1), (1000, 0, 1), (1001, 0, 2), (500, 4000, 4)] {
+            let made = pages(LoadEntries::default(), entries(count, target));
+            assert_eq!(made.len(), expected);
+            assert_eq!(made.iter().map(|page| page.entries.len()).sum::<usize>(), count);
+            assert!(made.iter().all(|page| page.encoded_len() < crate::types::COMMAND_BYTES_MAX));
+            for pair in made.windows(2) {
+                assert!(!pair[0].complete && pair[1].after == pair[0].entries[pair[0].entries.len() - 1].name);
+            }
+            assert!(made[made.len() - 1].complete);
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Reading the tree, with what must first be loaded from under-storage. Reads are linearizable; loading is the leader's.
+
+mod load;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use jindofs_proto::v1::{Attr, Entry, FileSource, FileType, Target, target};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::master::raft::Handle;
+use crate::master::state::query::{self, ListStep, LookupStep};
+use crate::types::{BLOCK_SIZE, version_of};
+use crate::ufs;
+
+use load::Loads;
+
+/// A page of a directory.
+#[derive(Debug)]
+pub struct Page {
+    /// The directory itself.
+    pub directory: Attr,
+    /// Entries in name order.
+    pub entries: Vec<Entry>,
+    /// Nothing follows.
+    pub end: bool,
+}
+
+/// The read side of the tree. Clones share what is under way.
+#[derive(Debug, Clone)]
+pub struct Metadata {
+    handle: Handle,
+    loads: Arc<Loads>,
+}
+
+impl Metadata {
+    /// Over a member of the group and the under-storages it may read.
+    pub fn new(handle: Handle, storage: Arc<ufs::Registry>) -> Metadata {
+        Metadata { loads: Arc::new(Loads::new(handle.clone(), storage)), handle }
+    }
+
+    /// Attributes of what `target` points at.
+    ///
+    /// *Errors*: `NotFound` and its like; `NotLeader` on a follower when metadata must be loaded; the under-storage's.
+    pub async fn lookup(&self, target: &Target) -> Result<Attr> {
+        let mut refreshed = false;
+        let mut loaded = None;
+        loop {
+            let store = self.handle.read().await?;
+            let step = query::lookup_or_load(&store.view(), target)?;
+            let need = match step {
+                LookupStep::Absent(error) => return Err(error),
+                LookupStep::NeedsLoad(need) if loaded.as_ref() == Some(&need) => {
+                    let name = need.name.as_deref().unwrap_or_default().escape_ascii().to_string();
+                    return Err(Error::new(ErrorKind::NotFound, format!("{name:?} does not exist")));
+                }
+                LookupStep::NeedsLoad(need) => need,
+                LookupStep::Found(attr) if refreshed => return Ok(attr),
+                LookupStep::Found(attr) => match query::refresh_need(&store.view(), attr.inode)? {
+                    None => return Ok(attr),
+                    Some(need) => {
+                        refreshed = true;
+                        need
+                    }
+                },
+            };
+            self.loads.load(need.clone()).await?;
+            loaded = Some(need);
+        }
+    }
+
+    /// A page of a directory after the name `after`; `limit` 0 for the most.
+    ///
+    /// *Errors*: as [`Metadata::lookup`].
+    pub async fn list(&self, target: &Target, after: &[u8], limit: usize) -> Result<Page> {
+        // Further pages go on with what the first one found.
+        if after.is_empty() {
+            let directory = self.lookup(target).await?;
+            let store = self.handle.read().await?;
+            if directory.r#type() == FileType::Directory
+                && let Some(need) = query::relist_need(&store.view(), directory.inode)?
+            {
+                self.loads.load(need).await?;
+            }
+        }
+        let mut loaded = None;
+        loop {
+            let store = self.handle.read().await?;
+            let need = match query::list_or_load(&store.view(), target, after, limit)? {
+                ListStep::Page { directory, entries, end } => return Ok(Page { directory, entries, end }),
+                ListStep::Absent(error) => return Err(error),
+                ListStep::NeedsLoad(need) if loaded.as_ref() == Some(&need) => {
+                    return Err(Error::unavailable("the directory changes faster than it can be read: try again"));
+                }
+                ListStep::NeedsLoad(need) => need,
+            };
+            self.loads.load(need.clone()).await?;
+            loaded = Some(need);
+        }
+    }
+
+    /// Where the bytes of a file come from; none outside any mount.
+    ///
+    /// *Errors*: `NotFound`, `IsADirectory`.
+    pub async fn layout(&self, inode: u64) -> Result<(Attr, Option<FileSource>)> {
+        let attr = self.lookup(&Target { target: Some(target::Target::Inode(inode)) }).await?;
+        if attr.r#type() == FileType::Directory {
+            return Err(Error::new(ErrorKind::IsADirectory, format!("inode {inode} is a directory")));
+        }
+        if attr.mount_id == 0 {
+            return Ok((attr, None));
+        }
+        let store = self.handle.read().await?;
+        let (_, path) = query::ufs_path(&store.view(), inode)?;
+        let source = source_of(&attr, path);
+        Ok((attr, Some(source)))
+    }
+}
+
+fn source_of(attr: &Attr, path: Vec<u8>) -> FileSource {
+    FileSource {
+        file_id: attr.inode,
+        version: version_of(&attr.version_token),
+        length: attr.size,
+        block_size: BLOCK_SIZE,
+        mount_id: attr.mount_id,
+        ufs_path: Bytes::from(path),
+        version_token: attr.version_token.clone(),
+    }
+}

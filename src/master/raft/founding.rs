@@ -1,0 +1,126 @@
+//! Founding: the one way a cluster comes into being, asked for once, on the first master of the list.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use jindofs_proto::store::v1::command::Command as Kind;
+use jindofs_proto::store::v1::{Found, Member};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::failpoint_io;
+
+use super::handle::Handle;
+use super::identity::{Identity, Stage};
+use super::life::{BEAT, PROBE};
+use super::membership;
+
+impl Handle {
+    /// Founds a cluster with the uuid the caller stored, or finishes doing so.
+    ///
+    /// *Errors*: `FailedPrecondition` or `Unavailable` with the peer that stands in the way; then nothing was changed.
+    pub async fn provision(&self, uuid: [u8; 16]) -> Result<Vec<u64>> {
+        {
+            let _alone = self.0.life.lock().await;
+            self.begin_founding(uuid).await?;
+            self.found().await?;
+        }
+        let expected = self.0.config.peers.len();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let voters = self.running().map(|r| r.look(|m| m.membership_config.voter_ids().collect::<Vec<_>>()));
+            let voters = voters.unwrap_or_default();
+            if voters.len() >= expected {
+                return Ok(voters);
+            }
+            if Instant::now() > deadline {
+                return Err(Error::new(
+                    ErrorKind::Timeout,
+                    format!(
+                        "the cluster is founded, but only {} of {expected} masters vote yet: call again",
+                        voters.len()
+                    ),
+                ));
+            }
+            tokio::time::sleep(BEAT / 4).await;
+        }
+    }
+
+    async fn begin_founding(&self, uuid: [u8; 16]) -> Result<()> {
+        let refuse = |why: String| Err(Error::new(ErrorKind::FailedPrecondition, format!("not founded: {why}")));
+        if let Some(identity) = self.identity() {
+            if identity.cluster_bytes() == uuid && matches!(identity.stage, Stage::Founding | Stage::Member) {
+                return Ok(());
+            }
+            return refuse(format!("this master already belongs to cluster {}", identity.cluster));
+        }
+        let own = self.raft_address();
+        if self.0.config.peers.first() != Some(&own) {
+            let first = self.0.config.peers.first().cloned().unwrap_or_default();
+            return refuse(format!("only the first configured master founds: that is {first}, this is {own}"));
+        }
+        let peers = self.other_peers();
+        let answers = join_all(peers.iter().map(|peer| self.0.resolver.probe(peer, PROBE))).await;
+        for (peer, answer) in peers.iter().zip(answers) {
+            // A peer that does not answer is not an empty peer.
+            let answer =
+                answer.map_err(|error| error.context(format!("not founded: master {peer} must answer first")))?;
+            if answer.peers != self.0.config.peers {
+                return refuse(format!(
+                    "master {peer} is configured with other masters: {} there, {} here",
+                    answer.peers.join(","),
+                    self.0.config.peers.join(",")
+                ));
+            }
+            if answer.state != "empty" {
+                let cluster = uuid::Uuid::from_slice(&answer.cluster_uuid).unwrap_or_default().simple();
+                return refuse(format!("master {peer} is not empty: it is {} of cluster {cluster}", answer.state));
+            }
+        }
+        failpoint_io("found.begin")?;
+        // The founder is member 1: the index of the first leader's blank entry, which admits nobody else.
+        self.set_identity(Identity::new(Stage::Founding, uuid, 1))?;
+        failpoint_io("found.recorded")?;
+        Ok(())
+    }
+
+    /// Every step may have happened before a crash; each is repeated without harm.
+    pub(super) async fn found(&self) -> Result<()> {
+        let Some(mut identity) = self.identity() else { return Err(Error::internal("founding without an identity")) };
+        if identity.stage == Stage::Member {
+            return Ok(());
+        }
+        self.set_phase("founding");
+        let running = self.start_raft(&identity).await?;
+        let node = self.own_node(&identity);
+        let initialized = running.raft.is_initialized().await;
+        if !initialized.map_err(|error| Error::internal(format!("raft has stopped: {error}")))? {
+            let members = BTreeMap::from([(1_u64, node)]);
+            running.raft.initialize(members).await.map_err(|error| Error::internal(format!("initialize: {error}")))?;
+        }
+        failpoint_io("found.initialized")?;
+        let wait = running.raft.wait(Some(Duration::from_secs(30)));
+        wait.metrics(|m| m.current_leader == Some(1), "the founder leads")
+            .await
+            .map_err(|error| Error::unavailable(format!("the founder does not become leader: {error}")))?;
+        let found = Found {
+            cluster_uuid: identity.cluster_bytes().to_vec().into(),
+            expected: self.0.config.peers.clone(),
+            founder: Some(Member {
+                id: 1,
+                incarnation: identity.incarnation_bytes().to_vec().into(),
+                raft_address: self.raft_address(),
+                grpc_address: self.grpc_address(),
+                boot: identity.boot,
+                boot_nonce: self.0.nonce.to_vec().into(),
+                ..Member::default()
+            }),
+        };
+        membership::propose(&running, Kind::Found(found)).await?;
+        failpoint_io("found.proposed")?;
+        identity.stage = Stage::Member;
+        self.set_identity(identity)?;
+        failpoint_io("found.member")?;
+        Ok(())
+    }
+}

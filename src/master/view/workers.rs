@@ -1,0 +1,188 @@
+//! Workers as they report themselves, to every master: who lives, and what each holds.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use jindofs_proto::store::v1::WorkerRow;
+use jindofs_proto::v1::{CachedFile, HeartbeatRequest, ReportRequest, WorkerInfo, WorkerState};
+
+/// Bytes and file versions cached of one mount.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes, copies on several workers included.
+    pub bytes: u64,
+    /// File versions, copies included.
+    pub files: u64,
+}
+
+/// The soft state of all workers.
+#[derive(Debug)]
+pub struct Workers {
+    timeout: Duration,
+    started: Instant,
+    known: Mutex<HashMap<String, Known>>,
+}
+
+#[derive(Debug)]
+struct Known {
+    info: WorkerInfo,
+    epoch: u64,
+    heard: Instant,
+    /// Sequence of the next report; `None` until a full one begins.
+    next: Option<u64>,
+    /// (file, version) to what is held of it.
+    files: HashMap<(u64, u64), (u32, u64)>,
+}
+
+impl Workers {
+    /// Workers count as lost after `timeout` without a heartbeat.
+    pub fn new(timeout: Duration) -> Workers {
+        Workers { timeout, started: Instant::now(), known: Mutex::default() }
+    }
+
+    /// A worker lives. True if it must send a full report.
+    pub fn heartbeat(&self, request: &HeartbeatRequest) -> bool {
+        let Some(info) = &request.worker else { return false };
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = || Known {
+            info: info.clone(),
+            epoch: request.epoch,
+            heard: Instant::now(),
+            next: None,
+            files: HashMap::new(),
+        };
+        let worker = known.entry(info.id.clone()).or_insert_with(fresh);
+        if request.epoch < worker.epoch {
+            // A process that lingers after its successor has begun.
+            return false;
+        }
+        if request.epoch > worker.epoch {
+            *worker = fresh();
+        }
+        worker.info = info.clone();
+        worker.heard = Instant::now();
+        worker.next.is_none()
+    }
+
+    /// Takes a report in. True if a full one must follow: this one does not continue what is known.
+    pub fn report(&self, request: &ReportRequest) -> bool {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(worker) = known.get_mut(&request.worker_id).filter(|worker| worker.epoch == request.epoch) else {
+            return true;
+        };
+        let continues = worker.next == Some(request.seq);
+        if !continues && !request.full {
+            worker.next = None;
+            return true;
+        }
+        // The first page of a full report; further pages of it continue in sequence.
+        if request.full && !continues {
+            worker.files.clear();
+        }
+        worker.next = Some(request.seq + 1);
+        for file in &request.files {
+            worker.take(file);
+        }
+        false
+    }
+
+    /// A worker with its live state, for everyone on record.
+    pub fn list(&self, recorded: &[WorkerRow]) -> Vec<WorkerInfo> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        recorded
+            .iter()
+            .map(|row| {
+                let soft = known.get(&row.id).filter(|worker| worker.epoch >= row.epoch);
+                let mut info = soft.map_or_else(|| recorded_info(row), |worker| worker.info.clone());
+                // A master that just started has heard of nobody: that is no reason to give anybody up.
+                let heard = soft.map_or(self.started, |worker| worker.heard);
+                let lost = heard.elapsed() > self.timeout;
+                info.set_state(if lost { WorkerState::Lost } else { WorkerState::Live });
+                info
+            })
+            .collect()
+    }
+
+    /// What live workers hold, by mount.
+    pub fn usage(&self) -> BTreeMap<u32, Usage> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut usage: BTreeMap<u32, Usage> = BTreeMap::new();
+        for worker in known.values().filter(|worker| worker.heard.elapsed() <= self.timeout) {
+            for (mount, bytes) in worker.files.values() {
+                let sum = usage.entry(*mount).or_default();
+                sum.bytes += bytes;
+                sum.files += 1;
+            }
+        }
+        usage
+    }
+}
+
+impl Known {
+    fn take(&mut self, file: &CachedFile) {
+        let key = (file.file_id, file.version);
+        if file.cached_bytes == 0 {
+            self.files.remove(&key);
+        } else {
+            self.files.insert(key, (file.mount_id, file.cached_bytes));
+        }
+    }
+}
+
+fn recorded_info(row: &WorkerRow) -> WorkerInfo {
+    WorkerInfo {
+        id: row.id.clone(),
+        address: row.address.clone(),
+        host: row.host.clone(),
+        socket: row.socket.clone(),
+        capacity_bytes: row.capacity_bytes,
+        ..WorkerInfo::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn beat(epoch: u64) -> HeartbeatRequest {
+        let worker = WorkerInfo { id: "w".into(), ..WorkerInfo::default() };
+        HeartbeatRequest { worker: Some(worker), epoch, ..HeartbeatRequest::default() }
+    }
+
+    fn report(epoch: u64, seq: u64, full: bool, files: &[(u64, u64)]) -> ReportRequest {
+        let file = |(file_id, cached_bytes): &(u64, u64)| CachedFile {
+            file_id: *file_id,
+            cached_bytes: *cached_bytes,
+            mount_id: 1,
+            ..CachedFile::default()
+        };
+        let files = files.iter().map(file).collect();
+        ReportRequest { worker_id: "w".into(), epoch, seq, full, files, ..ReportRequest::default() }
+    }
+
+    #[test]
+    fn a_gap_asks_for_a_full_report_and_totals_are_absolute() {
+        let workers = Workers::new(Duration::from_secs(9));
+        assert!(workers.report(&report(1, 1, true, &[])), "never heard of");
+        assert!(workers.heartbeat(&beat(1)));
+        assert!(!workers.report(&report(1, 4, true, &[(7, 10), (8, 5)])));
+        assert!(!workers.heartbeat(&beat(1)));
+        assert!(!workers.report(&report(1, 5, false, &[(7, 30), (8, 0)])));
+        assert_eq!(workers.usage()[&1], Usage { bytes: 30, files: 1 });
+        assert!(workers.report(&report(1, 7, false, &[(9, 1)])), "6 is missing");
+        assert!(workers.heartbeat(&beat(1)));
+        assert!(!workers.report(&report(1, 8, true, &[(9, 1)])));
+        assert_eq!(workers.usage()[&1], Usage { bytes: 1, files: 1 });
+    }
+
+    #[test]
+    fn an_older_process_of_the_same_worker_is_ignored() {
+        let workers = Workers::new(Duration::from_secs(9));
+        workers.heartbeat(&beat(2));
+        assert!(!workers.report(&report(2, 1, true, &[(7, 10)])));
+        assert!(!workers.heartbeat(&beat(1)));
+        assert!(workers.report(&report(1, 2, false, &[(7, 99)])));
+        assert_eq!(workers.usage()[&1].bytes, 10);
+    }
+}

@@ -1,0 +1,55 @@
+//! One connection per under-storage, shared by all who read it, made anew when its secrets change.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::options::{Place, parse, secrets_fingerprint};
+use super::{Options, Ufs, local::Local, retry::Retry, s3::S3, validate};
+use crate::error::Result;
+
+/// How long rotated secrets may go unnoticed.
+const SECRETS_FRESH: Duration = Duration::from_secs(10);
+/// Connections of mounts that are gone are dropped beyond this many.
+const OPEN_MAX: usize = 1024;
+
+#[derive(Debug)]
+struct Opened {
+    ufs: Arc<dyn Ufs>,
+    secrets: u64,
+    checked: Instant,
+}
+
+/// Opened under-storages by uri and options.
+#[derive(Debug, Default)]
+pub struct Registry {
+    opened: Mutex<HashMap<(String, Options), Opened>>,
+}
+
+impl Registry {
+    /// The under-storage at `uri`. Nothing is contacted.
+    ///
+    /// *Errors*: as [`validate`]; `FailedPrecondition` when a secret cannot be read.
+    pub fn open(&self, uri: &str, options: &Options) -> Result<Arc<dyn Ufs>> {
+        let key = (uri.to_owned(), options.clone());
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = opened.get_mut(&key) {
+            if known.checked.elapsed() < SECRETS_FRESH || secrets_fingerprint(options) == known.secrets {
+                known.checked = Instant::now();
+                return Ok(known.ufs.clone());
+            }
+            tracing::info!(uri, "the secrets of an under-storage have changed");
+        }
+        validate(uri, options)?;
+        let ufs: Arc<dyn Ufs> = match parse(uri)? {
+            Place::Local(root) => Arc::new(Retry(Local::new(root))),
+            Place::S3 { bucket, prefix } => Arc::new(Retry(S3::new(&bucket, &prefix, options)?)),
+        };
+        if opened.len() >= OPEN_MAX {
+            opened.clear();
+        }
+        let secrets = secrets_fingerprint(options);
+        opened.insert(key, Opened { ufs: ufs.clone(), secrets, checked: Instant::now() });
+        Ok(ufs)
+    }
+}

@@ -1,0 +1,174 @@
+//! From the under-storage into the cache: each block once, however many ask for it at the same time.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use futures::future::{BoxFuture, Shared};
+use futures::{FutureExt, StreamExt, TryStreamExt};
+use jindofs_proto::v1::FileSource;
+use metrics::counter;
+use tokio::sync::Semaphore;
+
+use super::mounts::Mounts;
+use super::store::{BlockFile, Key, Presence, Store};
+use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::failpoint_io;
+use crate::ufs;
+
+/// Fetches at the same time, each with one block in memory.
+const FETCHES: usize = 32;
+/// Blocks of one request fetched at the same time.
+const AHEAD: usize = 4;
+
+/// What became of a block.
+#[derive(Debug, Clone)]
+pub(super) enum Filled {
+    /// It is in the cache; bytes fetched for that.
+    Cached(u64),
+    /// There is no room for it: the bytes themselves.
+    Passed(Bytes),
+}
+
+type Running = Shared<BoxFuture<'static, Result<Filled>>>;
+
+/// Fills blocks of cached files.
+pub(super) struct Filler {
+    pub(super) store: Arc<Store>,
+    mounts: Arc<Mounts>,
+    storage: ufs::Registry,
+    permits: Semaphore,
+    running: Mutex<HashMap<(Key, usize), Running>>,
+}
+
+impl Filler {
+    pub(super) fn new(store: Arc<Store>, mounts: Arc<Mounts>) -> Filler {
+        Filler {
+            store,
+            mounts,
+            storage: ufs::Registry::default(),
+            permits: Semaphore::new(FETCHES),
+            running: Mutex::default(),
+        }
+    }
+
+    /// Makes one block present, or gets its bytes. A fill goes on when those who wait for it give up.
+    ///
+    /// *Errors*: `Stale` when the object has another version; the under-storage's.
+    pub(super) async fn block(
+        self: &Arc<Self>,
+        file: &Arc<BlockFile>,
+        source: &FileSource,
+        block: usize,
+    ) -> Result<Filled> {
+        if file.presence(block) == Presence::Present {
+            return Ok(Filled::Cached(0));
+        }
+        let key = (file.key(), block);
+        let running = {
+            let mut all = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+            all.entry(key).or_insert_with(|| self.start(key, file.clone(), source.clone())).clone()
+        };
+        running.await
+    }
+
+    /// Makes blocks present; the bytes fetched for it.
+    ///
+    /// *Errors*: as [`Filler::block`]; `NoSpace` when there is no room.
+    pub(super) async fn ensure(
+        self: &Arc<Self>,
+        file: &Arc<BlockFile>,
+        source: &FileSource,
+        blocks: Range<usize>,
+    ) -> Result<u64> {
+        let fills = futures::stream::iter(blocks).map(|block| self.block(file, source, block)).buffered(AHEAD);
+        let add = |sum: u64, filled| async move {
+            match filled {
+                Filled::Cached(fetched) => Ok(sum + fetched),
+                Filled::Passed(_) => Err(Error::new(ErrorKind::NoSpace, "the cache is full of files that are open")),
+            }
+        };
+        fills.try_fold(0, add).await
+    }
+
+    fn start(self: &Arc<Self>, key: (Key, usize), file: Arc<BlockFile>, source: FileSource) -> Running {
+        let this = self.clone();
+        let task = tokio::spawn(async move {
+            let done = this.run(&file, &source, key.1).await;
+            this.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+            done
+        });
+        let joined = task.map(|joined| joined.unwrap_or_else(|error| Err(Error::internal(format!("a fill: {error}")))));
+        joined.boxed().shared()
+    }
+
+    async fn run(&self, file: &Arc<BlockFile>, source: &FileSource, block: usize) -> Result<Filled> {
+        match file.presence(block) {
+            Presence::Present => return Ok(Filled::Cached(0)),
+            Presence::Found if self.verify(file, block).await? => return Ok(Filled::Cached(0)),
+            Presence::Found | Presence::Absent => {}
+        }
+        let _permit = self.permits.acquire().await.map_err(|_| Error::internal("the worker stops"))?;
+        let length = file.block_length(block);
+        let reserved = self.store.reserve(file, length);
+        let fetched = self.fetch(source, BlockFile::block_start(block), length).await;
+        let data = match (fetched, &reserved) {
+            (Ok(data), _) => data,
+            (Err(error), Ok(())) => {
+                file.release(length);
+                return Err(error);
+            }
+            (Err(error), Err(_)) => return Err(error),
+        };
+        if reserved.is_err() {
+            counter!("jindofs_worker_passed_bytes_total").increment(length);
+            return Ok(Filled::Passed(data));
+        }
+        let (target, bytes) = (file.clone(), data.clone());
+        let stored = blocking(move || failpoint_io("worker.fill").and_then(|_| target.fill(block, &bytes))).await;
+        match stored {
+            Ok(()) => {
+                self.store.note(file.key());
+                Ok(Filled::Cached(length))
+            }
+            // A full or broken disk makes reads slow, not wrong.
+            Err(error) => {
+                tracing::warn!(%error, block, "block not stored, it is passed on");
+                file.release(length);
+                Ok(Filled::Passed(data))
+            }
+        }
+    }
+
+    /// Compares a block that was found at the start with its checksum.
+    async fn verify(&self, file: &Arc<BlockFile>, block: usize) -> Result<bool> {
+        let target = file.clone();
+        let good = blocking(move || target.read_verified(block)).await?.is_some();
+        if !good {
+            self.store.note(file.key());
+        }
+        Ok(good)
+    }
+
+    async fn fetch(&self, source: &FileSource, offset: u64, length: u64) -> Result<Bytes> {
+        let mount = self.mounts.get(source.mount_id).await?;
+        let storage = self.storage.open(&mount.ufs_uri, &mount.options)?;
+        counter!("jindofs_worker_ufs_reads_total").increment(1);
+        let data = storage.read(&source.ufs_path, &source.version_token, offset, length).await?;
+        counter!("jindofs_worker_ufs_read_bytes_total").increment(data.len() as u64);
+        if data.len() as u64 != length {
+            let message = format!("the under-storage gave {} bytes of {length} at {offset}", data.len());
+            return Err(Error::new(ErrorKind::UnderStorage, message));
+        }
+        Ok(data)
+    }
+}
+
+/// Disks block: off the threads that serve.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    Ok(done.map_err(|error| Error::internal(format!("a disk task: {error}")))??)
+}

@@ -1,0 +1,228 @@
+//! What a worker tells the masters, and learns from them: it registers with the leader, then every master hears of it
+//! and of what it holds.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::future::join_all;
+use jindofs_proto::v1::{
+    CachedFile, HeartbeatRequest, HeartbeatResponse, RegisterWorkerRequest, ReportRequest, WorkerInfo,
+};
+
+use super::identity::Identity;
+use super::mounts::Mounts;
+use super::store::Store;
+use crate::config::WorkerConfig;
+use crate::error::{Error, ErrorKind, Result};
+use crate::rpc::channel::{MasterChannel, block};
+use crate::runtime::Shutdown;
+
+/// Longest wait for one master.
+const BUDGET: Duration = Duration::from_secs(2);
+/// Files per report.
+const PAGE: usize = 2000;
+
+/// The worker's side of its registration.
+pub(super) struct Heart {
+    info: WorkerInfo,
+    configured: Vec<String>,
+    interval: Duration,
+    identity: Arc<Identity>,
+    store: Arc<Store>,
+    mounts: Arc<Mounts>,
+    channel: MasterChannel,
+    registered: AtomicBool,
+    learned: Mutex<BTreeSet<String>>,
+    /// What each master was told.
+    told: Mutex<HashMap<String, Told>>,
+}
+
+#[derive(Debug, Default)]
+struct Told {
+    /// Sequence of the last report.
+    seq: u64,
+    /// Totals that changed since, by file version.
+    pending: HashMap<(u64, u64), CachedFile>,
+    full: bool,
+}
+
+impl Heart {
+    pub(super) fn new(
+        config: &WorkerConfig,
+        info: WorkerInfo,
+        identity: Arc<Identity>,
+        store: Arc<Store>,
+        mounts: Arc<Mounts>,
+        channel: MasterChannel,
+    ) -> Arc<Heart> {
+        Arc::new(Heart {
+            info,
+            configured: config.masters.clone(),
+            interval: config.heartbeat,
+            identity,
+            store,
+            mounts,
+            channel,
+            registered: AtomicBool::new(false),
+            learned: Mutex::default(),
+            told: Mutex::default(),
+        })
+    }
+
+    pub(super) fn is_registered(&self) -> bool {
+        self.registered.load(Ordering::Relaxed)
+    }
+
+    /// Beats until `stop`.
+    ///
+    /// *Errors*: `Foreign` when the masters belong to another cluster than the cache.
+    pub(super) async fn run(self: Arc<Self>, stop: Shutdown) -> Result<()> {
+        while !stop.is_cancelled() {
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                beaten = self.beat() => beaten?,
+            }
+            tokio::select! { () = stop.cancelled() => {}, () = tokio::time::sleep(self.interval) => {} }
+        }
+        Ok(())
+    }
+
+    async fn beat(&self) -> Result<()> {
+        if !self.is_registered()
+            && let Err(error) = self.register().await
+        {
+            if matches!(error.kind, ErrorKind::Foreign | ErrorKind::Stale) {
+                return Err(error);
+            }
+            tracing::info!(%error, "not registered yet");
+            return Ok(());
+        }
+        self.spread_changes();
+        let masters = self.masters();
+        let answers = join_all(masters.iter().map(|master| self.tell(master))).await;
+        for (master, answer) in masters.iter().zip(answers) {
+            match answer {
+                Ok(answer) => self.learn(answer)?,
+                Err(error) if error.kind == ErrorKind::Foreign => return Err(error),
+                Err(error) => {
+                    tracing::debug!(%error, master, "heartbeat failed");
+                    self.with_told(master, |told| told.full = true);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn masters(&self) -> Vec<String> {
+        let learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
+        if learned.is_empty() { self.configured.clone() } else { learned.iter().cloned().collect() }
+    }
+
+    async fn register(&self) -> Result<()> {
+        let request = RegisterWorkerRequest {
+            worker: Some(self.info.clone()),
+            cluster_uuid: self.identity.cluster().into(),
+            epoch: self.identity.epoch(),
+        };
+        let send = |to| {
+            let request = request.clone();
+            async move { block(to).register_worker(request).await }
+        };
+        let answer = self.channel.with_timeout(BUDGET * 2).call_leader("register", send).await?;
+        self.identity.set_cluster(&answer.cluster_uuid)?;
+        self.mounts.learn(answer.mounts_version, answer.mounts)?;
+        self.registered.store(true, Ordering::Relaxed);
+        tracing::info!(epoch = self.identity.epoch(), "registered");
+        Ok(())
+    }
+
+    fn with_told<T>(&self, master: &str, change: impl FnOnce(&mut Told) -> T) -> T {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = || Told { full: true, ..Told::default() };
+        change(told.entry(master.to_owned()).or_insert_with(fresh))
+    }
+
+    /// Every master is to hear what has changed.
+    fn spread_changes(&self) {
+        let changed = self.store.take_changed();
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        for told in told.values_mut().filter(|told| !told.full) {
+            told.pending.extend(changed.iter().map(|file| ((file.file_id, file.version), *file)));
+        }
+    }
+
+    async fn tell(&self, master: &str) -> Result<HeartbeatResponse> {
+        let request = HeartbeatRequest {
+            worker: Some(WorkerInfo { used_bytes: self.store.used(), ..self.info.clone() }),
+            epoch: self.identity.epoch(),
+            mounts_version: self.mounts.version(),
+            cluster_uuid: self.identity.cluster().into(),
+        };
+        let send = |to| {
+            let request = request.clone();
+            async move { block(to).heartbeat(request).await }
+        };
+        let answer = self.channel.call_one(master, BUDGET, send).await?;
+        if answer.want_full_report {
+            self.with_told(master, |told| told.full = true);
+        }
+        self.report(master).await?;
+        Ok(answer)
+    }
+
+    /// Sends what this master has not heard of yet, or everything.
+    async fn report(&self, master: &str) -> Result<()> {
+        let (full, mut seq, files) = self.with_told(master, |told| {
+            let full = std::mem::take(&mut told.full);
+            let pending = std::mem::take(&mut told.pending);
+            // A full report begins with a gap: what was said before is void.
+            let seq = if full { told.seq + 2 } else { told.seq + 1 };
+            let files: Vec<CachedFile> = if full { self.store.all() } else { pending.into_values().collect() };
+            (full, seq, files)
+        });
+        if files.is_empty() && !full {
+            return Ok(());
+        }
+        let pages: Vec<Vec<CachedFile>> = match files.is_empty() {
+            true => vec![Vec::new()],
+            false => files.chunks(PAGE).map(<[CachedFile]>::to_vec).collect(),
+        };
+        let last = pages.len() - 1;
+        for (at, files) in pages.into_iter().enumerate() {
+            let request = ReportRequest {
+                worker_id: self.info.id.clone(),
+                epoch: self.identity.epoch(),
+                seq,
+                full,
+                more: at < last,
+                files,
+            };
+            self.with_told(master, |told| told.seq = seq);
+            seq += 1;
+            let send = |to| {
+                let request = request.clone();
+                async move { block(to).report(request).await }
+            };
+            if self.channel.call_one(master, BUDGET, send).await?.want_full_report {
+                return Err(Error::unavailable("the master wants a full report"));
+            }
+        }
+        Ok(())
+    }
+
+    fn learn(&self, answer: HeartbeatResponse) -> Result<()> {
+        if !answer.mounts.is_empty() || answer.mounts_version > self.mounts.version() {
+            self.mounts.learn(answer.mounts_version, answer.mounts)?;
+        }
+        if !answer.masters.is_empty() {
+            *self.learned.lock().unwrap_or_else(PoisonError::into_inner) = answer.masters.into_iter().collect();
+        }
+        if answer.unknown {
+            // A master that lags does not know us yet; if the leader does not, it will say so too.
+            self.registered.store(false, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,212 @@
+//! The cache on this host: one sparse file per file version, filled block by block in any order, each block with a
+//! checksum in a side record. Quotas bound it, least recently used files make room, open files stay.
+
+mod file;
+mod index;
+mod tier;
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jindofs_proto::v1::{CachedFile, FileSource, TierStatus};
+use metrics::{counter, gauge};
+
+use crate::config::TierConfig;
+use crate::error::{Error, ErrorKind, Result};
+use crate::types::BLOCK_SIZE;
+
+pub(super) use file::{BlockFile, Presence};
+use index::Header;
+use tier::Tier;
+
+/// A file version: inode and hash of its version token.
+pub(super) type Key = (u64, u64);
+
+/// Longest file that can be cached, bytes: 16 TiB.
+const LENGTH_MAX: u64 = 16 << 40;
+
+/// Every cached file of this worker.
+#[derive(Debug)]
+pub(super) struct Store {
+    tiers: Vec<Arc<Tier>>,
+    files: Mutex<HashMap<Key, Arc<BlockFile>>>,
+    /// Advanced by each use; orders files for eviction.
+    clock: AtomicU64,
+    /// Files whose totals changed since they were last asked for.
+    changed: Mutex<HashSet<Key>>,
+}
+
+impl Store {
+    /// Opens every tier and finds what is cached in it. Halves and strangers are removed.
+    ///
+    /// *Errors*: names the directory that cannot be used, or is used by another worker.
+    pub(super) fn open(tiers: Vec<TierConfig>) -> Result<Store> {
+        let mut files = HashMap::new();
+        let mut opened = Vec::new();
+        for config in tiers {
+            let tier = Arc::new(Tier::open(config)?);
+            for file in tier.scan()? {
+                // A copy on a faster tier wins.
+                match files.entry(file.key()) {
+                    Entry::Occupied(_) => file.remove(),
+                    Entry::Vacant(free) => drop(free.insert(Arc::new(file))),
+                }
+            }
+            opened.push(tier);
+        }
+        let store =
+            Store { tiers: opened, files: Mutex::new(files), clock: AtomicU64::new(1), changed: Mutex::default() };
+        store.gauges();
+        Ok(store)
+    }
+
+    fn files(&self) -> MutexGuard<'_, HashMap<Key, Arc<BlockFile>>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The file of a source, made if it is not there. Files that are held are not evicted.
+    ///
+    /// *Errors*: `InvalidArgument` for a source that cannot be; `NoSpace` when no tier could ever hold one block of it.
+    pub(super) fn get_or_create(&self, source: &FileSource) -> Result<Arc<BlockFile>> {
+        let key = check(source)?;
+        if let Some(file) = self.get(key) {
+            if file.length() == source.length {
+                return Ok(file);
+            }
+            let message = format!("file {} has {} bytes here and {} there", key.0, file.length(), source.length);
+            return Err(Error::new(ErrorKind::Stale, message));
+        }
+        let header = Header { file_id: key.0, version: key.1, length: source.length, mount_id: source.mount_id };
+        let file = Arc::new(self.choose(source.length).create(header)?);
+        let file = self.files().entry(key).or_insert(file).clone();
+        self.touch(&file);
+        Ok(file)
+    }
+
+    /// The fastest tier with room for the whole file, else the largest one, which makes room.
+    fn choose(&self, length: u64) -> &Arc<Tier> {
+        let roomy = self.tiers.iter().find(|tier| tier.used() + length <= tier.high());
+        let largest = || self.tiers.iter().max_by_key(|tier| tier.quota());
+        roomy.or_else(largest).unwrap_or(&self.tiers[0])
+    }
+
+    fn get(&self, key: Key) -> Option<Arc<BlockFile>> {
+        let file = self.files().get(&key).cloned()?;
+        self.touch(&file);
+        Some(file)
+    }
+
+    fn touch(&self, file: &BlockFile) {
+        file.touch(self.clock.fetch_add(1, Ordering::Relaxed));
+    }
+
+    /// Room for `bytes` of a file, if need be that of others.
+    ///
+    /// *Errors*: `NoSpace` when files that are open take all of it.
+    pub(super) fn reserve(&self, file: &BlockFile, bytes: u64) -> Result<()> {
+        let tier = file.tier();
+        if tier.used() + bytes > tier.high() {
+            self.evict(tier, bytes);
+        }
+        tier.reserve(bytes)
+    }
+
+    /// Removes files nobody holds, least recently used first, until the tier is at its low watermark.
+    fn evict(&self, tier: &Arc<Tier>, bytes: u64) {
+        let mut victims = Vec::new();
+        {
+            let mut files = self.files();
+            let free = |file: &Arc<BlockFile>| Arc::ptr_eq(file.tier(), tier) && Arc::strong_count(file) == 1;
+            let mut idle: Vec<(u64, Key, u64)> = files
+                .values()
+                .filter(|file| free(file))
+                .map(|file| (file.used_at(), file.key(), file.cached()))
+                .collect();
+            idle.sort_unstable();
+            let target = tier.low().saturating_sub(bytes);
+            let mut used = tier.used();
+            for (_, key, cached) in idle {
+                if used <= target {
+                    break;
+                }
+                used = used.saturating_sub(cached);
+                victims.extend(files.remove(&key));
+            }
+        }
+        counter!("jindofs_worker_evicted_files_total").increment(victims.len() as u64);
+        for victim in victims {
+            self.note(victim.key());
+            victim.remove();
+        }
+        self.gauges();
+    }
+
+    /// A file's totals changed.
+    pub(super) fn note(&self, key: Key) {
+        self.changed.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
+    }
+
+    /// Totals of the files that changed since the last call; 0 bytes for those that left.
+    pub(super) fn take_changed(&self) -> Vec<CachedFile> {
+        let changed = std::mem::take(&mut *self.changed.lock().unwrap_or_else(PoisonError::into_inner));
+        let files = self.files();
+        let gone = |key: Key| CachedFile { file_id: key.0, version: key.1, ..CachedFile::default() };
+        changed.into_iter().map(|key| files.get(&key).map_or_else(|| gone(key), |file| file.totals())).collect()
+    }
+
+    /// Totals of every file of which something is cached.
+    pub(super) fn all(&self) -> Vec<CachedFile> {
+        self.files().values().map(|file| file.totals()).filter(|file| file.cached_bytes > 0).collect()
+    }
+
+    /// Bytes all tiers together may use.
+    pub(super) fn capacity(&self) -> u64 {
+        self.tiers.iter().map(|tier| tier.quota()).sum()
+    }
+
+    /// Bytes cached.
+    pub(super) fn used(&self) -> u64 {
+        self.tiers.iter().map(|tier| tier.used()).sum()
+    }
+
+    /// Number of files.
+    pub(super) fn count(&self) -> usize {
+        self.files().len()
+    }
+
+    /// Each tier, for status.
+    pub(super) fn tiers(&self) -> Vec<TierStatus> {
+        let files = self.files();
+        let count = |tier: &Arc<Tier>| files.values().filter(|file| Arc::ptr_eq(file.tier(), tier)).count() as u64;
+        self.tiers.iter().map(|tier| TierStatus { files: count(tier), ..tier.status() }).collect()
+    }
+
+    fn gauges(&self) {
+        for tier in &self.tiers {
+            let status = tier.status();
+            let labels = [("medium", status.medium), ("path", status.path)];
+            #[allow(clippy::cast_precision_loss)]
+            gauge!("jindofs_worker_tier_used_bytes", &labels).set(status.used_bytes as f64);
+        }
+    }
+}
+
+/// A source comes from the network: what it says must make sense before a file is made of it.
+fn check(source: &FileSource) -> Result<Key> {
+    if source.block_size != BLOCK_SIZE {
+        let message = format!("blocks of {} bytes: this worker keeps blocks of {BLOCK_SIZE}", source.block_size);
+        return Err(Error::invalid(message));
+    }
+    if source.length == 0 || source.length > LENGTH_MAX {
+        return Err(Error::invalid(format!("a file of {} bytes: 1 to {LENGTH_MAX} can be cached", source.length)));
+    }
+    if source.version != crate::types::version_of(&source.version_token) {
+        return Err(Error::invalid("the version does not belong to the version token"));
+    }
+    Ok((source.file_id, source.version))
+}
+
+#[cfg(test)]
+mod tests;
