@@ -24,17 +24,17 @@ TEST ?=
 
 help:
 	@echo "make build   release binaries, linked as bin/jindofs and bin/jindoctl"
-	@echo "make demo    three masters, a killed leader, a lost disk: watch them recover"
+	@echo "make demo    the whole cluster with a killed leader and a lost disk: watch it recover"
 	@echo "make test    all tests: real processes, kill -9, lost and broken disks"
 	@echo "make verify  formatting, lints, documentation, licences, spelling; changes nothing"
 	@echo "make fix     formatting and what lints can repair"
-	@echo "make bench   measures the masters through the public API"
+	@echo "make bench   masters against etcd, failover, memory, the mount against native"
 
 needs:
 	@deploy/dev/needs
 
 build: needs
-	$(CARGO) build --release --locked --workspace --bins
+	$(CARGO) build --release --locked --workspace --bins --examples
 	@mkdir -p bin
 	@ln -sf $(CARGO_TARGET_DIR)/release/jindofs $(CARGO_TARGET_DIR)/release/jindoctl bin/
 	@echo "built: bin/jindofs bin/jindoctl"

@@ -41,8 +41,12 @@ pub async fn run(config: FuseConfig, stop: Shutdown) -> Result<()> {
     let mounts = Arc::new(Mounts::new(channel.clone()));
     let reader = Reader::new(channel.clone(), mounts.clone(), Some(ufs::Registry::default()));
     reader.start_tidying();
+    let workers = reader.workers().clone();
     let fs = Fs::new(&config, channel.clone(), mounts.clone(), reader);
     let session = mount(&config, fs.clone())?;
+    // What opening needs beside attributes is asked for now: masters may be gone when it is needed.
+    let (early, list) = (mounts.clone(), workers);
+    tokio::spawn(async move { tokio::join!(early.keep_fresh(), list.all()) });
     tracing::info!(mount = %config.mount.display(), "mounted");
 
     let ends = Shutdown::new();

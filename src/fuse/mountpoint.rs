@@ -1,7 +1,6 @@
 //! The directory a mount lies on: whether it can be used, what a killed process left there, and how it is cleared.
 
 use std::ffi::OsStr;
-use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,27 +13,31 @@ use crate::error::{Error, ErrorKind, Result};
 ///
 /// *Errors*: `NotFound`, `NotADirectory`; `Busy` when something is mounted there that lives.
 pub(super) fn prepare(mount: &Path) -> Result<()> {
-    let dead = |error: &io::Error| matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED));
+    if is_mounted(mount) {
+        // Attributes may come from the kernel's cache; this goes to the process, if there is one.
+        match rustix::fs::statvfs(mount) {
+            Err(rustix::io::Errno::NOTCONN | rustix::io::Errno::CONNABORTED) => {
+                tracing::info!(mount = %mount.display(), "a mount whose process is gone is cleared");
+                unmount(mount)?;
+                return prepare(mount);
+            }
+            _ => {
+                let message =
+                    format!("fuse.mount {} is mounted already: unmount it, or choose another", mount.display());
+                return Err(Error::new(ErrorKind::Busy, message));
+            }
+        }
+    }
     match std::fs::metadata(mount) {
-        Err(error) if dead(&error) => {
-            tracing::info!(mount = %mount.display(), "a mount whose process is gone is cleared");
-            unmount(mount)?;
-            return prepare(mount);
+        Ok(metadata) if metadata.is_dir() => Ok(()),
+        Ok(_) => {
+            let message = format!("fuse.mount {} is not a directory", mount.display());
+            Err(Error::new(ErrorKind::NotADirectory, message))
         }
         Err(error) => {
-            return Err(Error::from(error).context(format!("fuse.mount {}: make the directory first", mount.display())));
+            Err(Error::from(error).context(format!("fuse.mount {}: make the directory first", mount.display())))
         }
-        Ok(metadata) if !metadata.is_dir() => {
-            let message = format!("fuse.mount {} is not a directory", mount.display());
-            return Err(Error::new(ErrorKind::NotADirectory, message));
-        }
-        Ok(_) => {}
     }
-    if is_mounted(mount) {
-        let message = format!("fuse.mount {} is mounted already: unmount it, or choose another", mount.display());
-        return Err(Error::new(ErrorKind::Busy, message));
-    }
-    Ok(())
 }
 
 /// True if a FUSE file system is mounted at exactly this directory, alive or not.

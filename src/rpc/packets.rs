@@ -137,6 +137,7 @@ mod tests {
         let path = dir.path().join("s");
         let listener = PacketListener::bind(&path).expect("bind");
         assert!(PacketListener::bind(&path).is_err(), "somebody listens");
+        drop(listener.accept().await.expect("the second listener's knock"));
         let client = Packets::connect(&path).expect("connect");
         let server = listener.accept().await.expect("accept");
         let file = dir.path().join("f");

@@ -163,7 +163,7 @@ mod tests {
         assert!(refusal("/data", &[]).contains("local:///"));
         assert!(refusal("local://data", &[]).contains("absolute"));
         assert!(refusal("s3:///x", &[]).contains("bucket"));
-        assert!(refusal("s3://b", &[("fs.s3.endpont", "x")]).contains("fs.s3.endpoint"));
+        assert!(refusal("s3://b", &[("fs.s3.end-point", "x")]).contains("fs.s3.endpoint"));
         assert!(refusal("s3://b", &[("fs.s3.endpoint", "host:9000")]).contains("http://"));
         assert!(refusal("s3://b", &[("fs.s3.accessKeyId", "id")]).contains("accessKeySecret"));
         assert!(refusal("s3://b", &[("fs.ufs.fileMode", "9")]).contains("octal"));

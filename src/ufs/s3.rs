@@ -33,6 +33,7 @@ impl S3 {
         CRYPTO.call_once(|| {
             // Fails when there is one already, which is as good.
             let _ = rustls::crypto::ring::default_provider().install_default();
+            opendal_http_transport_reqwest::install_default();
         });
         let option = |name| options::value(options, name);
         let mut service = opendal::services::S3::default().bucket(bucket).root(&format!("/{prefix}"));
@@ -164,6 +165,7 @@ impl S3 {
         use opendal::ErrorKind as Theirs;
         let (kind, hint) = match error.kind() {
             Theirs::NotFound => (ErrorKind::NotFound, ": check that the bucket exists"),
+            _ if error.message().contains("NoSuchBucket") => (ErrorKind::NotFound, ": the bucket does not exist"),
             Theirs::PermissionDenied => (ErrorKind::PermissionDenied, ": check access key and secret"),
             Theirs::RateLimited => (ErrorKind::Unavailable, ""),
             // A connection that cannot be made, or breaks, and what the store itself calls passing.

@@ -48,8 +48,10 @@ impl Cluster {
         Cluster { dev, dir }
     }
 
+    /// Names of the masters.
     pub fn names(&self) -> Vec<String> {
-        self.dev.file().processes.into_iter().map(|process| process.name).collect()
+        let masters = self.dev.file().processes.into_iter().filter(|process| process.role == "master");
+        masters.map(|process| process.name).collect()
     }
 
     /// A client with a session of its own that retries for as long as a fault may last.

@@ -2,6 +2,7 @@
 
 pub mod cluster;
 pub mod powercut;
+pub mod s3;
 pub mod writers;
 
 use std::time::{Duration, Instant};

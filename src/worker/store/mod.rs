@@ -71,16 +71,19 @@ impl Store {
     /// *Errors*: `InvalidArgument` for a source that cannot be; `NoSpace` when no tier could ever hold one block of it.
     pub(super) fn get_or_create(&self, source: &FileSource) -> Result<Arc<BlockFile>> {
         let key = check(source)?;
-        if let Some(file) = self.get(key) {
-            if file.length() == source.length {
-                return Ok(file);
+        let header = Header { file_id: key.0, version: key.1, length: source.length, mount_id: source.mount_id };
+        // Files are made and removed under the lock: two makers, or a maker and an eviction, would share a path.
+        let file = match self.files().entry(key) {
+            Entry::Occupied(found) => found.get().clone(),
+            Entry::Vacant(free) => {
+                let made = self.choose(source.length).create(header)?;
+                free.insert(Arc::new(made)).clone()
             }
+        };
+        if file.length() != source.length {
             let message = format!("file {} has {} bytes here and {} there", key.0, file.length(), source.length);
             return Err(Error::new(ErrorKind::Stale, message));
         }
-        let header = Header { file_id: key.0, version: key.1, length: source.length, mount_id: source.mount_id };
-        let file = Arc::new(self.choose(source.length).create(header)?);
-        let file = self.files().entry(key).or_insert(file).clone();
         self.touch(&file);
         Ok(file)
     }
@@ -90,12 +93,6 @@ impl Store {
         let roomy = self.tiers.iter().find(|tier| tier.used() + length <= tier.high());
         let largest = || self.tiers.iter().max_by_key(|tier| tier.quota());
         roomy.or_else(largest).unwrap_or(&self.tiers[0])
-    }
-
-    fn get(&self, key: Key) -> Option<Arc<BlockFile>> {
-        let file = self.files().get(&key).cloned()?;
-        self.touch(&file);
-        Some(file)
     }
 
     fn touch(&self, file: &BlockFile) {
@@ -115,7 +112,7 @@ impl Store {
 
     /// Removes files nobody holds, least recently used first, until the tier is at its low watermark.
     fn evict(&self, tier: &Arc<Tier>, bytes: u64) {
-        let mut victims = Vec::new();
+        let mut evicted = 0;
         {
             let mut files = self.files();
             let free = |file: &Arc<BlockFile>| Arc::ptr_eq(file.tier(), tier) && Arc::strong_count(file) == 1;
@@ -132,14 +129,14 @@ impl Store {
                     break;
                 }
                 used = used.saturating_sub(cached);
-                victims.extend(files.remove(&key));
+                if let Some(victim) = files.remove(&key) {
+                    victim.remove();
+                    self.note(key);
+                    evicted += 1;
+                }
             }
         }
-        counter!("jindofs_worker_evicted_files_total").increment(victims.len() as u64);
-        for victim in victims {
-            self.note(victim.key());
-            victim.remove();
-        }
+        counter!("jindofs_worker_evicted_files_total").increment(evicted);
         self.gauges();
     }
 

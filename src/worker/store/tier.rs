@@ -149,7 +149,8 @@ impl Tier {
 }
 
 fn share(quota: u64, percent: u8) -> u64 {
-    quota / 100 * u64::from(percent)
+    // Split so that neither small quotas round to nothing nor large ones overflow.
+    quota / 100 * u64::from(percent) + quota % 100 * u64::from(percent) / 100
 }
 
 /// Path of the side record.

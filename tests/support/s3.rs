@@ -1,0 +1,199 @@
+//! A real S3 server over HTTP with signatures: s3s with files behind it. Ours in front of it honours `If-Match`, which it
+//! ignores on reads, counts requests, and fails on demand. Objects are stored through S3 itself.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto::Builder;
+use s3s::auth::SimpleAuth;
+use s3s::dto::{
+    CreateBucketInput, CreateBucketOutput, ETag, ETagCondition, GetObjectInput, GetObjectOutput, HeadBucketInput,
+    HeadBucketOutput, HeadObjectInput, HeadObjectOutput, ListObjectsV2Input, ListObjectsV2Output, Object,
+    PutObjectInput, PutObjectOutput,
+};
+use s3s::service::S3ServiceBuilder;
+use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
+use s3s_fs::FileSystem;
+
+pub const ACCESS_KEY: &str = "test-access-key";
+pub const SECRET_KEY: &str = "test-secret-key";
+
+/// What the server has seen, and how it is to misbehave.
+#[derive(Debug, Default)]
+pub struct Control {
+    gets: Mutex<HashMap<String, u64>>,
+    lists: AtomicU64,
+    fail_next: AtomicU64,
+    /// Keys listed beside the real ones: what a file system behind the server cannot hold, `a` beside `a/b`.
+    ghosts: Mutex<Vec<String>>,
+}
+
+impl Control {
+    /// Reads of objects so far.
+    pub fn gets(&self) -> u64 {
+        self.gets.lock().unwrap_or_else(PoisonError::into_inner).values().sum()
+    }
+
+    /// Listings so far.
+    pub fn lists(&self) -> u64 {
+        self.lists.load(Ordering::SeqCst)
+    }
+
+    /// The next `count` requests are answered with 503 SlowDown.
+    pub fn fail_next(&self, count: u64) {
+        self.fail_next.store(count, Ordering::SeqCst);
+    }
+
+    /// Lists a key that has no content.
+    pub fn add_ghost(&self, key: &str) {
+        self.ghosts.lock().unwrap_or_else(PoisonError::into_inner).push(key.to_owned());
+    }
+
+    fn gate(&self) -> S3Result<()> {
+        let take = |left: u64| left.checked_sub(1);
+        if self.fail_next.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_ok() {
+            return Err(s3_error!(SlowDown));
+        }
+        Ok(())
+    }
+}
+
+struct Front {
+    inner: FileSystem,
+    control: Arc<Control>,
+}
+
+fn pass<T, U>(request: &S3Request<T>, input: U) -> S3Request<U> {
+    S3Request {
+        input,
+        method: request.method.clone(),
+        uri: request.uri.clone(),
+        headers: request.headers.clone(),
+        extensions: request.extensions.clone(),
+        credentials: request.credentials.clone(),
+        region: request.region.clone(),
+        service: request.service.clone(),
+        trailing_headers: None,
+    }
+}
+
+#[tonic::async_trait]
+impl S3 for Front {
+    async fn create_bucket(&self, req: S3Request<CreateBucketInput>) -> S3Result<S3Response<CreateBucketOutput>> {
+        self.inner.create_bucket(req).await
+    }
+
+    async fn head_bucket(&self, req: S3Request<HeadBucketInput>) -> S3Result<S3Response<HeadBucketOutput>> {
+        self.inner.head_bucket(req).await
+    }
+
+    async fn put_object(&self, req: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
+        self.inner.put_object(req).await
+    }
+
+    async fn head_object(&self, req: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
+        self.control.gate()?;
+        self.inner.head_object(req).await
+    }
+
+    async fn get_object(&self, req: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
+        {
+            let mut gets = self.control.gets.lock().unwrap_or_else(PoisonError::into_inner);
+            *gets.entry(req.input.key.clone()).or_default() += 1;
+        }
+        self.control.gate()?;
+        if let Some(ETagCondition::ETag(wanted)) = &req.input.if_match {
+            let input = HeadObjectInput {
+                bucket: req.input.bucket.clone(),
+                key: req.input.key.clone(),
+                ..HeadObjectInput::default()
+            };
+            let now: Option<ETag> = self.inner.head_object(pass(&req, input)).await?.output.e_tag;
+            if now.as_ref().map(ETag::value) != Some(wanted.value()) {
+                return Err(s3_error!(PreconditionFailed));
+            }
+        }
+        self.inner.get_object(req).await
+    }
+
+    async fn list_objects_v2(&self, req: S3Request<ListObjectsV2Input>) -> S3Result<S3Response<ListObjectsV2Output>> {
+        self.control.lists.fetch_add(1, Ordering::SeqCst);
+        self.control.gate()?;
+        let (prefix, bucket) = (req.input.prefix.clone().unwrap_or_default(), req.input.bucket.clone());
+        let bare = pass(&req, HeadObjectInput::default());
+        let mut listed = self.inner.list_objects_v2(req).await?;
+        // Listings of a real store carry etags.
+        for object in listed.output.contents.iter_mut().flatten() {
+            let key = object.key.clone().unwrap_or_default();
+            let input = HeadObjectInput { bucket: bucket.clone(), key, ..HeadObjectInput::default() };
+            object.e_tag = self.inner.head_object(pass(&bare, input)).await?.output.e_tag;
+        }
+        let ghosts = self.control.ghosts.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for key in ghosts.into_iter().filter(|key| key.starts_with(&prefix)) {
+            let object = Object {
+                key: Some(key),
+                size: Some(3),
+                last_modified: Some(std::time::SystemTime::now().into()),
+                e_tag: Some(ETag::Strong("ghost".into())),
+                ..Object::default()
+            };
+            listed.output.contents.get_or_insert_default().push(object);
+        }
+        Ok(listed)
+    }
+}
+
+/// A running server; it ends with the runtime it was started on.
+#[derive(Debug, Clone)]
+pub struct S3Server {
+    pub address: SocketAddr,
+    pub control: Arc<Control>,
+}
+
+impl S3Server {
+    /// Serves the directories below `root` as buckets.
+    pub async fn start(root: &Path, address: SocketAddr) -> io::Result<S3Server> {
+        let control = Arc::new(Control::default());
+        let inner = FileSystem::new(root).map_err(|error| io::Error::other(format!("{error:?}")))?;
+        let mut builder = S3ServiceBuilder::new(Front { inner, control: control.clone() });
+        builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
+        let service = builder.build();
+        let listener = tokio::net::TcpListener::bind(address).await?;
+        let address = listener.local_addr()?;
+        tokio::spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                let service = service.clone();
+                tokio::spawn(async move {
+                    let server = Builder::new(TokioExecutor::new());
+                    // A client that hangs up is no concern of ours.
+                    let _ = server.serve_connection(TokioIo::new(socket), service).await;
+                });
+            }
+        });
+        Ok(S3Server { address, control })
+    }
+
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// A client of one bucket, which must exist.
+    pub fn client(&self, bucket: &str) -> opendal::Operator {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        opendal_http_transport_reqwest::install_default();
+        let service = opendal::services::S3::default()
+            .bucket(bucket)
+            .endpoint(&self.endpoint())
+            .region("us-east-1")
+            .access_key_id(ACCESS_KEY)
+            .secret_access_key(SECRET_KEY)
+            .disable_config_load()
+            .disable_ec2_metadata();
+        opendal::Operator::new(service).expect("a client")
+    }
+}
