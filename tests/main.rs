@@ -3,5 +3,6 @@
 
 mod data;
 mod faults;
+mod state;
 mod support;
 mod tidy;

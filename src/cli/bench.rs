@@ -35,6 +35,9 @@ pub(super) enum Command {
         /// Seconds per operation.
         #[arg(long, default_value_t = 5)]
         seconds: u64,
+        /// Do not remove what was created: removing it goes on behind the next measurement.
+        #[arg(long)]
+        keep: bool,
     },
 }
 
@@ -79,7 +82,7 @@ struct Client {
 }
 
 pub(super) async fn run(common: &Common, command: Command) -> Result<()> {
-    let Command::Meta { clients, ops, batch, seconds } = command;
+    let Command::Meta { clients, ops, batch, seconds, keep } = command;
     if clients == 0 || seconds == 0 || batch == 0 || batch > crate::types::BATCH_MAX {
         return Err(Error::invalid("--clients and --seconds must be at least 1, --batch 1 to 1000"));
     }
@@ -92,7 +95,7 @@ pub(super) async fn run(common: &Common, command: Command) -> Result<()> {
         all = back;
         figures.push(measured);
     }
-    if let Some(client) = all.first() {
+    if let Some(client) = all.first().filter(|_| !keep) {
         client.namespace.rmdir(at_path(root), true).await?;
     }
     join_all(all.iter().map(|client| client.namespace.session().close())).await;

@@ -341,6 +341,7 @@ impl FuseConfig {
             allow_other: r.flag("fuse.allow-other"),
             attr_ttl: r.parse("fuse.attr-ttl", value::duration),
             offline_max_staleness: r.parse("fuse.offline-max-staleness", value::duration),
+            direct_io_min_size: r.parse("fuse.direct-io-min-size", value::size),
             threads,
             http_port: r.port("fuse.http.port"),
             bind: r.text("fuse.bind").to_owned(),

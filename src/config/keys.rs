@@ -205,6 +205,9 @@ pub const KEYS: &[Key] = &[
         "How long the kernel may keep names and attributes that others may change."),
     key("fuse.offline-max-staleness", FUSE, Kind::Duration, "1h", "",
         "How long names, attributes and layouts seen before serve while no master answers."),
+    key("fuse.direct-io-min-size", FUSE, Kind::Size, "64MiB", "",
+        "Files from this size on that are wholly cached on this host are read past the kernel's page cache: large reads \
+         are twice as fast and memory is not used twice, reads below 32 KiB are slower. 0 turns it off."),
     key("fuse.threads", FUSE, Kind::Count, "8", "", "Threads that answer the kernel, 1 to 256."),
     key("fuse.http.port", FUSE, Kind::Port, "10001", "http-port", "Port of metrics, livez and readyz."),
     key("fuse.bind", FUSE, Kind::Text, "0.0.0.0", "bind", "Address to bind the HTTP port on."),

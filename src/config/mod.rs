@@ -125,6 +125,8 @@ pub struct FuseConfig {
     pub attr_ttl: Duration,
     /// How long cached attributes and layouts serve while no master answers (`fuse.offline-max-staleness`).
     pub offline_max_staleness: Duration,
+    /// Smallest file, bytes, that is read past the page cache once it is wholly on this host; 0 for none.
+    pub direct_io_min_size: u64,
     /// Threads that answer the kernel.
     pub threads: usize,
     /// HTTP port for metrics (10001).

@@ -1,6 +1,6 @@
 //! The command line of `jindofs dev`.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
-use super::{DevCluster, DevFile, DevOptions, UfsMount, control};
+use super::{DevCluster, DevFile, DevOptions, UfsMount, control, launch};
 use crate::config::value;
 use crate::error::{Error, Result};
 
@@ -111,21 +111,23 @@ fn options(matches: &ArgMatches) -> Result<DevOptions> {
             text.split_once('=').ok_or_else(|| Error::invalid(format!("--set {text}: write KEY=VALUE")))?;
         options.settings.push((key.to_owned(), value.to_owned()));
     }
-    options.progress = Some(|text| println!("{text}"));
+    options.progress = Some(say);
     Ok(options)
 }
 
 fn foreground(options: DevOptions) -> Result<()> {
     // The signals are caught before anything is started: Ctrl-C in the middle of a start leaves nothing behind.
     let stop = Arc::new(AtomicBool::new(false));
-    catch_signals(stop.clone())?;
+    let raise = stop.clone();
+    on_signal(move || raise.store(true, Ordering::Release))?;
     let options = DevOptions { interrupt: Some(stop.clone()), ..options };
     let dir = options.dir.clone();
     let cluster = DevCluster::start(options)?;
     let listener = control::listen(&dir)?;
     listener.set_nonblocking(true)?;
-    println!("masters {}", cluster.file().masters);
-    println!("{READY}");
+    say(&format!("masters {}", cluster.file().masters));
+    launch::outlive_parent()?;
+    say(READY);
     while !stop.load(Ordering::Acquire) {
         match listener.accept() {
             Ok((stream, _)) => {
@@ -146,7 +148,16 @@ fn foreground(options: DevOptions) -> Result<()> {
     Ok(())
 }
 
-fn catch_signals(stop: Arc<AtomicBool>) -> Result<()> {
+/// Prints a line. Who started the cluster may be gone by then, which must not end it.
+fn say(line: &str) {
+    let mut out = std::io::stdout().lock();
+    if let Err(error) = writeln!(out, "{line}").and_then(|()| out.flush()) {
+        tracing::debug!(%error, "nobody reads the progress");
+    }
+}
+
+/// Runs `then` once on SIGINT or SIGTERM, which from now on do nothing else.
+fn on_signal(then: impl FnOnce() + Send + 'static) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let token = {
         let _inside = runtime.enter();
@@ -154,7 +165,7 @@ fn catch_signals(stop: Arc<AtomicBool>) -> Result<()> {
     };
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         runtime.block_on(token.cancelled());
-        stop.store(true, Ordering::Release);
+        then();
     })?;
     Ok(())
 }
@@ -163,8 +174,16 @@ fn catch_signals(stop: Arc<AtomicBool>) -> Result<()> {
 fn detach() -> Result<()> {
     let arguments: Vec<_> = std::env::args_os().skip(1).filter(|argument| argument != "--detach").collect();
     let mut command = std::process::Command::new(std::env::current_exe()?);
+    launch::end_with_this_process(&mut command, "TERM");
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
     let mut child = command.spawn()?;
+    let pid = rustix::process::Pid::from_child(&child);
+    // Interrupted while it starts, the cluster is taken down before this process ends.
+    on_signal(move || {
+        if let Err(error) = rustix::process::kill_process(pid, rustix::process::Signal::TERM) {
+            tracing::debug!(%error, "the cluster has ended already");
+        }
+    })?;
     let Some(output) = child.stdout.take() else { return Err(Error::internal("no output of the background process")) };
     for line in BufReader::new(output).lines() {
         let line = line?;

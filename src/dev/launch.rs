@@ -52,7 +52,7 @@ impl Spec {
         }
         command.env_remove("JINDOFS_CONFIG").envs(&self.env);
         let signal = if self.role == Role::Fuse { "TERM" } else { "KILL" };
-        command.env(PARENT, format!("{}:{signal}", std::process::id()));
+        end_with_this_process(&mut command, signal);
         // Its own process group: Ctrl-C at the terminal is for us, and we end them in the right order.
         command.stdin(Stdio::null()).stdout(log).stderr(errors).process_group(0);
         command.spawn().map_err(at(binary))
@@ -69,6 +69,18 @@ impl Spec {
 
 fn quoted(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
+}
+
+/// The process started by `command` gets `signal` when this one dies, until it calls [`outlive_parent`].
+pub(super) fn end_with_this_process(command: &mut Command, signal: &str) {
+    command.env(PARENT, format!("{}:{signal}", std::process::id()));
+}
+
+/// From now on this process lives on when its parent dies.
+///
+/// *Errors*: when the kernel refuses.
+pub(super) fn outlive_parent() -> Result<()> {
+    set_parent_process_death_signal(None).map_err(|error| Error::from(std::io::Error::from(error)))
 }
 
 /// Asks the kernel to end this process when the `jindofs dev` that started it dies. Does nothing elsewhere.

@@ -116,6 +116,13 @@ impl DirCache {
         inner.shrink();
     }
 
+    /// Remembers the first page of a listing that somebody else goes on with.
+    pub(super) fn first_page(&self, directory: u64, page: &[Entry], end: bool) {
+        let since = self.begin(directory);
+        self.add(directory, since, page, end);
+        self.ended(directory, since);
+    }
+
     /// A listing failed or was given up: the next streak may begin another.
     pub(super) fn ended(&self, directory: u64, since: Instant) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
@@ -182,6 +189,14 @@ mod tests {
         let asked = (0..20).filter(|_| cache.missed(1, TTL)).count();
         assert_eq!(asked, 1);
         assert!(!cache.missed(2, TTL), "another directory has its own streak");
+    }
+
+    #[test]
+    fn after_the_first_page_of_a_reader_a_streak_of_misses_still_asks_for_a_listing() {
+        let cache = DirCache::new();
+        cache.first_page(1, &page(&["a"]), false);
+        assert!(matches!(cache.get(1, b"a", TTL), Seen::Entry(_)));
+        assert_eq!((0..20).filter(|_| cache.missed(1, TTL)).count(), 1);
     }
 
     #[test]

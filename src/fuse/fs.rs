@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use jindofs_proto::v1::{Attr, FileSource, FileType, Target, WorkerState};
 
+use crate::client::OpenFile;
 use crate::client::layout_cache::LayoutCache;
 use crate::client::mounts::{Mounts, source_of};
 use crate::client::namespace::{Namespace, at_entry, at_inode};
@@ -49,6 +50,7 @@ pub(super) struct Fs {
     pub(super) handles: Handles,
     pub(super) ttl: Duration,
     staleness: Duration,
+    direct_min: u64,
     probing: AtomicBool,
 }
 
@@ -71,6 +73,7 @@ impl Fs {
             handles: Handles::new(),
             ttl: config.attr_ttl,
             staleness: config.offline_max_staleness,
+            direct_min: config.direct_io_min_size,
             probing: AtomicBool::new(false),
         })
     }
@@ -179,8 +182,15 @@ impl Fs {
         if known.attr.r#type() != FileType::File {
             return None;
         }
-        let source = self.source_now(&known.attr)?;
-        Some(self.opened(inode, source))
+        let file = self.reader.open(self.source_now(&known.attr)?);
+        if self.is_large(&file.source) && !file.is_local() {
+            return None;
+        }
+        Some(self.opened(inode, file))
+    }
+
+    fn is_large(&self, source: &FileSource) -> bool {
+        self.direct_min > 0 && source.length >= self.direct_min
     }
 
     /// Opens a file for reading.
@@ -193,12 +203,17 @@ impl Fs {
             Some(source) => source,
             None => self.source(&attr).await?,
         };
-        Ok(self.opened(inode, source))
+        let file = self.reader.open(source);
+        if self.is_large(&file.source) && !file.is_local() {
+            self.reader.look_local(&file).await;
+        }
+        Ok(self.opened(inode, file))
     }
 
-    fn opened(&self, inode: u64, source: FileSource) -> (u64, PageCache) {
-        let pages = self.inodes.opened(inode, source.version);
-        (self.handles.add_file(inode, self.reader.open(source)), pages)
+    fn opened(&self, inode: u64, file: Arc<OpenFile>) -> (u64, PageCache) {
+        let direct = self.is_large(&file.source) && file.is_local();
+        let pages = self.inodes.opened(inode, file.source.version, direct);
+        (self.handles.add_file(inode, file), pages)
     }
 
     fn source_now(&self, attr: &Attr) -> Option<FileSource> {
@@ -292,8 +307,7 @@ impl Fs {
             let page = self.patient.list_page(at_inode(directory.inode), wanted.after.clone(), 0).await?;
             let end = page.end || page.entries.is_empty();
             if wanted.after.is_empty() {
-                let since = self.listings.begin(directory.inode);
-                self.listings.add(directory.inode, since, &page.entries, end);
+                self.listings.first_page(directory.inode, &page.entries, end);
             }
             directory.take(&wanted, page.entries, end, asked);
         }

@@ -60,7 +60,7 @@ pub(super) enum PageCache {
     Keep,
     /// What it holds is of another version, or nothing is known.
     Drop,
-    /// Another version is open: its pages must not be mixed with ours.
+    /// Not at all: pages of another version that is open must not be mixed with ours, or nothing is gained by pages.
     Bypass,
 }
 
@@ -183,16 +183,16 @@ impl Inodes {
         Some(names.join(&b'/'))
     }
 
-    /// A handle for `version` is opened.
-    pub(super) fn opened(&self, inode: u64, version: u64) -> PageCache {
+    /// A handle for `version` is opened; a `direct` one leaves the page cache to others.
+    pub(super) fn opened(&self, inode: u64, version: u64, direct: bool) -> PageCache {
         let mut shard = self.shard(inode);
-        let Some(entry) = shard.get_mut(&inode) else { return PageCache::Drop };
+        let Some(entry) = shard.get_mut(&inode) else { return PageCache::Bypass };
         let other = entry.open.iter().any(|(open, _)| *open != version);
         match entry.open.iter_mut().find(|(open, _)| *open == version) {
             Some((_, handles)) => *handles += 1,
             None => entry.open.push((version, 1)),
         }
-        if other && entry.cached_version != Some(version) {
+        if direct || other && entry.cached_version != Some(version) {
             return PageCache::Bypass;
         }
         if entry.cached_version.replace(version) == Some(version) { PageCache::Keep } else { PageCache::Drop }
@@ -315,13 +315,14 @@ mod tests {
     fn pages_of_two_versions_are_never_mixed() {
         let inodes = Inodes::new();
         inodes.entered(1, b"f", known(5));
-        assert_eq!(inodes.opened(5, 10), PageCache::Drop, "nothing is known of the first");
-        assert_eq!(inodes.opened(5, 10), PageCache::Keep);
-        assert_eq!(inodes.opened(5, 11), PageCache::Bypass, "the old version is open");
+        assert_eq!(inodes.opened(5, 10, false), PageCache::Drop, "nothing is known of the first");
+        assert_eq!(inodes.opened(5, 10, false), PageCache::Keep);
+        assert_eq!(inodes.opened(5, 11, false), PageCache::Bypass, "the old version is open");
         inodes.closed(5, 10);
         inodes.closed(5, 10);
-        assert_eq!(inodes.opened(5, 11), PageCache::Drop, "the pages are still of the old version");
-        assert_eq!(inodes.opened(5, 11), PageCache::Keep);
+        assert_eq!(inodes.opened(5, 11, false), PageCache::Drop, "the pages are still of the old version");
+        assert_eq!(inodes.opened(5, 11, false), PageCache::Keep);
+        assert_eq!(inodes.opened(5, 11, true), PageCache::Bypass, "asked for");
     }
 
     #[test]

@@ -4,5 +4,6 @@ mod bad_input;
 mod disks;
 mod founding;
 mod leaders;
+mod network;
 mod power;
 mod retries;

@@ -1,6 +1,7 @@
 //! What the tests share: waiting for conditions, seeds, clusters, clients under fault, a disk that forgets.
 
 pub mod cluster;
+pub mod partition;
 pub mod powercut;
 pub mod s3;
 pub mod writers;
@@ -50,14 +51,14 @@ pub fn rounds(usual: u32) -> u32 {
 /// True if FUSE file systems can be mounted here. Otherwise says in one line that the test is left out; where `CI` is
 /// set that is a failure, as a test nobody runs guards nothing.
 pub fn fuse_works(test: &str) -> bool {
-    let missing = if !rustix::process::geteuid().is_root() {
-        "this is not root"
-    } else if std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").is_err() {
-        "/dev/fuse cannot be opened"
-    } else {
-        return true;
-    };
-    assert!(std::env::var_os("CI").is_none(), "{test} needs FUSE, and {missing}");
-    eprintln!("left out: {test} needs FUSE, and {missing}");
+    let root = rustix::process::geteuid().is_root();
+    let fuse = || std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").is_ok();
+    left_out(test, if root { (!fuse()).then_some("/dev/fuse, which cannot be opened") } else { Some("root") })
+}
+
+fn left_out(test: &str, missing: Option<&str>) -> bool {
+    let Some(missing) = missing else { return true };
+    assert!(std::env::var_os("CI").is_none(), "{test} needs {missing}");
+    eprintln!("left out: {test} needs {missing}");
     false
 }

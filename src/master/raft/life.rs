@@ -328,16 +328,20 @@ impl Handle {
     }
 
     async fn watch_leadership(&self, running: &Running) {
-        let mut metrics = running.raft.metrics();
+        // Raft's other metrics change with every entry: nobody may be woken by them.
+        let mut server = running.raft.server_metrics();
         loop {
-            let nodes: Vec<(u64, Node)> =
-                running.look(|m| m.membership_config.nodes().map(|(id, node)| (*id, node.clone())).collect());
+            let (leading, nodes) = {
+                let seen = server.borrow_and_update();
+                let nodes: Vec<(u64, Node)> =
+                    seen.membership_config.nodes().map(|(id, node)| (*id, node.clone())).collect();
+                (running.leading_in(&seen), nodes)
+            };
             for (id, node) in nodes {
                 if running.net.book.get(id).is_none_or(|known| known.incarnation != node.incarnation) {
                     running.net.book.set(id, &node);
                 }
             }
-            let leading = running.leading();
             self.0.leadership.send_if_modified(|old| {
                 let changed = *old != leading;
                 if changed {
@@ -346,7 +350,9 @@ impl Handle {
                 }
                 changed
             });
-            if running.look(|m| m.running_state.is_err()) || metrics.changed().await.is_err() {
+            // That raft has stopped is told by its other metrics only.
+            let changed = tokio::time::timeout(BEAT, server.changed()).await;
+            if matches!(changed, Ok(Err(_))) || running.look(|m| m.running_state.is_err()) {
                 return;
             }
         }

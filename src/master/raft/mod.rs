@@ -8,6 +8,7 @@ mod membership;
 mod network;
 mod node;
 mod peers;
+mod read_gate;
 mod server;
 mod snapshot;
 mod state_machine;

@@ -1,8 +1,7 @@
 //! A member whose Raft runs: proposals, linearizable reads, snapshots.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,10 +9,11 @@ use jindofs_proto::raft::v1 as wire;
 use jindofs_proto::store::v1::{Command, Outcome};
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
+use openraft::metrics::RaftServerMetrics;
 use openraft::raft::VoteResponse;
 use openraft::{Config, RaftMetrics, ReadPolicy, SnapshotPolicy};
 use prost::Message;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{Semaphore, watch};
 
 use crate::config::MasterConfig;
 use crate::error::{Error, ErrorKind, LeaderHint, Result};
@@ -21,6 +21,7 @@ use crate::runtime::{Fail, failpoint, now_ns};
 use crate::types::COMMAND_BYTES_MAX;
 
 use super::network::Network;
+use super::read_gate::ReadGate;
 use super::state_machine::StateMachine;
 use super::types::{self, CommandBytes, LogId, TypeConfig};
 use super::wal::LogStore;
@@ -31,7 +32,7 @@ pub(crate) type RaftCore = openraft::Raft<TypeConfig, StateMachine>;
 /// Entries that replication sends at once; the log reader bounds their bytes.
 const PAYLOAD_ENTRIES_MAX: u64 = 2048;
 /// Most rounds of a linearizable read under way at once: the next ones wait and share a round.
-const READ_ROUNDS_MAX: usize = 2;
+const READ_ROUNDS_MAX: usize = 1;
 
 /// Everything of a running member.
 pub(crate) struct Running {
@@ -45,20 +46,16 @@ pub(crate) struct Running {
     lease: Duration,
     inflight: Semaphore,
     inflight_bytes: u64,
-    gate: Mutex<ReadGate>,
-    rounds: AtomicU64,
+    /// Reads of this member.
+    reads: Arc<ReadGate<LogId>>,
+    /// Reads of all members, while this one leads.
+    quorum: Arc<ReadGate<LogId>>,
 }
 
 impl std::fmt::Debug for Running {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Running").field("member", &self.net.me.id).finish_non_exhaustive()
     }
-}
-
-#[derive(Default)]
-struct ReadGate {
-    rounds: usize,
-    waiting: Vec<oneshot::Sender<Result<LogId>>>,
 }
 
 /// openraft's settings for ours.
@@ -112,8 +109,8 @@ impl Running {
             lease: config.election_max,
             inflight: Semaphore::new(usize::try_from(config.inflight_bytes).unwrap_or(Semaphore::MAX_PERMITS)),
             inflight_bytes: config.inflight_bytes,
-            gate: Mutex::default(),
-            rounds: AtomicU64::new(0),
+            reads: Arc::default(),
+            quorum: Arc::default(),
         })
     }
 
@@ -201,24 +198,24 @@ impl Running {
         }
     }
 
-    /// The leader's read index, by a quorum round that began after this call.
-    pub(crate) async fn leader_read_index(&self) -> Result<LogId> {
+    /// The leader's read index, by a quorum round that began after this call. Members that ask at the same time share
+    /// the round.
+    pub(crate) async fn leader_read_index(self: &Arc<Self>) -> Result<LogId> {
+        let this = self.clone();
+        let round = move || {
+            let this = this.clone();
+            async move { this.quorum_round().await }
+        };
+        self.quorum.join(READ_ROUNDS_MAX, round).await
+    }
+
+    async fn quorum_round(&self) -> Result<LogId> {
         let read = tokio::time::timeout(self.lease, self.raft.get_read_log_id(ReadPolicy::ReadIndex)).await;
         match read {
             Ok(Ok((read, _))) => Ok(*read.log_id()),
             Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(_)))) => Err(self.not_leader()),
             Ok(Err(error)) => Err(Error::unavailable(format!("no quorum confirms the leader: {error}"))),
             Err(_) => Err(Error::unavailable("no quorum confirms the leader in time")),
-        }
-    }
-
-    async fn read_round(&self) -> Result<LogId> {
-        self.rounds.fetch_add(1, Ordering::Relaxed);
-        let leader = self.look(|m| m.current_leader);
-        match leader {
-            Some(id) if id == self.net.me.id => self.leader_read_index().await,
-            Some(id) => self.ask_read_index(id).await,
-            None => Err(self.not_leader()),
         }
     }
 
@@ -247,41 +244,24 @@ impl Running {
     }
 
     /// Waits until everything acknowledged before this call can be read here.
-    ///
-    /// A read joins only a round that begins after it arrived; all that wait share the next one.
     pub(crate) async fn read_barrier(self: &Arc<Self>) -> Result<()> {
-        let (tell, wait) = oneshot::channel();
-        let start = {
-            let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
-            gate.waiting.push(tell);
-            let start = gate.rounds < READ_ROUNDS_MAX;
-            gate.rounds += usize::from(start);
-            start
-        };
-        if start {
+        let id = if self.look(|m| m.current_leader) == Some(self.net.me.id) {
+            self.leader_read_index().await?
+        } else {
             let this = self.clone();
-            tokio::spawn(async move { this.run_rounds().await });
-        }
-        let id = wait.await.map_err(|_| Error::unavailable("the read was given up"))??;
-        self.wait_applied(id.index).await
-    }
-
-    async fn run_rounds(self: Arc<Self>) {
-        loop {
-            let waiting = {
-                let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
-                if gate.waiting.is_empty() {
-                    gate.rounds -= 1;
-                    return;
+            let round = move || {
+                let this = this.clone();
+                async move {
+                    match this.look(|m| m.current_leader) {
+                        Some(leader) if leader == this.net.me.id => this.leader_read_index().await,
+                        Some(leader) => this.ask_read_index(leader).await,
+                        None => Err(this.not_leader()),
+                    }
                 }
-                std::mem::take(&mut gate.waiting)
             };
-            let result = self.read_round().await;
-            for tell in waiting {
-                // A reader may have given up.
-                let _ = tell.send(result.clone());
-            }
-        }
+            self.reads.join(READ_ROUNDS_MAX, round).await?
+        };
+        self.wait_applied(id.index).await
     }
 
     /// Waits until `index` is applied here.
@@ -328,6 +308,12 @@ impl Running {
         self.look(|m| {
             (m.current_leader == Some(me) && m.state == openraft::ServerState::Leader).then_some(m.current_term)
         })
+    }
+
+    /// As [`Running::leading`], from a change that was just announced.
+    pub(crate) fn leading_in(&self, seen: &RaftServerMetrics<TypeConfig>) -> Option<u64> {
+        let leads = seen.current_leader == Some(self.net.me.id) && seen.state == openraft::ServerState::Leader;
+        leads.then(|| types::vote_to_wire(&seen.vote).term)
     }
 
     /// Looks at raft's metrics.

@@ -29,6 +29,8 @@ const APPLIED: &[u8] = b"applied";
 const MEMBERSHIP: &[u8] = b"membership";
 /// Most entries applied in one transaction.
 const CHUNK_ENTRIES: usize = 512;
+/// Most entries applied without handing the thread over.
+const CHUNK_INLINE: usize = 64;
 /// Bytes of log replayed in one transaction.
 const REPLAY_BYTES: u64 = 256 << 10;
 const CURRENT: &str = "CURRENT";
@@ -314,7 +316,12 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     {
         let mut chunks = entries.ready_chunks(CHUNK_ENTRIES);
         while let Some(chunk) = chunks.next().await {
-            must(blocking(|| self.apply_chunk(chunk)), "the state cannot be written");
+            // A few entries only touch memory: handing the thread's other tasks over would cost more than they take.
+            let applied = match chunk.len() {
+                0..=CHUNK_INLINE => self.apply_chunk(chunk),
+                _ => blocking(|| self.apply_chunk(chunk)),
+            };
+            must(applied, "the state cannot be written");
         }
         Ok(())
     }

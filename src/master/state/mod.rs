@@ -14,14 +14,12 @@ mod mount;
 mod namespace;
 mod purge;
 pub mod query;
+mod reply;
 mod resolve;
 mod rows;
 mod session;
 pub mod txn;
 mod worker;
-
-#[cfg(test)]
-mod tests;
 
 pub use apply::apply;
 pub use session::WINDOW;

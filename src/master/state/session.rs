@@ -8,12 +8,11 @@ use bytes::Bytes;
 use jindofs_proto::store::v1::outcome::Outcome as Answer;
 use jindofs_proto::store::v1::{CloseSession, ExpireSessions, OpenSession, Outcome, SessionRow};
 use jindofs_proto::v1::OpId;
-use prost::Message;
 
 use super::apply::done;
 use super::context::Ctx;
 use super::fault::{Step, refuse};
-use super::{StoreError, Table, Txn, keys, rows};
+use super::{StoreError, Table, Txn, keys, reply, rows};
 use crate::error::ErrorKind;
 
 /// Most operations of one client from the lowest one it has no answer for: further ones must wait.
@@ -76,7 +75,7 @@ pub(super) fn admit(txn: &dyn Txn, op: &OpId) -> Step<Gate> {
             format!("operation {seq} was acknowledged by this client and its outcome is forgotten"),
         );
     }
-    if let Some(outcome) = rows::read(txn, Table::Reply, &keys::reply(client_id, *seq))? {
+    if let Some(outcome) = reply::find(txn, client_id, &row, *seq)? {
         return Ok(Gate::Answer(outcome));
     }
     let acked_below = row.acked_below.max(*acked_below).max(1);
@@ -92,19 +91,12 @@ pub(super) fn admit(txn: &dyn Txn, op: &OpId) -> Step<Gate> {
 impl Ticket {
     /// Stores the outcome, and forgets those the client has acknowledged.
     pub(super) fn store(mut self, txn: &mut dyn Txn, outcome: &Outcome) {
-        for seq in kept(&self.row).take_while(|seq| *seq < self.acked_below) {
-            txn.delete(Table::Reply, &keys::reply(&self.client_id, seq));
-        }
+        reply::forget(txn, &self.client_id, &mut self.row, self.acked_below);
         self.row.acked_below = self.acked_below;
         self.row.last_seq = self.row.last_seq.max(self.seq);
+        reply::keep(txn, &self.client_id, &mut self.row, self.seq, outcome);
         rows::write(txn, Table::Session, &self.client_id, &self.row);
-        txn.put(Table::Reply, &keys::reply(&self.client_id, self.seq), outcome.encode_to_vec());
     }
-}
-
-/// The seqs whose outcomes may be stored: at most [`WINDOW`].
-fn kept(row: &SessionRow) -> impl Iterator<Item = u64> + use<> {
-    row.acked_below.max(1)..=row.last_seq
 }
 
 fn check_client_id(client_id: &[u8]) -> Step {
@@ -165,13 +157,11 @@ pub(super) fn expire(ctx: &mut Ctx<'_>, request: &ExpireSessions) -> Step<Answer
 
 /// Forgets the outcomes of a session and leaves a mark; without a live session, nothing happens.
 fn end(ctx: &mut Ctx<'_>, client_id: &[u8]) -> Result<(), StoreError> {
-    let Some(row) = rows::read::<SessionRow>(ctx.view(), Table::Session, client_id)? else { return Ok(()) };
+    let Some(mut row) = rows::read::<SessionRow>(ctx.view(), Table::Session, client_id)? else { return Ok(()) };
     if row.ended_ns != 0 {
         return Ok(());
     }
-    for seq in kept(&row) {
-        ctx.txn.delete(Table::Reply, &keys::reply(client_id, seq));
-    }
+    reply::forget(ctx.txn, client_id, &mut row, u64::MAX);
     // The mark must not look alive should every clock stand at zero.
     let mark = SessionRow { ended_ns: ctx.now.max(1), ..SessionRow::default() };
     rows::write(ctx.txn, Table::Session, client_id, &mark);

@@ -7,6 +7,7 @@
 //! There is no write-ahead log of its own: the Raft log is it. What was not flushed at a crash is applied again.
 
 mod digest;
+mod hot;
 mod options;
 mod scan;
 mod txn;
@@ -31,6 +32,7 @@ pub const FORMAT: u32 = 1;
 pub struct Store {
     db: DB,
     dir: PathBuf,
+    hot: hot::Hot,
 }
 
 impl std::fmt::Debug for Store {
@@ -54,7 +56,7 @@ impl Store {
             options::known_tables(dir)?;
         }
         let db = options::open(dir, options).map_err(|error| fail("open", &error))?;
-        let store = Store { db, dir: dir.to_owned() };
+        let store = Store { db, dir: dir.to_owned(), hot: hot::Hot::new() };
         store.check_format()?;
         Ok(store)
     }
@@ -100,11 +102,13 @@ impl Store {
 
     /// Writes the changes of `txn`, all or none.
     pub fn commit(&self, txn: StoreTxn<'_>) -> Result<(), StoreError> {
-        let batch = txn.into_batch()?;
+        let batch = txn.batch()?;
         if batch.is_empty() {
             return Ok(());
         }
-        self.db.write_opt(batch, &options::write()).map_err(|error| self.fail("write to", &error))
+        self.db.write_opt(batch, &options::write()).map_err(|error| self.fail("write to", &error))?;
+        txn.remember();
+        Ok(())
     }
 
     /// A view that stays as it is now.
@@ -147,6 +151,18 @@ impl Store {
             Ok(found) => Ok(found.map(|value| bytes::Bytes::copy_from_slice(&value))),
             Err(error) => Err(self.fail("read from", &error)),
         }
+    }
+
+    /// As [`Store::get`], for the one writer.
+    fn get_hot(&self, table: Table, key: &[u8]) -> Result<Option<bytes::Bytes>, StoreError> {
+        if let Some(value) = self.hot.get(table, key) {
+            return Ok(Some(value));
+        }
+        let found = self.get(table, key)?;
+        if let Some(value) = &found {
+            self.hot.read(table, key, value);
+        }
+        Ok(found)
     }
 
     fn family(&self, table: Table) -> Result<&ColumnFamily, StoreError> {

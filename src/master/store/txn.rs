@@ -34,7 +34,7 @@ impl<'s> StoreTxn<'s> {
         self.changes.iter().all(BTreeMap::is_empty)
     }
 
-    pub(super) fn into_batch(self) -> Result<WriteBatch, StoreError> {
+    pub(super) fn batch(&self) -> Result<WriteBatch, StoreError> {
         let mut batch = WriteBatch::default();
         for (table, changes) in Table::ALL.into_iter().zip(&self.changes) {
             if changes.is_empty() {
@@ -51,6 +51,15 @@ impl<'s> StoreTxn<'s> {
         Ok(batch)
     }
 
+    /// After the changes were written: what is remembered of their rows is renewed.
+    pub(super) fn remember(&self) {
+        for table in [Table::Inode, Table::Session] {
+            for (key, change) in self.of(table) {
+                self.store.hot.committed(table, key, change.as_ref());
+            }
+        }
+    }
+
     fn of(&self, table: Table) -> &Changes {
         &self.changes[table as usize]
     }
@@ -60,7 +69,7 @@ impl View for StoreTxn<'_> {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         match self.of(table).get(key) {
             Some(change) => Ok(change.clone()),
-            None => self.store.get(table, key),
+            None => self.store.get_hot(table, key),
         }
     }
 

@@ -1,0 +1,5 @@
+//! The deterministic core against a model of it, on real stores, without processes.
+
+mod format;
+mod model;
+mod replicas;
