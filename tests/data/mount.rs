@@ -192,3 +192,49 @@ async fn a_master_started_elsewhere_on_its_volume_brings_the_same_files_back() {
     assert_eq!(elsewhere.stdout, mounts);
     assert_eq!(site.read("s3/d/object").await.expect("read"), b"object");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_local_file_read_past_the_page_cache_has_the_same_bytes_however_it_is_read() {
+    if !fuse_works("a_large_local_file_read_past_the_page_cache_has_the_same_bytes_however_it_is_read") {
+        return;
+    }
+    let site = start(1, |dev| {
+        dev.workers = 1;
+        dev.settings.push(("fuse.direct-io-min-size".into(), "1MiB".into()));
+    })
+    .await;
+    let bytes = content(2 * BLOCK + 4321, 9);
+    site.put("large", &bytes).await;
+    assert!(site.read("s3/large").await.expect("read cold, through the page cache") == bytes);
+    site.ctl_ok(&["load", "/s3/large"]);
+    let path = site.mnt.join("s3/large");
+    let expected = bytes.clone();
+    let open = tokio::task::spawn_blocking(move || {
+        assert!(std::fs::read(&path).expect("read whole") == expected);
+        let file = std::fs::File::open(&path).expect("open");
+        let mut piece = [0; 777];
+        for at in [0, 1, 4095, BLOCK as u64 - 5, 2 * BLOCK as u64 + 4321 - 777] {
+            file.read_exact_at(&mut piece, at).expect("read");
+            let from = usize::try_from(at).expect("small");
+            assert_eq!(piece[..], expected[from..from + 777], "at {at}");
+        }
+        assert_eq!(file.read_at(&mut piece, expected.len() as u64).expect("at the end"), 0);
+        use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+        let length = expected.len();
+        // SAFETY: a fresh mapping at an address of the kernel's choice, as long as the file, unmapped before the end.
+        unsafe {
+            let start =
+                mmap(std::ptr::null_mut(), length, ProtFlags::READ, MapFlags::SHARED, &file, 0).expect("mapped");
+            assert!(*std::slice::from_raw_parts(start.cast::<u8>(), length) == expected, "mapped");
+            munmap(start, length).expect("unmapped");
+        }
+        file
+    })
+    .await
+    .expect("no panic");
+    // Overwritten while it is open: what is cached is still the version that was opened.
+    site.put("large", &content(2 * BLOCK + 99, 10)).await;
+    let mut piece = [0; 100];
+    open.read_exact_at(&mut piece, 5).expect("cached");
+    assert_eq!(piece[..], bytes[5..105]);
+}

@@ -67,7 +67,7 @@ async fn raft_messages_of_another_cluster_or_to_another_member_are_refused_and_c
         let refused = client.vote(asked.clone()).await.expect_err("refused");
         println!("{}", refused.message());
         client.pre_vote(asked.clone()).await.expect_err("refused");
-        let read = wire::ReadIndexRequest { header: asked.header };
+        let read = wire::ReadIndexRequest { header: asked.header, vouched_term: term };
         client.read_index(read).await.expect_err("refused");
     }
     let append = wire::AppendRequest { header: header(&[9; 16], own.id), vote, ..wire::AppendRequest::default() };

@@ -55,7 +55,8 @@ impl Metadata {
                     return Err(Error::new(ErrorKind::NotFound, format!("{name:?} does not exist")));
                 }
                 LookupStep::NeedsLoad(need) => need,
-                LookupStep::Found(attr) if refreshed => return Ok(attr),
+                // Outside any mount there is nothing to load.
+                LookupStep::Found(attr) if refreshed || attr.mount_id == 0 => return Ok(attr),
                 LookupStep::Found(attr) => match query::refresh_need(&store.view(), attr.inode)? {
                     None => return Ok(attr),
                     Some(need) => {

@@ -17,6 +17,7 @@ mod suite_test;
 mod types;
 mod wal;
 mod wire;
+mod witness;
 
 pub use handle::Handle;
 pub(crate) use server::RaftService;

@@ -223,7 +223,8 @@ impl Running {
         let node = self.net.book.get(leader).ok_or_else(|| self.not_leader())?;
         let ask = async {
             let mut client = self.net.leader_client(leader, &node.raft_address).await?;
-            let request = wire::ReadIndexRequest { header: Some(self.net.me.header(leader)) };
+            let vouched_term = self.vouched_term(leader).await;
+            let request = wire::ReadIndexRequest { header: Some(self.net.me.header(leader)), vouched_term };
             let answer = client.read_index(request).await;
             answer.map_err(|status| crate::rpc::status::from_status(&status))
         };

@@ -212,8 +212,11 @@ impl Raft for RaftService {
     ) -> Result<Response<wire::ReadIndexResponse>, Status> {
         let request = request.into_inner();
         let running = self.running(request.header.as_ref())?;
-        let id = running.leader_read_index().await.map_err(|error| to_status(&error))?;
         let sender = request.header.as_ref().map_or(0, |header| header.sender_id);
+        let id = match running.confirmed_by(sender, request.vouched_term).await {
+            Some(id) => id,
+            None => running.leader_read_index().await.map_err(|error| to_status(&error))?,
+        };
         Ok(Response::new(wire::ReadIndexResponse {
             header: Some(running.net.me.header(sender)),
             log_id: Some(types::log_id_to_wire(&id)),

@@ -10,12 +10,17 @@ use crate::master::state::{StoreError, Table, View};
 /// The state at one moment; commits that come later do not change it.
 pub struct StoreView<'s> {
     store: &'s Store,
+    /// Read options that see the snapshot; made once, as a path is many reads.
+    reads: ReadOptions,
     snapshot: SnapshotWithThreadMode<'s, DB>,
 }
 
 impl<'s> StoreView<'s> {
     pub(super) fn new(store: &'s Store) -> StoreView<'s> {
-        StoreView { store, snapshot: store.db.snapshot() }
+        let snapshot = store.db.snapshot();
+        let mut reads = ReadOptions::default();
+        reads.set_snapshot(&snapshot);
+        StoreView { store, reads, snapshot }
     }
 
     /// Read options that see this view.
@@ -28,7 +33,7 @@ impl<'s> StoreView<'s> {
 
 impl View for StoreView<'_> {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        match self.store.db.get_pinned_cf_opt(self.store.family(table)?, key, &self.options()) {
+        match self.store.db.get_pinned_cf_opt(self.store.family(table)?, key, &self.reads) {
             Ok(found) => Ok(found.map(|value| Bytes::copy_from_slice(&value))),
             Err(error) => Err(self.store.fail("read from", &error)),
         }

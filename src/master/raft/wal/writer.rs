@@ -23,6 +23,8 @@ use super::recovery::{FORMAT, SEGMENT_BYTES, Segment, Tail, create_segment, segm
 
 /// Bytes taken into one write before it is synced.
 const BATCH_BYTES_MAX: usize = 4 << 20;
+/// How often other threads may run before a batch is closed: what they are about to append shares its sync.
+const GATHER: u32 = 2;
 /// How long the log must be idle before it notes, unsynced, that everything is durable.
 const IDLE: Duration = Duration::from_millis(20);
 
@@ -128,9 +130,15 @@ impl Writer {
     fn take_batch(&mut self, first: Op, ops: &Receiver<Op>) -> io::Result<()> {
         self.put_mark();
         let mut next = Some(first);
+        let mut gather = GATHER;
         while let Some(op) = next {
             self.take(op)?;
             next = if self.buffer.len() < BATCH_BYTES_MAX { ops.try_recv().ok() } else { None };
+            if next.is_none() && gather > 0 {
+                gather -= 1;
+                std::thread::yield_now();
+                next = ops.try_recv().ok();
+            }
         }
         self.flush()
     }
