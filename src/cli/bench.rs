@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::rpc::channel::MasterChannel;
 
 /// Clients that share one connection to the masters.
-const CLIENTS_PER_CONNECTION: usize = 32;
+const CLIENTS_PER_CONNECTION: usize = 64;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {

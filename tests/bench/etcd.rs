@@ -17,7 +17,7 @@ use super::Outcome;
 
 const MEMBERS: usize = 3;
 /// Clients that share one connection, as with `jindoctl bench`.
-const CLIENTS_PER_CONNECTION: usize = 32;
+const CLIENTS_PER_CONNECTION: usize = 64;
 /// About what the inode and the dentry of a new file take.
 const VALUE_BYTES: usize = 128;
 

@@ -223,6 +223,14 @@ impl Raft for RaftService {
         }))
     }
 
+    async fn vouch(&self, request: Request<wire::VouchRequest>) -> Result<Response<wire::VouchResponse>, Status> {
+        let request = request.into_inner();
+        let running = self.running(request.header.as_ref())?;
+        let sender = request.header.as_ref().map_or(0, |header| header.sender_id);
+        let header = Some(running.net.me.header(sender));
+        Ok(Response::new(wire::VouchResponse { header, vouched_term: running.vouched_term(sender).await }))
+    }
+
     async fn probe(&self, _request: Request<wire::ProbeRequest>) -> Result<Response<wire::ProbeResponse>, Status> {
         Ok(Response::new(self.0.probe_answer()))
     }
