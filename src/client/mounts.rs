@@ -1,13 +1,12 @@
-//! The mount table as this client knows it, and the source of a file computed from it without asking a master.
+//! The mount table as this client knows it: with it sources of files are found without asking a master.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use jindofs_proto::v1::{Attr, FileSource, ListMountsRequest, Mount};
+use jindofs_proto::v1::{ListMountsRequest, Mount};
 
 use crate::error::Result;
 use crate::rpc::channel::{MasterChannel, namespace};
-use crate::types::{BLOCK_SIZE, version_of};
 
 /// Age at which the table is read again when it is next needed.
 const FRESH: Duration = Duration::from_secs(10);
@@ -69,18 +68,5 @@ impl Mounts {
         let mounts = channel.call_any("list mounts", send).await?.mounts;
         *self.known.write().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), Arc::new(mounts)));
         Ok(())
-    }
-}
-
-/// The source of the file with `attr`, whose path below the root of its mount is `path`: what a master's layout says.
-pub fn source_of(attr: &Attr, path: Vec<u8>) -> FileSource {
-    FileSource {
-        file_id: attr.inode,
-        version: version_of(&attr.version_token),
-        length: attr.size,
-        block_size: BLOCK_SIZE,
-        mount_id: attr.mount_id,
-        ufs_path: path.into(),
-        version_token: attr.version_token.clone(),
     }
 }

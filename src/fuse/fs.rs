@@ -12,12 +12,13 @@ use jindofs_proto::v1::{Attr, FileSource, FileType, Target, WorkerState};
 
 use crate::client::OpenFile;
 use crate::client::layout_cache::LayoutCache;
-use crate::client::mounts::{Mounts, source_of};
+use crate::client::mounts::Mounts;
 use crate::client::namespace::{Namespace, at_entry, at_inode};
 use crate::client::reader::Reader;
 use crate::config::FuseConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::channel::MasterChannel;
+use crate::rpc::source::source_of;
 use crate::types::version_of;
 
 use super::dircache::{DirCache, Seen};

@@ -3,4 +3,5 @@
 pub mod channel;
 pub mod packets;
 pub mod server;
+pub mod source;
 pub mod status;

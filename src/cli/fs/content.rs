@@ -11,9 +11,10 @@ use futures::StreamExt;
 use jindofs_proto::v1::{Attr, FileSource, FileType};
 
 use crate::client::Reader;
-use crate::client::mounts::{Mounts, source_of};
+use crate::client::mounts::Mounts;
 use crate::client::namespace::{Namespace, at_inode, at_path};
 use crate::error::{Error, ErrorKind, Result};
+use crate::rpc::source::source_of;
 use crate::ufs::Registry;
 
 /// Bytes asked for at a time, one block.

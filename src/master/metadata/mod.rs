@@ -4,13 +4,12 @@ mod load;
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use jindofs_proto::v1::{Attr, Entry, FileSource, FileType, Target, target};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::master::raft::Handle;
 use crate::master::state::query::{self, ListStep, LookupStep};
-use crate::types::{BLOCK_SIZE, version_of};
+use crate::rpc::source::source_of;
 use crate::ufs;
 
 use load::Loads;
@@ -115,17 +114,5 @@ impl Metadata {
         let (_, path) = query::ufs_path(&store.view(), inode)?;
         let source = source_of(&attr, path);
         Ok((attr, Some(source)))
-    }
-}
-
-fn source_of(attr: &Attr, path: Vec<u8>) -> FileSource {
-    FileSource {
-        file_id: attr.inode,
-        version: version_of(&attr.version_token),
-        length: attr.size,
-        block_size: BLOCK_SIZE,
-        mount_id: attr.mount_id,
-        ufs_path: Bytes::from(path),
-        version_token: attr.version_token.clone(),
     }
 }
