@@ -7,6 +7,7 @@ mod load;
 mod mount;
 mod output;
 mod report;
+mod worker;
 
 use std::io;
 use std::process::ExitCode;

@@ -1,25 +1,16 @@
 //! `jindoctl report`: what is cached.
 
-use jindofs_proto::v1::{WorkerInfo, WorkerState};
 use serde::Serialize;
 
 use super::Common;
 use super::output::{name, print, size};
+use super::worker::Worker;
 use crate::error::Result;
 
 #[derive(Debug, Serialize)]
 struct Report {
     workers: Vec<Worker>,
     mounts: Vec<MountRow>,
-}
-
-#[derive(Debug, Serialize)]
-struct Worker {
-    id: String,
-    address: String,
-    state: &'static str,
-    capacity_bytes: u64,
-    used_bytes: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -33,25 +24,10 @@ struct MountRow {
     cached_bytes: u64,
 }
 
-/// `live` or `lost`.
-pub(super) fn state(worker: &WorkerInfo) -> &'static str {
-    match worker.state() {
-        WorkerState::Live => "live",
-        WorkerState::Lost => "lost",
-        WorkerState::Unspecified => "unknown",
-    }
-}
-
 pub(super) async fn run(common: &Common) -> Result<()> {
     let namespace = common.namespace()?;
     let (mounts, known) = (namespace.mounts().await?.mounts, namespace.usage().await?);
-    let workers = known.workers.iter().map(|worker| Worker {
-        id: worker.id.clone(),
-        address: worker.address.clone(),
-        state: state(worker),
-        capacity_bytes: worker.capacity_bytes,
-        used_bytes: worker.used_bytes,
-    });
+    let workers = known.workers.iter().map(Worker::from);
     let rows = mounts.iter().map(|mount| {
         let usage = known.mounts.iter().find(|usage| usage.mount_id == mount.id).copied().unwrap_or_default();
         MountRow {

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use jindofs::client::namespace::{Namespace, at_path};
 use jindofs::config::ClientConfig;
 use jindofs::dev::DevCluster;
-use jindofs_proto::v1::{CreateRequest, MkdirRequest};
+use jindofs_proto::v1::{CreateRequest, MkdirRequest, StatusResponse};
 use tokio::task::JoinHandle;
 
 use super::table::{Bar, Table};
-use super::{Arguments, Outcome, cluster, go_on, jindoctl, say};
+use super::{Arguments, Outcome, cluster, go_on, jindoctl, masters, say};
 
 const WRITERS: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -79,19 +79,17 @@ impl Writers {
     }
 }
 
-fn leader(cluster: &DevCluster) -> Option<String> {
-    let masters = cluster.file().processes.into_iter().filter(|process| process.role == "master");
-    masters.map(|process| process.name).find(|name| cluster.status(name).is_ok_and(|status| status.quorum))
-}
-
+/// The leader, once every master serves.
 async fn whole(cluster: &DevCluster) -> Outcome<String> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let lag =
-            |name: &str| cluster.status(name).ok().and_then(|one| one.self_).is_some_and(|own| own.state == "serving");
-        let masters = cluster.file().processes.into_iter().filter(|process| process.role == "master");
-        if let Some(name) = leader(cluster)
-            && masters.map(|process| process.name).all(|name| lag(&name))
+        let statuses: Vec<_> = masters(cluster).into_iter().map(|name| (cluster.status(&name).ok(), name)).collect();
+        let serves = |status: &Option<StatusResponse>| {
+            status.as_ref().and_then(|one| one.self_.as_ref()).is_some_and(|own| own.state == "serving")
+        };
+        let leads = |status: &Option<StatusResponse>| status.as_ref().is_some_and(|one| one.quorum);
+        if statuses.iter().all(|(status, _)| serves(status))
+            && let Some((_, name)) = statuses.into_iter().find(|(status, _)| leads(status))
         {
             return Ok(name);
         }

@@ -10,7 +10,7 @@ use jindofs::dev::DevCluster;
 use jindofs_proto::v1::{BatchOp, CreateRequest, MkdirRequest, batch_op};
 
 use super::table::{Bar, Table, median};
-use super::{Arguments, Outcome, cluster, go_on, say};
+use super::{Arguments, Outcome, cluster, go_on, masters, say};
 
 const BATCH: u64 = 1000;
 const FILLERS: u64 = 4;
@@ -42,8 +42,7 @@ async fn cost(arguments: &Arguments, dir: &Path, inodes: u64) -> Outcome<Cost> {
     let began = Instant::now();
     try_join_all((0..FILLERS).map(|filler| fill(&config, filler, inodes / FILLERS))).await?;
     say(&format!("created after {:.1} s", began.elapsed().as_secs_f64()));
-    let masters: Vec<String> =
-        cluster.file().processes.into_iter().filter(|one| one.role == "master").map(|one| one.name).collect();
+    let masters = masters(&cluster);
     go_on()?;
     let mut cost = Cost { restart: Vec::new(), memory: Vec::new() };
     for round in 0..arguments.rounds {

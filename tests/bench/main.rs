@@ -106,6 +106,12 @@ fn cluster(dir: &Path, change: impl FnOnce(&mut DevOptions)) -> Outcome<DevClust
     Ok(DevCluster::start(options)?)
 }
 
+/// Names of the masters.
+fn masters(cluster: &DevCluster) -> Vec<String> {
+    let all = cluster.file().processes.into_iter().filter(|process| process.role == "master");
+    all.map(|process| process.name).collect()
+}
+
 /// Runs `jindoctl` and returns what it printed.
 fn jindoctl(cluster: &DevCluster, arguments: &[&str]) -> Outcome<Vec<u8>> {
     let masters = cluster.masters().join(",");

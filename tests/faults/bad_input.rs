@@ -8,6 +8,7 @@ use jindofs_proto::v1::namespace_client::NamespaceClient;
 use jindofs_proto::v1::{LookupRequest, MkdirRequest, Target, target};
 
 use crate::support::cluster::{Cluster, binary};
+use crate::support::free_port;
 use crate::support::writers::{create_request, make_dir, names};
 
 fn run(name: &str, arguments: &[&str]) -> Output {
@@ -74,11 +75,6 @@ fn a_meta_dir_in_use_is_refused_and_its_owner_is_not_disturbed() {
     }
     assert_refused(&run("jindofs", &arguments), 1, &["in use by another process"]);
     assert_eq!(std::fs::read(meta.join("IDENTITY")).expect("read"), before);
-}
-
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
-    listener.local_addr().expect("address").port()
 }
 
 #[test]

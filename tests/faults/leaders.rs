@@ -6,7 +6,7 @@ use jindofs::error::ErrorKind;
 
 use crate::support::cluster::{Cluster, PATIENCE};
 use crate::support::writers::{Load, create_request, make_dir, names};
-use crate::support::{rounds, wait_for};
+use crate::support::{free_port, rounds, wait_for};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn leader_killed_under_load_loses_nothing_and_no_client_sees_an_error() {
@@ -133,11 +133,6 @@ async fn sole_master_moved_to_another_port_serves_the_same_tree() {
     let moved = jindofs::client::namespace::Namespace::new(&config);
     assert!(names(&moved, "/a/b").await.contains("/a/b/file"));
     moved.create(create_request("/a/b/later")).await.expect("it also writes");
-}
-
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
-    listener.local_addr().expect("address").port()
 }
 
 /// A leader sends an entry before its own disk has it. Killed together with the followers that stored it, it must not

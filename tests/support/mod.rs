@@ -34,6 +34,12 @@ pub async fn wait_until(what: &str, deadline: Duration, mut condition: impl FnMu
     }
 }
 
+/// A port that nobody listens on at this moment.
+pub fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+    listener.local_addr().expect("address").port()
+}
+
 /// Seed of a randomised test: `JINDOFS_SEED` or a new one. Prints it with the command that replays the test.
 pub fn seed(test: &str) -> u64 {
     let given = std::env::var("JINDOFS_SEED").ok();

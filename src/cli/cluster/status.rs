@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::cli::Common;
 use crate::cli::output::{print, size};
+use crate::cli::worker::Worker;
 use crate::client::admin;
 use crate::error::Result;
 use crate::rpc::channel::MasterChannel;
@@ -48,15 +49,6 @@ struct Member {
     disk_used_bytes: u64,
     disk_free_bytes: u64,
     version: String,
-}
-
-#[derive(Debug, Serialize)]
-struct Worker {
-    id: String,
-    address: String,
-    state: &'static str,
-    capacity_bytes: u64,
-    used_bytes: u64,
 }
 
 pub(super) async fn run(common: &Common, channel: &MasterChannel) -> Result<ExitCode> {
@@ -148,21 +140,7 @@ fn summarise(answers: &Answers) -> ClusterStatus {
         committed: known.iter().map(|one| one.committed).max().unwrap_or(0),
         members,
         unreachable: silent.into_iter().collect(),
-        workers: view.map(|one| one.workers.iter().map(worker).collect()).unwrap_or_default(),
-    }
-}
-
-fn worker(one: &jindofs_proto::v1::WorkerInfo) -> Worker {
-    let state = match one.state() {
-        jindofs_proto::v1::WorkerState::Live => "live",
-        _ => "lost",
-    };
-    Worker {
-        id: one.id.clone(),
-        address: one.address.clone(),
-        state,
-        capacity_bytes: one.capacity_bytes,
-        used_bytes: one.used_bytes,
+        workers: view.map(|one| one.workers.iter().map(Worker::from).collect()).unwrap_or_default(),
     }
 }
 

@@ -32,8 +32,6 @@ pub(crate) type RaftCore = openraft::Raft<TypeConfig, StateMachine>;
 
 /// Entries that replication sends at once; the log reader bounds their bytes.
 const PAYLOAD_ENTRIES_MAX: u64 = 2048;
-/// Most rounds of a linearizable read under way at once: the next ones wait and share a round.
-const READ_ROUNDS_MAX: usize = 1;
 
 /// Everything of a running member.
 pub(crate) struct Running {
@@ -209,7 +207,7 @@ impl Running {
             let this = this.clone();
             async move { this.quorum_round().await }
         };
-        self.quorum.join(READ_ROUNDS_MAX, round).await
+        self.quorum.join(round).await
     }
 
     async fn quorum_round(&self) -> Result<LogId> {
@@ -228,7 +226,7 @@ impl Running {
     async fn ask_read_index(&self, leader: u64) -> Result<LogId> {
         let node = self.net.book.get(leader).ok_or_else(|| self.not_leader())?;
         let ask = async {
-            let mut client = self.net.leader_client(leader, &node.raft_address).await?;
+            let mut client = self.net.reads_client(leader, &node.raft_address).await?;
             let vouched_term = self.vouched_term(leader).await;
             let request = wire::ReadIndexRequest { header: Some(self.net.me.header(leader)), vouched_term };
             let answer = client.read_index(request).await;
@@ -237,11 +235,11 @@ impl Running {
         let answer = match tokio::time::timeout(self.lease, ask).await {
             Ok(Ok(answer)) => answer.into_inner(),
             Ok(Err(error)) => {
-                self.net.forget_leader_client();
+                self.net.forget_reads_client();
                 return Err(Error::unavailable(format!("the leader does not confirm a read: {}", error.message)));
             }
             Err(_) => {
-                self.net.forget_leader_client();
+                self.net.forget_reads_client();
                 return Err(Error::unavailable("the leader does not confirm a read in time"));
             }
         };
@@ -266,7 +264,7 @@ impl Running {
                     }
                 }
             };
-            self.reads.join(READ_ROUNDS_MAX, round).await?
+            self.reads.join(round).await?
         };
         self.wait_applied(id.index).await
     }

@@ -1,4 +1,4 @@
-//! Linearizable reads share quorum rounds: all that arrive while rounds are under way wait for the next one together.
+//! Linearizable reads share quorum rounds: all that arrive while one is under way wait for the next one together.
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,23 +18,23 @@ pub(super) struct ReadGate<T> {
 
 #[derive(Debug)]
 struct Inner<T> {
-    rounds: usize,
+    running: bool,
     waiting: Vec<oneshot::Sender<Result<T>>>,
 }
 
 impl<T> Default for ReadGate<T> {
     fn default() -> Self {
-        ReadGate { inner: Mutex::new(Inner { rounds: 0, waiting: Vec::new() }) }
+        ReadGate { inner: Mutex::new(Inner { running: false, waiting: Vec::new() }) }
     }
 }
 
 impl<T: Clone + Send + 'static> ReadGate<T> {
-    /// What is found by a round that begins after this call; at most `most` rounds are under way at once.
+    /// What is found by a round that begins after this call; one round is under way at a time.
     ///
     /// One loop runs many rounds, so `round` must not remember what may change from one to the next.
     ///
     /// *Errors*: the round's. *Cancel safety*: a caller that gives up does not disturb the others.
-    pub(super) async fn join<F, R>(self: &Arc<Self>, most: usize, round: F) -> Result<T>
+    pub(super) async fn join<F, R>(self: &Arc<Self>, round: F) -> Result<T>
     where
         F: Fn() -> R + Send + 'static,
         R: Future<Output = Result<T>> + Send,
@@ -43,9 +43,7 @@ impl<T: Clone + Send + 'static> ReadGate<T> {
         let start = {
             let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
             inner.waiting.push(tell);
-            let start = inner.rounds < most;
-            inner.rounds += usize::from(start);
-            start
+            !std::mem::replace(&mut inner.running, true)
         };
         if start {
             let this = self.clone();
@@ -67,7 +65,7 @@ impl<T: Clone + Send + 'static> ReadGate<T> {
             let waiting = {
                 let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
                 if inner.waiting.is_empty() {
-                    inner.rounds -= 1;
+                    inner.running = false;
                     return;
                 }
                 std::mem::take(&mut inner.waiting)
@@ -104,7 +102,7 @@ mod tests {
                         Ok(number)
                     }
                 };
-                gate.join(1, round).await.expect("a round")
+                gate.join(round).await.expect("a round")
             })
         };
         let first = join();

@@ -137,13 +137,13 @@ pub(crate) struct Net {
     pub(crate) resolver: Arc<Resolver>,
     /// Longest wait for an answer to replication before the connection is given up.
     pub(crate) append_timeout: Duration,
-    /// Connection a follower asks for read indexes on.
+    /// Connection that reads are confirmed on: a follower's to its leader, a leader's to its witness.
     pub(crate) reads: Mutex<Option<(u64, RaftClient<Channel>)>>,
 }
 
 impl Net {
-    /// A client of the leader, kept between calls.
-    pub(crate) async fn leader_client(&self, id: u64, address: &str) -> Result<RaftClient<Channel>> {
+    /// A client of the member that confirms reads, kept between calls.
+    pub(crate) async fn reads_client(&self, id: u64, address: &str) -> Result<RaftClient<Channel>> {
         let known = self.reads.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some((known, client)) = known
             && known == id
@@ -156,7 +156,7 @@ impl Net {
     }
 
     /// After a failure: the next call connects anew.
-    pub(crate) fn forget_leader_client(&self) {
+    pub(crate) fn forget_reads_client(&self) {
         *self.reads.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }

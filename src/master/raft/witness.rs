@@ -81,7 +81,7 @@ impl Running {
         let term = match tokio::time::timeout(ANSWER, self.ask_word(member)).await {
             Ok(Some(term)) => term,
             Ok(None) | Err(_) => {
-                self.net.forget_leader_client();
+                self.net.forget_reads_client();
                 self.witness.failed(&voters);
                 return None;
             }
@@ -91,7 +91,7 @@ impl Running {
 
     async fn ask_word(&self, member: u64) -> Option<u64> {
         let node = self.net.book.get(member)?;
-        let mut client = self.net.leader_client(member, &node.raft_address).await.ok()?;
+        let mut client = self.net.reads_client(member, &node.raft_address).await.ok()?;
         let request = wire::VouchRequest { header: Some(self.net.me.header(member)) };
         let answer = client.vouch(request).await.ok()?.into_inner();
         self.net.me.check(answer.header.as_ref(), &self.net.peers).ok()?;
