@@ -14,6 +14,8 @@ export CC := ccache gcc
 export CXX := ccache g++
 export CARGO_TERM_COLOR ?= auto
 
+# Where rustup puts what `needs` installs.
+export PATH := $(PATH):$(HOME)/.cargo/bin
 CARGO := cargo
 EVERYTHING := --release --locked --workspace --all-targets
 TOOLS := $(JINDOFS_CACHE)/tools

@@ -56,7 +56,9 @@ pub(crate) fn walk<'n>(view: &dyn View, names: impl Iterator<Item = &'n [u8]>) -
     let mut names = names.peekable();
     while let Some(name) = names.next() {
         let last = names.peek().is_none();
-        match rows::entry(view, rows::content(view, at)?, name)? {
+        let content = rows::content(view, at)?;
+        let entry = if last { rows::entry(view, content, name)? } else { rows::entry_passed(view, content, name)? };
+        match entry {
             None => return Ok(Reach::Missing { directory: at, name: Bytes::copy_from_slice(name), last }),
             Some(entry) => {
                 if !last && entry.r#type() != FileType::Directory {

@@ -16,6 +16,11 @@ pub(crate) fn read<M: Message + Default>(view: &dyn View, table: Table, key: &[u
     view.get(table, key)?.map(|value| decode(table, key, value)).transpose()
 }
 
+/// As [`read`], for a row that many requests pass.
+fn read_common<M: Message + Default>(view: &dyn View, table: Table, key: &[u8]) -> Result<Option<M>, StoreError> {
+    view.get_common(table, key)?.map(|value| decode(table, key, value)).transpose()
+}
+
 /// Decodes a row. A row that does not decode is damage: the node must stop.
 pub(crate) fn decode<M: Message + Default>(table: Table, key: &[u8], value: Bytes) -> Result<M, StoreError> {
     M::decode(value).map_err(|error| {
@@ -68,7 +73,8 @@ pub(crate) fn content(view: &dyn View, id: u64) -> Result<u64, StoreError> {
     if id != ROOT_INODE {
         return Ok(id);
     }
-    Ok(inode(view, id)?.map_or(id, |row| content_of(id, &row)))
+    let row: Option<InodeRow> = read_common(view, Table::Inode, &keys::id(id))?;
+    Ok(row.map_or(id, |row| content_of(id, &row)))
 }
 
 /// The dentry row, which may be a tombstone.
@@ -79,6 +85,12 @@ pub(crate) fn dentry(view: &dyn View, content: u64, name: &[u8]) -> Result<Optio
 /// The entry, not a tombstone.
 pub(crate) fn entry(view: &dyn View, content: u64, name: &[u8]) -> Result<Option<DentryRow>, StoreError> {
     Ok(dentry(view, content, name)?.filter(|row| row.inode != 0))
+}
+
+/// As [`entry`], for a directory on the way to something else.
+pub(crate) fn entry_passed(view: &dyn View, content: u64, name: &[u8]) -> Result<Option<DentryRow>, StoreError> {
+    let row: Option<DentryRow> = read_common(view, Table::Dentry, &keys::dentry(content, name))?;
+    Ok(row.filter(|row| row.inode != 0))
 }
 
 /// The counters.

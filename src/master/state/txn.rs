@@ -73,6 +73,12 @@ pub trait View {
     /// The value at `key`.
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError>;
 
+    /// As [`View::get`], for a row that many requests read, such as a directory on the way to what they ask for: worth
+    /// being remembered.
+    fn get_common(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        self.get(table, key)
+    }
+
     /// Up to `limit` rows whose key begins with `prefix` and is greater than `after` (a whole key; empty for all), in
     /// key order.
     fn scan(&self, table: Table, prefix: &[u8], after: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, StoreError>;

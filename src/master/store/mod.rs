@@ -106,8 +106,10 @@ impl Store {
         if batch.is_empty() {
             return Ok(());
         }
+        self.hot.begin_commit();
         self.db.write_opt(batch, &options::write()).map_err(|error| self.fail("write to", &error))?;
-        txn.remember();
+        txn.tell(&self.hot);
+        self.hot.end_commit();
         Ok(())
     }
 
@@ -155,12 +157,16 @@ impl Store {
 
     /// As [`Store::get`], for the one writer.
     fn get_hot(&self, table: Table, key: &[u8]) -> Result<Option<bytes::Bytes>, StoreError> {
-        if let Some(value) = self.hot.get(table, key) {
+        if table == Table::Dentry {
+            // The writer mostly asks for names that are not there yet.
+            return self.get(table, key);
+        }
+        if let Some(value) = self.hot.newest(table, key) {
             return Ok(Some(value));
         }
         let found = self.get(table, key)?;
         if let Some(value) = &found {
-            self.hot.read(table, key, value);
+            self.hot.remember(table, key, value, self.hot.last_commit());
         }
         Ok(found)
     }

@@ -25,7 +25,7 @@ impl Default for StoreOptions {
 
 /// Opens the database with every table.
 pub(super) fn open(dir: &Path, options: &StoreOptions) -> Result<DB, rocksdb::Error> {
-    let cache = Cache::new_lru_cache(options.block_cache_bytes);
+    let cache = Cache::new_hyper_clock_cache(options.block_cache_bytes, 0);
     let families = Table::ALL.map(|table| ColumnFamilyDescriptor::new(table.name(), family(table, options, &cache)));
     // RocksDB insists on a family of this name; it stays empty.
     let unused = ColumnFamilyDescriptor::new("default", family(Table::Meta, options, &cache));
@@ -60,6 +60,7 @@ fn family(table: Table, options: &StoreOptions, cache: &Cache) -> Options {
     blocks.set_bloom_filter(10.0, false);
     blocks.set_optimize_filters_for_memory(true);
     blocks.set_format_version(5);
+    blocks.set_data_block_index_type(rocksdb::DataBlockIndexType::BinaryAndHash);
 
     let mut family = Options::default();
     family.set_block_based_table_factory(&blocks);
@@ -67,7 +68,7 @@ fn family(table: Table, options: &StoreOptions, cache: &Cache) -> Options {
     family.set_level_compaction_dynamic_level_bytes(true);
     family.set_target_file_size_base(32 << 20);
     // Small tables get small arenas; the bound over all of them is the write buffer manager's.
-    let large = matches!(table, Table::Dentry | Table::Inode | Table::Reply);
+    let large = matches!(table, Table::Dentry | Table::Inode | Table::Session);
     family.set_write_buffer_size(if large { options.write_buffer_bytes } else { options.write_buffer_bytes / 8 });
     family.set_arena_block_size(if large { 1 << 20 } else { 64 << 10 });
     family.set_max_write_buffer_number(3);

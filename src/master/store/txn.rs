@@ -7,6 +7,7 @@ use bytes::Bytes;
 use rocksdb::{ReadOptions, WriteBatch};
 
 use super::Store;
+use super::hot::Hot;
 use super::scan::{Cursor, behind};
 use crate::master::state::{StoreError, Table, Txn, View};
 
@@ -52,10 +53,10 @@ impl<'s> StoreTxn<'s> {
     }
 
     /// After the changes were written: what is remembered of their rows is renewed.
-    pub(super) fn remember(&self) {
-        for table in [Table::Inode, Table::Session] {
+    pub(super) fn tell(&self, hot: &Hot) {
+        for table in Hot::TABLES {
             for (key, change) in self.of(table) {
-                self.store.hot.committed(table, key, change.as_ref());
+                hot.committed(table, key, change.as_ref());
             }
         }
     }

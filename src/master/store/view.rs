@@ -13,14 +13,16 @@ pub struct StoreView<'s> {
     /// Read options that see the snapshot; made once, as a path is many reads.
     reads: ReadOptions,
     snapshot: SnapshotWithThreadMode<'s, DB>,
+    /// The last commit in it, unless one was under way when it was taken.
+    seen: Option<u64>,
 }
 
 impl<'s> StoreView<'s> {
     pub(super) fn new(store: &'s Store) -> StoreView<'s> {
-        let snapshot = store.db.snapshot();
+        let (snapshot, seen) = store.hot.seen(|| store.db.snapshot());
         let mut reads = ReadOptions::default();
         reads.set_snapshot(&snapshot);
-        StoreView { store, reads, snapshot }
+        StoreView { store, reads, snapshot, seen }
     }
 
     /// Read options that see this view.
@@ -37,6 +39,18 @@ impl View for StoreView<'_> {
             Ok(found) => Ok(found.map(|value| Bytes::copy_from_slice(&value))),
             Err(error) => Err(self.store.fail("read from", &error)),
         }
+    }
+
+    fn get_common(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        let Some(seen) = self.seen else { return self.get(table, key) };
+        if let Some(value) = self.store.hot.at(table, key, seen) {
+            return Ok(Some(value));
+        }
+        let found = self.get(table, key)?;
+        if let Some(value) = &found {
+            self.store.hot.remember(table, key, value, seen);
+        }
+        Ok(found)
     }
 
     fn scan(&self, table: Table, prefix: &[u8], after: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
