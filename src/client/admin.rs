@@ -5,8 +5,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::join_all;
 use jindofs_proto::v1::{
-    DigestRequest, DigestResponse, ProvisionRequest, ProvisionResponse, SnapshotRequest, SnapshotResponse,
-    StatusRequest, StatusResponse, TransferLeaderRequest,
+    AddMembersRequest, CanRestartRequest, DigestRequest, DigestResponse, PromoteMemberRequest, ProvisionRequest,
+    ProvisionResponse, RemoveMembersRequest, SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse,
+    TransferLeaderRequest,
 };
 
 use crate::error::Result;
@@ -77,4 +78,45 @@ pub async fn provision(
 pub async fn transfer_leader(channel: &MasterChannel, target: u64) -> Result<u64> {
     let send = |to| async move { admin(to).transfer_leader(TransferLeaderRequest { target }).await };
     Ok(channel.call_leader("transfer leadership", send).await?.leader_id)
+}
+
+/// Lets masters join at these Raft addresses, as learners that stay so or as voters. Repeated it changes nothing.
+///
+/// *Errors*: `InvalidArgument`, `FailedPrecondition`; those of the channel.
+pub async fn add_members(channel: &MasterChannel, addresses: &[String], learners: bool) -> Result<Vec<String>> {
+    let request = AddMembersRequest { raft_addresses: addresses.to_vec(), learners };
+    let send = |to| {
+        let request = request.clone();
+        async move { admin(to).add_members(request).await }
+    };
+    Ok(channel.call_leader("add masters", send).await?.expected)
+}
+
+/// Removes members, by id or by Raft address. Recorded when this returns; whoever leads carries it out.
+///
+/// *Errors*: `NotFound`, `FailedPrecondition`; those of the channel.
+pub async fn remove_members(channel: &MasterChannel, ids: &[u64], addresses: &[String]) -> Result<Vec<String>> {
+    let request = RemoveMembersRequest { member_ids: ids.to_vec(), raft_addresses: addresses.to_vec() };
+    let send = |to| {
+        let request = request.clone();
+        async move { admin(to).remove_members(request).await }
+    };
+    Ok(channel.call_leader("remove masters", send).await?.expected)
+}
+
+/// Lets a learner become a voter.
+///
+/// *Errors*: `NotFound`, `FailedPrecondition`; those of the channel.
+pub async fn promote_member(channel: &MasterChannel, member_id: u64) -> Result<()> {
+    let send = |to| async move { admin(to).promote_member(PromoteMemberRequest { member_id }).await };
+    channel.call_leader("promote a learner", send).await.map(|_| ())
+}
+
+/// Why a member must not be restarted now; `None` if it may.
+///
+/// *Errors*: `NotFound`; those of the channel.
+pub async fn must_not_restart(channel: &MasterChannel, member_id: u64) -> Result<Option<String>> {
+    let send = |to| async move { admin(to).can_restart(CanRestartRequest { member_id }).await };
+    let answer = channel.call_leader("ask whether a master may restart", send).await?;
+    Ok((!answer.yes).then_some(answer.reason))
 }

@@ -30,6 +30,12 @@ struct Slot {
     wanted_down: bool,
 }
 
+impl Slot {
+    fn new(spec: Spec) -> Slot {
+        Slot { spec, child: None, ended: None, started: Instant::now(), wanted_down: true }
+    }
+}
+
 /// What all threads share.
 #[derive(Debug)]
 pub(super) struct Table {
@@ -56,8 +62,7 @@ struct Request {
 impl Children {
     /// Starts the thread; no process yet.
     pub(super) fn new(dir: PathBuf, binary: PathBuf, supervise: bool, specs: Vec<Spec>) -> Result<Children> {
-        let slot = |spec| Slot { spec, child: None, ended: None, started: Instant::now(), wanted_down: true };
-        let slots = Mutex::new(specs.into_iter().map(slot).enumerate().collect());
+        let slots = Mutex::new(specs.into_iter().map(Slot::new).enumerate().collect());
         let table = Arc::new(Table { dir, binary, supervise, cluster: Mutex::default(), slots });
         let (requests, inbox) = mpsc::sync_channel::<Request>(64);
         let shared = Arc::clone(&table);
@@ -71,6 +76,13 @@ impl Children {
             }
         })?;
         Ok(Children { table, requests: Some(requests), thread: Some(thread) })
+    }
+
+    /// Takes in one more process, which is down.
+    pub(super) fn add(&self, spec: Spec) {
+        let mut slots = self.table.slots();
+        let index = slots.len();
+        slots.insert(index, Slot::new(spec));
     }
 
     /// Starts a process that is down.

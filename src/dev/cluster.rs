@@ -75,6 +75,18 @@ impl DevCluster {
         rpc::add_mounts(self.masters(), ufs, &self.options.ufs_options, self.options.patience)
     }
 
+    /// Starts one more master, empty: it joins once `jindoctl cluster add` has named its Raft address. Its name.
+    pub fn add_master(&self) -> Result<String> {
+        let masters: Vec<DevProcess> = self.file().processes.into_iter().filter(|one| one.role == "master").collect();
+        let peers: Vec<String> = masters.iter().filter_map(|one| one.raft.clone()).collect();
+        let spec = specs::one_more_master(&self.options, masters.len(), &peers)?;
+        let name = spec.name.clone();
+        self.children.add(spec);
+        self.children.start(&name)?;
+        self.wait_answering(&name)?;
+        Ok(name)
+    }
+
     /// What runs where.
     pub fn file(&self) -> DevFile {
         self.children.file()

@@ -59,6 +59,11 @@ pub fn command() -> Command {
         .subcommand(Command::new("stop").about("Stops a cluster").arg(dir()))
         .subcommand(Command::new("status").about("Prints dev.json").arg(dir()))
         .subcommand(Command::new("restart").about("Starts one process again").arg(name()).arg(dir()))
+        .subcommand(
+            Command::new("add-master")
+                .about("Starts one more master, which joins when `jindoctl cluster add` names it")
+                .arg(dir()),
+        )
         .subcommand(Command::new("kill").about("Kills one process with SIGKILL").arg(name()).arg(dir()))
 }
 
@@ -80,6 +85,14 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         Some(("stop", found)) => control::send(&dir(found), "stop"),
         Some(("restart", found)) => control::send(&dir(found), &format!("restart {}", name(found))),
         Some(("kill", found)) => control::send(&dir(found), &format!("kill {}", name(found))),
+        Some(("add-master", found)) => {
+            control::send(&dir(found), "add-master")?;
+            let file = DevFile::read(&dir(found))?;
+            let added = file.processes.into_iter().rfind(|one| one.role == "master");
+            let added = added.ok_or_else(|| Error::internal("dev.json names no master"))?;
+            println!("{} waits at {}", added.name, added.raft.unwrap_or_default());
+            Ok(())
+        }
         Some(("status", found)) => {
             let file = DevFile::read(&dir(found))?;
             let text = serde_json::to_string_pretty(&file).map_err(|error| Error::internal(error.to_string()))?;

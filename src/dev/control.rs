@@ -39,6 +39,7 @@ pub(super) fn answer(cluster: &DevCluster, stream: UnixStream) -> Result<bool> {
         }
         "restart" => restart(cluster, name),
         "kill" => cluster.kill(name),
+        "add-master" => cluster.add_master().map(|_| ()),
         _ => Err(Error::invalid(format!("unknown command {verb}"))),
     };
     let reply = outcome.map_or_else(|error| format!("error {error}\n"), |()| "ok\n".to_owned());

@@ -48,6 +48,13 @@ pub(super) fn all(options: &DevOptions) -> Result<Vec<Spec>> {
     Ok(specs)
 }
 
+/// One more master, which joins where `peers` are once it is expected there.
+pub(super) fn one_more_master(options: &DevOptions, number: usize, peers: &[String]) -> Result<Spec> {
+    let (grpc, raft, http) = (Port::any()?, Port::any()?, Port::any()?);
+    let peers: Vec<String> = peers.iter().cloned().chain([raft.address()]).collect();
+    Ok(master(options, number, &peers.join(","), grpc, raft, http))
+}
+
 /// Where the memory level of a worker lies.
 pub(super) fn memory_dir(options: &DevOptions, number: usize) -> PathBuf {
     let place = crate::types::version_of(options.dir.as_os_str().as_encoded_bytes());

@@ -4,6 +4,7 @@ mod bad_input;
 mod disks;
 mod founding;
 mod leaders;
+mod members;
 mod network;
 mod power;
 mod retries;

@@ -1,13 +1,14 @@
 //! A cluster of real master processes in a temporary directory, and the conditions tests wait for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use jindofs::client::namespace::Namespace;
 use jindofs::config::ClientConfig;
 use jindofs::dev::{DevCluster, DevOptions};
-use jindofs_proto::v1::{DigestResponse, StatusResponse};
+use jindofs_proto::v1::{DigestResponse, Role, StatusResponse};
 
 use super::wait_for;
 
@@ -103,6 +104,26 @@ impl Cluster {
         })
     }
 
+    /// Waits until exactly these masters are voters and nobody else is in the group. Their ids, as the leader has them.
+    pub fn wait_voters(&self, names: &[String]) -> Vec<u64> {
+        let raft = |name: &String| self.dev.process(name).expect("a process").raft.expect("a master");
+        let wanted: BTreeSet<String> = names.iter().map(raft).collect();
+        wait_for(&format!("the voters are {names:?}"), PATIENCE, || {
+            let (leader, _) = self.leader()?;
+            let members = self.dev.status(&leader).ok()?.members;
+            let voters = members.iter().filter(|member| member.role() != Role::Learner);
+            let found: BTreeSet<String> = voters.map(|member| member.raft_address.clone()).collect();
+            (found == wanted && members.len() == wanted.len()).then(|| members.iter().map(|member| member.id).collect())
+        })
+    }
+
+    /// Runs `jindoctl` against all masters.
+    pub fn jindoctl(&self, arguments: &[&str]) -> Output {
+        let masters = self.dev.masters().join(",");
+        let mut command = Command::new(binary("jindoctl"));
+        command.args(["--masters", &masters]).args(arguments).output().expect("jindoctl runs")
+    }
+
     /// Member id a running master has now.
     pub fn member_id(&self, name: &str) -> u64 {
         self.dev.status(name).ok().and_then(|status| status.self_).map_or(0, |own| own.id)
@@ -117,13 +138,16 @@ impl Cluster {
         String::from_utf8_lossy(&std::fs::read(path).expect("a log")).into_owned()
     }
 
-    /// C3: the replicas that run have equal checksums at an equal index. Clients must have paused.
+    /// C3: the members of the group have equal checksums at an equal index. Clients must have paused.
     pub async fn assert_digests_equal(&self) {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let digests = self.digests().await;
+            let (leader, _) = self.wait_leader();
+            let members = self.dev.status(&leader).map(|status| status.members).unwrap_or_default();
+            let members: Vec<String> = members.into_iter().map(|member| member.address).collect();
+            let digests = self.digests(&members).await;
             let newest = digests.iter().map(|one| one.index).max().unwrap_or(0);
-            if digests.len() == self.names().len() && digests.iter().all(|one| one.index == newest) {
+            if !digests.is_empty() && digests.len() == members.len() && digests.iter().all(|one| one.index == newest) {
                 for one in &digests[1..] {
                     assert_eq!(one.tables, digests[0].tables, "members {} and {}", digests[0].member_id, one.member_id);
                 }
@@ -133,11 +157,11 @@ impl Cluster {
         }
     }
 
-    async fn digests(&self) -> Vec<DigestResponse> {
+    async fn digests(&self, members: &[String]) -> Vec<DigestResponse> {
         let channel = self.client().channel().clone();
         let mut digests = Vec::new();
-        for address in self.dev.masters() {
-            let digest = jindofs::client::admin::digest(&channel, &address, 0, Duration::from_secs(10)).await;
+        for address in members {
+            let digest = jindofs::client::admin::digest(&channel, address, 0, Duration::from_secs(10)).await;
             digests.extend(digest);
         }
         digests

@@ -34,6 +34,11 @@ pub async fn wait_until(what: &str, deadline: Duration, mut condition: impl FnMu
     }
 }
 
+/// Lets time pass before a fault whose moment is part of the test. To wait for something, wait for it.
+pub fn after(delay: Duration) {
+    std::thread::sleep(delay);
+}
+
 /// A port that nobody listens on at this moment.
 pub fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");

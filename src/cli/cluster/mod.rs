@@ -1,6 +1,7 @@
 //! `jindoctl cluster`.
 
 mod digest;
+mod members;
 mod status;
 
 use std::process::ExitCode;
@@ -29,6 +30,20 @@ pub(super) enum Command {
         /// Member id.
         id: Option<u64>,
     },
+    /// Lets new masters join, and waits until they have. Start each with an empty directory and a member in its list.
+    Add(members::Add),
+    /// Removes masters, and waits until they are gone. Name as many that an odd number of voters is left.
+    Remove(members::Remove),
+    /// Makes a learner a voter.
+    Promote {
+        /// Member id.
+        id: u64,
+    },
+    /// Says whether a master may be restarted without losing the quorum. Exit code 1 if not.
+    CanRestart {
+        /// Member id.
+        id: u64,
+    },
     /// Founds the cluster; ask the first configured master. A retry must give the same uuid.
     Provision {
         /// Uuid that you have stored beforehand.
@@ -50,6 +65,19 @@ pub(super) async fn run(common: &Common, command: Command) -> Result<ExitCode> {
         Command::TransferLeader { id } => {
             let leader = admin::transfer_leader(&channel, id.unwrap_or(0)).await?;
             println!("member {leader} leads");
+        }
+        Command::Add(add) => members::add(&channel, add).await?,
+        Command::Remove(remove) => members::remove(&channel, remove).await?,
+        Command::Promote { id } => {
+            admin::promote_member(&channel, id).await?;
+            println!("member {id} becomes a voter as soon as it has caught up and the voters are an odd number");
+        }
+        Command::CanRestart { id } => {
+            if let Some(why) = admin::must_not_restart(&channel, id).await? {
+                println!("no: {why}");
+                return Ok(ExitCode::FAILURE);
+            }
+            println!("yes");
         }
         Command::Provision { uuid } => {
             let masters = common.masters();

@@ -103,6 +103,10 @@ impl Handle {
         })))
     }
 
+    pub(super) fn config(&self) -> &MasterConfig {
+        &self.0.config
+    }
+
     pub(crate) fn identity(&self) -> Option<Identity> {
         read(&self.0.identity)
     }
@@ -191,7 +195,7 @@ impl Handle {
         Error::unavailable(format!("this master is not serving yet: {}", self.phase()))
     }
 
-    fn must_run(&self) -> Result<Arc<Running>> {
+    pub(super) fn must_run(&self) -> Result<Arc<Running>> {
         self.running().ok_or_else(|| self.not_ready())
     }
 

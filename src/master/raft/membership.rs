@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jindofs_proto::raft::v1::{AdmitRequest, AdmitResponse, AnnounceRequest};
 use jindofs_proto::store::v1::command::Command as Kind;
@@ -25,6 +25,9 @@ const LAG_MAX: u64 = 200;
 /// no leader remembers it could hide; an idle cluster writes nothing.
 const WATERMARK_ENTRIES: u64 = 1_000;
 
+/// Most voters: more make every write slower and survive hardly more.
+pub(super) const VOTERS_MAX: usize = 7;
+
 /// How long to wait before asking again, for each reason to wait.
 const RETRY: Duration = Duration::from_millis(300);
 
@@ -37,23 +40,27 @@ pub(crate) fn node_of(member: &Member) -> Node {
 }
 
 /// The membership as openraft has it.
-struct Shape {
-    voters: BTreeSet<u64>,
-    nodes: BTreeMap<u64, Node>,
-    joint: bool,
-    matched: BTreeMap<u64, u64>,
+pub(super) struct Shape {
+    pub(super) voters: BTreeSet<u64>,
+    pub(super) nodes: BTreeMap<u64, Node>,
+    /// While two sets of voters count: the one to come.
+    pub(super) joint: Option<BTreeSet<u64>>,
+    pub(super) matched: BTreeMap<u64, u64>,
     last: u64,
     committed: u64,
 }
 
-fn shape(running: &Running) -> Shape {
+pub(super) fn shape(running: &Running) -> Shape {
     running.look(|m| {
         let membership = &m.membership_config;
         let matched = m.replication.iter().flatten();
         Shape {
             voters: membership.voter_ids().collect(),
             nodes: membership.nodes().map(|(id, node)| (*id, node.clone())).collect(),
-            joint: membership.membership().get_joint_config().len() > 1,
+            joint: match &membership.membership().get_joint_config()[..] {
+                [_, .., to] => Some(to.clone()),
+                _ => None,
+            },
             matched: matched.map(|(id, log_id)| (*id, log_id.map_or(0, |id| id.index))).collect(),
             last: m.last_log_index.unwrap_or(0),
             committed: m.local_committed.map_or(0, |id| id.index),
@@ -61,7 +68,15 @@ fn shape(running: &Running) -> Shape {
     })
 }
 
-fn members(running: &Running) -> Result<Vec<Member>> {
+/// How many of these members are heard and hold the log, the leader included.
+pub(super) fn sound(running: &Running, config: &MasterConfig, shape: &Shape, ids: impl Iterator<Item = u64>) -> usize {
+    let me = running.net.me.id;
+    let alive = |id: u64| running.net.peers.heard(id).is_some_and(|at| at.elapsed() < config.election_max * 2);
+    let current = |id: u64| shape.matched.get(&id).is_some_and(|matched| matched + LAG_MAX >= shape.last);
+    ids.filter(|id| *id == me || (alive(*id) && current(*id))).count()
+}
+
+pub(super) fn members(running: &Running) -> Result<Vec<Member>> {
     query::members(&running.machine.store().view())
 }
 
@@ -147,16 +162,8 @@ fn may_replace(running: &Running, config: &MasterConfig, known: &[Member], old: 
     if running.net.peers.heard(old.id).is_some_and(|at| at.elapsed() < silence) {
         return Err(format!("member {} was heard from less than {silence:?} ago", old.id));
     }
-    let others: Vec<u64> = shape.voters.iter().copied().filter(|id| *id != old.id).collect();
-    let me = running.net.me.id;
-    let current = others
-        .iter()
-        .filter(|id| **id == me || shape.matched.get(*id).is_some_and(|matched| matched + LAG_MAX >= shape.last));
-    let alive = others
-        .iter()
-        .filter(|id| **id == me || running.net.peers.heard(**id).is_some_and(|at: Instant| at.elapsed() < silence));
-    let majority = shape.voters.len() / 2 + 1;
-    if current.count().min(alive.count()) < majority {
+    let others = shape.voters.iter().copied().filter(|id| *id != old.id);
+    if sound(running, config, &shape, others) < shape.voters.len() / 2 + 1 {
         return Err(format!("no majority without member {} is caught up", old.id));
     }
     Ok(())
@@ -190,24 +197,41 @@ pub(crate) async fn propose(running: &Running, kind: Kind) -> Result<Answer> {
 /// One step towards the membership the records ask for. Called again and again while this member leads.
 pub(crate) async fn reconcile(running: &Arc<Running>) -> Result<()> {
     let shape = shape(running);
-    if shape.joint || running.leading().is_none() {
+    if running.leading().is_none() {
         return Ok(());
     }
+    if let Some(to) = shape.joint {
+        // An earlier leader began this change and did not live to end it: nobody else has one under way.
+        tracing::info!(from = ?shape.voters, ?to, "unfinished change of voters goes on");
+        return change(running.raft.change_membership(to, false).await);
+    }
     let known = members(running)?;
-    for member in known.iter().filter(|member| !member.retired && !shape.nodes.contains_key(&member.id)) {
+    for member in known.iter().filter(|m| !m.retired && !m.leaving && !shape.nodes.contains_key(&m.id)) {
         if replaced_by(&known, member.id).is_none() {
             tracing::info!(member = member.id, "learner added");
-            change(running.raft.add_learner(member.id, node_of(member), false).await)?;
-            return Ok(());
+            return change(running.raft.add_learner(member.id, node_of(member), false).await);
         }
     }
     if let Some(voters) = next_voters(running, &known, &shape).await {
+        if !voters.contains(&running.net.me.id) {
+            return step_aside(running, &voters, &shape).await;
+        }
         tracing::info!(from = ?shape.voters, to = ?voters, "voters change");
-        change(running.raft.change_membership(voters, false).await)?;
-        return Ok(());
+        return change(running.raft.change_membership(voters, false).await);
     }
     retire(running, &known, &shape).await?;
     record_watermarks(running, &known, &shape).await
+}
+
+/// A leader that has to go lets one of those who stay do it.
+async fn step_aside(running: &Running, voters: &BTreeSet<u64>, shape: &Shape) -> Result<()> {
+    let staying = voters.intersection(&shape.voters);
+    let Some(next) = staying.max_by_key(|id| shape.matched.get(id).copied().unwrap_or(0)) else {
+        return Err(Error::unavailable("no voter stays that could lead"));
+    };
+    let leader = running.transfer_leader(*next).await?;
+    tracing::info!(leader, "leadership handed over, to be removed");
+    Ok(())
 }
 
 fn change<T>(result: Result<T, impl std::fmt::Display>) -> Result<()> {
@@ -218,16 +242,18 @@ fn replaced_by(known: &[Member], id: u64) -> Option<&Member> {
     known.iter().find(|member| member.replaces == id && !member.retired)
 }
 
-/// The voters to change to, if any learner is ready.
+/// The voters to change to, if any has to go or any learner is ready.
 async fn next_voters(running: &Running, known: &[Member], shape: &Shape) -> Option<BTreeSet<u64>> {
-    let waiting =
-        known.iter().filter(|m| !m.retired && shape.nodes.contains_key(&m.id) && !shape.voters.contains(&m.id));
+    let leaving = |id: &u64| known.iter().any(|member| member.id == *id && member.leaving);
+    let staying: BTreeSet<u64> = shape.voters.iter().copied().filter(|id| !leaving(id)).collect();
+    let waiting = known.iter().filter(|m| !m.retired && !m.leaving && !m.learner);
+    let waiting = waiting.filter(|m| shape.nodes.contains_key(&m.id) && !shape.voters.contains(&m.id));
     let mut fresh = Vec::new();
     for member in waiting {
         if !is_ready(running, member, shape).await {
             continue;
         }
-        if shape.voters.contains(&member.replaces) {
+        if staying.contains(&member.replaces) {
             let mut voters = shape.voters.clone();
             voters.remove(&member.replaces);
             voters.insert(member.id);
@@ -236,11 +262,12 @@ async fn next_voters(running: &Running, known: &[Member], shape: &Shape) -> Opti
         fresh.push(member.id);
     }
     // An even number of voters survives no more than the odd one below it.
-    let room = (shape.voters.len() + fresh.len()).is_multiple_of(2);
-    if room {
+    fresh.truncate(VOTERS_MAX.saturating_sub(staying.len()));
+    if (staying.len() + fresh.len()).is_multiple_of(2) {
         fresh.pop();
     }
-    (!fresh.is_empty()).then(|| shape.voters.iter().copied().chain(fresh).collect())
+    let next: BTreeSet<u64> = staying.into_iter().chain(fresh).collect();
+    (!next.is_empty() && next != shape.voters).then_some(next)
 }
 
 /// Our own check, not openraft's: the learner holds the log, and its identity says so on its disk. A disk that votes
@@ -260,14 +287,15 @@ async fn is_ready(running: &Running, member: &Member, shape: &Shape) -> bool {
 async fn retire(running: &Running, known: &[Member], shape: &Shape) -> Result<()> {
     for member in known.iter().filter(|member| !member.retired && !shape.voters.contains(&member.id)) {
         let successor = replaced_by(known, member.id);
-        if successor.is_some_and(|successor| shape.voters.contains(&successor.id)) {
-            if shape.nodes.contains_key(&member.id) {
-                let gone = BTreeSet::from([member.id]);
-                change(running.raft.change_membership(ChangeMembers::RemoveNodes(gone), false).await)?;
-            }
-            propose(running, Kind::RetireMember(RetireMember { member_id: member.id })).await?;
-            tracing::info!(member = member.id, "member retired");
+        if !member.leaving && successor.is_none_or(|successor| !shape.voters.contains(&successor.id)) {
+            continue;
         }
+        if shape.nodes.contains_key(&member.id) {
+            let gone = BTreeSet::from([member.id]);
+            change(running.raft.change_membership(ChangeMembers::RemoveNodes(gone), false).await)?;
+        }
+        propose(running, Kind::RetireMember(RetireMember { member_id: member.id })).await?;
+        tracing::info!(member = member.id, "member retired");
     }
     Ok(())
 }

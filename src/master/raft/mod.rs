@@ -7,6 +7,7 @@ mod life;
 mod membership;
 mod network;
 mod node;
+mod operate;
 mod peers;
 mod read_gate;
 mod server;

@@ -163,6 +163,9 @@ impl StateMachine {
                     Some(state::apply(&mut txn, entry.log_id.index, &command).map_err(broken)?)
                 }
                 EntryPayload::Membership(membership) => {
+                    if membership.get_joint_config().len() > 1 {
+                        failpoint_io("members.joint")?;
+                    }
                     let stored = StoredMembership::new(Some(entry.log_id), membership);
                     txn.put(Table::Meta, MEMBERSHIP, types::stored_membership_to_wire(&stored).encode_to_vec());
                     None
@@ -259,7 +262,18 @@ fn remove_when_unused(store: Arc<Store>, dir: PathBuf) {
 }
 
 fn changes_members(command: &Command) -> bool {
-    matches!(command.command, Some(Kind::Found(_) | Kind::AdmitMember(_) | Kind::RecordBoot(_) | Kind::RetireMember(_)))
+    matches!(
+        command.command,
+        Some(
+            Kind::Found(_)
+                | Kind::AdmitMember(_)
+                | Kind::RecordBoot(_)
+                | Kind::RetireMember(_)
+                | Kind::ExpectMembers(_)
+                | Kind::RemoveMembers(_)
+                | Kind::PromoteMember(_)
+        )
+    )
 }
 
 fn read_applied(store: &Store) -> io::Result<(Option<LogId>, StoredMembership)> {

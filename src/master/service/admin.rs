@@ -3,8 +3,10 @@
 use super::{Parts, answer};
 use jindofs_proto::v1::admin_server::Admin;
 use jindofs_proto::v1::{
-    DigestRequest, DigestResponse, ProvisionRequest, ProvisionResponse, SnapshotRequest, SnapshotResponse,
-    StatusRequest, StatusResponse, TableDigest, TransferLeaderRequest, TransferLeaderResponse,
+    AddMembersRequest, AddMembersResponse, CanRestartRequest, CanRestartResponse, DigestRequest, DigestResponse,
+    PromoteMemberRequest, PromoteMemberResponse, ProvisionRequest, ProvisionResponse, RemoveMembersRequest,
+    RemoveMembersResponse, SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse, TableDigest,
+    TransferLeaderRequest, TransferLeaderResponse,
 };
 use tonic::{Request, Response, Status};
 
@@ -69,6 +71,34 @@ impl Admin for AdminService {
     ) -> Result<Response<TransferLeaderResponse>, Status> {
         let moved = self.0.handle.transfer_leader(request.into_inner().target).await;
         answer(moved.map(|leader_id| TransferLeaderResponse { leader_id }))
+    }
+
+    async fn add_members(&self, request: Request<AddMembersRequest>) -> Result<Response<AddMembersResponse>, Status> {
+        let request = request.into_inner();
+        let added = self.0.handle.add_members(request.raft_addresses, request.learners).await;
+        answer(added.map(|expected| AddMembersResponse { expected }))
+    }
+
+    async fn remove_members(
+        &self,
+        request: Request<RemoveMembersRequest>,
+    ) -> Result<Response<RemoveMembersResponse>, Status> {
+        let request = request.into_inner();
+        let removed = self.0.handle.remove_members(request.member_ids, request.raft_addresses).await;
+        answer(removed.map(|expected| RemoveMembersResponse { expected }))
+    }
+
+    async fn promote_member(
+        &self,
+        request: Request<PromoteMemberRequest>,
+    ) -> Result<Response<PromoteMemberResponse>, Status> {
+        let promoted = self.0.handle.promote_member(request.into_inner().member_id).await;
+        answer(promoted.map(|()| PromoteMemberResponse {}))
+    }
+
+    async fn can_restart(&self, request: Request<CanRestartRequest>) -> Result<Response<CanRestartResponse>, Status> {
+        let reason = self.0.handle.must_not_restart(request.into_inner().member_id).await;
+        answer(reason.map(|why| CanRestartResponse { yes: why.is_none(), reason: why.unwrap_or_default() }))
     }
 
     async fn snapshot(&self, request: Request<SnapshotRequest>) -> Result<Response<SnapshotResponse>, Status> {

@@ -3,7 +3,10 @@
 //! A member id is the log index of the entry that admitted it, so none is ever used twice; the founder is member 1.
 
 use jindofs_proto::store::v1::outcome::Outcome as Answer;
-use jindofs_proto::store::v1::{AdmitMember, ClusterRow, Found, Member, RecordBoot, RecordWatermarks, RetireMember};
+use jindofs_proto::store::v1::{
+    AdmitMember, ClusterRow, ExpectMembers, Found, Member, PromoteMember, RecordBoot, RecordWatermarks, RemoveMembers,
+    RetireMember,
+};
 
 use super::apply::done;
 use super::context::Ctx;
@@ -13,6 +16,9 @@ use crate::error::ErrorKind;
 
 /// Most member rows, retired ones included.
 pub(super) const MEMBERS_MAX: usize = 100_000;
+
+/// Most addresses masters are expected at.
+const EXPECTED_MAX: usize = 32;
 
 /// Founds the cluster. Repeated with the same uuid it changes nothing.
 pub(super) fn found(ctx: &mut Ctx<'_>, request: &Found) -> Step<Answer> {
@@ -30,8 +36,12 @@ pub(super) fn found(ctx: &mut Ctx<'_>, request: &Found) -> Step<Answer> {
         Some(_) => return refuse(ErrorKind::FailedPrecondition, "this cluster was founded with another uuid"),
         None => {}
     }
-    let row = ClusterRow { cluster_uuid: request.cluster_uuid.clone(), expected: request.expected.clone() };
-    rows::write(ctx.txn, Table::Meta, keys::CLUSTER, &row);
+    let row = ClusterRow {
+        cluster_uuid: request.cluster_uuid.clone(),
+        expected: request.expected.clone(),
+        ..ClusterRow::default()
+    };
+    put_cluster(ctx, &row);
     put(ctx, founder);
     Ok(done())
 }
@@ -54,8 +64,10 @@ pub(super) fn admit(ctx: &mut Ctx<'_>, request: &AdmitMember) -> Step<Answer> {
     if members.len() >= MEMBERS_MAX {
         return refuse(ErrorKind::ResourceExhausted, format!("the cluster has had {MEMBERS_MAX} members"));
     }
+    let learners = cluster(ctx.view())?.learners;
     let member = Member {
         id: ctx.index,
+        learner: learners.contains(&request.raft_address),
         incarnation: request.incarnation.clone(),
         raft_address: request.raft_address.clone(),
         grpc_address: request.grpc_address.clone(),
@@ -84,7 +96,8 @@ pub(super) fn record_boot(ctx: &mut Ctx<'_>, request: &RecordBoot) -> Step<Answe
     }
     member.boot = request.boot;
     member.boot_nonce = request.boot_nonce.clone();
-    if !request.raft_address.is_empty() {
+    if !request.raft_address.is_empty() && request.raft_address != member.raft_address {
+        expect_elsewhere(ctx, &member.raft_address, &request.raft_address)?;
         member.raft_address = request.raft_address.clone();
     }
     if !request.grpc_address.is_empty() {
@@ -116,6 +129,94 @@ pub(super) fn retire(ctx: &mut Ctx<'_>, request: &RetireMember) -> Step<Answer> 
         put(ctx, &member);
     }
     Ok(done())
+}
+
+/// Lets masters join at these addresses.
+pub(super) fn expect(ctx: &mut Ctx<'_>, request: &ExpectMembers) -> Step<Answer> {
+    let mut row = cluster(ctx.view())?;
+    for address in &request.raft_addresses {
+        let known = row.expected.contains(address);
+        if known && request.learners != row.learners.contains(address) {
+            return refuse(
+                ErrorKind::FailedPrecondition,
+                format!(
+                    "a master is already expected at {address}, as a {}",
+                    if request.learners { "voter" } else { "learner" }
+                ),
+            );
+        }
+        if !known {
+            row.expected.push(address.clone());
+            if request.learners {
+                row.learners.push(address.clone());
+            }
+        }
+    }
+    if row.expected.len() > EXPECTED_MAX {
+        return refuse(ErrorKind::ResourceExhausted, format!("more than {EXPECTED_MAX} masters would be expected"));
+    }
+    put_cluster(ctx, &row);
+    Ok(done())
+}
+
+/// Marks members that have to go, with whoever was to replace them, and forgets their addresses.
+pub(super) fn remove(ctx: &mut Ctx<'_>, request: &RemoveMembers) -> Step<Answer> {
+    let mut row = cluster(ctx.view())?;
+    let members = all(ctx.view())?;
+    let mut addresses = request.raft_addresses.clone();
+    for id in &request.member_ids {
+        match members.iter().find(|member| member.id == *id) {
+            None => return refuse(ErrorKind::NotFound, format!("member {id} does not exist")),
+            Some(member) if member.retired => {}
+            Some(member) => addresses.push(member.raft_address.clone()),
+        }
+    }
+    for address in &request.raft_addresses {
+        if !row.expected.contains(address) && !members.iter().any(|member| member.raft_address == *address) {
+            return refuse(ErrorKind::NotFound, format!("no master is known or expected at {address}"));
+        }
+    }
+    for member in members.into_iter().filter(|m| !m.retired && !m.leaving && addresses.contains(&m.raft_address)) {
+        put(ctx, &Member { leaving: true, ..member });
+    }
+    row.expected.retain(|address| !addresses.contains(address));
+    row.learners.retain(|address| !addresses.contains(address));
+    put_cluster(ctx, &row);
+    Ok(done())
+}
+
+/// A learner may become a voter.
+pub(super) fn promote(ctx: &mut Ctx<'_>, request: &PromoteMember) -> Step<Answer> {
+    let member = live(ctx.view(), request.member_id)?;
+    if member.leaving {
+        return refuse(ErrorKind::FailedPrecondition, format!("member {} is being removed", member.id));
+    }
+    let mut row = cluster(ctx.view())?;
+    row.learners.retain(|address| *address != member.raft_address);
+    put_cluster(ctx, &row);
+    put(ctx, &Member { learner: false, ..member });
+    Ok(done())
+}
+
+/// A member that moved is expected where it is now: there its disk may be lost one day.
+fn expect_elsewhere(ctx: &mut Ctx<'_>, from: &str, to: &str) -> Step {
+    let mut row = cluster(ctx.view())?;
+    let known = row.expected.iter().any(|address| address == to);
+    for list in [&mut row.expected, &mut row.learners] {
+        if let Some(address) = list.iter_mut().find(|address| *address == from && !known) {
+            to.clone_into(address);
+        }
+    }
+    put_cluster(ctx, &row);
+    Ok(())
+}
+
+fn cluster(view: &dyn View) -> Result<ClusterRow, StoreError> {
+    Ok(rows::read(view, Table::Meta, keys::CLUSTER)?.unwrap_or_default())
+}
+
+fn put_cluster(ctx: &mut Ctx<'_>, row: &ClusterRow) {
+    rows::write(ctx.txn, Table::Meta, keys::CLUSTER, row);
 }
 
 fn live(view: &dyn View, id: u64) -> Step<Member> {

@@ -99,6 +99,24 @@ impl Admin for Master {
     ) -> Result<Response<TransferLeaderResponse>, Status> {
         Err(Status::unimplemented(""))
     }
+    async fn add_members(&self, _: Request<AddMembersRequest>) -> Result<Response<AddMembersResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    async fn remove_members(
+        &self,
+        _: Request<RemoveMembersRequest>,
+    ) -> Result<Response<RemoveMembersResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    async fn promote_member(
+        &self,
+        _: Request<PromoteMemberRequest>,
+    ) -> Result<Response<PromoteMemberResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    async fn can_restart(&self, _: Request<CanRestartRequest>) -> Result<Response<CanRestartResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
     async fn snapshot(&self, _: Request<SnapshotRequest>) -> Result<Response<SnapshotResponse>, Status> {
         Err(Status::unimplemented(""))
     }

@@ -1,0 +1,149 @@
+//! What operators ask of the membership. Each wish is checked by the leader and recorded in the state; [`membership`]
+//! carries it out, also under the next leader.
+//!
+//! [`membership`]: super::membership
+
+use std::collections::BTreeSet;
+
+use jindofs_proto::store::v1::command::Command as Kind;
+use jindofs_proto::store::v1::{ExpectMembers, Member, PromoteMember, RemoveMembers};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::master::state::query;
+
+use super::handle::Handle;
+use super::membership::{Shape, VOTERS_MAX, members, propose, shape, sound};
+use super::node::Running;
+
+fn refuse<T>(why: impl Into<String>) -> Result<T> {
+    Err(Error::new(ErrorKind::FailedPrecondition, why))
+}
+
+impl Handle {
+    /// Lets masters join at these Raft addresses. Returns all that are expected now.
+    ///
+    /// *Errors*: `InvalidArgument` for what is no host:port, `FailedPrecondition` for more voters than are allowed.
+    pub async fn add_members(&self, addresses: Vec<String>, learners: bool) -> Result<Vec<String>> {
+        let running = self.leading_now().await?;
+        if addresses.is_empty() {
+            return Err(Error::invalid("no address is given: name the Raft host:port of each new master"));
+        }
+        for address in &addresses {
+            let port =
+                address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
+            if !matches!(port, Some(Ok(1..))) {
+                return Err(Error::invalid(format!(
+                    "{address:?} is no host:port: give the Raft address of the new master"
+                )));
+            }
+        }
+        let cluster = query::cluster(&running.machine.store().view())?.unwrap_or_default();
+        let voters = cluster.expected.iter().filter(|address| !cluster.learners.contains(address));
+        let voters: BTreeSet<&String> = if learners { voters.collect() } else { voters.chain(&addresses).collect() };
+        if voters.len() > VOTERS_MAX {
+            return refuse(format!("{} voters would be expected, {VOTERS_MAX} is the most", voters.len()));
+        }
+        propose(&running, Kind::ExpectMembers(ExpectMembers { raft_addresses: addresses, learners })).await?;
+        expected(&running)
+    }
+
+    /// Removes members. Returns the addresses that are expected now.
+    ///
+    /// *Errors*: `NotFound`; `FailedPrecondition` if too few voters would be left, an even number of them, or no majority
+    /// of them that is heard and caught up.
+    pub async fn remove_members(&self, ids: Vec<u64>, addresses: Vec<String>) -> Result<Vec<String>> {
+        let running = self.leading_now().await?;
+        if ids.is_empty() && addresses.is_empty() {
+            return Err(Error::invalid("nobody is named: give member ids or Raft addresses"));
+        }
+        let known = members(&running)?;
+        let named = |member: &Member| ids.contains(&member.id) || addresses.contains(&member.raft_address);
+        let going: BTreeSet<u64> =
+            known.iter().filter(|m| !m.retired && (m.leaving || named(m))).map(|m| m.id).collect();
+        self.may_remove(&running, &known, &going)?;
+        propose(&running, Kind::RemoveMembers(RemoveMembers { member_ids: ids, raft_addresses: addresses })).await?;
+        expected(&running)
+    }
+
+    fn may_remove(&self, running: &Running, known: &[Member], going: &BTreeSet<u64>) -> Result<()> {
+        let shape = shape(running);
+        let left: BTreeSet<u64> = shape.voters.difference(going).copied().collect();
+        if left.len() == shape.voters.len() {
+            return Ok(());
+        }
+        if left.is_empty() {
+            return refuse("no voter would be left");
+        }
+        let joining = known.iter().any(|m| !m.retired && !m.learner && !going.contains(&m.id) && !left.contains(&m.id));
+        if left.len().is_multiple_of(2) && !joining {
+            return refuse(format!(
+                "{} voters would be left, which survive no more losses than {}: name one more member, or add one first",
+                left.len(),
+                left.len() - 1
+            ));
+        }
+        let majority = left.len() / 2 + 1;
+        if sound(running, self.config(), &shape, left.iter().copied()) < majority {
+            return refuse(format!("no majority of the voters that stay ({left:?}) is heard and caught up"));
+        }
+        Ok(())
+    }
+
+    /// Lets a learner become a voter.
+    ///
+    /// *Errors*: `NotFound`, `FailedPrecondition` for one that is retired or being removed.
+    pub async fn promote_member(&self, id: u64) -> Result<()> {
+        let running = self.leading_now().await?;
+        propose(&running, Kind::PromoteMember(PromoteMember { member_id: id })).await.map(|_| ())
+    }
+
+    /// Why the member must not be restarted now; `None` if it may: a majority without it is heard and caught up, and
+    /// nobody is on the way in or out.
+    ///
+    /// *Errors*: `NotFound` for no member of the group.
+    pub async fn must_not_restart(&self, id: u64) -> Result<Option<String>> {
+        let running = self.leading_now().await?;
+        let shape = shape(&running);
+        if !shape.nodes.contains_key(&id) {
+            return Err(Error::new(ErrorKind::NotFound, format!("member {id} is not in the group")));
+        }
+        Ok(self.reason_to_wait(&running, &members(&running)?, &shape, id))
+    }
+
+    fn reason_to_wait(&self, running: &Running, known: &[Member], shape: &Shape, id: u64) -> Option<String> {
+        if !shape.voters.contains(&id) {
+            return None;
+        }
+        if shape.joint.is_some() {
+            return Some("the voters are being changed".to_owned());
+        }
+        let moving =
+            |m: &&Member| !m.retired && m.id != id && (m.leaving || (m.replaces != 0 && !shape.voters.contains(&m.id)));
+        if let Some(other) = known.iter().find(moving) {
+            return Some(format!("member {} is on its way {}", other.id, if other.leaving { "out" } else { "in" }));
+        }
+        let majority = shape.voters.len() / 2 + 1;
+        let others = shape.voters.iter().copied().filter(|other| *other != id);
+        let sound = sound(running, self.config(), shape, others);
+        (sound < majority).then(|| {
+            format!(
+                "without it {sound} of {} voters are heard and caught up, {majority} are needed",
+                shape.voters.len()
+            )
+        })
+    }
+
+    /// This member, while it leads and a quorum says so.
+    async fn leading_now(&self) -> Result<std::sync::Arc<Running>> {
+        let running = self.must_run()?;
+        if running.leading().is_none() {
+            return Err(running.not_leader());
+        }
+        running.read_barrier().await?;
+        Ok(running)
+    }
+}
+
+fn expected(running: &Running) -> Result<Vec<String>> {
+    Ok(query::cluster(&running.machine.store().view())?.unwrap_or_default().expected)
+}
