@@ -27,7 +27,7 @@ BENCH ?=
 .PHONY: help build demo test verify fix bench needs tools clean
 
 help:
-	@echo "make build   release binaries, linked as bin/jindofs and bin/jindoctl"
+	@echo "make build   release binaries, linked as bin/jindofs, bin/jindoctl and bin/jindofs-operator"
 	@echo "make demo    the whole cluster with a killed leader and a lost disk: watch it recover"
 	@echo "make test    all tests: real processes, kill -9, lost and broken disks"
 	@echo "make verify  formatting, lints, documentation, licences, spelling; changes nothing"
@@ -40,8 +40,8 @@ needs:
 build: needs
 	$(CARGO) build --release --locked --workspace --bins --examples
 	@mkdir -p bin
-	@ln -sf $(CARGO_TARGET_DIR)/release/jindofs $(CARGO_TARGET_DIR)/release/jindoctl bin/
-	@echo "built: bin/jindofs bin/jindoctl"
+	@ln -sf $(addprefix $(CARGO_TARGET_DIR)/release/,jindofs jindoctl jindofs-operator) bin/
+	@echo "built: bin/jindofs bin/jindoctl bin/jindofs-operator"
 
 demo: build
 	@deploy/demo/demo
@@ -64,6 +64,7 @@ verify: needs tools
 fix:
 	$(CARGO) fmt --all
 	$(CARGO) clippy $(EVERYTHING) --fix --allow-dirty --allow-staged
+	$(CARGO) run --release --locked -p jindofs-operator -- crd > deploy/crd.yaml
 
 bench: build
 	@deploy/demo/bench $(BENCH)
