@@ -21,14 +21,17 @@ EVERYTHING := --release --locked --workspace --all-targets
 TOOLS := $(JINDOFS_CACHE)/tools
 # `make test TEST=name` runs the tests whose name contains it.
 TEST ?=
+# What `make image` calls the image.
+IMAGE ?= localhost/jindofs:dev
 # `make bench BENCH="meta --seconds 2"` measures a part.
 BENCH ?=
 
-.PHONY: help build demo test verify fix bench needs tools clean
+.PHONY: help build demo image test verify fix bench needs tools clean
 
 help:
 	@echo "make build   release binaries, linked as bin/jindofs, bin/jindoctl and bin/jindofs-operator"
 	@echo "make demo    the whole cluster with a killed leader and a lost disk: watch it recover"
+	@echo "make image   bin/jindofs-image.tar: an OCI archive, made without Docker"
 	@echo "make test    all tests: real processes, kill -9, lost and broken disks"
 	@echo "make verify  formatting, lints, documentation, licences, spelling; changes nothing"
 	@echo "make fix     formatting and what lints can repair"
@@ -45,6 +48,9 @@ build: needs
 
 demo: build
 	@deploy/demo/demo
+
+image: build
+	@deploy/image/pack $(CARGO_TARGET_DIR)/release bin/jindofs-image.tar $(IMAGE)
 
 test: needs
 	$(CARGO) test $(EVERYTHING) -- --test-threads=2 $(TEST)

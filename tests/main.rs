@@ -3,6 +3,8 @@
 
 mod data;
 mod faults;
+mod image;
+mod operator;
 mod state;
 mod support;
 mod tidy;

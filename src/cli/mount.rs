@@ -18,7 +18,7 @@ pub(super) enum Command {
     Add {
         /// Absolute path in the namespace; made if it is missing.
         path: OsString,
-        /// local:///DIRECTORY or s3://BUCKET/PREFIX.
+        /// local:///DIRECTORY, s3://BUCKET/PREFIX or oss://BUCKET/PREFIX.
         uri: String,
         /// An option as KEY=VALUE; secrets as KEY=file:PATH, a path that masters and workers can read.
         #[arg(short = 'O', long = "option", value_name = "KEY=VALUE")]

@@ -2,8 +2,10 @@
 //!
 //! Every read is pinned to a version token: bytes of another version are never returned in its place.
 
+mod bucket;
 mod local;
 mod options;
+mod oss;
 mod registry;
 mod retry;
 mod s3;

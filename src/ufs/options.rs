@@ -16,6 +16,18 @@ const S3: &[(&str, bool)] = &[
     ("fs.s3.securityToken", true),
     ("fs.s3.virtualHostStyle", false),
 ];
+/// As [`S3`], of `oss://`.
+const OSS: &[(&str, bool)] = &[
+    ("fs.oss.endpoint", false),
+    ("fs.oss.accessKeyId", false),
+    ("fs.oss.accessKeySecret", true),
+    ("fs.oss.securityToken", true),
+    ("fs.oss.addressingStyle", false),
+    ("fs.oss.roleArn", false),
+    ("fs.oss.oidcProviderArn", false),
+    ("fs.oss.oidcTokenFile", false),
+    ("fs.oss.stsEndpoint", false),
+];
 /// Options of every object store: who its files belong to, as they know no owner.
 const OWNERS: &[&str] = &["fs.ufs.uid", "fs.ufs.gid", "fs.ufs.fileMode", "fs.ufs.dirMode"];
 
@@ -24,8 +36,35 @@ const OWNERS: &[&str] = &["fs.ufs.uid", "fs.ufs.gid", "fs.ufs.fileMode", "fs.ufs
 pub(super) enum Place {
     /// An absolute directory.
     Local(std::path::PathBuf),
-    /// A bucket and the prefix in it, without slashes at its ends.
-    S3 { bucket: String, prefix: String },
+    /// A bucket and the prefix in it, without slashes at its ends; the endpoint if the uri names it.
+    Bucket { store: Store, bucket: String, prefix: String, endpoint: Option<String> },
+}
+
+/// Kinds of object stores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Store {
+    /// Any with the protocol of S3.
+    S3,
+    /// Alibaba Cloud's.
+    Oss,
+}
+
+impl Store {
+    /// Its options: names, and whether each is a secret.
+    fn options(self) -> &'static [(&'static str, bool)] {
+        match self {
+            Store::S3 => S3,
+            Store::Oss => OSS,
+        }
+    }
+
+    /// The options that hold the key's id and its secret.
+    fn keys(self) -> (&'static str, &'static str) {
+        match self {
+            Store::S3 => ("fs.s3.accessKeyId", "fs.s3.accessKeySecret"),
+            Store::Oss => ("fs.oss.accessKeyId", "fs.oss.accessKeySecret"),
+        }
+    }
 }
 
 /// Owner and mode given to the entries of an object store.
@@ -44,7 +83,9 @@ pub fn validate(uri: &str, options: &Options) -> Result<()> {
     let place = parse(uri)?;
     let known: Vec<(&str, bool)> = match place {
         Place::Local(_) => Vec::new(),
-        Place::S3 { .. } => S3.iter().copied().chain(OWNERS.iter().map(|name| (*name, false))).collect(),
+        Place::Bucket { store, .. } => {
+            store.options().iter().copied().chain(OWNERS.iter().map(|name| (*name, false))).collect()
+        }
     };
     for (name, value) in options {
         let Some((_, secret)) = known.iter().find(|(one, _)| one == name) else {
@@ -58,45 +99,88 @@ pub fn validate(uri: &str, options: &Options) -> Result<()> {
             )));
         }
     }
-    if let Place::S3 { .. } = place {
-        for pair in [("fs.s3.accessKeyId", "fs.s3.accessKeySecret"), ("fs.s3.accessKeySecret", "fs.s3.accessKeyId")] {
-            if options.contains_key(pair.0) && !options.contains_key(pair.1) {
-                return Err(Error::invalid(format!("option {} is given without {}", pair.0, pair.1)));
+    if let Place::Bucket { store, endpoint, .. } = place {
+        let (id, secret) = store.keys();
+        for (one, other) in [(id, secret), (secret, id)] {
+            if options.contains_key(one) && !options.contains_key(other) {
+                return Err(Error::invalid(format!("option {one} is given without {other}")));
             }
         }
-        if let Some(endpoint) = options.get("fs.s3.endpoint")
-            && !["http://", "https://"].iter().any(|scheme| endpoint.starts_with(scheme))
-        {
-            return Err(Error::invalid(format!("fs.s3.endpoint={endpoint}: write http://HOST:PORT or https://HOST")));
+        match store {
+            Store::S3 => check_s3(options)?,
+            Store::Oss => drop(oss_endpoint(uri, endpoint, options)?),
         }
         owner(options)?;
     }
     Ok(())
 }
 
+fn is_url(endpoint: &str) -> bool {
+    ["http://", "https://"].iter().any(|scheme| endpoint.starts_with(scheme))
+}
+
+fn check_s3(options: &Options) -> Result<()> {
+    match options.get("fs.s3.endpoint") {
+        Some(endpoint) if !is_url(endpoint) => {
+            Err(Error::invalid(format!("fs.s3.endpoint={endpoint}: write http://HOST:PORT or https://HOST")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Endpoint of an `oss://` uri, as an URL: from its option, else from the uri. `https` unless it says otherwise.
+pub(super) fn oss_endpoint(uri: &str, named: Option<String>, options: &Options) -> Result<String> {
+    if let Some(style) = options.get("fs.oss.addressingStyle")
+        && !["virtual", "path", "cname"].contains(&style.as_str())
+    {
+        return Err(Error::invalid(format!("fs.oss.addressingStyle={style}: write virtual, path or cname")));
+    }
+    let endpoint = options.get("fs.oss.endpoint").cloned().or(named).ok_or_else(|| {
+        Error::invalid(format!(
+            "{uri}: option fs.oss.endpoint is missing, as in fs.oss.endpoint=oss-cn-beijing.aliyuncs.com"
+        ))
+    })?;
+    let host = endpoint.split_once("://").map_or(endpoint.as_str(), |(_, host)| host);
+    if host.is_empty() || host.contains('/') {
+        return Err(Error::invalid(format!("fs.oss.endpoint={endpoint}: write a host, without bucket or path")));
+    }
+    Ok(if is_url(&endpoint) { endpoint } else { format!("https://{endpoint}") })
+}
+
 /// Understands a uri.
 pub(super) fn parse(uri: &str) -> Result<Place> {
     let Some((scheme, rest)) = uri.split_once("://") else {
-        return Err(Error::invalid(format!("{uri:?} is no uri: write local:///DIRECTORY or s3://BUCKET/PREFIX")));
+        return Err(Error::invalid(format!(
+            "{uri:?} is no uri: write local:///DIRECTORY, s3://BUCKET/PREFIX or oss://BUCKET/PREFIX"
+        )));
     };
     match scheme {
         "local" if rest.starts_with('/') => Ok(Place::Local(rest.into())),
         "local" => Err(Error::invalid(format!("{uri}: the directory must be absolute, as in local:///data"))),
-        "s3" => {
-            let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-            if bucket.is_empty() {
-                return Err(Error::invalid(format!("{uri}: the bucket is missing, as in s3://BUCKET/PREFIX")));
-            }
-            let prefix = prefix.trim_matches('/');
-            if prefix.split('/').any(|part| matches!(part, "." | "..")) || prefix.contains("//") {
-                return Err(Error::invalid(format!("{uri}: the prefix must not hold '.', '..' or '//'")));
-            }
-            Ok(Place::S3 { bucket: bucket.to_owned(), prefix: prefix.to_owned() })
-        }
-        other => {
-            Err(Error::invalid(format!("{uri}: under-storage of scheme {other} is not supported: local and s3 are")))
-        }
+        "s3" => in_bucket(uri, Store::S3, rest),
+        "oss" => in_bucket(uri, Store::Oss, rest),
+        other => Err(Error::invalid(format!(
+            "{uri}: under-storage of scheme {other} is not supported: local, s3 and oss are"
+        ))),
     }
+}
+
+fn in_bucket(uri: &str, store: Store, rest: &str) -> Result<Place> {
+    let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+    // Names of OSS buckets have no dots: what follows one is the endpoint.
+    let (bucket, endpoint) = match (store, bucket.split_once('.')) {
+        (Store::Oss, Some((bucket, endpoint))) => (bucket, Some(endpoint.to_owned())),
+        _ => (bucket, None),
+    };
+    if bucket.is_empty() {
+        let scheme = uri.split(':').next().unwrap_or_default();
+        return Err(Error::invalid(format!("{uri}: the bucket is missing, as in {scheme}://BUCKET/PREFIX")));
+    }
+    let prefix = prefix.trim_matches('/');
+    if prefix.split('/').any(|part| matches!(part, "." | "..")) || prefix.contains("//") {
+        return Err(Error::invalid(format!("{uri}: the prefix must not hold '.', '..' or '//'")));
+    }
+    Ok(Place::Bucket { store, bucket: bucket.to_owned(), prefix: prefix.to_owned(), endpoint })
 }
 
 /// The value of an option, read from its file where it is one.
@@ -166,8 +250,31 @@ mod tests {
         assert!(refusal("s3://b", &[("fs.s3.end-point", "x")]).contains("fs.s3.endpoint"));
         assert!(refusal("s3://b", &[("fs.s3.endpoint", "host:9000")]).contains("http://"));
         assert!(refusal("s3://b", &[("fs.s3.accessKeyId", "id")]).contains("accessKeySecret"));
+        assert!(refusal("oss:///x", &[]).contains("oss://BUCKET"));
+        assert!(refusal("oss://b/x", &[]).contains("fs.oss.endpoint is missing"));
+        assert!(refusal("oss://b", &[("fs.oss.endpoint", "https://host/bucket")]).contains("without bucket"));
+        assert!(refusal("oss://b.host", &[("fs.oss.addressingStyle", "p")]).contains("virtual, path or cname"));
+        assert!(refusal("oss://b.host", &[("fs.oss.accessKeySecret", "x")]).contains("inline"));
         assert!(refusal("s3://b", &[("fs.ufs.fileMode", "9")]).contains("octal"));
         assert!(refusal("local:///x", &[("fs.s3.region", "x")]).contains("takes none"));
+    }
+
+    #[test]
+    fn the_endpoint_of_oss_comes_from_its_option_or_from_the_uri() {
+        let endpoint = |uri: &str, pairs: &[(&str, &str)]| {
+            let options = options(pairs);
+            let Place::Bucket { endpoint, bucket, prefix, .. } = parse(uri).expect("a place") else {
+                panic!("a bucket")
+            };
+            (bucket, prefix, oss_endpoint(uri, endpoint, &options).expect("an endpoint"))
+        };
+        let expected = |endpoint: &str| ("b".to_owned(), "d/e".to_owned(), endpoint.to_owned());
+        assert_eq!(endpoint("oss://b.oss-x.aliyuncs.com/d/e/", &[]), expected("https://oss-x.aliyuncs.com"));
+        assert_eq!(endpoint("oss://b/d/e", &[("fs.oss.endpoint", "http://h:1")]), expected("http://h:1"));
+        assert_eq!(
+            endpoint("oss://b/d/e", &[("fs.oss.endpoint", "oss-x-internal.aliyuncs.com")]).2,
+            "https://oss-x-internal.aliyuncs.com"
+        );
     }
 
     #[test]

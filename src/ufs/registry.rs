@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::options::{Place, parse, secrets_fingerprint};
-use super::{Options, Ufs, local::Local, retry::Retry, s3::S3, validate};
+use super::options::{Place, Store, oss_endpoint, parse, secrets_fingerprint};
+use super::{Options, Ufs, local::Local, oss, retry::Retry, s3, validate};
 use crate::error::Result;
 
 /// How long rotated secrets may go unnoticed.
@@ -34,7 +34,10 @@ impl Registry {
         let key = (uri.to_owned(), options.clone());
         let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = opened.get_mut(&key) {
-            if known.checked.elapsed() < SECRETS_FRESH || secrets_fingerprint(options) == known.secrets {
+            if known.checked.elapsed() < SECRETS_FRESH {
+                return Ok(known.ufs.clone());
+            }
+            if secrets_fingerprint(options) == known.secrets {
                 known.checked = Instant::now();
                 return Ok(known.ufs.clone());
             }
@@ -43,7 +46,13 @@ impl Registry {
         validate(uri, options)?;
         let ufs: Arc<dyn Ufs> = match parse(uri)? {
             Place::Local(root) => Arc::new(Retry(Local::new(root))),
-            Place::S3 { bucket, prefix } => Arc::new(Retry(S3::new(&bucket, &prefix, options)?)),
+            Place::Bucket { store: Store::S3, bucket, prefix, .. } => {
+                Arc::new(Retry(s3::open(&bucket, &prefix, options)?))
+            }
+            Place::Bucket { store: Store::Oss, bucket, prefix, endpoint } => {
+                let endpoint = oss_endpoint(uri, endpoint, options)?;
+                Arc::new(Retry(oss::open(&bucket, &prefix, &endpoint, options)?))
+            }
         };
         if opened.len() >= OPEN_MAX {
             opened.clear();

@@ -1,212 +1,30 @@
-//! `s3://bucket/prefix`: any S3-compatible object store, through `OpenDAL`.
+//! `s3://bucket/prefix`: any S3-compatible object store.
 
-use std::sync::Once;
-use std::time::Duration;
+use super::Options;
+use super::bucket::Bucket;
+use super::options::value;
+use crate::error::Result;
 
-use bytes::Bytes;
-use futures::TryStreamExt;
-use futures::future::BoxFuture;
-use opendal::layers::TimeoutLayer;
-use opendal::{EntryMode, Metadata, Operator};
-
-use super::options::{self, Options, Owner};
-use super::{Entry, Kind, Listing, Ufs, stale, tidy};
-use crate::error::{Error, ErrorKind, Result};
-
-/// Longest wait for an answer without a body.
-const TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest wait for the next bytes of a body.
-const IO_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// A prefix of a bucket.
-#[derive(Debug)]
-pub(super) struct S3 {
-    operator: Operator,
-    owner: Owner,
-    /// For people: endpoint and bucket.
-    place: String,
-}
-
-impl S3 {
-    pub(super) fn new(bucket: &str, prefix: &str, options: &Options) -> Result<S3> {
-        static CRYPTO: Once = Once::new();
-        CRYPTO.call_once(|| {
-            // Fails when there is one already, which is as good.
-            let _ = rustls::crypto::ring::default_provider().install_default();
-            opendal_http_transport_reqwest::install_default();
-        });
-        let option = |name| options::value(options, name);
-        let mut service = opendal::services::S3::default().bucket(bucket).root(&format!("/{prefix}"));
-        // Only what was given counts: never what lies about in the environment of a node.
-        service = service.disable_config_load().disable_ec2_metadata();
-        service = service.region(&option("fs.s3.region")?.unwrap_or_else(|| "us-east-1".to_owned()));
-        let endpoint = option("fs.s3.endpoint")?;
-        if let Some(endpoint) = &endpoint {
-            service = service.endpoint(endpoint);
-        }
-        if option("fs.s3.virtualHostStyle")?.as_deref() == Some("true") {
-            service = service.enable_virtual_host_style();
-        }
-        match (option("fs.s3.accessKeyId")?, option("fs.s3.accessKeySecret")?) {
-            (Some(id), Some(secret)) => service = service.access_key_id(&id).secret_access_key(&secret),
-            _ => service = service.skip_signature(),
-        }
-        if let Some(token) = option("fs.s3.securityToken")? {
-            service = service.session_token(&token);
-        }
-        let place = format!("bucket {bucket} at {}", endpoint.as_deref().unwrap_or("the default endpoint"));
-        let operator = Operator::new(service)
-            .map_err(|error| Error::invalid(format!("{place}: {error}")))?
-            .layer(TimeoutLayer::default().with_timeout(TIMEOUT).with_io_timeout(IO_TIMEOUT));
-        Ok(S3 { operator, owner: options::owner(options)?, place })
+/// The bucket, signed for with keys from options only. Nothing is contacted.
+pub(super) fn open(bucket: &str, prefix: &str, options: &Options) -> Result<Bucket> {
+    let option = |name| value(options, name);
+    let mut service = opendal::services::S3::default().bucket(bucket).root(&format!("/{prefix}"));
+    // Only what was given counts: never what lies about in the environment of a node.
+    service = service.disable_config_load().disable_ec2_metadata();
+    service = service.region(&option("fs.s3.region")?.unwrap_or_else(|| "us-east-1".to_owned()));
+    let endpoint = option("fs.s3.endpoint")?;
+    if let Some(endpoint) = &endpoint {
+        service = service.endpoint(endpoint);
     }
-
-    async fn list_now(&self, path: &[u8]) -> Result<Listing> {
-        let Some(path) = key_of(path) else { return Ok(Listing::default()) };
-        let prefix = if path.is_empty() { String::new() } else { format!("{path}/") };
-        let listed = async {
-            let mut lister = self.operator.lister(&prefix).await?;
-            let (mut entries, mut skipped) = (Vec::new(), 0);
-            while let Some(found) = lister.try_next().await? {
-                let Some(name) = found.path().strip_prefix(&prefix).filter(|name| !name.is_empty() && *name != "/")
-                else {
-                    continue;
-                };
-                let directory = name.ends_with('/');
-                let name = name.strip_suffix('/').unwrap_or(name);
-                match self.entry(name, found.metadata(), directory) {
-                    Some(entry) => entries.push(entry),
-                    None => skipped += 1,
-                }
-            }
-            Ok::<_, opendal::Error>((entries, skipped))
-        };
-        let (entries, skipped) = listed.await.map_err(|error| self.failed(&prefix, &error))?;
-        Ok(tidy(entries, skipped))
+    if option("fs.s3.virtualHostStyle")?.as_deref() == Some("true") {
+        service = service.enable_virtual_host_style();
     }
-
-    /// `None` for an object that could not be asked for by this name again, or that names no version of its content.
-    fn entry(&self, name: &str, metadata: &Metadata, directory: bool) -> Option<Entry> {
-        if name.trim() != name || name.contains('/') {
-            return None;
-        }
-        if directory || metadata.mode() == EntryMode::DIR {
-            return Some(self.directory(name));
-        }
-        let mtime =
-            metadata.last_modified().map_or(0, |time| i64::try_from(time.into_inner().as_nanosecond()).unwrap_or(0));
-        Some(Entry {
-            name: name.as_bytes().to_vec(),
-            kind: Kind::File,
-            size: metadata.content_length(),
-            mtime_ns: mtime,
-            token: metadata.etag()?.as_bytes().to_vec(),
-            mode: self.owner.file_mode,
-            uid: self.owner.uid,
-            gid: self.owner.gid,
-            symlink_target: Vec::new(),
-        })
+    match (option("fs.s3.accessKeyId")?, option("fs.s3.accessKeySecret")?) {
+        (Some(id), Some(secret)) => service = service.access_key_id(&id).secret_access_key(&secret),
+        _ => service = service.skip_signature(),
     }
-
-    /// A common prefix: nothing is known of it but its name.
-    fn directory(&self, name: &str) -> Entry {
-        Entry {
-            name: name.as_bytes().to_vec(),
-            kind: Kind::Directory,
-            size: 0,
-            mtime_ns: 0,
-            token: Vec::new(),
-            mode: self.owner.dir_mode,
-            uid: self.owner.uid,
-            gid: self.owner.gid,
-            symlink_target: Vec::new(),
-        }
+    if let Some(token) = option("fs.s3.securityToken")? {
+        service = service.session_token(&token);
     }
-
-    async fn stat_now(&self, path: &[u8]) -> Result<Option<Entry>> {
-        let Some(path) = key_of(path).filter(|path| !path.is_empty()) else { return Ok(None) };
-        let name = path.rsplit('/').next().unwrap_or_default();
-        // A directory wins over an object of its name, as in listings.
-        let prefix = format!("{path}/");
-        let mut lister =
-            self.operator.lister_with(&prefix).limit(1).await.map_err(|error| self.failed(path, &error))?;
-        if lister.try_next().await.map_err(|error| self.failed(path, &error))?.is_some() {
-            return Ok(Some(self.directory(name)));
-        }
-        match self.operator.stat(path).await {
-            Ok(metadata) => Ok(self.entry(name, &metadata, false)),
-            Err(error) if error.kind() == opendal::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(self.failed(path, &error)),
-        }
-    }
-
-    async fn read_now(&self, path: &[u8], token: &[u8], offset: u64, length: u64) -> Result<Bytes> {
-        let (Some(key), Ok(token)) = (key_of(path), std::str::from_utf8(token)) else { return Err(stale(path)) };
-        match self.operator.read_with(key).range(offset..offset.saturating_add(length)).if_match(token).await {
-            Ok(buffer) => Ok(buffer.to_bytes()),
-            Err(error) => match error.kind() {
-                opendal::ErrorKind::NotFound | opendal::ErrorKind::ConditionNotMatch => Err(stale(path)),
-                _ => Err(self.failed(key, &error)),
-            },
-        }
-    }
-
-    async fn check_now(&self) -> Result<()> {
-        let listed = async {
-            let mut lister = self.operator.lister_with("").limit(1).await?;
-            lister.try_next().await.map(drop)
-        };
-        let checked = tokio::time::timeout(TIMEOUT, listed).await;
-        let late = |_| Error::new(ErrorKind::Timeout, format!("{}: no answer: check fs.s3.endpoint", self.place));
-        checked.map_err(late)?.map_err(|error| self.failed("", &error))
-    }
-
-    fn failed(&self, path: &str, error: &opendal::Error) -> Error {
-        use opendal::ErrorKind as Theirs;
-        let (kind, hint) = match error.kind() {
-            Theirs::NotFound => (ErrorKind::NotFound, ": check that the bucket exists"),
-            _ if error.message().contains("NoSuchBucket") => (ErrorKind::NotFound, ": the bucket does not exist"),
-            Theirs::PermissionDenied => (ErrorKind::PermissionDenied, ": check access key and secret"),
-            Theirs::RateLimited => (ErrorKind::Unavailable, ""),
-            // A connection that cannot be made, or breaks, and what the store itself calls passing.
-            _ if error.is_temporary() => (ErrorKind::Unavailable, ": check fs.s3.endpoint"),
-            _ => (ErrorKind::UnderStorage, ""),
-        };
-        let at = if path.is_empty() { String::new() } else { format!("{path} in ") };
-        Error::new(kind, format!("under-storage {at}{}{hint}: {}", self.place, brief(error)))
-    }
-}
-
-/// The message of an error without its context, which may hold headers.
-fn brief(error: &opendal::Error) -> String {
-    let mut text = format!("{} ({})", error.message(), error.kind());
-    let mut cause = std::error::Error::source(error);
-    while let Some(next) = cause {
-        text = format!("{text}: {next}");
-        cause = next.source();
-    }
-    text.chars().take(600).collect()
-}
-
-/// Keys are UTF-8: nothing can lie under another path.
-fn key_of(path: &[u8]) -> Option<&str> {
-    std::str::from_utf8(path).ok().filter(|path| path.split('/').all(|name| name.trim() == name))
-}
-
-impl Ufs for S3 {
-    fn list<'a>(&'a self, path: &'a [u8]) -> BoxFuture<'a, Result<Listing>> {
-        Box::pin(self.list_now(path))
-    }
-
-    fn stat<'a>(&'a self, path: &'a [u8]) -> BoxFuture<'a, Result<Option<Entry>>> {
-        Box::pin(self.stat_now(path))
-    }
-
-    fn read<'a>(&'a self, path: &'a [u8], token: &'a [u8], offset: u64, length: u64) -> BoxFuture<'a, Result<Bytes>> {
-        Box::pin(self.read_now(path, token, offset, length))
-    }
-
-    fn check(&self) -> BoxFuture<'_, Result<()>> {
-        Box::pin(self.check_now())
-    }
+    Bucket::new(service, bucket, endpoint.as_deref(), "check fs.s3.endpoint", options)
 }

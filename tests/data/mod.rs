@@ -5,6 +5,7 @@ mod cache;
 mod faults;
 mod metadata;
 mod mount;
+mod oss;
 mod start;
 
 use std::path::{Path, PathBuf};

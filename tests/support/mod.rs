@@ -1,6 +1,7 @@
 //! What the tests share: waiting for conditions, seeds, clusters, clients under fault, a disk that forgets.
 
 pub mod cluster;
+pub mod oss;
 pub mod partition;
 pub mod powercut;
 pub mod s3;

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -16,7 +16,7 @@ use s3s::dto::{
     HeadBucketOutput, HeadObjectInput, HeadObjectOutput, ListObjectsV2Input, ListObjectsV2Output, Object,
     PutObjectInput, PutObjectOutput,
 };
-use s3s::service::S3ServiceBuilder;
+use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
 use s3s_fs::FileSystem;
 
@@ -148,21 +148,28 @@ impl S3 for Front {
     }
 }
 
+fn service(root: &Path, control: &Arc<Control>, guarded: bool) -> io::Result<S3Service> {
+    let inner = FileSystem::new(root).map_err(|error| io::Error::other(format!("{error:?}")))?;
+    let mut builder = S3ServiceBuilder::new(Front { inner, control: control.clone() });
+    if guarded {
+        builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
+    }
+    Ok(builder.build())
+}
+
 /// A running server; it ends with the runtime it was started on.
 #[derive(Debug, Clone)]
 pub struct S3Server {
     pub address: SocketAddr,
     pub control: Arc<Control>,
+    root: PathBuf,
 }
 
 impl S3Server {
     /// Serves the directories below `root` as buckets.
     pub async fn start(root: &Path, address: SocketAddr) -> io::Result<S3Server> {
         let control = Arc::new(Control::default());
-        let inner = FileSystem::new(root).map_err(|error| io::Error::other(format!("{error:?}")))?;
-        let mut builder = S3ServiceBuilder::new(Front { inner, control: control.clone() });
-        builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
-        let service = builder.build();
+        let service = service(root, &control, true)?;
         let listener = tokio::net::TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         tokio::spawn(async move {
@@ -175,7 +182,12 @@ impl S3Server {
                 });
             }
         });
-        Ok(S3Server { address, control })
+        Ok(S3Server { address, control, root: root.to_owned() })
+    }
+
+    /// The same buckets and the same control, for a front that has checked who asks.
+    pub fn unguarded(&self) -> io::Result<S3Service> {
+        service(&self.root, &self.control, false)
     }
 
     pub fn endpoint(&self) -> String {

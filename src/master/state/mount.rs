@@ -16,7 +16,7 @@ use crate::error::ErrorKind;
 use crate::types::{NsPath, ROOT_INODE};
 
 /// Schemes that can be mounted.
-const SCHEMES: [&str; 2] = ["local://", "s3://"];
+const SCHEMES: [&str; 3] = ["local://", "s3://", "oss://"];
 /// Longest uri, bytes.
 const URI_MAX: usize = 4096;
 /// Most bytes of all option names and values together.
@@ -142,7 +142,9 @@ fn check_uri(uri: &str) -> Step {
     }
     refuse(
         ErrorKind::InvalidArgument,
-        format!("uri {uri:?} cannot be mounted: it must be local:///DIRECTORY or s3://BUCKET/PREFIX"),
+        format!(
+            "uri {uri:?} cannot be mounted: it must be local:///DIRECTORY, s3://BUCKET/PREFIX or oss://BUCKET/PREFIX"
+        ),
     )
 }
 

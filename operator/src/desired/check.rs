@@ -1,0 +1,81 @@
+//! What is wrong with a Dataset or its runtime, found before anything is made of them.
+
+use super::{Input, masters, workers};
+use crate::crd::Mount;
+
+/// Most masters.
+const MASTERS_MAX: i32 = 7;
+/// Schemes that can be mounted.
+const SCHEMES: [&str; 3] = ["local://", "oss://", "s3://"];
+
+/// Something the user has to correct.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// One word, the reason of a condition.
+    pub reason: &'static str,
+    /// What is wrong, where, and what to write instead.
+    pub message: String,
+}
+
+impl Problem {
+    pub(super) fn new(reason: &'static str, message: impl Into<String>) -> Problem {
+        Problem { reason, message: message.into() }
+    }
+}
+
+/// Path of a mount in the namespace.
+pub(super) fn path(mount: &Mount) -> String {
+    match (&mount.path, &mount.name) {
+        (Some(path), _) if path.starts_with('/') => path.clone(),
+        (_, Some(name)) => format!("/{name}"),
+        _ => "/".to_owned(),
+    }
+}
+
+/// Everything that is wrong, the most important first.
+pub fn problems(input: &Input<'_>) -> Vec<Problem> {
+    let mut found = Vec::new();
+    let masters = masters::replicas(input);
+    if !(1..=MASTERS_MAX).contains(&masters) || masters % 2 == 0 {
+        found.push(Problem::new(
+            "InvalidMasterReplicas",
+            format!("master.replicas is {masters}: write 1, 3, 5 or 7, as an even number survives no more losses than the odd one below it"),
+        ));
+    }
+    for mount in &input.runtime.spec.master.volume_mounts {
+        if !input.runtime.spec.volumes.iter().any(|volume| volume.name == mount.name) {
+            found.push(Problem::new(
+                "UnknownVolume",
+                format!("master.volumeMounts names the volume {:?}, which is not in volumes", mount.name),
+            ));
+        }
+    }
+    if let Err(why) = workers::settings(input) {
+        found.push(Problem::new("InvalidTieredStore", why));
+    }
+    let mounts = &input.dataset.spec.mounts;
+    for mount in mounts {
+        if !SCHEMES.iter().any(|scheme| mount.mount_point.starts_with(scheme)) {
+            found.push(Problem::new(
+                "UnknownScheme",
+                format!(
+                    "mountPoint {:?} cannot be mounted: it must begin with one of {}",
+                    mount.mount_point,
+                    SCHEMES.join(", ")
+                ),
+            ));
+        }
+    }
+    for (number, mount) in mounts.iter().enumerate() {
+        let inside =
+            |a: &str, b: &str| a == b || b == "/" || a.strip_prefix(b).is_some_and(|rest| rest.starts_with('/'));
+        let (own, before) = (path(mount), &mounts[..number]);
+        if let Some(other) = before.iter().map(path).find(|other| inside(&own, other) || inside(other, &own)) {
+            found.push(Problem::new(
+                "OverlappingMounts",
+                format!("mounts at {own} and {other}: no mount may lie at or below another one's path"),
+            ));
+        }
+    }
+    found
+}

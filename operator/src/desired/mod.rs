@@ -1,0 +1,144 @@
+//! What a Dataset and its JindoRuntime ask of Kubernetes, as objects. Pure: the same input gives the same objects, and
+//! nothing is asked or changed.
+
+mod check;
+mod masters;
+mod names;
+mod pods;
+mod quantity;
+mod secrets;
+mod settings;
+mod workers;
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaimSpec, Service};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+
+pub use check::{Problem, problems};
+pub use names::{Names, Role};
+pub use secrets::options as mount_options;
+
+use crate::crd::{Dataset, JindoRuntime};
+
+/// Bytes of a block: no cache directory can be smaller.
+const BLOCK: u64 = 4 << 20;
+
+/// All that the objects follow from.
+#[derive(Debug)]
+pub struct Input<'a> {
+    /// The Dataset.
+    pub dataset: &'a Dataset,
+    /// Its runtime.
+    pub runtime: &'a JindoRuntime,
+    /// What everything is called.
+    pub names: Names,
+    /// The claim that the runtime names for metadata, if it exists: with several masters each gets one like it.
+    pub claim: Option<&'a PersistentVolumeClaimSpec>,
+    /// Image of a runtime that names none.
+    pub default_image: &'a str,
+}
+
+/// The objects of one runtime.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Objects {
+    /// Settings of all roles.
+    pub config: ConfigMap,
+    /// Host names of the masters.
+    pub service: Service,
+    /// Masters.
+    pub masters: StatefulSet,
+    /// How many masters must stay up.
+    pub budget: Option<PodDisruptionBudget>,
+    /// Workers.
+    pub workers: StatefulSet,
+}
+
+impl<'a> Input<'a> {
+    /// The input for a runtime and its Dataset.
+    pub fn new(dataset: &'a Dataset, runtime: &'a JindoRuntime, default_image: &'a str) -> Input<'a> {
+        let namespace = runtime.metadata.namespace.clone().unwrap_or_else(|| "default".to_owned());
+        let names = Names { namespace, name: runtime.metadata.name.clone().unwrap_or_default() };
+        Input { dataset, runtime, names, claim: None, default_image }
+    }
+
+    /// Image and pull policy.
+    fn image(&self) -> (String, Option<String>) {
+        let version = self.runtime.spec.jindo_version.clone().unwrap_or_default();
+        let image = match (version.image, version.image_tag) {
+            (Some(image), Some(tag)) if !image.is_empty() && !tag.is_empty() => format!("{image}:{tag}"),
+            (Some(image), _) if !image.is_empty() => image,
+            _ => self.default_image.to_owned(),
+        };
+        (image, version.image_pull_policy)
+    }
+
+    /// Settings of the whole runtime that a role understands by their prefix.
+    fn of_role(&self, prefix: &str) -> BTreeMap<String, String> {
+        let all = self.runtime.spec.properties.iter();
+        all.filter(|(key, _)| key.starts_with(prefix)).map(|(key, value)| (key.clone(), value.clone())).collect()
+    }
+
+    /// Config file of a role; empty if it cannot be made, which [`problems`] says.
+    fn file(&self, role: Role) -> String {
+        match role {
+            Role::Master => settings::toml(&masters::settings(self)),
+            Role::Worker => workers::settings(self).map(|all| settings::toml(&all)).unwrap_or_default(),
+        }
+    }
+
+    /// Changes with the settings of a role, and with nothing else.
+    fn fingerprint(&self, role: Role) -> String {
+        // FNV-1a: the same in every release, else an upgrade of the operator would restart all pods.
+        let fold = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        format!("{:016x}", self.file(role).bytes().fold(0xcbf2_9ce4_8422_2325, fold))
+    }
+}
+
+/// The objects.
+///
+/// *Errors*: what keeps them from being made; [`problems`] finds more than the first.
+pub fn objects(input: &Input<'_>) -> Result<Objects, Problem> {
+    if let Some(problem) = problems(input).into_iter().next() {
+        return Err(problem);
+    }
+    let workers = workers::stateful_set(input).map_err(|why| Problem::new("InvalidTieredStore", why))?;
+    let files = [Role::Master, Role::Worker].map(|role| (format!("{}.toml", role.word()), input.file(role)));
+    let config = ConfigMap {
+        metadata: input.names.meta(input.names.config(), None),
+        data: Some(files.into()),
+        ..ConfigMap::default()
+    };
+    Ok(Objects {
+        config,
+        service: masters::service(input),
+        masters: masters::stateful_set(input),
+        budget: masters::budget(input),
+        workers,
+    })
+}
+
+impl Objects {
+    /// As YAML documents, in the order they are made in.
+    ///
+    /// *Errors*: none are known; the types serialise.
+    pub fn yaml(&self) -> Result<String, serde_saphyr::ser::Error> {
+        let mut text = String::new();
+        let mut add = |document: Result<String, serde_saphyr::ser::Error>| {
+            text.push_str("---\n");
+            document.map(|document| text.push_str(&document))
+        };
+        add(serde_saphyr::to_string(&self.config))?;
+        add(serde_saphyr::to_string(&self.service))?;
+        add(serde_saphyr::to_string(&self.masters))?;
+        if let Some(budget) = &self.budget {
+            add(serde_saphyr::to_string(budget))?;
+        }
+        add(serde_saphyr::to_string(&self.workers))?;
+        Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,97 @@
+//! Names and labels of everything that belongs to one runtime. They are Fluid's, so that people and scripts find them.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+
+/// Who made an object.
+const MANAGER: &str = "jindofs-operator";
+
+/// What the objects of one runtime are called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Names {
+    /// Namespace of the runtime.
+    pub namespace: String,
+    /// Name of the runtime and of its Dataset.
+    pub name: String,
+}
+
+/// What a pod does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Keeps the namespace.
+    Master,
+    /// Keeps cached data.
+    Worker,
+}
+
+impl Role {
+    /// Argument of `jindofs`, and the last part of names.
+    pub fn word(self) -> &'static str {
+        match self {
+            Role::Master => "master",
+            Role::Worker => "worker",
+        }
+    }
+}
+
+impl Names {
+    /// `NAME-jindofs-ROLE`.
+    pub fn of(&self, role: Role) -> String {
+        format!("{}-jindofs-{}", self.name, role.word())
+    }
+
+    /// The ConfigMap with the settings of all roles.
+    pub fn config(&self) -> String {
+        format!("{}-jindofs-config", self.name)
+    }
+
+    /// Host name of a master, the same wherever its pod runs.
+    pub fn master_host(&self, ordinal: i32) -> String {
+        let service = self.of(Role::Master);
+        format!("{service}-{ordinal}.{service}.{}.svc", self.namespace)
+    }
+
+    /// `host:port` of every master.
+    pub fn masters(&self, replicas: i32, port: u16) -> String {
+        let all: Vec<String> = (0..replicas).map(|one| format!("{}:{port}", self.master_host(one))).collect();
+        all.join(",")
+    }
+
+    /// Labels that select the pods of a role.
+    pub fn selector(&self, role: Role) -> BTreeMap<String, String> {
+        let role = format!("jindofs-{}", role.word());
+        [("app", "jindofs"), ("release", &self.name), ("role", &role)].map(|(k, v)| (k.to_owned(), v.to_owned())).into()
+    }
+
+    /// As [`Names::selector`], where Kubernetes wants it wrapped.
+    pub fn label_selector(&self, role: Role) -> LabelSelector {
+        LabelSelector { match_labels: Some(self.selector(role)), ..LabelSelector::default() }
+    }
+
+    /// All labels of a role's objects and pods; of the runtime's without a role.
+    pub fn labels(&self, role: Option<Role>) -> BTreeMap<String, String> {
+        let mut labels = role.map_or_else(BTreeMap::new, |role| self.selector(role));
+        let id = format!("{}-{}", self.namespace, self.name);
+        let common = [
+            ("app", "jindofs"),
+            ("release", self.name.as_str()),
+            ("app.kubernetes.io/name", "jindofs"),
+            ("app.kubernetes.io/instance", self.name.as_str()),
+            ("app.kubernetes.io/managed-by", MANAGER),
+            ("fluid.io/dataset-id", id.as_str()),
+        ];
+        labels.extend(common.map(|(key, value)| (key.to_owned(), value.to_owned())));
+        labels
+    }
+
+    /// Metadata of an object of a role, or of the runtime.
+    pub fn meta(&self, name: String, role: Option<Role>) -> ObjectMeta {
+        ObjectMeta {
+            name: Some(name),
+            namespace: Some(self.namespace.clone()),
+            labels: Some(self.labels(role)),
+            ..ObjectMeta::default()
+        }
+    }
+}

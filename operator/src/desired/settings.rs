@@ -1,0 +1,48 @@
+//! Settings of the processes: what follows from the objects, and over it what the user wrote.
+
+use std::collections::BTreeMap;
+
+/// Port of the masters' client gRPC.
+pub(super) const MASTER_RPC: u16 = 8101;
+/// Port of the masters' Raft.
+pub(super) const MASTER_RAFT: u16 = 8103;
+/// Port of the masters' metrics and probes.
+pub(super) const MASTER_HTTP: u16 = 8104;
+/// Port of the workers' gRPC.
+pub(super) const WORKER_RPC: u16 = 6101;
+/// Port of the workers' metrics and probes.
+pub(super) const WORKER_HTTP: u16 = 6104;
+/// Directory of the config files in every pod.
+pub(super) const DIRECTORY: &str = "/etc/jindofs";
+
+/// Settings by key.
+pub(super) type Settings = BTreeMap<String, String>;
+
+/// `derived`, with what the user wrote over it.
+pub(super) fn overlaid(derived: Settings, by_user: [&BTreeMap<String, String>; 2]) -> Settings {
+    by_user.into_iter().fold(derived, |mut all, own| {
+        all.extend(own.clone());
+        all
+    })
+}
+
+/// A config file.
+pub(super) fn toml(settings: &Settings) -> String {
+    // A JSON string is a TOML string too.
+    let quoted = |text: &String| serde_json::Value::String(text.clone()).to_string();
+    settings.iter().map(|(key, value)| format!("{} = {}\n", quoted(key), quoted(value))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_user_wrote_wins_and_any_character_is_quoted() {
+        let map = |pairs: &[(&str, &str)]| -> Settings {
+            pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+        };
+        let all = overlaid(map(&[("a", "1"), ("b", "2")]), [&map(&[("b", "3")]), &map(&[("c", "say \"x\"\\")])]);
+        assert_eq!(toml(&all), "\"a\" = \"1\"\n\"b\" = \"3\"\n\"c\" = \"say \\\"x\\\"\\\\\"\n");
+    }
+}

@@ -1,0 +1,90 @@
+//! Files of an OSS bucket: signed for with keys from files, which may be wrong, temporary, or change under us.
+
+use std::path::Path;
+
+use super::{BLOCK, Site, content, start};
+use crate::support::oss::{ACCESS_KEY, Keys, OssServer, SECRET_KEY};
+use crate::support::wait_for;
+
+/// Mounts `oss://bucket/data` at `/oss`.
+fn mount(site: &Site, oss: &OssServer, secret: &Path, more: &[String]) -> std::process::Output {
+    let mut options = vec![
+        format!("fs.oss.endpoint={}", oss.endpoint()),
+        "fs.oss.addressingStyle=path".to_owned(),
+        format!("fs.oss.accessKeyId={ACCESS_KEY}"),
+        format!("fs.oss.accessKeySecret=file:{}", secret.display()),
+    ];
+    options.extend_from_slice(more);
+    let mut arguments = vec!["mount", "add", "/oss", "oss://bucket/data"];
+    for option in &options {
+        arguments.extend(["-O", option]);
+    }
+    site.ctl(&arguments)
+}
+
+fn secret(site: &Site, name: &str, value: &str) -> std::path::PathBuf {
+    let path = site.dir.path().join(name);
+    std::fs::write(&path, value).expect("written");
+    path
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_of_an_oss_bucket_are_listed_and_read_byte_for_byte() {
+    let site = start(3, |options| options.mounts.clear()).await;
+    let oss = OssServer::start(&site.s3).await.expect("an OSS server");
+    let bytes = content(2 * BLOCK + 4711, 7);
+    site.put("data/dir/large file+1", &bytes).await;
+    site.put("data/top", b"small").await;
+    site.put("elsewhere", b"not below the prefix").await;
+    let file = secret(&site, "oss-secret", SECRET_KEY);
+    let output = mount(&site, &oss, &file, &[]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let listed: serde_json::Value =
+        serde_json::from_slice(&site.ctl_ok(&["fs", "ls", "/oss", "-o", "json"])).expect("JSON");
+    let names: Vec<&str> = listed.as_array().expect("an array").iter().filter_map(|row| row["name"].as_str()).collect();
+    assert_eq!(names, ["dir", "top"]);
+    assert!(site.ctl_ok(&["fs", "cat", "/oss/dir/large file+1"]) == bytes, "the file differs");
+    let gets = site.s3.control.gets();
+    assert!(site.ctl_ok(&["fs", "cat", "/oss/dir/large file+1"]) == bytes, "the file differs");
+    assert_eq!(site.s3.control.gets(), gets, "the second reader is served from the cache");
+    site.s3.control.fail_next(3);
+    assert_eq!(site.ctl_ok(&["fs", "cat", "/oss/top"]), b"small", "503 is asked again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_replaced_in_the_bucket_is_never_mixed_with_its_old_bytes() {
+    let site = start(1, |options| options.mounts.clear()).await;
+    let oss = OssServer::start(&site.s3).await.expect("an OSS server");
+    site.put("data/f", &content(BLOCK + 5, 1)).await;
+    assert!(mount(&site, &oss, &secret(&site, "oss-secret", SECRET_KEY), &[]).status.success());
+    site.ctl_ok(&["fs", "stat", "/oss/f"]);
+    site.put("data/f", &content(BLOCK + 5, 2)).await;
+    let output = site.ctl(&["fs", "cat", "/oss/f"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("was replaced"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_keys_are_named_and_rotated_ones_are_noticed() {
+    let site = start(1, |options| options.mounts.clear()).await;
+    let oss = OssServer::start(&site.s3).await.expect("an OSS server");
+    for name in ["a", "b", "c"] {
+        site.put(&format!("data/{name}"), name.as_bytes()).await;
+    }
+    let wrong = mount(&site, &oss, &secret(&site, "wrong", "not-it"), &[]);
+    let said = String::from_utf8_lossy(&wrong.stderr).into_owned();
+    assert!(!wrong.status.success() && said.contains("check access key and secret"), "{said}");
+    let (file, token) = (secret(&site, "oss-secret", "first"), secret(&site, "oss-token", "token-1"));
+    oss.accept_only(Keys { secret: "first".to_owned(), token: Some("token-1".to_owned()) });
+    let option = format!("fs.oss.securityToken=file:{}", token.display());
+    let output = mount(&site, &oss, &file, &[option]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(site.ctl_ok(&["fs", "cat", "/oss/a"]), b"a");
+    oss.accept_only(Keys { secret: "second".to_owned(), token: Some("token-2".to_owned()) });
+    assert!(!site.ctl(&["fs", "cat", "/oss/b"]).status.success(), "the old keys are worth nothing now");
+    secret(&site, "oss-secret", "second");
+    secret(&site, "oss-token", "token-2");
+    wait_for("the new keys are used", super::PATIENCE, || {
+        (site.ctl(&["fs", "cat", "/oss/b"]).stdout == b"b").then_some(())
+    });
+}
