@@ -26,13 +26,14 @@ IMAGE ?= localhost/jindofs:dev
 # `make bench BENCH="meta --seconds 2"` measures a part.
 BENCH ?=
 
-.PHONY: help build demo image test verify fix bench needs tools clean
+.PHONY: help build demo image kube-up kube-down kube-test test verify fix bench needs tools clean
 
 help:
 	@echo "make build   release binaries, linked as bin/jindofs, bin/jindoctl and bin/jindofs-operator"
 	@echo "make demo    the whole cluster with a killed leader and a lost disk: watch it recover"
 	@echo "make image   bin/jindofs-image.tar: an OCI archive, made without Docker"
 	@echo "make test    all tests: real processes, kill -9, lost and broken disks"
+	@echo "make kube-up | kube-test | kube-down   a Kubernetes of three nodes on this machine, and the tests that need one"
 	@echo "make verify  formatting, lints, documentation, licences, spelling; changes nothing"
 	@echo "make fix     formatting and what lints can repair"
 	@echo "make bench   masters against etcd, failover, memory, the mount against native"
@@ -55,6 +56,24 @@ image: build
 test: needs
 	$(CARGO) test $(EVERYTHING) -- --test-threads=2 $(TEST)
 	@echo "make test: everything passed"
+
+# A cluster of three nodes on this machine, or the one of KUBECONFIG, whose nodes must have the image then.
+KUBE_BIN := $(JINDOFS_CACHE)/kube/bin
+kube-up:
+	@tests/kube/cluster/up
+
+kube-down:
+	@tests/kube/cluster/down
+
+ifdef KUBECONFIG
+kube-test: build
+	$(CARGO) test $(EVERYTHING) -- --ignored --test-threads=1 kube::
+else
+kube-test: image kube-up
+	@tests/kube/cluster/load bin/jindofs-image.tar
+	KUBECONFIG=$${JINDOFS_KUBE_DIR:-$(JINDOFS_CACHE)/kube/run}/admin.kubeconfig KUBECTL=$(KUBE_BIN)/kubectl \
+		$(CARGO) test $(EVERYTHING) -- --ignored --test-threads=1 kube::
+endif
 
 verify: needs tools
 	$(CARGO) fmt --all --check

@@ -4,6 +4,7 @@
 mod data;
 mod faults;
 mod image;
+mod kube;
 mod operator;
 mod state;
 mod support;

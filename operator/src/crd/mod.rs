@@ -27,6 +27,7 @@ pub fn all() -> Vec<CustomResourceDefinition> {
             if let Some(schema) = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut()) {
                 schema::keep_unknown(schema);
                 schema::shorten(schema);
+                schema::no_empty_defaults(schema);
             }
         }
     }
@@ -92,6 +93,16 @@ mod schema {
             change(below);
             each_below(below, change);
         }
+    }
+
+    /// Drops defaults that only say "nothing": the API server would write them into every object. Those of Fluid's stay.
+    pub(super) fn no_empty_defaults(schema: &mut JSONSchemaProps) {
+        let drop_empty = |schema: &mut JSONSchemaProps| {
+            let says = |value: &serde_json::Value| value.as_str().is_some_and(|text| !text.is_empty());
+            schema.default = schema.default.take().filter(|default| says(&default.0));
+        };
+        drop_empty(schema);
+        each_below(schema, &mut { drop_empty });
     }
 
     /// Below `spec`, an object may have fields that this release does not know: they belong to another release, or to

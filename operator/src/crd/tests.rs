@@ -72,6 +72,27 @@ fn each_definition_is_short_enough_for_kubectl_apply() {
 }
 
 #[test]
+fn nothing_is_written_into_an_object_that_fluid_would_not_write() {
+    let mut defaults = Vec::new();
+    fn find(value: &serde_json::Value, path: &str, found: &mut Vec<String>) {
+        if let Some(default) = value.get("default").filter(|_| value.get("type").is_some()) {
+            found.push(format!("{path}={default}"));
+        }
+        for (name, field) in value["properties"].as_object().into_iter().flatten() {
+            find(field, &format!("{path}.{name}"), found);
+        }
+        if value["items"].is_object() {
+            find(&value["items"], &format!("{path}[]"), found);
+        }
+    }
+    for crd in all() {
+        let json = serde_json::to_value(&crd.spec.versions[0].schema).expect("json");
+        find(&json["openAPIV3Schema"], "", &mut defaults);
+    }
+    assert_eq!(defaults, [r#".spec.tieredstore.levels[].volumeType="hostPath""#, r#".spec.policy="Once""#]);
+}
+
+#[test]
 fn a_field_nobody_knows_is_kept_at_any_depth_of_the_spec() {
     for crd in all() {
         let json = serde_json::to_value(&crd.spec.versions[0].schema).expect("json");
