@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use prost::Message;
 
-const FILES: [&str; 8] = [
+const FILES: [&str; 10] = [
     "jindofs/v1/common.proto",
     "jindofs/v1/namespace.proto",
     "jindofs/v1/block.proto",
@@ -15,10 +15,13 @@ const FILES: [&str; 8] = [
     "jindofs/v1/admin.proto",
     "jindofs/raft/v1/raft.proto",
     "jindofs/store/v1/store.proto",
+    "kubernetes/csi.proto",
+    "kubernetes/registration.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=jindofs");
+    println!("cargo:rerun-if-changed=kubernetes");
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
     let descriptors = protox::compile(FILES, [&root])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);

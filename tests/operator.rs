@@ -16,7 +16,7 @@ fn render(yaml: &str) -> Output {
     operator().arg("render").arg(&file).output().expect("jindofs-operator runs")
 }
 
-const GUIDE: &str = include_str!("../operator/src/crd/guide.yaml");
+const GUIDE: &str = include_str!("../deploy/samples/dataset.yaml");
 
 #[test]
 fn the_rendered_settings_are_accepted_by_the_roles_they_are_for() {
@@ -26,7 +26,7 @@ fn the_rendered_settings_are_accepted_by_the_roles_they_are_for() {
     let config = text.split("---\n").find(|document| document.contains("kind: ConfigMap")).expect("a ConfigMap");
     let config: serde_json::Value = serde_saphyr::from_str(config).expect("yaml");
     let dir = tempfile::tempdir().expect("tempdir");
-    for role in ["master", "worker"] {
+    for role in ["master", "worker", "fuse"] {
         let file = dir.path().join(role);
         std::fs::write(&file, config["data"][format!("{role}.toml")].as_str().expect("a file")).expect("written");
         let mut check = Command::new(binary("jindofs"));
@@ -40,8 +40,7 @@ fn the_rendered_settings_are_accepted_by_the_roles_they_are_for() {
 
 #[test]
 fn resources_that_cannot_be_served_are_refused_with_every_reason() {
-    let output =
-        render(&GUIDE.replace("oss://guide", "hdfs://guide").replace("  master:\n", "  master:\n    replicas: 2\n"));
+    let output = render(&GUIDE.replace("oss://", "hdfs://").replace("  master:\n", "  master:\n    replicas: 2\n"));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("InvalidMasterReplicas: master.replicas is 2") && said.contains("UnknownScheme"), "{said}");

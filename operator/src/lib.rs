@@ -1,4 +1,7 @@
-//! The Kubernetes side of JindoFS: the resources users write, and what is made of them.
+//! The Kubernetes side of JindoFS: the resources users write, what is made of them, and the plugin that mounts it on nodes.
 
+pub mod controller;
 pub mod crd;
+pub mod csi;
 pub mod desired;
+pub mod http;

@@ -6,6 +6,12 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use jindofs_operator::crd::{self, Dataset, JindoRuntime};
 use jindofs_operator::desired::{self, Input};
+use jindofs_operator::http::{self, Ready};
+use jindofs_operator::{controller, csi};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Name of the driver: Fluid's, so that its volumes go on.
+const DRIVER: &str = "fuse.csi.fluid.io";
 
 #[derive(Debug, Parser)]
 #[command(name = "jindofs-operator", version, about = "Kubernetes' side of JindoFS")]
@@ -16,6 +22,39 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Makes the cluster be as its Datasets and JindoRuntimes ask.
+    Controller {
+        /// Namespace of the lease by which one of several operators acts.
+        #[arg(long, env = "POD_NAMESPACE", default_value = "jindofs-system")]
+        namespace: String,
+        /// Name of this one among several.
+        #[arg(long, env = "POD_NAME", default_value = "jindofs-operator")]
+        identity: String,
+        /// Image of runtimes that name none.
+        #[arg(long, env = "JINDOFS_IMAGE", default_value = "localhost/jindofs:dev")]
+        image: String,
+        /// Name of the node plugin.
+        #[arg(long, env = "CSI_DRIVER", default_value = DRIVER)]
+        driver: String,
+        /// Port of livez, readyz and metrics.
+        #[arg(long, default_value_t = 8080)]
+        http_port: u16,
+    },
+    /// Mounts Datasets for the pods of a node, as the kubelet asks.
+    CsiNode {
+        /// Name of the node.
+        #[arg(long, env = "NODE_NAME")]
+        node: String,
+        /// Name of the driver.
+        #[arg(long, env = "CSI_DRIVER", default_value = DRIVER)]
+        driver: String,
+        /// Directory of the kubelet.
+        #[arg(long, env = "KUBELET_DIR", default_value = "/var/lib/kubelet")]
+        kubelet_dir: PathBuf,
+        /// Port of livez, readyz and metrics.
+        #[arg(long, default_value_t = 8081)]
+        http_port: u16,
+    },
     /// Prints the definitions of Dataset, JindoRuntime and DataLoad, for `kubectl apply -f -`.
     Crd,
     /// Prints the objects that a Dataset and its JindoRuntime ask for, or what is wrong with them.
@@ -35,6 +74,15 @@ fn main() -> ExitCode {
     let printed = match Arguments::parse().command {
         Command::Crd => crd::yaml().map_err(|error| error.to_string()),
         Command::Render { file, image, namespace } => render(&file, &image, &namespace),
+        Command::Controller { namespace, identity, image, driver, http_port } => {
+            let options = controller::Options { namespace, identity, image, driver };
+            daemon(http_port, async |ready, stop| controller::run(options, ready, stop).await)
+        }
+        Command::CsiNode { node, driver, kubelet_dir, http_port } => {
+            let directory = kubelet_dir.join("plugins").join(&driver);
+            let options = csi::Options { driver, node, directory, registry: kubelet_dir.join("plugins_registry") };
+            daemon(http_port, async |ready, stop| csi::run(options, ready, stop).await)
+        }
     };
     match printed {
         Ok(text) => {
@@ -46,6 +94,35 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Runs something that serves until it is told to stop.
+fn daemon(
+    port: u16,
+    serve: impl AsyncFnOnce(Ready, std::pin::Pin<Box<dyn Future<Output = ()>>>) -> Result<(), String>,
+) -> Result<String, String> {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().json().with_env_filter(filter).init();
+    // There must be exactly one crypto library in the process; a second call would only say so.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| error.to_string())?;
+    let done = runtime.block_on(async {
+        let ready = Ready::default();
+        http::serve(port, ready.clone()).await?;
+        let mut term = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
+        let stop = async move {
+            tokio::select! { _ = term.recv() => {}, _ = tokio::signal::ctrl_c() => {} }
+            tracing::info!("told to stop");
+        };
+        serve(ready, Box::pin(stop)).await
+    });
+    // A thread that waits for a dead file system must not keep the process.
+    runtime.shutdown_background();
+    done.map(|()| String::new())
 }
 
 fn render(file: &Path, image: &str, namespace: &str) -> Result<String, String> {

@@ -24,5 +24,15 @@ pub mod store {
     }
 }
 
+/// The parts of the Container Storage Interface that a node plugin serves.
+pub mod csi {
+    tonic::include_proto!("csi.v1");
+}
+
+/// How a plugin registers itself with a kubelet.
+pub mod registration {
+    tonic::include_proto!("pluginregistration");
+}
+
 /// Encoded `FileDescriptorSet` of all files, for gRPC server reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

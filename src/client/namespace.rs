@@ -300,7 +300,7 @@ impl Namespace {
     ///
     /// *Errors*: those of the channel.
     pub async fn usage(&self) -> Result<WorkersResponse> {
-        let send = |to| async move { block(to).workers(WorkersRequest {}).await };
+        let send = |to| async move { block(to).workers(WorkersRequest::default()).await };
         self.channel.call_any("workers", send).await
     }
 

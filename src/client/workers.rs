@@ -86,7 +86,7 @@ impl Workers {
     }
 
     async fn refresh(self: &Arc<Self>, channel: &MasterChannel) -> Result<Arc<Vec<WorkerInfo>>> {
-        let send = |to| async move { block(to).workers(WorkersRequest {}).await };
+        let send = |to| async move { block(to).workers(WorkersRequest::default()).await };
         let workers = Arc::new(channel.call_any("workers", send).await?.workers);
         *self.list.write().unwrap_or_else(PoisonError::into_inner) = Some(workers.clone());
         if !self.refreshing.swap(true, Ordering::Relaxed) {

@@ -338,6 +338,7 @@ impl FuseConfig {
         let config = FuseConfig {
             client: client(&mut r),
             mount: PathBuf::from(r.text("fuse.mount")),
+            create_mount: r.flag("fuse.mount.create"),
             allow_other: r.flag("fuse.allow-other"),
             attr_ttl: r.parse("fuse.attr-ttl", value::duration),
             offline_max_staleness: r.parse("fuse.offline-max-staleness", value::duration),

@@ -199,6 +199,8 @@ pub const KEYS: &[Key] = &[
     key("fs.jindocache.hard", CLIENT, Kind::Bool, "false", "",
         "Wait for the masters for ever instead of failing after fs.jindocache.rpc.timeout."),
     key("fuse.mount", FUSE, Kind::Path, "", "mount", "Directory to mount at. Required."),
+    key("fuse.mount.create", FUSE, Kind::Bool, "false", "",
+        "Make the directory to mount at, and those above it, where they are missing."),
     key("fuse.allow-other", FUSE, Kind::Bool, "true", "",
         "Let other users than the one who mounts see the file system; permissions are checked by the kernel."),
     key("fuse.attr-ttl", FUSE, Kind::Duration, "1s", "",

@@ -119,6 +119,8 @@ pub struct FuseConfig {
     pub client: ClientConfig,
     /// Where to mount.
     pub mount: PathBuf,
+    /// Make the directory to mount at where it is missing.
+    pub create_mount: bool,
     /// Let other users in (allow_other).
     pub allow_other: bool,
     /// How long the kernel may keep attributes and names of a mount that others change.

@@ -36,7 +36,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// *Errors*: what keeps it from mounting, with the way out.
 pub async fn run(config: FuseConfig, stop: Shutdown) -> Result<()> {
     let http_port = server::bind(&format!("{}:{}", config.bind, config.http_port), "fuse.http.port").await?;
-    mountpoint::prepare(&config.mount)?;
+    mountpoint::prepare(&config.mount, config.create_mount)?;
     let channel = MasterChannel::new(&config.client);
     let mounts = Arc::new(Mounts::new(channel.clone()));
     let reader = Reader::new(channel.clone(), mounts.clone(), Some(ufs::Registry::default()));

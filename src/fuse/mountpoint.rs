@@ -9,17 +9,17 @@ use rustix::mount::UnmountFlags;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Makes a directory fit to be mounted on: what a killed process left there is cleared.
+/// Makes a directory fit to be mounted on: what a killed process left there is cleared, and if `create`, it is made.
 ///
 /// *Errors*: `NotFound`, `NotADirectory`; `Busy` when something is mounted there that lives.
-pub(super) fn prepare(mount: &Path) -> Result<()> {
+pub(super) fn prepare(mount: &Path, create: bool) -> Result<()> {
     if is_mounted(mount) {
         // Attributes may come from the kernel's cache; this goes to the process, if there is one.
         match rustix::fs::statvfs(mount) {
             Err(rustix::io::Errno::NOTCONN | rustix::io::Errno::CONNABORTED) => {
                 tracing::info!(mount = %mount.display(), "a mount whose process is gone is cleared");
                 unmount(mount)?;
-                return prepare(mount);
+                return prepare(mount, create);
             }
             _ => {
                 let message =
@@ -27,6 +27,10 @@ pub(super) fn prepare(mount: &Path) -> Result<()> {
                 return Err(Error::new(ErrorKind::Busy, message));
             }
         }
+    }
+    if create {
+        std::fs::create_dir_all(mount)
+            .map_err(|error| Error::from(error).context(format!("fuse.mount {}", mount.display())))?;
     }
     match std::fs::metadata(mount) {
         Ok(metadata) if metadata.is_dir() => Ok(()),
@@ -116,9 +120,10 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let file = dir.path().join("f");
         std::fs::write(&file, b"").expect("write");
-        assert_eq!(prepare(&file).expect_err("a file").kind, ErrorKind::NotADirectory);
-        assert_eq!(prepare(&dir.path().join("none")).expect_err("missing").kind, ErrorKind::NotFound);
-        prepare(dir.path()).expect("a directory");
+        assert_eq!(prepare(&file, false).expect_err("a file").kind, ErrorKind::NotADirectory);
+        assert_eq!(prepare(&dir.path().join("none"), false).expect_err("missing").kind, ErrorKind::NotFound);
+        prepare(&dir.path().join("made/below"), true).expect("made");
+        prepare(dir.path(), false).expect("a directory");
         assert!(!is_mounted(dir.path()));
     }
 }

@@ -43,6 +43,7 @@ pub async fn run(config: MasterConfig, stop: Shutdown) -> Result<()> {
         workers: Arc::new(view::Workers::new(config.worker_timeout)),
         sessions: Arc::new(view::Sessions::new(config.session_ttl)),
         progress: Arc::default(),
+        sizes: Arc::default(),
         storage,
         handle: handle.clone(),
     };

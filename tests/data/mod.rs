@@ -117,7 +117,7 @@ impl Site {
 }
 
 /// Bytes that repeat nowhere near a block.
-fn content(length: usize, salt: u32) -> Vec<u8> {
+pub(crate) fn content(length: usize, salt: u32) -> Vec<u8> {
     let mut state = salt.wrapping_mul(2_654_435_761).max(1);
     let next = || {
         state ^= state << 13;

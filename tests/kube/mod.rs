@@ -1,8 +1,10 @@
 //! On a real Kubernetes: `make kube-test`. The resources of the guide as the API server takes them, and masters in pods that
 //! are deleted, lose their volumes and their nodes.
 
+mod guide;
 mod masters;
 mod resources;
+mod site;
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
@@ -12,7 +14,7 @@ use crate::support::wait_for;
 
 /// Longest wait for what Kubernetes has to do.
 const PATIENCE: Duration = Duration::from_secs(120);
-const GUIDE: &str = include_str!("../../operator/src/crd/guide.yaml");
+const GUIDE: &str = include_str!("../../deploy/samples/dataset.yaml");
 
 /// A namespace of its own, deleted with everything in it.
 struct Namespace {

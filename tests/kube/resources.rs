@@ -40,7 +40,7 @@ fn a_field_nobody_knows_is_kept_and_a_value_that_cannot_be_is_refused() {
     assert_eq!(kept["spec"]["later"], serde_json::json!({"deep": [1, "two"]}));
     assert_eq!(kept["spec"]["master"]["later"], true);
     for (from, to, word) in [
-        ("oss://guide/data", "x", "mountPoint"),
+        ("oss://<OSS_BUCKET>/<BUCKET_DIR>", "x", "mountPoint"),
         ("name: demo\nspec", "name: demo\nspec:\n  placement: Nowhere #", "placement"),
     ] {
         let refused = space.feed(&["create"], &dataset.replacen(from, to, 1));

@@ -44,9 +44,14 @@ pub struct OssServer {
 impl OssServer {
     /// Serves the buckets of `s3`, with its faults and its counters.
     pub async fn start(s3: &S3Server) -> io::Result<OssServer> {
+        OssServer::listen(s3, ([127, 0, 0, 1], 0).into()).await
+    }
+
+    /// As [`OssServer::start`], at an address that others can reach.
+    pub async fn listen(s3: &S3Server, address: SocketAddr) -> io::Result<OssServer> {
         let keys = Arc::new(Mutex::new(Keys { secret: SECRET_KEY.to_owned(), token: None }));
         let behind = s3.unguarded()?;
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        let listener = tokio::net::TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let checked = keys.clone();
         tokio::spawn(async move {

@@ -408,6 +408,9 @@ pub struct ClusterStatus {
     /// Uuid of the cluster, recorded before it is founded. Once it is here nothing is ever founded again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uuid: Option<String>,
+    /// It was founded: masters that are all empty have lost it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub founded: Option<bool>,
     /// A majority follows the leader.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quorum: Option<bool>,

@@ -119,7 +119,7 @@ fn the_columns_of_kubectl_get_dataset_are_those_of_the_guide() {
 #[test]
 fn the_resources_of_the_guide_are_understood_whole() {
     let mut found = Vec::new();
-    for document in include_str!("guide.yaml").split("\n---\n") {
+    for document in include_str!("../../../deploy/samples/dataset.yaml").split("\n---\n") {
         let value: serde_json::Value = serde_saphyr::from_str(document).expect("yaml");
         let kind = value["kind"].as_str().unwrap_or_default().to_owned();
         let spec = value["spec"].clone();

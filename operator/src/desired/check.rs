@@ -24,7 +24,7 @@ impl Problem {
 }
 
 /// Path of a mount in the namespace.
-pub(super) fn path(mount: &Mount) -> String {
+pub fn path(mount: &Mount) -> String {
     match (&mount.path, &mount.name) {
         (Some(path), _) if path.starts_with('/') => path.clone(),
         (_, Some(name)) => format!("/{name}"),

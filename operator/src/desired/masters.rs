@@ -18,7 +18,7 @@ use super::pods::{self, Process, at, field, variable};
 use super::settings::{MASTER_HTTP, MASTER_RAFT, MASTER_RPC, Settings, overlaid};
 
 /// Selects the pods of the StatefulSet and no others: a pod that loses it is let go of, while the Service still finds it.
-const OWNED: &str = "jindofs.io/stateful-set";
+pub const OWNED: &str = "jindofs.io/stateful-set";
 /// Where metadata lies if nobody says so.
 const META_DIR: &str = "/var/lib/jindofs/meta";
 /// Name of the volume nobody named.
@@ -27,7 +27,7 @@ const META_VOLUME: &str = "meta";
 const META_SIZE: &str = "30Gi";
 
 /// How many masters are asked for.
-pub(super) fn replicas(input: &Input<'_>) -> i32 {
+pub fn replicas(input: &Input<'_>) -> i32 {
     input.runtime.spec.master.replicas.unwrap_or(1)
 }
 
@@ -97,10 +97,24 @@ fn named<'a>(input: &Input<'a>) -> Option<&'a Volume> {
     spec.volumes.iter().find(|volume| volume.name == mount.name)
 }
 
+/// The claim of the user that metadata lies on, or would lie on with one master.
+pub fn named_claim(input: &Input<'_>) -> Option<String> {
+    Some(named(input)?.persistent_volume_claim.as_ref()?.claim_name.clone())
+}
+
+/// Names of the claims that the masters keep their metadata on, by ordinal; empty where it is on no claim.
+pub fn metadata_claims(input: &Input<'_>) -> Vec<String> {
+    let set = input.names.of(Role::Master);
+    match template(input).and_then(|claim| claim.metadata.name) {
+        Some(name) => (0..replicas(input)).map(|one| format!("{name}-{set}-{one}")).collect(),
+        None => named_claim(input).into_iter().collect(),
+    }
+}
+
 /// Name and claim of the volume that each master gets for itself; none where the user's volume is used as it is.
 fn template(input: &Input<'_>) -> Option<PersistentVolumeClaim> {
     let (name, claimed) = match named(input) {
-        Some(volume) if volume.persistent_volume_claim.is_some() && replicas(input) > 1 => {
+        Some(volume) if volume.persistent_volume_claim.is_some() && (replicas(input) > 1 || input.own_claims) => {
             (volume.name.as_str(), input.claim)
         }
         Some(_) => return None,

@@ -2,6 +2,7 @@
 //! nothing is asked or changed.
 
 mod check;
+mod fuse;
 mod masters;
 mod names;
 mod pods;
@@ -12,13 +13,16 @@ mod workers;
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::apps::v1::{DaemonSet, StatefulSet};
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaimSpec, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 
-pub use check::{Problem, problems};
-pub use names::{Names, Role};
+pub use check::{Problem, path as mount_path, problems};
+pub use fuse::{MOUNT_NAME, NODE_DIRECTORY, claim, volume};
+pub use masters::{OWNED, metadata_claims, named_claim, replicas};
+pub use names::{MANAGER, Names, Role};
 pub use secrets::options as mount_options;
+pub use settings::{MASTER_RAFT, MASTER_RPC};
 
 use crate::crd::{Dataset, JindoRuntime};
 
@@ -38,6 +42,8 @@ pub struct Input<'a> {
     pub claim: Option<&'a PersistentVolumeClaimSpec>,
     /// Image of a runtime that names none.
     pub default_image: &'a str,
+    /// The masters have claims of their own already: they keep them, also when only one is left.
+    pub own_claims: bool,
 }
 
 /// The objects of one runtime.
@@ -53,6 +59,8 @@ pub struct Objects {
     pub budget: Option<PodDisruptionBudget>,
     /// Workers.
     pub workers: StatefulSet,
+    /// Clients on the nodes.
+    pub fuse: DaemonSet,
 }
 
 impl<'a> Input<'a> {
@@ -60,11 +68,21 @@ impl<'a> Input<'a> {
     pub fn new(dataset: &'a Dataset, runtime: &'a JindoRuntime, default_image: &'a str) -> Input<'a> {
         let namespace = runtime.metadata.namespace.clone().unwrap_or_else(|| "default".to_owned());
         let names = Names { namespace, name: runtime.metadata.name.clone().unwrap_or_default() };
-        Input { dataset, runtime, names, claim: None, default_image }
+        Input { dataset, runtime, names, claim: None, default_image, own_claims: false }
     }
 
-    /// Image and pull policy.
-    fn image(&self) -> (String, Option<String>) {
+    /// Label of the nodes that shall run the client.
+    pub fn node_label(&self) -> String {
+        self.names.node_label(self.dataset.metadata.uid.as_deref())
+    }
+
+    /// Image and pull policy of a role.
+    fn image(&self, role: Role) -> (String, Option<String>) {
+        let fuse = &self.runtime.spec.fuse;
+        if let (Role::Fuse, Some(image)) = (role, fuse.image.clone().filter(|image| !image.is_empty())) {
+            let tag = fuse.image_tag.as_ref().filter(|tag| !tag.is_empty());
+            return (tag.map_or_else(|| image.clone(), |tag| format!("{image}:{tag}")), fuse.image_pull_policy.clone());
+        }
         let version = self.runtime.spec.jindo_version.clone().unwrap_or_default();
         let image = match (version.image, version.image_tag) {
             (Some(image), Some(tag)) if !image.is_empty() && !tag.is_empty() => format!("{image}:{tag}"),
@@ -85,14 +103,18 @@ impl<'a> Input<'a> {
         match role {
             Role::Master => settings::toml(&masters::settings(self)),
             Role::Worker => workers::settings(self).map(|all| settings::toml(&all)).unwrap_or_default(),
+            Role::Fuse => settings::toml(&fuse::settings(self)),
         }
     }
 
-    /// Changes with the settings of a role, and with nothing else.
+    /// Changes with the settings of a role, and with nothing else; the list of masters only says where to begin, and
+    /// another one is no reason to restart.
     fn fingerprint(&self, role: Role) -> String {
         // FNV-1a: the same in every release, else an upgrade of the operator would restart all pods.
         let fold = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        format!("{:016x}", self.file(role).bytes().fold(0xcbf2_9ce4_8422_2325, fold))
+        let file = self.file(role);
+        let lines = file.lines().filter(|line| !settings::MASTER_LISTS.iter().any(|key| line.contains(key)));
+        format!("{:016x}", lines.flat_map(str::bytes).fold(0xcbf2_9ce4_8422_2325, fold))
     }
 }
 
@@ -104,7 +126,8 @@ pub fn objects(input: &Input<'_>) -> Result<Objects, Problem> {
         return Err(problem);
     }
     let workers = workers::stateful_set(input).map_err(|why| Problem::new("InvalidTieredStore", why))?;
-    let files = [Role::Master, Role::Worker].map(|role| (format!("{}.toml", role.word()), input.file(role)));
+    let files =
+        [Role::Master, Role::Worker, Role::Fuse].map(|role| (format!("{}.toml", role.word()), input.file(role)));
     let config = ConfigMap {
         metadata: input.names.meta(input.names.config(), None),
         data: Some(files.into()),
@@ -116,6 +139,7 @@ pub fn objects(input: &Input<'_>) -> Result<Objects, Problem> {
         masters: masters::stateful_set(input),
         budget: masters::budget(input),
         workers,
+        fuse: fuse::daemon_set(input),
     })
 }
 
@@ -136,6 +160,7 @@ impl Objects {
             add(serde_saphyr::to_string(budget))?;
         }
         add(serde_saphyr::to_string(&self.workers))?;
+        add(serde_saphyr::to_string(&self.fuse))?;
         Ok(text)
     }
 }

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 
 /// Who made an object.
-const MANAGER: &str = "jindofs-operator";
+pub const MANAGER: &str = "jindofs-operator";
+
+/// Longest name part of a label that Kubernetes takes.
+const LABEL_MAX: usize = 63;
 
 /// What the objects of one runtime are called.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +26,8 @@ pub enum Role {
     Master,
     /// Keeps cached data.
     Worker,
+    /// Shows it as files.
+    Fuse,
 }
 
 impl Role {
@@ -31,6 +36,7 @@ impl Role {
         match self {
             Role::Master => "master",
             Role::Worker => "worker",
+            Role::Fuse => "fuse",
         }
     }
 }
@@ -56,6 +62,20 @@ impl Names {
     pub fn masters(&self, replicas: i32, port: u16) -> String {
         let all: Vec<String> = (0..replicas).map(|one| format!("{}:{port}", self.master_host(one))).collect();
         all.join(",")
+    }
+
+    /// The volume that pods mount: it is not of a namespace.
+    pub fn volume(&self) -> String {
+        format!("{}-{}", self.namespace, self.name)
+    }
+
+    /// Label of the nodes that shall run the client of a runtime; `uid` is the Dataset's.
+    pub fn node_label(&self, uid: Option<&str>) -> String {
+        let readable = format!("f-{}-{}", self.namespace, self.name);
+        match uid {
+            Some(uid) if readable.len() > LABEL_MAX => format!("fluid.io/f-{uid}"),
+            _ => format!("fluid.io/{readable}"),
+        }
     }
 
     /// Labels that select the pods of a role.

@@ -32,8 +32,10 @@ pub(super) struct Process {
     pub(super) mounts: Vec<VolumeMount>,
     /// Resources of the container.
     pub(super) resources: Option<ResourceRequirements>,
-    /// Runs as root, without any capability.
+    /// Runs as root, without any capability unless it is privileged.
     pub(super) root: bool,
+    /// May mount, for the node to see.
+    pub(super) privileged: bool,
     /// Seconds a stop may take.
     pub(super) grace: i64,
 }
@@ -78,7 +80,7 @@ fn probe(path: &str, port: u16, period: i32, failures: i32) -> Probe {
 }
 
 fn container(input: &Input<'_>, role: Role, component: &Component, process: &Process) -> Container {
-    let (image, policy) = input.image();
+    let (image, policy) = input.image(role);
     let user = component.env.iter().map(|(name, value)| variable(name, value.clone()));
     let mut mounts = vec![at("config", settings::DIRECTORY), at("tmp", "/tmp")];
     mounts.extend(super::secrets::volume(input.dataset).map(|_| super::secrets::mount()));
@@ -105,13 +107,20 @@ fn container(input: &Input<'_>, role: Role, component: &Component, process: &Pro
         startup_probe: Some(probe("/livez", process.http, 2, 450)),
         liveness_probe: Some(probe("/livez", process.http, 10, 6)),
         readiness_probe: Some(probe("/readyz", process.http, 2, 2)),
-        security_context: Some(SecurityContext {
-            allow_privilege_escalation: Some(false),
-            read_only_root_filesystem: Some(true),
-            capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
-            ..SecurityContext::default()
-        }),
+        security_context: Some(security(process)),
         ..Container::default()
+    }
+}
+
+fn security(process: &Process) -> SecurityContext {
+    let none = Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None };
+    SecurityContext {
+        privileged: process.privileged.then_some(true),
+        // Kubernetes takes the one for the other's opposite.
+        allow_privilege_escalation: (!process.privileged).then_some(false),
+        read_only_root_filesystem: Some(true),
+        capabilities: (!process.privileged).then_some(none),
+        ..SecurityContext::default()
     }
 }
 

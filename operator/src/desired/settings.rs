@@ -3,17 +3,23 @@
 use std::collections::BTreeMap;
 
 /// Port of the masters' client gRPC.
-pub(super) const MASTER_RPC: u16 = 8101;
+pub const MASTER_RPC: u16 = 8101;
 /// Port of the masters' Raft.
-pub(super) const MASTER_RAFT: u16 = 8103;
+pub const MASTER_RAFT: u16 = 8103;
 /// Port of the masters' metrics and probes.
 pub(super) const MASTER_HTTP: u16 = 8104;
 /// Port of the workers' gRPC.
 pub(super) const WORKER_RPC: u16 = 6101;
 /// Port of the workers' metrics and probes.
 pub(super) const WORKER_HTTP: u16 = 6104;
+/// Port of the FUSE client's metrics and probes.
+pub(super) const FUSE_HTTP: u16 = 10_001;
 /// Directory of the config files in every pod.
 pub(super) const DIRECTORY: &str = "/etc/jindofs";
+
+/// Keys whose values name the masters.
+pub(super) const MASTER_LISTS: [&str; 3] =
+    ["namespace.backend.raft.initial-conf", "storage.namespace.rpc.address", "fs.jindocache.namespace.rpc.address"];
 
 /// Settings by key.
 pub(super) type Settings = BTreeMap<String, String>;

@@ -3,7 +3,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use super::*;
 use crate::crd::{JindoRuntimeSpec, Mount};
 
-const GUIDE: &str = include_str!("../crd/guide.yaml");
+const GUIDE: &str = include_str!("../../../deploy/samples/dataset.yaml");
 
 fn guide() -> (Dataset, JindoRuntime) {
     let (dataset, runtime) = GUIDE.split_once("\n---\n").expect("two documents");
@@ -57,7 +57,7 @@ fn a_secret_is_a_file_in_the_pods_and_its_value_is_nowhere() {
     let (dataset, runtime) = guide();
     let options = mount_options(&dataset, 0, &dataset.spec.mounts[0]);
     assert_eq!(options["fs.oss.accessKeySecret"], "file:/token/demo/fs.oss.accessKeySecret");
-    assert_eq!(options["fs.oss.endpoint"], "oss.example.com");
+    assert_eq!(options["fs.oss.endpoint"], "<OSS_BUCKET_ENDPOINT>");
     let text = objects(&Input::new(&dataset, &runtime, "i")).expect("objects").yaml().expect("yaml");
     assert!(text.contains("path: demo/fs.oss.accessKeyId"), "{text}");
 }

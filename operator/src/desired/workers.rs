@@ -148,6 +148,7 @@ pub(super) fn stateful_set(input: &Input<'_>) -> Result<StatefulSet, String> {
         mounts,
         resources: resources(input, &places),
         // A directory of the node belongs to root.
+        privileged: false,
         root: places.iter().any(|place| place.kind == VolumeType::HostPath),
         grace: 30,
     };

@@ -3,18 +3,20 @@
 mod jobs;
 mod purge;
 mod sessions;
+mod sizes;
 
-use futures::future::join3;
+use futures::future::join4;
 
 use crate::master::service::Parts;
 use crate::runtime::Shutdown;
 
 /// Runs every duty until `stop`.
 pub async fn run(parts: Parts, stop: Shutdown) {
-    join3(
+    join4(
         purge::run(parts.handle.clone(), stop.clone()),
         sessions::run(parts.clone(), stop.clone()),
-        jobs::run(parts, stop),
+        jobs::run(parts.clone(), stop.clone()),
+        sizes::run(parts, stop),
     )
     .await;
 }

@@ -30,13 +30,17 @@ impl BlockService {
     }
 
     /// From the local store: a list that is a moment old is as good, and there is one without a quorum.
-    fn workers(&self) -> Result<WorkersResponse> {
+    fn workers(&self, request: WorkersRequest) -> Result<WorkersResponse> {
+        if request.count_under_storage {
+            self.0.sizes.want();
+        }
         let store = self.local_store()?;
         let view = store.view();
         let workers = self.0.workers.list(&query::workers(&view)?);
         let mut cached = self.0.workers.usage();
         let mut mounts = Vec::new();
         for mount in query::mounts(&view)?.0 {
+            let counted = self.0.sizes.of(mount.id).unwrap_or_default();
             let (held, known) = (cached.remove(&mount.id).unwrap_or_default(), query::stat(&view, mount.id)?);
             mounts.push(MountUsage {
                 mount_id: mount.id,
@@ -44,6 +48,9 @@ impl BlockService {
                 cached_files: held.files,
                 files: u64::try_from(known.files).unwrap_or(0),
                 bytes: u64::try_from(known.bytes).unwrap_or(0),
+                ufs_files: counted.files,
+                ufs_bytes: counted.bytes,
+                ufs_counted_ns: counted.counted_ns,
             });
         }
         Ok(WorkersResponse { workers, mounts })
@@ -105,8 +112,8 @@ impl Block for BlockService {
         answer(BlockService::layout(self, request.into_inner()).await)
     }
 
-    async fn workers(&self, _request: Request<WorkersRequest>) -> Result<Response<WorkersResponse>, Status> {
-        answer(BlockService::workers(self))
+    async fn workers(&self, request: Request<WorkersRequest>) -> Result<Response<WorkersResponse>, Status> {
+        answer(BlockService::workers(self, request.into_inner()))
     }
 
     async fn register_worker(

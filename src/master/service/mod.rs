@@ -21,7 +21,7 @@ use tonic::{Response, Status};
 use crate::error::{Error, Result};
 use crate::master::metadata::Metadata;
 use crate::master::raft::Handle;
-use crate::master::view::{Progress, Sessions, Workers};
+use crate::master::view::{Progress, Sessions, Sizes, Workers};
 use crate::rpc::server;
 use crate::rpc::status::{from_detail, to_status};
 use crate::runtime::Shutdown;
@@ -43,6 +43,8 @@ pub struct Parts {
     pub sessions: Arc<Sessions>,
     /// Jobs under way.
     pub progress: Arc<Progress>,
+    /// What lies in the under-storages.
+    pub sizes: Arc<Sizes>,
 }
 
 /// Serves clients until `stop`.

@@ -2,8 +2,10 @@
 
 mod progress;
 mod sessions;
+mod sizes;
 mod workers;
 
 pub use progress::Progress;
 pub use sessions::Sessions;
+pub use sizes::{Size, Sizes};
 pub use workers::{Usage, Workers};

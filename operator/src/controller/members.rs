@@ -1,0 +1,98 @@
+//! How many masters there are, and which of them is restarted when: what the members say decides, never a list of pods.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::DeleteParams;
+use kube::{Api, ResourceExt};
+
+use super::masters::{Masters, Said};
+use super::pair::Pair;
+use crate::desired::{Input, MASTER_RAFT, replicas};
+
+/// Label of a pod: the version of the StatefulSet's template it was made from.
+const REVISION: &str = "controller-revision-hash";
+
+fn address(input: &Input<'_>, ordinal: i32) -> String {
+    format!("{}:{MASTER_RAFT}", input.names.master_host(ordinal))
+}
+
+/// Replicas of the StatefulSet now: masters leave the group before their pods go.
+pub(super) fn set_size(input: &Input<'_>, live: Option<&StatefulSet>, masters: &Masters) -> i32 {
+    let wanted = replicas(input);
+    let now = live.and_then(|set| set.spec.as_ref()?.replicas).unwrap_or(wanted);
+    let Some((_, leader)) = masters.leader() else { return wanted.max(now) };
+    let leaving = |ordinal: &i32| {
+        let own = address(input, *ordinal);
+        leader.expected.contains(&own) || leader.members.iter().any(|member| member.raft_address == own)
+    };
+    if (wanted..now).any(|ordinal| leaving(&ordinal)) { now } else { wanted }
+}
+
+/// Asks for the members that are wanted. Who is admitted and removed when is the leader's business.
+pub(super) async fn set_members(input: &Input<'_>, masters: &Masters) -> Said<()> {
+    let Some((_, leader)) = masters.leader() else { return Ok(()) };
+    let wanted: Vec<String> = (0..replicas(input)).map(|ordinal| address(input, ordinal)).collect();
+    let missing: Vec<String> = wanted.iter().filter(|one| !leader.expected.contains(one)).cloned().collect();
+    if !missing.is_empty() {
+        return masters.add(missing).await;
+    }
+    let extra: Vec<String> = leader.expected.iter().filter(|one| !wanted.contains(one)).cloned().collect();
+    if extra.is_empty() { Ok(()) } else { masters.remove(extra).await }
+}
+
+fn outdated(set: &StatefulSet, pod: &Pod) -> bool {
+    let status = set.status.as_ref();
+    let seen = status.and_then(|status| status.observed_generation) == set.metadata.generation;
+    let newest = status.and_then(|status| status.update_revision.as_ref());
+    seen && newest.is_some() && pod.labels().get(REVISION) != newest
+}
+
+impl Pair {
+    /// Restarts one master that is not as it should be, if the others can do without it; the leader last, and only after
+    /// it has handed over. Returns why nothing happens now, if something is to be done.
+    pub(super) async fn roll(
+        &self,
+        set: &StatefulSet,
+        pods: &[Arc<Pod>],
+        masters: &Masters,
+    ) -> Result<Option<String>, kube::Error> {
+        let mut old: Vec<&Arc<Pod>> = pods.iter().filter(|pod| outdated(set, pod)).collect();
+        if old.is_empty() {
+            return Ok(None);
+        }
+        let Some((leader, _)) = masters.leader() else {
+            // Nobody leads: a new image may be what is missing. Nothing is taken from anybody.
+            return self
+                .restart(&old[0].name_any())
+                .await
+                .map(|()| Some(format!("{} is restarted", old[0].name_any())));
+        };
+        old.sort_by_key(|pod| (pod.name_any() == leader, pod.name_any()));
+        let next = old[0].name_any();
+        let Some(id) = masters.status(&next).and_then(|status| status.self_.as_ref()).map(|own| own.id) else {
+            return self.restart(&next).await.map(|()| Some(format!("{next} is restarted: it does not answer")));
+        };
+        if let Some(away) = pods.iter().find(|pod| !super::waiting::ready(pod)) {
+            return Ok(Some(format!("waiting for {} before {next} is restarted", away.name_any())));
+        }
+        if pods.len() > 1 {
+            match masters.must_not_restart(id).await {
+                Ok(None) => {}
+                Ok(Some(why)) | Err(why) => return Ok(Some(format!("{next} is not restarted yet: {why}"))),
+            }
+            if next == leader
+                && let Err(why) = masters.transfer().await
+            {
+                return Ok(Some(format!("{next} does not hand over yet: {why}")));
+            }
+        }
+        self.restart(&next).await.map(|()| Some(format!("{next} is restarted")))
+    }
+
+    async fn restart(&self, pod: &str) -> Result<(), kube::Error> {
+        let api: Api<Pod> = Api::namespaced(self.site.world.client.clone(), &self.namespace);
+        super::apply::gone(api.delete(pod, &DeleteParams::default()).await)
+    }
+}

@@ -1,0 +1,96 @@
+//! The mount table of the masters, made to be as the Dataset says, also while it is in use.
+
+use jindofs_proto::v1::{MetaPolicy, Mount};
+
+use super::masters::{Change, Masters};
+use super::status::Trouble;
+use crate::desired::{Input, mount_options, mount_path};
+
+/// Options of a mount that say how it is cached, not how its storage is reached.
+const CACHE_OPTIONS: [&str; 5] =
+    ["metaPolicy", "cacheStrategy", "writePolicy", "readCacheReplica", "writeCacheReplica"];
+
+/// The table that the Dataset asks for.
+fn wanted(input: &Input<'_>) -> Vec<Mount> {
+    let read_only = input.dataset.spec.access_modes.iter().all(|mode| mode == "ReadOnlyMany");
+    let each = input.dataset.spec.mounts.iter().enumerate().map(|(index, mount)| {
+        let mut options = mount_options(input.dataset, index, mount);
+        let always = options.get("metaPolicy").is_some_and(|policy| policy.eq_ignore_ascii_case("ALWAYS"));
+        options.retain(|key, _| !CACHE_OPTIONS.contains(&key.as_str()));
+        Mount {
+            path: mount_path(mount).into_bytes().into(),
+            ufs_uri: mount.mount_point.trim_end_matches('/').to_owned(),
+            options,
+            meta_policy: if always { MetaPolicy::Always } else { MetaPolicy::Once }.into(),
+            read_only: mount.read_only.unwrap_or(read_only),
+            ..Mount::default()
+        }
+    });
+    each.collect()
+}
+
+/// What leads from `now` to `wanted`; what is taken away first.
+fn changes(now: &[Mount], wanted: Vec<Mount>) -> Vec<Change> {
+    let same = |a: &Mount, b: &Mount| a.path == b.path && a.ufs_uri.trim_end_matches('/') == b.ufs_uri;
+    let mut changes: Vec<Change> = now
+        .iter()
+        .filter(|old| !wanted.iter().any(|new| same(old, new)))
+        .map(|old| Change::Unmount(old.path.to_vec()))
+        .collect();
+    for new in wanted {
+        match now.iter().find(|old| same(old, &new)) {
+            None => changes.push(Change::Mount(new)),
+            Some(old)
+                if old.options != new.options
+                    || old.meta_policy != new.meta_policy
+                    || old.read_only != new.read_only =>
+            {
+                changes.push(Change::Options(new));
+            }
+            Some(_) => {}
+        }
+    }
+    changes
+}
+
+/// Makes the table be as the Dataset says.
+pub(super) async fn apply(input: &Input<'_>, masters: &Masters) -> Result<(), Trouble> {
+    let now = masters.mounts().await.map_err(|why| Trouble::passing("MastersNotReady", why))?;
+    for change in changes(&now, wanted(input)) {
+        let what = match &change {
+            Change::Mount(mount) | Change::Options(mount) => {
+                format!("{} at {}", mount.ufs_uri, String::from_utf8_lossy(&mount.path))
+            }
+            Change::Unmount(path) => format!("the mount at {}", String::from_utf8_lossy(path)),
+        };
+        tracing::info!(name = input.names.name, ?change, "the mount table is changed");
+        masters.change(change).await.map_err(|why| Trouble::new("RuntimeMountUfsFailed", format!("{what}: {why}")))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(path: &'static str, uri: &str) -> Mount {
+        Mount { path: path.as_bytes().into(), ufs_uri: uri.to_owned(), ..Mount::default() }
+    }
+
+    #[test]
+    fn a_mount_elsewhere_is_replaced_and_one_with_new_options_is_changed() {
+        let now = [mount("/a", "s3://a"), mount("/b", "s3://b/"), mount("/c", "s3://c")];
+        let mut b = mount("/b", "s3://b");
+        b.options.insert("fs.s3.region".to_owned(), "eu".to_owned());
+        let changes = changes(&now, vec![mount("/a", "s3://other"), b, mount("/d", "s3://d")]);
+        let told: Vec<String> = changes
+            .iter()
+            .map(|change| match change {
+                Change::Mount(mount) => format!("+{}", mount.ufs_uri),
+                Change::Options(mount) => format!("~{}", mount.ufs_uri),
+                Change::Unmount(path) => format!("-{}", String::from_utf8_lossy(path)),
+            })
+            .collect();
+        assert_eq!(told, ["-/a", "-/c", "+s3://other", "~s3://b", "+s3://d"]);
+    }
+}

@@ -1,0 +1,394 @@
+//! One Dataset and its JindoRuntime: from what is asked for to what is, step by step, each of which may be repeated.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::apps::v1::{DaemonSet, StatefulSet};
+use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Patch, PatchParams};
+use kube::core::NamespaceResourceScope;
+use kube::{Api, Resource, ResourceExt};
+use serde_json::json;
+
+use super::apply::{FIELD_MANAGER, apply};
+use super::masters::Masters;
+use super::status::{News, Trouble, set, unset};
+use super::{Site, members, mounts, report, waiting};
+use crate::crd::{
+    DATASET_FINALIZER, Dataset, DatasetStatus, HcfsStatus, JindoRuntime, RUNTIME_FINALIZER, RuntimeRef, RuntimeStatus,
+};
+use crate::desired::{self, Input, MASTER_RPC, Names, Objects, Role};
+
+/// Pause while something is on its way.
+const SOON: Duration = Duration::from_secs(1);
+/// Pause while all is well: masters are asked, Kubernetes is not.
+const STEADY: Duration = Duration::from_secs(5);
+/// An election is not worth a word.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// One name.
+pub(super) struct Pair {
+    pub(super) site: Site,
+    pub(super) namespace: String,
+    pub(super) name: String,
+    /// Since when a Bound Dataset is not served.
+    down_since: Option<Instant>,
+}
+
+/// What was found on the way.
+struct Found {
+    trouble: Option<Trouble>,
+    bound: bool,
+}
+
+impl Pair {
+    pub(super) fn new(site: Site, namespace: String, name: String) -> Pair {
+        Pair { site, namespace, name, down_since: None }
+    }
+
+    /// One pass. Returns when to look again; none if there is nothing left to look after.
+    pub(super) async fn reconcile(&mut self) -> Result<Option<Duration>, kube::Error> {
+        let (namespace, name) = (self.namespace.clone(), self.name.clone());
+        let dataset = self.site.world.get::<Dataset>(&namespace, &name);
+        let runtime = self.site.world.get::<JindoRuntime>(&namespace, &name);
+        let leaving = runtime.as_ref().filter(|one| one.metadata.deletion_timestamp.is_some());
+        let dataset_leaves = dataset.as_ref().is_some_and(|one| one.metadata.deletion_timestamp.is_some());
+        if leaving.is_some() || dataset_leaves {
+            let pause = self.release(dataset.as_deref(), leaving.map(|one| &**one)).await?;
+            if let Some(dataset) = dataset.filter(|_| !dataset_leaves) {
+                self.unbind(&dataset, &Trouble::passing("RuntimeDeleted", "its JindoRuntime is being deleted")).await?;
+            }
+            return Ok(Some(pause));
+        }
+        match (dataset, runtime) {
+            (None, None) => Ok(None),
+            (Some(dataset), None) => {
+                let message =
+                    format!("there is no JindoRuntime {name} in namespace {namespace} to serve it: create one");
+                self.unbind(&dataset, &Trouble::passing("RuntimeNotFound", message)).await?;
+                Ok(Some(Duration::from_secs(600)))
+            }
+            (None, Some(runtime)) => {
+                let message = format!("there is no Dataset {name} in namespace {namespace} to serve: create one");
+                let mut status = runtime.status.clone().unwrap_or_default();
+                let trouble = Trouble::passing("DatasetNotFound", message);
+                let news = set(&mut status.conditions, "Ready", Err(&trouble));
+                self.write_runtime(&runtime, &status).await?;
+                self.tell_all(&*runtime, news.into_iter()).await;
+                Ok(Some(Duration::from_secs(600)))
+            }
+            (Some(dataset), Some(runtime)) => self.serve(&dataset, &runtime).await.map(Some),
+        }
+    }
+
+    async fn unbind(&self, dataset: &Dataset, trouble: &Trouble) -> Result<(), kube::Error> {
+        let old = dataset.status.clone().unwrap_or_default();
+        let mut status =
+            DatasetStatus { conditions: old.conditions, operation_ref: old.operation_ref, ..Default::default() };
+        status.phase = Some("NotBound".to_owned());
+        let news = set(&mut status.conditions, "Ready", Err(trouble));
+        self.write_dataset(dataset, &status).await?;
+        self.tell_all(dataset, news.into_iter()).await;
+        Ok(())
+    }
+
+    async fn serve(&mut self, dataset: &Dataset, runtime: &JindoRuntime) -> Result<Duration, kube::Error> {
+        self.finalize(dataset, DATASET_FINALIZER, true).await?;
+        self.finalize(runtime, RUNTIME_FINALIZER, true).await?;
+        let image = self.site.options.image.clone();
+        let mut input = Input::new(dataset, runtime, &image);
+        let live = self.site.world.get::<StatefulSet>(&self.namespace, &input.names.of(Role::Master));
+        let templates = live.as_ref().and_then(|set| set.spec.as_ref()?.volume_claim_templates.as_ref());
+        input.own_claims = templates.is_some_and(|all| !all.is_empty());
+        let claim = desired::named_claim(&input)
+            .and_then(|claim| self.site.world.get::<PersistentVolumeClaim>(&self.namespace, &claim));
+        input.claim = claim.as_ref().and_then(|claim| claim.spec.as_ref());
+
+        let mut own = runtime.status.clone().unwrap_or_default();
+        let mut shown = dataset.status.clone().unwrap_or_default();
+        let found = self.steps(&input, claim.is_some(), live.as_deref(), &mut own, &mut shown).await?;
+        let mut news = Vec::new();
+        self.conclude(&input, &found, &mut own, &mut shown, &mut news);
+        self.write_runtime(runtime, &own).await?;
+        self.write_dataset(dataset, &shown).await?;
+        self.tell_all(dataset, news.into_iter()).await;
+        Ok(if found.bound && found.trouble.is_none() { STEADY } else { SOON })
+    }
+
+    /// Everything up to the first thing that does not go on.
+    async fn steps(
+        &self,
+        input: &Input<'_>,
+        claim_exists: bool,
+        live: Option<&StatefulSet>,
+        own: &mut RuntimeStatus,
+        shown: &mut DatasetStatus,
+    ) -> Result<Found, kube::Error> {
+        let stop = |trouble: Trouble| Ok(Found { trouble: Some(trouble), bound: false });
+        if let Some(problem) = desired::problems(input).into_iter().next() {
+            return stop(Trouble::new(problem.reason, problem.message));
+        }
+        if let Err(trouble) = self.refuse_to_leave_a_cluster(input, own) {
+            return stop(trouble);
+        }
+        if let Some(claim) = desired::named_claim(input).filter(|_| !claim_exists && desired::replicas(input) == 1) {
+            let message = format!("the claim {claim} for the metadata of the master does not exist: create it");
+            return stop(Trouble::new("ClaimNotFound", message));
+        }
+        let mut objects = match desired::objects(input) {
+            Ok(objects) => objects,
+            Err(problem) => return stop(Trouble::new(problem.reason, problem.message)),
+        };
+        let pods = self.pods(Role::Master);
+        let masters = Masters::ask(&addresses(&pods)).await;
+        if let Some(trouble) = cannot_convert(input, live) {
+            return stop(trouble);
+        }
+        let size = members::set_size(input, live, &masters);
+        objects.masters.spec.get_or_insert_default().replicas = Some(size);
+        self.apply_all(input, objects).await?;
+        if let Err(trouble) = self.found(input, input.runtime, own, &masters).await? {
+            report::cluster(&masters, own.cluster.get_or_insert_default());
+            let blocked = if trouble.passing { self.blocked(&pods).await? } else { None };
+            return stop(blocked.unwrap_or(trouble));
+        }
+        report::cluster(&masters, own.cluster.get_or_insert_default());
+        if masters.leader().is_none() {
+            let blocked = self.blocked(&pods).await?;
+            let answer = masters.answers().count();
+            let message = format!("{answer} of {} masters answer, and none leads", desired::replicas(input));
+            // Before it was ever served they are only choosing their first leader.
+            let served = shown.phase.as_deref().is_some_and(|phase| phase != "NotBound");
+            let lost = Trouble { passing: !served, ..Trouble::new("QuorumLost", message) };
+            return stop(blocked.unwrap_or(lost));
+        }
+        let mut trouble = None;
+        if let Err(why) = members::set_members(input, &masters).await {
+            trouble = Some(Trouble::passing("MembersChanging", why));
+        }
+        if let Err(mount) = mounts::apply(input, &masters).await {
+            return Ok(Found { trouble: Some(mount), bound: false });
+        }
+        let usage = match masters.usage().await {
+            Ok(usage) => usage,
+            Err(why) => return stop(Trouble::passing("MastersNotReady", why)),
+        };
+        report::data(&usage, shown);
+        let workers = input.runtime.spec.replicas.unwrap_or(1);
+        if workers > 0 && !report::any_worker(&usage) {
+            let blocked = self.blocked(&self.pods(Role::Worker)).await?;
+            return stop(blocked.unwrap_or_else(|| Trouble::passing("WorkersStarting", "no worker has reported yet")));
+        }
+        self.offer(input).await?;
+        if trouble.is_none() {
+            trouble = self.blocked(&pods).await?;
+        }
+        if let Some(live) = live
+            && let Some(why) = self.roll(live, &pods, &masters).await?
+            && trouble.is_none()
+        {
+            trouble = Some(Trouble::passing("Updating", why));
+        }
+        Ok(Found { trouble, bound: true })
+    }
+
+    /// Pods of a role, by name.
+    fn pods(&self, role: Role) -> Vec<Arc<Pod>> {
+        let wanted = Names { namespace: self.namespace.clone(), name: self.name.clone() }.selector(role);
+        let fits = |pod: &Pod| wanted.iter().all(|(key, value)| pod.labels().get(key) == Some(value));
+        let mut pods = self.site.world.pods(&self.namespace, fits);
+        pods.sort_by_key(|pod| pod.name_any());
+        pods
+    }
+
+    /// The first reason why one of them does not run.
+    async fn blocked(&self, pods: &[Arc<Pod>]) -> Result<Option<Trouble>, kube::Error> {
+        for pod in pods.iter().filter(|pod| !waiting::ready(pod)) {
+            if let Some(trouble) = waiting::why(&self.site, pod).await? {
+                return Ok(Some(trouble));
+            }
+        }
+        Ok(None)
+    }
+
+    fn api<K>(&self) -> Api<K>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+    {
+        Api::namespaced(self.site.world.client.clone(), &self.namespace)
+    }
+
+    async fn apply_all(&self, input: &Input<'_>, objects: Objects) -> Result<(), kube::Error> {
+        let (world, owner) = (&self.site.world, owner(input.runtime));
+        apply(world, self.api(), objects.config, owner.clone()).await?;
+        apply(world, self.api(), objects.service, owner.clone()).await?;
+        apply(world, self.api(), objects.masters, owner.clone()).await?;
+        if let Some(budget) = objects.budget {
+            apply(world, self.api(), budget, owner.clone()).await?;
+        }
+        apply(world, self.api(), objects.workers, owner.clone()).await?;
+        apply(world, self.api(), objects.fuse, owner).await?;
+        Ok(())
+    }
+
+    /// The volume and the claim that pods name, and the client on every node where one does.
+    async fn offer(&self, input: &Input<'_>) -> Result<(), kube::Error> {
+        let world = &self.site.world;
+        let volume = desired::volume(input, &self.site.options.driver);
+        apply(world, Api::all(world.client.clone()), volume, None).await?;
+        apply(world, self.api(), desired::claim(input), None).await?;
+        let label = input.node_label();
+        let users = world.users(&self.namespace, &self.name);
+        let mut nodes: Vec<&str> = users.iter().filter_map(|pod| pod.spec.as_ref()?.node_name.as_deref()).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        for node in &nodes {
+            let labelled = world.get::<Node>("", node).is_some_and(|node| node.labels().contains_key(&label));
+            if !labelled {
+                self.label(node, json!({ label.as_str(): "true" })).await?;
+            }
+        }
+        if input.runtime.spec.fuse.clean_policy.as_deref() == Some("OnDemand") {
+            for node in world.nodes.state().iter().filter(|node| !nodes.contains(&node.name_any().as_str())) {
+                self.unlabel(node, &label).await?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn node_label(&self, dataset: Option<&Dataset>) -> String {
+        let names = Names { namespace: self.namespace.clone(), name: self.name.clone() };
+        names.node_label(dataset.and_then(|dataset| dataset.metadata.uid.as_deref()))
+    }
+
+    /// Phases and conditions from what was found.
+    fn conclude(
+        &mut self,
+        input: &Input<'_>,
+        found: &Found,
+        own: &mut RuntimeStatus,
+        shown: &mut DatasetStatus,
+        news: &mut Vec<News>,
+    ) {
+        let world = &self.site.world;
+        let get = |role| world.get::<StatefulSet>(&self.namespace, &input.names.of(role));
+        let (masters, workers) = (get(Role::Master), get(Role::Worker));
+        let fuse = world.get::<DaemonSet>(&self.namespace, &input.names.of(Role::Fuse));
+        let quorum = own.cluster.as_ref().is_some_and(|cluster| cluster.quorum == Some(true));
+        let (masters_wanted, workers_wanted) = (desired::replicas(input), input.runtime.spec.replicas.unwrap_or(1));
+        report::counts(
+            (masters.as_deref(), masters_wanted),
+            (workers.as_deref(), workers_wanted),
+            fuse.as_deref(),
+            quorum,
+            own,
+        );
+        own.selector = Some(
+            input.names.selector(Role::Worker).iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(","),
+        );
+        let was_bound = shown.phase.as_deref() == Some("Bound");
+        shown.conditions.retain(|one| one.r#type != "Deletable");
+        unset(&mut own.conditions, "Deletable");
+        if found.bound {
+            self.down_since = None;
+            if own.setup_duration.is_none()
+                && let Some(made) = &input.runtime.metadata.creation_timestamp
+            {
+                own.setup_duration = Some(format!("{}s", Timestamp::now().as_second() - made.0.as_second()));
+            }
+            shown.phase = Some("Bound".to_owned());
+            shown.mounts.clone_from(&input.dataset.spec.mounts);
+            own.mounts.clone_from(&input.dataset.spec.mounts);
+            shown.hcfs = Some(HcfsStatus {
+                endpoint: Some(format!("jindo://{}", input.names.masters(masters_wanted, MASTER_RPC))),
+                ..HcfsStatus::default()
+            });
+            shown.runtimes = vec![RuntimeRef {
+                name: Some(self.name.clone()),
+                namespace: Some(self.namespace.clone()),
+                category: Some("Accelerate".to_owned()),
+                r#type: Some("jindo".to_owned()),
+                master_replicas: Some(masters_wanted),
+            }];
+            own.cache_states.clone_from(&shown.cache_states);
+        } else if was_bound || shown.phase.as_deref() == Some("Failed") {
+            let since = *self.down_since.get_or_insert_with(Instant::now);
+            if since.elapsed() < GRACE {
+                return;
+            }
+            shown.phase = Some("Failed".to_owned());
+        } else {
+            shown.phase = Some("NotBound".to_owned());
+        }
+        let ready = Ok(("DatasetReady", "it is served"));
+        let (bound, trouble) = (found.bound, found.trouble.as_ref());
+        let state = if bound { ready } else { trouble.map_or(ready, Err) };
+        news.extend(set(&mut shown.conditions, "Ready", state));
+        let _ = set(&mut own.conditions, "Ready", state);
+        match trouble.filter(|_| bound) {
+            Some(trouble) => news.extend(set(&mut own.conditions, "Settled", Err(trouble))),
+            None if bound => {
+                drop(set(&mut own.conditions, "Settled", Ok(("AsAsked", "everything is as it was asked for"))))
+            }
+            None => unset(&mut own.conditions, "Settled"),
+        }
+    }
+
+    pub(super) async fn write_dataset(&self, dataset: &Dataset, status: &DatasetStatus) -> Result<(), kube::Error> {
+        if dataset.status.as_ref() == Some(status) {
+            return Ok(());
+        }
+        self.write::<Dataset>(json!(status)).await
+    }
+
+    pub(super) async fn write_runtime(
+        &self,
+        runtime: &JindoRuntime,
+        status: &RuntimeStatus,
+    ) -> Result<(), kube::Error> {
+        if runtime.status.as_ref() == Some(status) {
+            return Ok(());
+        }
+        self.write::<JindoRuntime>(json!(status)).await
+    }
+
+    async fn write<K>(&self, status: serde_json::Value) -> Result<(), kube::Error>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + std::fmt::Debug
+            + serde::de::DeserializeOwned,
+    {
+        let object = json!({
+            "apiVersion": K::api_version(&()), "kind": K::kind(&()), "metadata": {"name": self.name}, "status": status,
+        });
+        let api: Api<K> = self.api();
+        let params = PatchParams::apply(FIELD_MANAGER).force();
+        super::apply::gone(api.patch_status(&self.name, &params, &Patch::Apply(object)).await)
+    }
+}
+
+/// Pod names with their addresses.
+fn addresses(pods: &[Arc<Pod>]) -> BTreeMap<String, String> {
+    let each = pods.iter().filter_map(|pod| Some((pod.name_any(), pod.status.as_ref()?.pod_ip.clone()?)));
+    each.collect()
+}
+
+fn owner(runtime: &JindoRuntime) -> Option<OwnerReference> {
+    runtime.controller_owner_ref(&())
+}
+
+/// Masters on a named claim do not get claims of their own by a change of a number.
+fn cannot_convert(input: &Input<'_>, live: Option<&StatefulSet>) -> Option<Trouble> {
+    let on_named = live.is_some() && !input.own_claims && desired::named_claim(input).is_some();
+    (on_named && desired::replicas(input) > 1).then(|| {
+        Trouble::new(
+            "NamedClaimInUse",
+            "the master keeps its metadata on a named claim, and going from it to several masters with claims of their own is \
+             not supported yet: set master.replicas back to 1",
+        )
+    })
+}

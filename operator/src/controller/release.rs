@@ -1,0 +1,140 @@
+//! What is deleted when, and what holds it: nothing is taken from pods that use a Dataset.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
+use kube::api::{DeleteParams, Patch, PatchParams};
+use kube::{Api, Resource, ResourceExt};
+use serde_json::json;
+
+use super::apply::gone;
+use super::pair::Pair;
+use super::status::{News, Trouble, set};
+use crate::crd::{DATASET_FINALIZER, Dataset, JindoRuntime, RUNTIME_FINALIZER};
+use crate::desired::{MANAGER, Names};
+
+/// Pause between two looks at what is on its way out.
+const LOOK: Duration = Duration::from_secs(1);
+
+fn ours<K: Resource>(object: &K) -> bool {
+    object.labels().get("app.kubernetes.io/managed-by").is_some_and(|manager| manager == MANAGER)
+}
+
+impl Pair {
+    /// Takes down what belongs to the one that is being deleted, once no pod uses it.
+    pub(super) async fn release(
+        &self,
+        dataset: Option<&Dataset>,
+        runtime: Option<&JindoRuntime>,
+    ) -> Result<Duration, kube::Error> {
+        let world = &self.site.world;
+        let users: Vec<String> = world.users(&self.namespace, &self.name).iter().map(|pod| pod.name_any()).collect();
+        if !users.is_empty() {
+            let message = format!("pods still use it: {}; it is deleted when they are gone", users.join(", "));
+            self.hold(dataset, runtime, &Trouble::new("DatasetInUse", message)).await?;
+            return Ok(Duration::from_secs(30));
+        }
+        if !self.delete_volume().await? {
+            return Ok(LOOK);
+        }
+        if let Some(runtime) = runtime {
+            for node in world.nodes.state() {
+                self.unlabel(&node, &self.node_label(dataset)).await?;
+            }
+            self.finalize(runtime, RUNTIME_FINALIZER, false).await?;
+        }
+        if let Some(dataset) = dataset.filter(|one| one.metadata.deletion_timestamp.is_some()) {
+            self.finalize(dataset, DATASET_FINALIZER, false).await?;
+        }
+        Ok(LOOK)
+    }
+
+    /// Says why nothing happens.
+    async fn hold(
+        &self,
+        dataset: Option<&Dataset>,
+        runtime: Option<&JindoRuntime>,
+        trouble: &Trouble,
+    ) -> Result<(), kube::Error> {
+        if let Some(dataset) = dataset {
+            let mut status = dataset.status.clone().unwrap_or_default();
+            let news = set(&mut status.conditions, "Deletable", Err(trouble));
+            self.write_dataset(dataset, &status).await?;
+            self.tell_all(dataset, news.into_iter()).await;
+        } else if let Some(runtime) = runtime {
+            let mut status = runtime.status.clone().unwrap_or_default();
+            let news = set(&mut status.conditions, "Deletable", Err(trouble));
+            self.write_runtime(runtime, &status).await?;
+            self.tell_all(runtime, news.into_iter()).await;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn tell_all<K: Resource<DynamicType = ()>>(&self, about: &K, news: impl Iterator<Item = News>) {
+        for one in news {
+            self.site.tell(about, one).await;
+        }
+    }
+
+    /// True when neither claim nor volume is left.
+    async fn delete_volume(&self) -> Result<bool, kube::Error> {
+        let world = &self.site.world;
+        let mut left = false;
+        if let Some(claim) = world.get::<PersistentVolumeClaim>(&self.namespace, &self.name).filter(|one| ours(&**one))
+        {
+            left = true;
+            if claim.metadata.deletion_timestamp.is_none() {
+                let api: Api<PersistentVolumeClaim> = Api::namespaced(world.client.clone(), &self.namespace);
+                gone(api.delete(&self.name, &DeleteParams::default()).await)?;
+            }
+        }
+        let volume = Names { namespace: self.namespace.clone(), name: self.name.clone() }.volume();
+        if let Some(found) = world.get::<PersistentVolume>("", &volume).filter(|one| ours(&**one)) {
+            left = true;
+            if found.metadata.deletion_timestamp.is_none() {
+                let api: Api<PersistentVolume> = Api::all(world.client.clone());
+                gone(api.delete(&volume, &DeleteParams::default()).await)?;
+            }
+        }
+        Ok(!left)
+    }
+
+    /// Adds or removes our finalizer; nothing is written where it is as it should be.
+    pub(super) async fn finalize<K>(&self, object: &K, finalizer: &str, wanted: bool) -> Result<(), kube::Error>
+    where
+        K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
+            + Clone
+            + std::fmt::Debug
+            + serde::de::DeserializeOwned,
+    {
+        let mut finalizers = object.finalizers().to_vec();
+        if finalizers.iter().any(|one| one == finalizer) == wanted {
+            return Ok(());
+        }
+        finalizers.retain(|one| one != finalizer);
+        if wanted {
+            finalizers.push(finalizer.to_owned());
+        }
+        // Of two writers at once the API server refuses one.
+        let version = object.resource_version();
+        let patch = json!({"metadata": {"finalizers": finalizers, "resourceVersion": version}});
+        let api: Api<K> = Api::namespaced(self.site.world.client.clone(), &self.namespace);
+        match api.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await {
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+            other => gone(other),
+        }
+    }
+
+    pub(super) async fn unlabel(&self, node: &Node, label: &str) -> Result<(), kube::Error> {
+        if node.labels().contains_key(label) {
+            self.label(&node.name_any(), json!({ label: null })).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn label(&self, node: &str, labels: serde_json::Value) -> Result<(), kube::Error> {
+        let api: Api<Node> = Api::all(self.site.world.client.clone());
+        let patch = json!({"metadata": {"labels": labels}});
+        gone(api.patch(node, &PatchParams::default(), &Patch::Merge(patch)).await)
+    }
+}

@@ -1,0 +1,114 @@
+//! Conditions and events: each change of a condition is told once, in words of what to do.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use kube::runtime::events::{Event, EventType};
+use kube::{Resource, ResourceExt};
+
+use super::Site;
+use crate::crd::Condition;
+
+/// What keeps a resource from being as it was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Trouble {
+    pub(super) reason: String,
+    pub(super) message: String,
+    /// It goes away by itself: no warning.
+    pub(super) passing: bool,
+}
+
+impl Trouble {
+    /// Something that somebody has to look after.
+    pub(super) fn new(reason: impl Into<String>, message: impl Into<String>) -> Trouble {
+        Trouble { reason: reason.into(), message: message.into(), passing: false }
+    }
+
+    /// Something that only takes its time.
+    pub(super) fn passing(reason: impl Into<String>, message: impl Into<String>) -> Trouble {
+        Trouble { passing: true, ..Trouble::new(reason, message) }
+    }
+}
+
+/// What is to be told as an event.
+#[derive(Debug)]
+pub(super) struct News {
+    reason: String,
+    note: String,
+    warning: bool,
+}
+
+/// Sets a condition. The news, if its status or reason has changed.
+pub(super) fn set(all: &mut Vec<Condition>, kind: &str, state: Result<(&str, &str), &Trouble>) -> Option<News> {
+    let (status, reason, message) = match &state {
+        Ok((reason, message)) => ("True", (*reason).to_owned(), (*message).to_owned()),
+        Err(trouble) => ("False", trouble.reason.clone(), trouble.message.clone()),
+    };
+    let old = all.iter().position(|one| one.r#type == kind);
+    let before = old.map(|at| all[at].clone()).unwrap_or_default();
+    if before.status == status
+        && before.reason.as_deref() == Some(&reason)
+        && before.message.as_deref() == Some(&message)
+    {
+        return None;
+    }
+    let now = Some(Time(Timestamp::now()));
+    let moved = before.status != status;
+    let condition = Condition {
+        r#type: kind.to_owned(),
+        status: status.to_owned(),
+        reason: Some(reason.clone()),
+        message: Some(message.clone()),
+        last_probe_time: before.last_probe_time,
+        last_update_time: now.clone(),
+        last_transition_time: if moved { now } else { before.last_transition_time },
+    };
+    match old {
+        Some(at) => all[at] = condition,
+        None => all.push(condition),
+    }
+    let told = moved || before.reason.as_deref() != Some(&reason);
+    let warning = matches!(&state, Err(trouble) if !trouble.passing);
+    told.then_some(News { reason, note: message, warning })
+}
+
+/// Takes a condition away.
+pub(super) fn unset(all: &mut Vec<Condition>, kind: &str) {
+    all.retain(|one| one.r#type != kind);
+}
+
+impl Site {
+    /// Tells it to whoever describes the object. That it cannot be told is logged and is no reason to stop.
+    pub(super) async fn tell<K: Resource<DynamicType = ()>>(&self, about: &K, news: News) {
+        let event = Event {
+            type_: if news.warning { EventType::Warning } else { EventType::Normal },
+            reason: news.reason.clone(),
+            note: Some(news.note.clone()),
+            action: "Reconcile".to_owned(),
+            secondary: None,
+        };
+        let (namespace, name) = (about.namespace().unwrap_or_default(), about.name_any());
+        tracing::info!(namespace, name, reason = news.reason, note = news.note, "told");
+        if let Err(error) = self.recorder.publish(&event, &about.object_ref(&())).await {
+            tracing::warn!(%error, "an event was not recorded");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_condition_keeps_its_time_until_its_status_changes_and_is_told_once() {
+        let mut all = Vec::new();
+        let lost = Trouble::new("QuorumLost", "one of three masters answers");
+        assert!(set(&mut all, "Ready", Err(&lost)).is_some());
+        assert!(set(&mut all, "Ready", Err(&lost)).is_none());
+        let since = all[0].last_transition_time.clone();
+        assert!(set(&mut all, "Ready", Err(&Trouble::new("QuorumLost", "none answers"))).is_none(), "told already");
+        assert_eq!(all[0].message.as_deref(), Some("none answers"));
+        assert_eq!(all[0].last_transition_time, since);
+        assert!(set(&mut all, "Ready", Ok(("DatasetReady", "bound"))).is_some());
+        assert_eq!((all.len(), all[0].status.as_str()), (1, "True"));
+    }
+}

@@ -1,0 +1,62 @@
+//! Why a pod does not run, in the words of whoever keeps it from running.
+
+use k8s_openapi::api::core::v1::{Event, Pod};
+use kube::api::ListParams;
+use kube::{Api, ResourceExt};
+
+use super::Site;
+use super::status::Trouble;
+
+/// A container that is being created for longer than this has something to wait for.
+const PATIENCE_SECONDS: i64 = 5;
+
+/// True if Kubernetes counts the pod as ready, and it is not going away.
+pub(super) fn ready(pod: &Pod) -> bool {
+    condition(pod, "Ready").is_some_and(|(status, _)| status == "True") && pod.metadata.deletion_timestamp.is_none()
+}
+
+fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<(&'a str, &'a str)> {
+    let all = pod.status.as_ref()?.conditions.as_ref()?;
+    let one = all.iter().find(|one| one.type_ == kind)?;
+    Some((one.status.as_str(), one.message.as_deref().unwrap_or_default()))
+}
+
+/// What keeps it from running; none if it runs, or is only starting.
+pub(super) async fn why(site: &Site, pod: &Pod) -> Result<Option<Trouble>, kube::Error> {
+    let name = pod.name_any();
+    if let Some(("False", message)) = condition(pod, "PodScheduled") {
+        return Ok(Some(Trouble::new("Unschedulable", format!("pod {name}: {message}"))));
+    }
+    let status = pod.status.as_ref();
+    let containers = status.and_then(|status| status.container_statuses.as_ref());
+    for container in containers.into_iter().flatten() {
+        let Some(waiting) = container.state.as_ref().and_then(|state| state.waiting.as_ref()) else { continue };
+        let reason = waiting.reason.clone().unwrap_or_default();
+        if reason != "ContainerCreating" && reason != "PodInitializing" {
+            let message = waiting.message.clone().unwrap_or_default();
+            let look = if reason == "CrashLoopBackOff" { format!("; see kubectl logs {name}") } else { String::new() };
+            return Ok(Some(Trouble::new(reason, format!("pod {name}: {message}{look}"))));
+        }
+    }
+    let starting = status.is_none_or(|status| status.phase.as_deref() != Some("Running"));
+    let made = pod.metadata.creation_timestamp.as_ref().map(|time| time.0.as_second());
+    let now = k8s_openapi::jiff::Timestamp::now().as_second();
+    if !starting || made.is_none_or(|made| now - made < PATIENCE_SECONDS) {
+        return Ok(None);
+    }
+    warning(site, pod).await
+}
+
+/// The last warning about a pod.
+async fn warning(site: &Site, pod: &Pod) -> Result<Option<Trouble>, kube::Error> {
+    let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
+    let api: Api<Event> = Api::namespaced(site.world.client.clone(), &namespace);
+    let of = format!("involvedObject.kind=Pod,involvedObject.name={name},type=Warning");
+    let mut events = api.list(&ListParams::default().fields(&of)).await?.items;
+    events.retain(|event| event.involved_object.uid == pod.metadata.uid);
+    events.sort_by_key(|event| event.last_timestamp.as_ref().map(|time| time.0));
+    Ok(events.pop().map(|event| {
+        let reason = event.reason.unwrap_or_else(|| "PodNotStarting".to_owned());
+        Trouble::new(reason, format!("pod {name}: {}", event.message.unwrap_or_default()))
+    }))
+}
