@@ -26,13 +26,14 @@ IMAGE ?= localhost/jindofs:dev
 # `make bench BENCH="meta --seconds 2"` measures a part.
 BENCH ?=
 
-.PHONY: help build demo image kube-up kube-down kube-test test verify fix bench needs tools clean
+.PHONY: help build demo image manifest kube-up kube-down kube-test test verify fix bench needs tools clean
 
 help:
 	@echo "make build   release binaries, linked as bin/jindofs, bin/jindoctl and bin/jindofs-operator"
 	@echo "make demo    the whole cluster with a killed leader and a lost disk: watch it recover"
 	@echo "make image   bin/jindofs-image.tar: an OCI archive, made without Docker"
-	@echo "make test    all tests: real processes, kill -9, lost and broken disks"
+	@echo "make manifest  the whole installation for Kubernetes as one YAML"
+	@echo "make test    all tests: real processes, kill -9, lost and broken disks, a Kubernetes of three nodes"
 	@echo "make kube-up | kube-test | kube-down   a Kubernetes of three nodes on this machine, and the tests that need one"
 	@echo "make verify  formatting, lints, documentation, licences, spelling; changes nothing"
 	@echo "make fix     formatting and what lints can repair"
@@ -53,8 +54,15 @@ demo: build
 image: build
 	@deploy/image/pack $(CARGO_TARGET_DIR)/release bin/jindofs-image.tar $(IMAGE)
 
+manifest:
+	@deploy/manifest $(IMAGE)
+
 test: needs
 	$(CARGO) test $(EVERYTHING) -- --test-threads=2 $(TEST)
+	@if [ -n "$(TEST)" ]; then :; elif why=$$(tests/kube/cluster/available); then \
+		ended=0; $(MAKE) --no-print-directory kube-test || ended=$$?; \
+		[ -n "$${KUBECONFIG:-}" ] || $(MAKE) --no-print-directory kube-down; [ $$ended = 0 ]; \
+	else echo "left out: the tests on Kubernetes, which need $$why"; [ -z "$${CI:-}" ]; fi
 	@echo "make test: everything passed"
 
 # A cluster of three nodes on this machine, or the one of KUBECONFIG, whose nodes must have the image then.

@@ -1,7 +1,7 @@
 //! The guide, word for word: its files, its commands, and what it says they print.
 
 use super::eventually;
-use super::site::{Guide, Oss, install, script};
+use super::site::{Guide, Oss, dataset, install, script};
 use crate::data::content;
 
 const NODES: [&str; 3] = ["n1", "n2", "n3"];
@@ -112,4 +112,25 @@ fn a_dataset_in_use_is_not_taken_from_its_pods_and_its_deletion_says_who_holds_i
     guide.ok("kubectl delete -f pod.yaml");
     guide.ok("kubectl wait --for=delete dataset/demo jindoruntime/demo --timeout=60s");
     guide.ok("kubectl delete -f pvc.yaml -f secret.yaml");
+}
+
+#[test]
+#[ignore = "needs a Kubernetes cluster: make kube-test"]
+fn a_load_caches_everything_and_the_columns_say_so() {
+    install();
+    let _oss = Oss::start(&[("large", content(9_000_000, 2)), ("dir/inner", content(70_000, 3))]);
+    let guide = Guide::new();
+    guide.write("dataset", &dataset().replace("12Gi", "64Mi"));
+    let load = "apiVersion: data.fluid.io/v1alpha1\nkind: DataLoad\nmetadata: {name: demo}\nspec: {dataset: {name: demo}, ttlSecondsAfterFinished: 20}\n";
+    guide.write("load", load);
+    // The load waits for the Dataset.
+    guide.ok("for file in load pvc secret dataset; do kubectl create -f $file.yaml; done");
+    guide.ok("kubectl wait --for=jsonpath={.status.phase}=Complete dataload/demo --timeout=120s");
+    let shown = guide.ok("kubectl get dataload demo --no-headers");
+    let row: Vec<&str> = shown.split_whitespace().collect();
+    assert_eq!(row[..3], ["demo", "demo", "Complete"], "{shown}");
+    let row = eventually("all is cached", || Some(guide.bound()).filter(|row| row[4] == "100.0%"));
+    assert_eq!(row[1], row[2], "the total is what is cached");
+    guide.ok("kubectl wait --for=delete dataload/demo --timeout=60s");
+    guide.ok("kubectl delete -f dataset.yaml -f pvc.yaml -f secret.yaml");
 }

@@ -1,58 +1,77 @@
-//! Three masters with a volume each, rendered by the operator, while Kubernetes does to their pods what it does.
+//! Three masters with a volume each, as the operator makes them, while Kubernetes does to their pods what it does, one pod
+//! reads, and every name that was acknowledged must be there at the end.
 
-use std::collections::BTreeSet;
-use std::process::{Command, Output};
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Output;
 
-use super::{GUIDE, Namespace, eventually, text};
-use crate::support::cluster::binary;
+use super::site::{KEY, Oss, SECRET, dataset, install, script};
+use super::{Namespace, eventually, kubectl, ok, text};
+use crate::data::content;
 
-const MASTERS: [&str; 3] = ["demo-jindofs-master-0", "demo-jindofs-master-1", "demo-jindofs-master-2"];
+/// Reads a file for as long as it lives, and says so whenever it is not what it was.
+const READER: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: { name: reader }
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+    - name: reader
+      image: registry.openanolis.cn/openanolis/nginx:1.14.1-8.6
+      command: [sh, -c]
+      args:
+        - |
+          want=$(md5sum < /data/oss/large) && echo "begun $want"
+          while :; do
+            now=$(md5sum < /data/oss/large) && [ "$now" = "$want" ] && ls /data/oss/dir > /dev/null || echo "WRONG $(date) $now"
+            sleep 0.2
+          done
+      volumeMounts: [{ mountPath: /data, name: data, mountPropagation: HostToContainer }]
+  volumes: [{ name: data, persistentVolumeClaim: { claimName: demo } }]
+"#;
 
 struct Site {
     space: Namespace,
     written: BTreeSet<String>,
+    _oss: Oss,
 }
 
-/// Starts three masters and founds the cluster.
+/// Pods of `count` masters.
+fn pods(count: usize) -> Vec<String> {
+    (0..count).map(|one| format!("demo-jindofs-master-{one}")).collect()
+}
+
+/// Creates the guide's resources with three masters, and a reader.
 fn start(test: &str) -> Site {
+    install();
+    let oss = Oss::start(&[("large", content(3_000_000, 5)), ("dir/inner", b"x".to_vec())]);
     let space = Namespace::new(test);
-    space.ok(&[
-        "create",
-        "secret",
-        "generic",
-        "access-key",
-        "--from-literal=fs.oss.accessKeyId=a",
-        "--from-literal=fs.oss.accessKeySecret=b",
-    ]);
-    let dir = tempfile::tempdir().expect("tempdir");
-    let file = dir.path().join("dataset.yaml");
-    let resources = GUIDE.replace("  master:\n", "  master:\n    replicas: 3\n").replace("12Gi", "64Mi");
-    std::fs::write(&file, resources).expect("written");
-    let mut render = Command::new(binary("jindofs").with_file_name("jindofs-operator"));
-    let rendered = render.args(["render", "--namespace", &space.name]).arg(&file).output().expect("it runs");
-    let applied = space.feed(&["apply"], &super::ok(&rendered));
-    assert!(applied.status.success(), "{}", text(&applied));
-    eventually("every master runs", || {
-        let pods = space.json(&["get", "pods", "-l", "role=jindofs-master"]);
-        let started = |pod: &&serde_json::Value| pod["status"]["containerStatuses"][0]["started"] == true;
-        (pods["items"].as_array()?.iter().filter(started).count() == MASTERS.len()).then_some(())
-    });
-    let site = Site { space, written: BTreeSet::new() };
-    let uuid = uuid::Uuid::new_v4().to_string();
-    eventually("the cluster is founded", || {
-        site.jindoctl(&["cluster", "provision", &uuid]).status.success().then_some(())
-    });
-    site.wait_ready();
+    let keys =
+        [format!("--from-literal=fs.oss.accessKeyId={KEY}"), format!("--from-literal=fs.oss.accessKeySecret={SECRET}")];
+    space.ok(&["create", "secret", "generic", "access-key", &keys[0], &keys[1]]);
+    // What lies outside of the mount is kept by the masters alone.
+    let resources = dataset()
+        .replace("path: /\n", "path: /oss\n")
+        .replace("  master:\n", "  master:\n    replicas: 3\n")
+        .replace("12Gi", "64Mi");
+    let created = space.feed(&["create"], &resources);
+    assert!(created.status.success(), "{}", text(&created));
+    let site = Site { space, written: BTreeSet::new(), _oss: oss };
+    site.wait_bound();
+    site.wait_ready(3);
+    assert!(site.space.feed(&["create"], READER).status.success());
+    site.space.ok(&["wait", "--for=condition=Ready", "pod/reader", "--timeout=120s"]);
+    eventually("the reader reads", || site.space.ok(&["logs", "reader"]).contains("begun").then_some(()));
     site
 }
 
 impl Site {
     /// Runs `jindoctl` in a pod that runs, against all masters.
     fn jindoctl(&self, arguments: &[&str]) -> Output {
-        let host = |pod: &str| format!("{pod}.demo-jindofs-master.{}.svc:8101", self.space.name);
-        let masters = MASTERS.map(host).join(",");
+        let host = |pod: &String| format!("{pod}.demo-jindofs-master.{}.svc:8101", self.space.name);
+        let masters = pods(3).iter().map(host).collect::<Vec<_>>().join(",");
         let mut last = None;
-        for pod in MASTERS {
+        for pod in &pods(3) {
             let output =
                 self.space.kubectl(&[&["exec", pod, "--", "jindoctl", "--masters", &masters], arguments].concat());
             let said = String::from_utf8_lossy(&output.stderr);
@@ -71,14 +90,21 @@ impl Site {
         serde_json::from_slice(&self.jindoctl(&["cluster", "status", "-o", "json"]).stdout).ok()
     }
 
-    /// Ids of the voters by pod, once all three serve and are ready.
-    fn wait_ready(&self) -> std::collections::BTreeMap<String, String> {
-        eventually("three masters are ready voters", || {
+    fn wait_bound(&self) {
+        eventually("the Dataset is Bound", || {
+            (self.space.json(&["get", "dataset", "demo"])["status"]["phase"] == "Bound").then_some(())
+        });
+    }
+
+    /// Ids of the voters by pod, once exactly `count` masters serve and are ready.
+    fn wait_ready(&self, count: usize) -> BTreeMap<String, String> {
+        eventually("the masters are ready voters", || {
             let pods = self.space.json(&["get", "pods", "-l", "role=jindofs-master"]);
             let ready = |pod: &&serde_json::Value| {
                 pod["status"]["containerStatuses"][0]["ready"] == true && pod["metadata"]["deletionTimestamp"].is_null()
             };
-            if pods["items"].as_array()?.iter().filter(ready).count() != MASTERS.len() {
+            let items = pods["items"].as_array()?;
+            if items.len() != count || items.iter().filter(ready).count() != count {
                 return None;
             }
             let status = self.status()?;
@@ -89,9 +115,9 @@ impl Site {
                 member["address"].as_str().unwrap_or("").split('.').next().unwrap_or("").to_owned()
             };
             let voters = members.iter().filter(votes);
-            let voters: std::collections::BTreeMap<String, String> =
+            let voters: BTreeMap<String, String> =
                 voters.map(|member| (pod(member), member["id"].as_str().unwrap_or("").to_owned())).collect();
-            (status["quorum"] == true && voters.len() == MASTERS.len()).then_some(voters)
+            (status["quorum"] == true && voters.len() == count && members.len() == count).then_some(voters)
         })
     }
 
@@ -122,6 +148,8 @@ impl Site {
         assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
         let digest = self.jindoctl(&["cluster", "digest"]);
         assert!(digest.status.success(), "{}", text(&digest));
+        let said = self.space.ok(&["logs", "reader"]);
+        assert!(said.starts_with("begun") && !said.contains("WRONG"), "the reader has seen something else: {said}");
     }
 }
 
@@ -133,30 +161,96 @@ fn masters_whose_pods_and_volumes_are_deleted_lose_nothing_and_come_back_by_them
     let leader = site.leader();
     site.space.ok(&["delete", "pod", &leader, "--wait=false"]);
     site.write(5);
-    let before = site.wait_ready();
+    let before = site.wait_ready(3);
     println!("the leader's pod was deleted: {before:?}");
     for who in ["a follower", "the leader"] {
         let leader = site.leader();
         let pod = if who == "the leader" {
             leader
         } else {
-            MASTERS.iter().find(|pod| **pod != leader).expect("a follower").to_string()
+            pods(3).into_iter().find(|pod| *pod != leader).expect("a follower")
         };
-        let before = site.wait_ready();
+        let before = site.wait_ready(3);
         site.space.ok(&["delete", "pvc", &format!("meta-vol-{pod}"), "--wait=false"]);
         site.space.ok(&["delete", "pod", &pod, "--wait=false"]);
         site.write(5);
         let after = eventually("a new member has taken its place", || {
-            let after = site.wait_ready();
+            let after = site.wait_ready(3);
             (after[&pod] != before[&pod]).then_some(after)
         });
         println!("{who}, {pod}, lost its volume: {before:?} -> {after:?}");
-        for other in MASTERS.iter().filter(|other| **other != pod) {
-            assert_eq!(after[*other], before[*other], "{other} is who it was");
+        for other in pods(3).iter().filter(|other| **other != pod) {
+            assert_eq!(after[other], before[other], "{other} is who it was");
         }
     }
     site.space.ok(&["delete", "pods", "-l", "role=jindofs-master", "--force", "--grace-period=0"]);
-    site.wait_ready();
+    site.wait_ready(3);
     site.write(2);
     site.assert_nothing_lost();
+}
+
+#[test]
+#[ignore = "needs a Kubernetes cluster: make kube-test"]
+fn masters_are_added_removed_and_restarted_with_new_settings_while_one_pod_reads_and_names_are_made() {
+    let mut site = start("scale");
+    let patch = |site: &Site, spec: &str| site.space.ok(&["patch", "jindo", "demo", "--type=merge", "-p", spec]);
+    let first = site.wait_ready(3);
+    for count in [5, 3] {
+        patch(&site, &format!(r#"{{"spec":{{"master":{{"replicas":{count}}}}}}}"#));
+        // Whoever of the operators acts is killed while it does.
+        ok(&kubectl(&[
+            "-n",
+            "jindofs-system",
+            "delete",
+            "pods",
+            "-l",
+            "app.kubernetes.io/name=jindofs-operator",
+            "--force",
+        ]));
+        site.write(5);
+        let now = site.wait_ready(count);
+        println!("{count} masters: {now:?}");
+        for pod in pods(3) {
+            assert_eq!(now[&pod], first[&pod], "{pod} is who it was");
+        }
+        eventually("each master has a claim, and nobody else", || {
+            let claims = site.space.json(&["get", "pvc", "-l", "role=jindofs-master"]);
+            (claims["items"].as_array()?.len() == count).then_some(())
+        });
+    }
+    let uid = |site: &Site, pod: &str| site.space.ok(&["get", "pod", pod, "-o", "jsonpath={.metadata.uid}"]);
+    let before: Vec<String> = pods(3).iter().map(|pod| uid(&site, pod)).collect();
+    patch(&site, r#"{"spec":{"master":{"env":{"RUST_LOG":"info,jindofs=info"}}}}"#);
+    eventually("every master is another pod", || {
+        site.write(1);
+        let now: Vec<String> = pods(3)
+            .iter()
+            .map(|pod| text(&site.space.kubectl(&["get", "pod", pod, "-o", "jsonpath={.metadata.uid}"])))
+            .collect();
+        now.iter().zip(&before).all(|(now, before)| now != before).then_some(())
+    });
+    let after = site.wait_ready(3);
+    assert_eq!(after, first, "they are who they were");
+    site.assert_nothing_lost();
+}
+
+#[test]
+#[ignore = "needs a Kubernetes cluster: make kube-test"]
+fn reading_and_writing_go_on_without_api_server_and_dns_and_after_a_client_was_killed() {
+    let mut site = start("outage");
+    for service in ["coredns", "apiserver"] {
+        ok(&script("control", &[service, "stop"]));
+        // The reader goes on meanwhile, and says at the end if it could not.
+        crate::support::after(std::time::Duration::from_secs(5));
+        ok(&script("control", &[service, "start"]));
+        site.write(2);
+    }
+    let client = site.space.ok(&["get", "pods", "-l", "role=jindofs-fuse", "-o", "name"]).trim().to_owned();
+    site.assert_nothing_lost();
+    site.space.ok(&["delete", &client, "--force", "--grace-period=0"]);
+    eventually("what is opened anew is read", || {
+        let read = site.space.kubectl(&["exec", "reader", "--", "ls", "/data/oss/dir"]);
+        (text(&read) == "inner\n").then_some(())
+    });
+    site.wait_bound();
 }

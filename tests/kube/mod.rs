@@ -3,6 +3,7 @@
 
 mod guide;
 mod masters;
+mod mistakes;
 mod resources;
 mod site;
 

@@ -117,7 +117,8 @@ impl Guide {
     pub fn ok(&self, line: &str) -> String {
         let output = self.run(line);
         assert!(output.status.success(), "{line}: {}", text(&output));
-        String::from_utf8_lossy(&output.stdout).into_owned()
+        // Newer kubectls than the guide's say where from.
+        String::from_utf8_lossy(&output.stdout).replace(" from default namespace", "")
     }
 
     /// Waits until a pod of the default namespace runs.
@@ -132,6 +133,16 @@ impl Guide {
             let row: Vec<String> = shown.split_whitespace().map(str::to_owned).collect();
             (row.get(5).is_some_and(|phase| phase == "Bound") && row[1] != "[Calculating]").then_some(row)
         })
+    }
+}
+
+impl Drop for Guide {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", text(&self.run("kubectl get pods,dataset,jindoruntime,events -o wide")));
+            // The next test finds the names free.
+            self.run("for one in pod dataset pvc secret; do kubectl delete -f $one.yaml --ignore-not-found --timeout=30s; done");
+        }
     }
 }
 

@@ -6,11 +6,13 @@ use std::time::Duration;
 use futures::future::join_all;
 use jindofs_proto::v1::admin_client::AdminClient;
 use jindofs_proto::v1::block_client::BlockClient;
+use jindofs_proto::v1::job_client::JobClient;
 use jindofs_proto::v1::namespace_client::NamespaceClient;
 use jindofs_proto::v1::{
-    AddMembersRequest, AddMountRequest, CanRestartRequest, ChangeMountRequest, CloseSessionRequest, ListMountsRequest,
-    Mount, OpId, OpenSessionRequest, ProvisionRequest, RemoveMembersRequest, RemoveMountRequest, Role, StatusRequest,
-    StatusResponse, TransferLeaderRequest, WorkersRequest, WorkersResponse,
+    AddMembersRequest, AddMountRequest, CanRestartRequest, ChangeMountRequest, CloseSessionRequest, GetJobRequest,
+    JobInfo, ListMountsRequest, Mount, OpId, OpenSessionRequest, ProvisionRequest, RemoveMembersRequest,
+    RemoveMountRequest, Role, StatusRequest, StatusResponse, SubmitLoadRequest, TransferLeaderRequest, WorkersRequest,
+    WorkersResponse,
 };
 use tonic::transport::{Channel, Endpoint};
 
@@ -157,6 +159,25 @@ impl Masters {
             }
         })
         .await
+    }
+
+    /// Starts to load a path into the cache. `client` is stored by the caller beforehand: asked again, the same job answers.
+    pub(super) async fn load(&self, client: uuid::Uuid, path: &str) -> Said<JobInfo> {
+        let channel = self.lead()?;
+        let client_id: bytes::Bytes = client.as_bytes().to_vec().into();
+        let request = OpenSessionRequest { client_id: client_id.clone(), description: "operator, load".to_owned() };
+        NamespaceClient::new(channel.clone()).open_session(request).await.map_err(|status| words(&status))?;
+        let op = Some(OpId { client_id, seq: 1, acked_below: 0 });
+        let request = SubmitLoadRequest { op, path: path.as_bytes().to_vec().into() };
+        let answer = JobClient::new(channel).submit_load(request).await.map_err(|status| words(&status))?;
+        answer.into_inner().job.ok_or_else(|| "a load was answered with nothing".to_owned())
+    }
+
+    /// How far a job is.
+    pub(super) async fn job(&self, id: u64) -> Said<JobInfo> {
+        let answer =
+            JobClient::new(self.lead()?).get_job(GetJobRequest { id }).await.map_err(|status| words(&status))?;
+        answer.into_inner().job.ok_or_else(|| format!("job {id} was answered with nothing"))
     }
 
     async fn in_session(&self, work: impl AsyncFnOnce(Option<OpId>, Channel) -> Result<(), tonic::Status>) -> Said<()> {

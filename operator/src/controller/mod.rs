@@ -6,6 +6,7 @@
 mod apply;
 mod founding;
 mod lease;
+mod load;
 mod masters;
 mod members;
 mod mounts;
@@ -26,6 +27,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 
 use crate::http::Ready;
+use load::Load;
 use pair::Pair;
 use world::{Key, World};
 
@@ -131,23 +133,36 @@ async fn act(client: Client, options: Options) {
     }
 }
 
+/// What a task looks after.
+enum Actor {
+    Pair(Pair),
+    Load(Load),
+}
+
 /// Wakes the task of a key, or starts it.
 fn ring(site: &Site, bells: &mut HashMap<Key, Arc<Notify>>, tasks: &mut JoinSet<Key>, key: Key) {
     if let Some(bell) = bells.get(&key) {
         bell.notify_one();
         return;
     }
-    let Key::Pair(namespace, name) = key.clone() else { return };
-    if !site.world.keys(Some(&namespace)).contains(&key) {
+    let mut actor = match key.clone() {
+        Key::Pair(namespace, name) => Actor::Pair(Pair::new(site.clone(), namespace, name)),
+        Key::Load(namespace, name) => Actor::Load(Load { site: site.clone(), namespace, name }),
+        Key::Namespace(_) | Key::All => return,
+    };
+    if !site.world.keys(None).contains(&key) {
         return;
     }
     let bell = Arc::new(Notify::new());
     bells.insert(key.clone(), bell.clone());
-    let mut pair = Pair::new(site.clone(), namespace, name);
     tasks.spawn(async move {
         let mut failures = 0;
         loop {
-            let pause = match pair.reconcile().await {
+            let done = match &mut actor {
+                Actor::Pair(pair) => pair.reconcile().await,
+                Actor::Load(load) => load.reconcile().await,
+            };
+            let pause = match done {
                 Ok(None) => return key,
                 Ok(Some(pause)) => {
                     failures = 0;
@@ -155,7 +170,7 @@ fn ring(site: &Site, bells: &mut HashMap<Key, Arc<Notify>>, tasks: &mut JoinSet<
                 }
                 Err(error) => {
                     failures += 1;
-                    tracing::warn!(namespace = pair.namespace, name = pair.name, %error, "reconciling failed");
+                    tracing::warn!(?key, %error, "reconciling failed");
                     metrics::counter!("jindofs_operator_reconcile_errors_total").increment(1);
                     BACKOFF_MAX.min(Duration::from_millis(500) * 2_u32.saturating_pow(failures))
                 }

@@ -195,6 +195,11 @@ impl Pair {
         Ok(Found { trouble, bound: true })
     }
 
+    /// The masters, each asked for what it knows.
+    pub(super) async fn masters(&self) -> Masters {
+        Masters::ask(&addresses(&self.pods(Role::Master))).await
+    }
+
     /// Pods of a role, by name.
     fn pods(&self, role: Role) -> Vec<Arc<Pod>> {
         let wanted = Names { namespace: self.namespace.clone(), name: self.name.clone() }.selector(role);

@@ -1,0 +1,136 @@
+//! What a user gets wrong, and what `kubectl describe dataset` says then.
+
+use super::site::{ENDPOINT, KEY, Oss, PVC, SECRET, dataset, install};
+use super::{Namespace, eventually, text};
+
+/// Reason and message of the Dataset's condition `Ready`, once the reason is `wanted`.
+fn told(space: &Namespace, wanted: &str) -> String {
+    eventually(&format!("the Dataset says {wanted}"), || {
+        let found = space.json(&["get", "dataset", "demo"]);
+        let conditions = found["status"]["conditions"].as_array()?;
+        let ready = conditions.iter().find(|one| one["type"] == "Ready")?;
+        let (reason, message) = (ready["reason"].as_str()?, ready["message"].as_str()?);
+        (reason == wanted).then(|| message.to_owned())
+    })
+}
+
+fn secret(space: &Namespace, value: &str) {
+    let keys =
+        [format!("--from-literal=fs.oss.accessKeyId={KEY}"), format!("--from-literal=fs.oss.accessKeySecret={value}")];
+    space.ok(&["create", "secret", "generic", "access-key", &keys[0], &keys[1]]);
+}
+
+fn create(space: &Namespace, yaml: &str) {
+    let created = space.feed(&["create"], yaml);
+    assert!(created.status.success(), "{}", text(&created));
+}
+
+fn delete(space: &Namespace) {
+    space.ok(&["delete", "dataset,jindoruntime", "--all", "--timeout=60s"]);
+    // Pods of the next case have the same names.
+    space.ok(&["wait", "--for=delete", "pods", "-l", "release=demo", "--timeout=60s"]);
+}
+
+#[test]
+#[ignore = "needs a Kubernetes cluster: make kube-test"]
+fn every_mistake_is_named_with_what_to_write_instead() {
+    install();
+    let _oss = Oss::start(&[("small", b"hello\n".to_vec())]);
+    let space = Namespace::new("mistakes");
+    let good = dataset().replace("12Gi", "64Mi");
+    let small = |from: &str, to: &str| {
+        assert!(good.contains(from), "{from}");
+        good.replacen(from, to, 1)
+    };
+    let (only_dataset, only_runtime) = good.split_once("\n---\n").expect("two documents");
+    create(&space, only_dataset);
+    assert!(told(&space, "RuntimeNotFound").contains("create one"));
+    delete(&space);
+    create(&space, only_runtime);
+    eventually("the runtime says that nothing is to be served", || {
+        let found = space.json(&["get", "jindoruntime", "demo"]);
+        (found["status"]["conditions"][0]["reason"] == "DatasetNotFound").then_some(())
+    });
+    delete(&space);
+
+    let again = format!(
+        "    - mountPoint: oss://guide/data\n      name: more\n      path: /below\n      options: {{fs.oss.endpoint: {ENDPOINT}}}\n"
+    );
+    let mistakes = [
+        (good.clone(), "ClaimNotFound", "demo-jindo-master-meta"),
+        (small("oss://", "hdfs://"), "UnknownScheme", "hdfs://guide/data"),
+        (small("64Mi", "1Mi"), "InvalidTieredStore", "quota"),
+        (small("  master:\n", "  master:\n    replicas: 2\n"), "InvalidMasterReplicas", "write 1, 3, 5 or 7"),
+        (small("  mounts:\n", &format!("  mounts:\n{again}")), "OverlappingMounts", "/below"),
+    ];
+    for (yaml, reason, word) in mistakes {
+        create(&space, &yaml);
+        let message = told(&space, reason);
+        assert!(message.contains(word), "{reason}: {message}");
+        delete(&space);
+    }
+
+    create(&space, PVC);
+    create(&space, &good);
+    let message = told(&space, "FailedMount");
+    assert!(message.contains("secret \"access-key\" not found"), "{message}");
+    delete(&space);
+    secret(&space, SECRET);
+    create(
+        &space,
+        &small("  replicas: 2\n", "  replicas: 2\n  jindoVersion: {image: localhost/nothing, imageTag: here}\n"),
+    );
+    let message = eventually("the image is named", || {
+        let found = space.json(&["get", "dataset", "demo"]);
+        let said = found["status"]["conditions"][0]["message"].as_str()?.to_owned();
+        said.contains("localhost/nothing:here").then_some(said)
+    });
+    println!("{message}");
+    delete(&space);
+    space.ok(&["delete", "pvc", "demo-jindo-master-meta", "--timeout=60s"]);
+    create(&space, PVC);
+    create(&space, &small("oss://guide/data", "oss://nowhere/data"));
+    let message = told(&space, "RuntimeMountUfsFailed");
+    assert!(message.contains("oss://nowhere/data"), "{message}");
+    // Corrected in place, it goes on.
+    space.ok(&[
+        "patch",
+        "dataset",
+        "demo",
+        "--type=json",
+        "-p",
+        r#"[{"op":"replace","path":"/spec/mounts/0/mountPoint","value":"oss://guide/data"}]"#,
+    ]);
+    told(&space, "DatasetReady");
+}
+
+#[test]
+#[ignore = "needs a Kubernetes cluster: make kube-test"]
+fn metadata_is_never_silently_left_behind_nor_started_empty() {
+    install();
+    let _oss = Oss::start(&[("small", b"hello\n".to_vec())]);
+    let space = Namespace::new("metadata");
+    secret(&space, SECRET);
+    create(&space, PVC);
+    let one = dataset().replace("12Gi", "64Mi");
+    create(&space, &one);
+    told(&space, "DatasetReady");
+    let uuid = |space: &Namespace| space.ok(&["get", "jindo", "demo", "-o", "jsonpath={.status.cluster.uuid}"]);
+    let founded = uuid(&space);
+    delete(&space);
+    let three = one.replacen("  master:\n", "  master:\n    replicas: 3\n", 1);
+    create(&space, &three);
+    let message = told(&space, "ClaimHoldsCluster");
+    assert!(message.contains(&founded) && message.contains("set master.replicas to 1"), "{message}");
+    space.ok(&["patch", "jindo", "demo", "--type=merge", "-p", r#"{"spec":{"master":{"replicas":1}}}"#]);
+    told(&space, "DatasetReady");
+    assert_eq!(uuid(&space), founded, "the same cluster goes on");
+
+    space.ok(&["delete", "pvc", "demo-jindo-master-meta", "--wait=false"]);
+    space.ok(&["delete", "pod", "demo-jindofs-master-0"]);
+    space.ok(&["wait", "--for=delete", "pvc/demo-jindo-master-meta", "--timeout=60s"]);
+    create(&space, PVC);
+    let message = told(&space, "MetadataLost");
+    assert!(message.contains(&founded) && message.contains("delete the JindoRuntime"), "{message}");
+    assert_eq!(space.json(&["get", "dataset", "demo"])["status"]["phase"], "Failed");
+}
