@@ -254,3 +254,33 @@ fn reading_and_writing_go_on_without_api_server_and_dns_and_after_a_client_was_k
     });
     site.wait_bound();
 }
+
+#[test]
+#[ignore = "needs a Kubernetes cluster: make kube-test"]
+fn a_node_that_loses_its_power_is_named_and_its_master_starts_elsewhere_once_it_is_given_up() {
+    let mut site = start("power");
+    let node_of = |site: &Site, pod: &str| site.space.ok(&["get", "pod", pod, "-o", "jsonpath={.spec.nodeName}"]);
+    let before = site.wait_ready(3);
+    let reader = node_of(&site, "reader");
+    let nodes: BTreeMap<String, String> = pods(3).into_iter().map(|pod| (node_of(&site, &pod), pod)).collect();
+    assert_eq!(nodes.len(), 3, "each master has a node of its own: {nodes:?}");
+    let (node, pod) = nodes.iter().find(|(node, _)| **node != reader).expect("another node");
+    ok(&script("node", &[node, "power-off"]));
+    let told = eventually("the dead node is named", || {
+        let runtime = site.space.json(&["get", "jindo", "demo"]);
+        let conditions = runtime["status"]["conditions"].as_array()?;
+        let settled = conditions.iter().find(|one| one["type"] == "Settled" && one["reason"] == "NodeLost")?;
+        settled["message"].as_str().map(str::to_owned)
+    });
+    let command = format!("kubectl taint node {node} node.kubernetes.io/out-of-service=nodeshutdown:NoExecute");
+    assert!(told.contains(&command), "{told}");
+    assert_eq!(site.space.json(&["get", "dataset", "demo"])["status"]["phase"], "Bound", "two masters are enough");
+    ok(&kubectl(&["taint", "node", node, "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"]));
+    let after = site.wait_ready(3);
+    assert_eq!(after[pod], before[pod], "with its volume it is who it was");
+    assert_ne!(node_of(&site, pod), *node);
+    site.write(2);
+    site.assert_nothing_lost();
+    ok(&script("node", &[node, "start"]));
+    ok(&kubectl(&["taint", "node", node, "node.kubernetes.io/out-of-service-"]));
+}

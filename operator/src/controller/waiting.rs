@@ -1,6 +1,6 @@
 //! Why a pod does not run, in the words of whoever keeps it from running.
 
-use k8s_openapi::api::core::v1::{Event, Pod};
+use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 
@@ -24,6 +24,9 @@ fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<(&'a str, &'a str)> {
 /// What keeps it from running; none if it runs, or is only starting.
 pub(super) async fn why(site: &Site, pod: &Pod) -> Result<Option<Trouble>, kube::Error> {
     let name = pod.name_any();
+    if let Some(trouble) = lost_node(site, pod) {
+        return Ok(Some(trouble));
+    }
     if let Some(("False", message)) = condition(pod, "PodScheduled") {
         return Ok(Some(Trouble::new("Unschedulable", format!("pod {name}: {message}"))));
     }
@@ -45,6 +48,21 @@ pub(super) async fn why(site: &Site, pod: &Pod) -> Result<Option<Trouble>, kube:
         return Ok(None);
     }
     warning(site, pod).await
+}
+
+/// A node that does not answer keeps its pods, and with them their names and volumes: whether it is off only people know.
+fn lost_node(site: &Site, pod: &Pod) -> Option<Trouble> {
+    let node = site.world.get::<Node>("", pod.spec.as_ref()?.node_name.as_deref()?)?;
+    let conditions = node.status.as_ref()?.conditions.as_ref()?;
+    let ready = conditions.iter().find(|one| one.type_ == "Ready")?;
+    (ready.status != "True").then(|| {
+        let (pod, node) = (pod.name_any(), node.name_any());
+        let message = format!(
+            "node {node} of pod {pod} does not answer: if it is off for good, let go of its pods with kubectl taint node {node} \
+             node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"
+        );
+        Trouble::new("NodeLost", message)
+    })
 }
 
 /// The last warning about a pod.

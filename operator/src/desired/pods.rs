@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource,
-    HTTPGetAction, LocalObjectReference, ObjectFieldSelector, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
-    ResourceRequirements, SeccompProfile, SecurityContext, Toleration, TopologySpreadConstraint, Volume, VolumeMount,
+    Affinity, Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar,
+    EnvVarSource, HTTPGetAction, LocalObjectReference, ObjectFieldSelector, PodAffinityTerm, PodAntiAffinity,
+    PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, SecurityContext,
+    Toleration, Volume, VolumeMount, WeightedPodAffinityTerm,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -160,7 +161,7 @@ pub(super) fn template(input: &Input<'_>, role: Role, component: &Component, pro
             node_selector: Some(component.node_selector.clone()).filter(|one| !one.is_empty()),
             host_network: (spec.network_mode == Some(crate::crd::NetworkMode::HostNetwork)).then_some(true),
             termination_grace_period_seconds: Some(process.grace),
-            topology_spread_constraints: Some(spread(names, role)),
+            affinity: (role != Role::Fuse).then(|| apart(names, role)),
             // Nothing in it talks to Kubernetes.
             automount_service_account_token: Some(false),
             enable_service_links: Some(false),
@@ -179,16 +180,23 @@ pub(super) fn template(input: &Input<'_>, role: Role, component: &Component, pro
     }
 }
 
-/// One node, and one zone, should not hold two of a role where there is another.
-fn spread(names: &Names, role: Role) -> Vec<TopologySpreadConstraint> {
-    let over = |key: &str| TopologySpreadConstraint {
-        max_skew: 1,
-        topology_key: key.to_owned(),
-        when_unsatisfiable: "ScheduleAnyway".to_owned(),
-        label_selector: Some(names.label_selector(role)),
-        ..TopologySpreadConstraint::default()
+/// One node, and one zone, should not hold two of a role where there is another. Not by topology spread constraints: where
+/// nodes have no zone, the scheduler ignores all of them.
+fn apart(names: &Names, role: Role) -> Affinity {
+    let over = |key: &str, weight: i32| WeightedPodAffinityTerm {
+        weight,
+        pod_affinity_term: PodAffinityTerm {
+            topology_key: key.to_owned(),
+            label_selector: Some(names.label_selector(role)),
+            ..PodAffinityTerm::default()
+        },
     };
-    vec![over("kubernetes.io/hostname"), over("topology.kubernetes.io/zone")]
+    let terms = vec![over("kubernetes.io/hostname", 100), over("topology.kubernetes.io/zone", 50)];
+    let apart = PodAntiAffinity {
+        preferred_during_scheduling_ignored_during_execution: Some(terms),
+        ..PodAntiAffinity::default()
+    };
+    Affinity { pod_anti_affinity: Some(apart), ..Affinity::default() }
 }
 
 /// A list, unless it is empty.

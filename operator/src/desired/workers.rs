@@ -1,9 +1,7 @@
 //! Workers: a StatefulSet whose pods cache in the levels of the runtime's tiered store.
 
 use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec};
-use k8s_openapi::api::core::v1::{
-    Affinity, HostPathVolumeSource, NodeAffinity, ResourceRequirements, Volume, VolumeMount,
-};
+use k8s_openapi::api::core::v1::{HostPathVolumeSource, NodeAffinity, ResourceRequirements, Volume, VolumeMount};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::Input;
@@ -160,7 +158,7 @@ pub(super) fn stateful_set(input: &Input<'_>) -> Result<StatefulSet, String> {
             required_during_scheduling_ignored_during_execution: Some(required),
             ..NodeAffinity::default()
         };
-        pod.affinity = Some(Affinity { node_affinity: Some(node), ..Affinity::default() });
+        pod.affinity.get_or_insert_default().node_affinity = Some(node);
     }
     Ok(StatefulSet {
         metadata: names.meta(names.of(Role::Worker), Some(Role::Worker)),
