@@ -1,10 +1,11 @@
 //! Three masters with a volume each, as the operator makes them, while Kubernetes does to their pods what it does, one pod
 //! reads, and every name that was acknowledged must be there at the end.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Output;
 
-use super::site::{KEY, Oss, SECRET, dataset, install, script};
+use super::site::{KEY, Oss, PVC, SECRET, dataset, install, script};
 use super::{Namespace, eventually, kubectl, ok, text};
 use crate::data::content;
 
@@ -33,6 +34,8 @@ spec:
 struct Site {
     space: Namespace,
     written: BTreeSet<String>,
+    /// Masters as of the last time all were ready.
+    masters: Cell<usize>,
     _oss: Oss,
 }
 
@@ -41,8 +44,8 @@ fn pods(count: usize) -> Vec<String> {
     (0..count).map(|one| format!("demo-jindofs-master-{one}")).collect()
 }
 
-/// Creates the guide's resources with three masters, and a reader.
-fn start(test: &str) -> Site {
+/// Creates the guide's resources with so many masters, and a reader.
+fn start(test: &str, masters: usize) -> Site {
     install();
     let oss = Oss::start(&[("large", content(3_000_000, 5)), ("dir/inner", b"x".to_vec())]);
     let space = Namespace::new(test);
@@ -52,13 +55,14 @@ fn start(test: &str) -> Site {
     // What lies outside of the mount is kept by the masters alone.
     let resources = dataset()
         .replace("path: /\n", "path: /oss\n")
-        .replace("  master:\n", "  master:\n    replicas: 3\n")
+        .replace("  master:\n", &format!("  master:\n    replicas: {masters}\n"))
         .replace("12Gi", "64Mi");
+    assert!(space.feed(&["create"], PVC).status.success());
     let created = space.feed(&["create"], &resources);
     assert!(created.status.success(), "{}", text(&created));
-    let site = Site { space, written: BTreeSet::new(), _oss: oss };
+    let site = Site { space, written: BTreeSet::new(), masters: Cell::new(masters), _oss: oss };
     site.wait_bound();
-    site.wait_ready(3);
+    site.wait_ready(masters);
     assert!(site.space.feed(&["create"], READER).status.success());
     site.space.ok(&["wait", "--for=condition=Ready", "pod/reader", "--timeout=120s"]);
     eventually("the reader reads", || site.space.ok(&["logs", "reader"]).contains("begun").then_some(()));
@@ -69,21 +73,19 @@ impl Site {
     /// Runs `jindoctl` in a pod that runs, against all masters.
     fn jindoctl(&self, arguments: &[&str]) -> Output {
         let host = |pod: &String| format!("{pod}.demo-jindofs-master.{}.svc:8101", self.space.name);
-        let masters = pods(3).iter().map(host).collect::<Vec<_>>().join(",");
-        let mut last = None;
-        for pod in &pods(3) {
-            let output =
-                self.space.kubectl(&[&["exec", pod, "--", "jindoctl", "--masters", &masters], arguments].concat());
-            let said = String::from_utf8_lossy(&output.stderr);
-            // A pod that is away: another one can ask. 137 and 143 are the signals its container ended with.
-            let ran = output.status.success() || said.contains("command terminated with exit code");
-            let away = !ran || matches!(output.status.code(), Some(137 | 143));
-            if !away {
-                return output;
-            }
-            last = Some(output);
-        }
-        last.expect("three pods were tried")
+        let masters = pods(self.masters.get()).iter().map(host).collect::<Vec<_>>().join(",");
+        eventually("a pod of a master runs a command", || {
+            pods(3).iter().find_map(|pod| {
+                let output = self.space.kubectl(
+                    &[&["exec", pod, "--", "jindoctl", "--timeout", "60", "--masters", &masters], arguments].concat(),
+                );
+                let said = String::from_utf8_lossy(&output.stderr);
+                // A pod that is away: another one can ask. 137 and 143 are the signals its container ended with.
+                let ran = output.status.success() || said.contains("command terminated with exit code");
+                let away = !ran || matches!(output.status.code(), Some(137 | 143));
+                (!away).then_some(output)
+            })
+        })
     }
 
     fn status(&self) -> Option<serde_json::Value> {
@@ -98,7 +100,7 @@ impl Site {
 
     /// Ids of the voters by pod, once exactly `count` masters serve and are ready.
     fn wait_ready(&self, count: usize) -> BTreeMap<String, String> {
-        eventually("the masters are ready voters", || {
+        let voters = eventually("the masters are ready voters", || {
             let pods = self.space.json(&["get", "pods", "-l", "role=jindofs-master"]);
             let ready = |pod: &&serde_json::Value| {
                 pod["status"]["containerStatuses"][0]["ready"] == true && pod["metadata"]["deletionTimestamp"].is_null()
@@ -118,7 +120,9 @@ impl Site {
             let voters: BTreeMap<String, String> =
                 voters.map(|member| (pod(member), member["id"].as_str().unwrap_or("").to_owned())).collect();
             (status["quorum"] == true && voters.len() == count && members.len() == count).then_some(voters)
-        })
+        });
+        self.masters.set(count);
+        voters
     }
 
     fn leader(&self) -> String {
@@ -156,7 +160,7 @@ impl Site {
 #[test]
 #[ignore = "needs a Kubernetes cluster: make kube-test"]
 fn masters_whose_pods_and_volumes_are_deleted_lose_nothing_and_come_back_by_themselves() {
-    let mut site = start("masters");
+    let mut site = start("masters", 3);
     site.write(3);
     let leader = site.leader();
     site.space.ok(&["delete", "pod", &leader, "--wait=false"]);
@@ -192,7 +196,7 @@ fn masters_whose_pods_and_volumes_are_deleted_lose_nothing_and_come_back_by_them
 #[test]
 #[ignore = "needs a Kubernetes cluster: make kube-test"]
 fn masters_are_added_removed_and_restarted_with_new_settings_while_one_pod_reads_and_names_are_made() {
-    let mut site = start("scale");
+    let mut site = start("scale", 3);
     let patch = |site: &Site, spec: &str| site.space.ok(&["patch", "jindo", "demo", "--type=merge", "-p", spec]);
     let first = site.wait_ready(3);
     for count in [5, 3] {
@@ -237,7 +241,7 @@ fn masters_are_added_removed_and_restarted_with_new_settings_while_one_pod_reads
 #[test]
 #[ignore = "needs a Kubernetes cluster: make kube-test"]
 fn reading_and_writing_go_on_without_api_server_and_dns_and_after_a_client_was_killed() {
-    let mut site = start("outage");
+    let mut site = start("outage", 3);
     for service in ["coredns", "apiserver"] {
         ok(&script("control", &[service, "stop"]));
         // The reader goes on meanwhile, and says at the end if it could not.
@@ -258,7 +262,7 @@ fn reading_and_writing_go_on_without_api_server_and_dns_and_after_a_client_was_k
 #[test]
 #[ignore = "needs a Kubernetes cluster: make kube-test"]
 fn a_node_that_loses_its_power_is_named_and_its_master_starts_elsewhere_once_it_is_given_up() {
-    let mut site = start("power");
+    let mut site = start("power", 3);
     let node_of = |site: &Site, pod: &str| site.space.ok(&["get", "pod", pod, "-o", "jsonpath={.spec.nodeName}"]);
     let before = site.wait_ready(3);
     let reader = node_of(&site, "reader");
@@ -283,4 +287,42 @@ fn a_node_that_loses_its_power_is_named_and_its_master_starts_elsewhere_once_it_
     site.assert_nothing_lost();
     ok(&script("node", &[node, "start"]));
     ok(&kubectl(&["taint", "node", node, "node.kubernetes.io/out-of-service-"]));
+}
+
+#[test]
+#[ignore = "needs a Kubernetes cluster: make kube-test"]
+fn one_master_on_a_named_claim_becomes_three_and_one_again_though_its_pod_is_lost_on_the_way() {
+    let mut site = start("grow", 1);
+    site.write(5);
+    let patch = |site: &Site, count: usize| {
+        let spec = format!(r#"{{"spec":{{"master":{{"replicas":{count}}}}}}}"#);
+        site.space.ok(&["patch", "jindo", "demo", "--type=merge", "-p", &spec]);
+    };
+    patch(&site, 3);
+    let label = r"jsonpath={.metadata.labels.jindofs\.io/stateful-set}";
+    eventually("the first master stands alone", || {
+        let labelled = site.space.kubectl(&["get", "pod", "demo-jindofs-master-0", "-o", label]);
+        (labelled.status.success() && labelled.stdout.is_empty()).then_some(())
+    });
+    site.space.ok(&["delete", "pod", "demo-jindofs-master-0"]);
+    site.write(3);
+    let claims = |site: &Site| -> BTreeSet<String> {
+        let pods = site.space.json(&["get", "pods", "-l", "role=jindofs-master"]);
+        let volumes = pods["items"].as_array().into_iter().flatten().flat_map(|pod| pod["spec"]["volumes"].as_array());
+        let names = volumes.flatten().filter_map(|one| one["persistentVolumeClaim"]["claimName"].as_str());
+        names.map(str::to_owned).collect()
+    };
+    let own: BTreeSet<String> = pods(3).iter().map(|pod| format!("meta-vol-{pod}")).collect();
+    eventually("each master has a claim of its own", || {
+        site.write(1);
+        (claims(&site) == own).then_some(())
+    });
+    println!("three masters: {:?}", site.wait_ready(3));
+    let superseded = r"jsonpath={.metadata.annotations.jindofs\.io/superseded}";
+    assert!(!site.space.ok(&["get", "pvc", "demo-jindo-master-meta", "-o", superseded]).is_empty());
+    patch(&site, 1);
+    println!("one master: {:?}", site.wait_ready(1));
+    assert_eq!(claims(&site), BTreeSet::from(["meta-vol-demo-jindofs-master-0".to_owned()]));
+    site.write(1);
+    site.assert_nothing_lost();
 }

@@ -28,7 +28,8 @@ fn cluster_of(bytes: &[u8]) -> Option<Uuid> {
 }
 
 impl Pair {
-    fn note(&self, claim: &str) -> Option<Recorded> {
+    /// The cluster that a claim says it holds.
+    pub(super) fn note(&self, claim: &str) -> Option<Recorded> {
         let claim = self.site.world.get::<PersistentVolumeClaim>(&self.namespace, claim)?;
         let notes = claim.metadata.annotations.as_ref()?;
         let uuid = notes.get(CLUSTER)?.parse().ok()?;
@@ -59,7 +60,7 @@ impl Pair {
     pub(super) fn refuse_to_leave_a_cluster(&self, input: &Input<'_>, status: &RuntimeStatus) -> Result<(), Trouble> {
         let claim = named_claim(input).filter(|_| replicas(input) > 1 || input.own_claims);
         let founded_elsewhere = status.cluster.as_ref().is_some_and(|cluster| cluster.uuid.is_some());
-        match claim.and_then(|claim| Some((self.note(&claim)?, claim))) {
+        match claim.filter(|claim| !self.is_superseded(claim)).and_then(|claim| Some((self.note(&claim)?, claim))) {
             Some(((uuid, true), claim)) if !founded_elsewhere => Err(Trouble::new(
                 "ClaimHoldsCluster",
                 format!(

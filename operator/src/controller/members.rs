@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use jindofs_proto::v1::{MemberStatus, Role};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::DeleteParams;
@@ -28,6 +29,14 @@ pub(super) fn set_size(input: &Input<'_>, live: Option<&StatefulSet>, masters: &
         leader.expected.contains(&own) || leader.members.iter().any(|member| member.raft_address == own)
     };
     if (wanted..now).any(|ordinal| leaving(&ordinal)) { now } else { wanted }
+}
+
+/// True if the master of this ordinal votes.
+pub(super) fn votes(input: &Input<'_>, masters: &Masters, ordinal: i32) -> bool {
+    let own = address(input, ordinal);
+    let Some((_, leader)) = masters.leader() else { return false };
+    let voter = |member: &MemberStatus| matches!(member.role(), Role::Leader | Role::Voter);
+    leader.members.iter().any(|member| member.raft_address == own && voter(member))
 }
 
 /// Asks for the members that are wanted. Who is admitted and removed when is the leader's business.

@@ -4,6 +4,7 @@
 //! and a slow cluster delays no other one.
 
 mod apply;
+mod convert;
 mod founding;
 mod lease;
 mod load;

@@ -14,6 +14,7 @@ use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 
 use super::apply::{FIELD_MANAGER, apply};
+use super::convert::{self, Stage};
 use super::masters::Masters;
 use super::status::{News, Trouble, set, unset};
 use super::{Site, members, mounts, report, waiting};
@@ -134,6 +135,9 @@ impl Pair {
         if let Err(trouble) = self.refuse_to_leave_a_cluster(input, own) {
             return stop(trouble);
         }
+        if let Err(trouble) = self.refuse_superseded(input) {
+            return stop(trouble);
+        }
         if let Some(claim) = desired::named_claim(input).filter(|_| !claim_exists && desired::replicas(input) == 1) {
             let message = format!("the claim {claim} for the metadata of the master does not exist: create it");
             return stop(Trouble::new("ClaimNotFound", message));
@@ -144,11 +148,30 @@ impl Pair {
         };
         let pods = self.pods(Role::Master);
         let masters = Masters::ask(&addresses(&pods)).await;
-        if let Some(trouble) = cannot_convert(input, live) {
-            return stop(trouble);
+        let recorded = own.cluster.as_ref().and_then(|cluster| cluster.uuid.as_deref());
+        let on_named = self.on_named_claim(input, recorded);
+        let stage = convert::stage(input, live, on_named, &pods, &masters);
+        let mut converting = None;
+        match stage {
+            Stage::Leave => {
+                return self.leave(input).await.map(|trouble| Found { trouble: Some(trouble), bound: true });
+            }
+            Stage::Settled => {
+                let size = members::set_size(input, live, &masters);
+                objects.masters.spec.get_or_insert_default().replicas = Some(size);
+            }
+            Stage::Beside | Stage::Over => {
+                let (trouble, go_on) = self.convert(input, stage, &pods, &masters).await?;
+                let settles = stage == Stage::Over && go_on;
+                if !go_on {
+                    return Ok(Found { trouble: Some(trouble), bound: true });
+                }
+                if !settles {
+                    convert::beside(&mut objects.masters, desired::replicas(input));
+                }
+                converting = Some(trouble);
+            }
         }
-        let size = members::set_size(input, live, &masters);
-        objects.masters.spec.get_or_insert_default().replicas = Some(size);
         self.apply_all(input, objects).await?;
         if let Err(trouble) = self.found(input, input.runtime, own, &masters).await? {
             report::cluster(&masters, own.cluster.get_or_insert_default());
@@ -165,7 +188,7 @@ impl Pair {
             let lost = Trouble { passing: !served, ..Trouble::new("QuorumLost", message) };
             return stop(blocked.unwrap_or(lost));
         }
-        let mut trouble = None;
+        let mut trouble = converting;
         if let Err(why) = members::set_members(input, &masters).await {
             trouble = Some(Trouble::passing("MembersChanging", why));
         }
@@ -186,7 +209,8 @@ impl Pair {
         if trouble.is_none() {
             trouble = self.blocked(&pods).await?;
         }
-        if let Some(live) = live
+        if stage == Stage::Settled
+            && let Some(live) = live
             && let Some(why) = self.roll(live, &pods, &masters).await?
             && trouble.is_none()
         {
@@ -219,7 +243,7 @@ impl Pair {
         Ok(None)
     }
 
-    fn api<K>(&self) -> Api<K>
+    pub(super) fn api<K>(&self) -> Api<K>
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
     {
@@ -384,16 +408,4 @@ fn addresses(pods: &[Arc<Pod>]) -> BTreeMap<String, String> {
 
 fn owner(runtime: &JindoRuntime) -> Option<OwnerReference> {
     runtime.controller_owner_ref(&())
-}
-
-/// Masters on a named claim do not get claims of their own by a change of a number.
-fn cannot_convert(input: &Input<'_>, live: Option<&StatefulSet>) -> Option<Trouble> {
-    let on_named = live.is_some() && !input.own_claims && desired::named_claim(input).is_some();
-    (on_named && desired::replicas(input) > 1).then(|| {
-        Trouble::new(
-            "NamedClaimInUse",
-            "the master keeps its metadata on a named claim, and going from it to several masters with claims of their own is \
-             not supported yet: set master.replicas back to 1",
-        )
-    })
 }
