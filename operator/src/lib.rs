@@ -4,4 +4,5 @@ pub mod controller;
 pub mod crd;
 pub mod csi;
 pub mod desired;
+pub mod fingerprint;
 pub mod http;

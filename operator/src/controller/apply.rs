@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::world::{Kept, World};
+use crate::fingerprint::fingerprint;
 
 /// Who owns the fields that are applied.
 pub(super) const FIELD_MANAGER: &str = "jindofs-operator";
@@ -37,11 +38,6 @@ fn holds(live: &Value, wanted: &Value) -> bool {
     }
 }
 
-fn fingerprint(value: &Value) -> String {
-    let fold = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    format!("{:016x}", value.to_string().bytes().fold(0xcbf2_9ce4_8422_2325, fold))
-}
-
 /// Makes the object be as `wanted`. True if something had to be changed.
 pub(super) async fn apply<K>(
     world: &World,
@@ -54,7 +50,7 @@ where
 {
     wanted.meta_mut().owner_references = owner.map(|owner| vec![owner]);
     let mut value = serde_json::to_value(&wanted).map_err(kube::Error::SerdeError)?;
-    value["metadata"]["annotations"][APPLIED] = fingerprint(&value).into();
+    value["metadata"]["annotations"][APPLIED] = fingerprint(value.to_string().into_bytes()).into();
     let (namespace, name) = (ResourceExt::namespace(&wanted).unwrap_or_default(), wanted.name_any());
     if let Some(live) = world.get::<K>(&namespace, &name)
         && holds(&serde_json::to_value(&*live).map_err(kube::Error::SerdeError)?, &value)

@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use super::mounts::{bind, table, top, unmount_all};
+use crate::fingerprint::fingerprint;
 
 /// A volume, or a directory of it, at a target of the kubelet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,9 +59,7 @@ impl Published {
 
     /// Name of a record: paths of targets are too long for one.
     fn record(&self, target: &Path) -> PathBuf {
-        let fold = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        let name = target.as_os_str().as_encoded_bytes().iter().copied().fold(0xcbf2_9ce4_8422_2325, fold);
-        self.directory.join(format!("{name:016x}.json"))
+        self.directory.join(format!("{}.json", fingerprint(target.as_os_str().as_encoded_bytes().iter().copied())))
     }
 
     /// Binds a volume to its target; does nothing where it is bound already and lives.

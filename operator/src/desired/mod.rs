@@ -25,6 +25,7 @@ pub use secrets::options as mount_options;
 pub use settings::{MASTER_RAFT, MASTER_RPC};
 
 use crate::crd::{Dataset, JindoRuntime};
+use crate::fingerprint::fingerprint;
 
 /// Bytes of a block: no cache directory can be smaller.
 const BLOCK: u64 = 4 << 20;
@@ -110,11 +111,9 @@ impl<'a> Input<'a> {
     /// Changes with the settings of a role, and with nothing else; the list of masters only says where to begin, and
     /// another one is no reason to restart.
     fn fingerprint(&self, role: Role) -> String {
-        // FNV-1a: the same in every release, else an upgrade of the operator would restart all pods.
-        let fold = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
         let file = self.file(role);
         let lines = file.lines().filter(|line| !settings::MASTER_LISTS.iter().any(|key| line.contains(key)));
-        format!("{:016x}", lines.flat_map(str::bytes).fold(0xcbf2_9ce4_8422_2325, fold))
+        fingerprint(lines.flat_map(str::bytes))
     }
 }
 
