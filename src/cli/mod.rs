@@ -119,7 +119,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Report => report::run(&cli.common).await.map(|()| ExitCode::SUCCESS),
         Command::Load(arguments) => load::run(&cli.common, arguments).await,
         Command::Fs(command) => fs::run(&cli.common, command).await.map(|()| ExitCode::SUCCESS),
-        Command::Bench(command) => bench::run(&cli.common, command).await.map(|()| ExitCode::SUCCESS),
+        Command::Bench(command) => bench::run(&cli.common, command).await,
         Command::Version => {
             println!("jindoctl {}", env!("CARGO_PKG_VERSION"));
             Ok(ExitCode::SUCCESS)

@@ -155,7 +155,7 @@ impl Heart {
 
     async fn tell(&self, master: &str) -> Result<HeartbeatResponse> {
         let request = HeartbeatRequest {
-            worker: Some(WorkerInfo { used_bytes: self.store.used(), ..self.info.clone() }),
+            worker: Some(self.store.totals(&self.info)),
             epoch: self.identity.epoch(),
             mounts_version: self.mounts.version(),
             cluster_uuid: self.identity.cluster().into(),

@@ -15,7 +15,7 @@ use tonic::{Request, Response, Status};
 
 use super::fill::{Filled, Filler, blocking};
 use super::identity::Identity;
-use super::store::{BlockFile, Store};
+use super::store::{BlockFile, Presence, Store};
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::status::to_status;
 use crate::types::BLOCK_SIZE;
@@ -58,7 +58,7 @@ impl WorkerService {
             Err(error) if error.kind == ErrorKind::NoSpace => 0,
             Err(error) => return Err(error),
         };
-        let present = blocks.filter(|block| file.presence(*block) == super::store::Presence::Present);
+        let present = blocks.filter(|block| file.presence(*block) == Presence::Present);
         Ok(FillResponse { cached_bytes: present.map(|block| file.block_length(block)).sum(), fetched_bytes })
     }
 
@@ -100,6 +100,7 @@ async fn piece(
     let block = usize::try_from(index).map_err(|_| Error::invalid("a block number too large"))?;
     let first = BlockFile::block_start(block);
     let (from, to) = (start.max(first), end.min(first + file.block_length(block)));
+    filler.store.demand.count(to - from, file.presence(block) == Presence::Present);
     let within = |whole: Bytes| {
         let at = |offset: u64| usize::try_from(offset - first).unwrap_or(0);
         whole.slice(at(from)..at(to))
@@ -136,7 +137,7 @@ impl Worker for WorkerService {
 
     async fn info(&self, _: Request<WorkerStatusRequest>) -> Result<Response<WorkerStatusResponse>, Status> {
         Ok(Response::new(WorkerStatusResponse {
-            worker: Some(WorkerInfo { used_bytes: self.store.used(), ..self.info.clone() }),
+            worker: Some(self.store.totals(&self.info)),
             epoch: self.identity.epoch(),
             tiers: self.store.tiers(),
             cluster_uuid: self.identity.cluster().into(),

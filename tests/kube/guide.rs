@@ -1,10 +1,8 @@
 //! The guide, word for word: its files, its commands, and what it says they print.
 
-use super::eventually;
 use super::site::{Guide, Oss, dataset, install, script};
+use super::{NODES, eventually};
 use crate::data::content;
-
-const NODES: [&str; 3] = ["n1", "n2", "n3"];
 
 /// Lines about our mounts in a node's mount table, and our processes beside the installed ones.
 fn left_on(node: &str) -> String {

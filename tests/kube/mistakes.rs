@@ -1,7 +1,8 @@
 //! What a user gets wrong, and what `kubectl describe dataset` says then.
 
-use super::site::{ENDPOINT, KEY, Oss, PVC, SECRET, dataset, install};
-use super::{Namespace, eventually, text};
+use super::running::create_secret;
+use super::site::{ENDPOINT, Oss, PVC, dataset, install};
+use super::{Namespace, eventually, kubectl, ok, text};
 
 /// Reason and message of the Dataset's condition `Ready`, once the reason is `wanted`.
 fn told(space: &Namespace, wanted: &str) -> String {
@@ -12,12 +13,6 @@ fn told(space: &Namespace, wanted: &str) -> String {
         let (reason, message) = (ready["reason"].as_str()?, ready["message"].as_str()?);
         (reason == wanted).then(|| message.to_owned())
     })
-}
-
-fn secret(space: &Namespace, value: &str) {
-    let keys =
-        [format!("--from-literal=fs.oss.accessKeyId={KEY}"), format!("--from-literal=fs.oss.accessKeySecret={value}")];
-    space.ok(&["create", "secret", "generic", "access-key", &keys[0], &keys[1]]);
 }
 
 fn create(space: &Namespace, yaml: &str) {
@@ -70,12 +65,25 @@ fn every_mistake_is_named_with_what_to_write_instead() {
         delete(&space);
     }
 
+    create(&space, &PVC.replace("30Gi", "1Mi"));
+    create(&space, &good);
+    assert!(told(&space, "ClaimTooSmall").contains("256Mi"));
+    delete(&space);
+    space.ok(&["delete", "pvc", "demo-jindo-master-meta", "--timeout=60s"]);
     create(&space, PVC);
     create(&space, &good);
     let message = told(&space, "FailedMount");
     assert!(message.contains("secret \"access-key\" not found"), "{message}");
     delete(&space);
-    secret(&space, SECRET);
+    let keys = ["--from-literal=fs.oss.accessKeyId=nobody", "--from-literal=fs.oss.accessKeySecret=wrong"];
+    space.ok(&[&["create", "secret", "generic", "access-key"], &keys[..]].concat());
+    create(&space, &good);
+    let message = told(&space, "RuntimeMountUfsFailed");
+    println!("wrong keys: {message}");
+    assert!(message.contains("oss://guide/data"), "{message}");
+    delete(&space);
+    space.ok(&["delete", "secret", "access-key"]);
+    create_secret(&space);
     create(
         &space,
         &small("  replicas: 2\n", "  replicas: 2\n  jindoVersion: {image: localhost/nothing, imageTag: here}\n"),
@@ -110,7 +118,7 @@ fn metadata_is_never_silently_left_behind_nor_started_empty() {
     install();
     let _oss = Oss::start(&[("small", b"hello\n".to_vec())]);
     let space = Namespace::new("metadata");
-    secret(&space, SECRET);
+    create_secret(&space);
     create(&space, PVC);
     let one = dataset().replace("12Gi", "64Mi");
     create(&space, &one);
@@ -133,4 +141,30 @@ fn metadata_is_never_silently_left_behind_nor_started_empty() {
     let message = told(&space, "MetadataLost");
     assert!(message.contains(&founded) && message.contains("delete the JindoRuntime"), "{message}");
     assert_eq!(space.json(&["get", "dataset", "demo"])["status"]["phase"], "Failed");
+}
+
+#[test]
+#[ignore = "needs a Kubernetes cluster: make kube-test"]
+fn the_operator_refuses_to_act_beside_fluids_controllers_and_says_so() {
+    install();
+    ok(&kubectl(&["create", "namespace", "fluid-system"]));
+    ok(&kubectl(&["-n", "fluid-system", "create", "deployment", "dataset-controller", "--image=localhost/pause:dev"]));
+    let ours = ["-n", "jindofs-system"];
+    let selected = ["-l", "app.kubernetes.io/name=jindofs-operator"];
+    ok(&kubectl(&[&ours[..], &["delete", "pods", "--wait=false"], &selected].concat()));
+    let told = eventually("it says why it does not act", || {
+        let events = kubectl(
+            &[
+                &ours[..],
+                &["get", "events", "--field-selector=reason=FluidPresent", "-o", "jsonpath={.items[*].message}"],
+            ]
+            .concat(),
+        );
+        Some(text(&events)).filter(|told| !told.is_empty())
+    });
+    assert!(told.contains("uninstall Fluid"), "{told}");
+    ok(&kubectl(&["delete", "namespace", "fluid-system", "--timeout=60s"]));
+    // Pods that wait for their next attempt would take their time.
+    ok(&kubectl(&[&ours[..], &["delete", "pods"], &selected].concat()));
+    ok(&kubectl(&[&ours[..], &["rollout", "status", "deployment/jindofs-operator", "--timeout=120s"]].concat()));
 }

@@ -5,6 +5,7 @@ mod guide;
 mod masters;
 mod mistakes;
 mod resources;
+mod running;
 mod site;
 
 use std::io::Write;
@@ -13,6 +14,8 @@ use std::time::Duration;
 
 use crate::support::wait_for;
 
+/// Nodes of the cluster that the tests bring along.
+const NODES: [&str; 3] = ["n1", "n2", "n3"];
 /// Longest wait for what Kubernetes has to do.
 const PATIENCE: Duration = Duration::from_secs(120);
 const GUIDE: &str = include_str!("../../deploy/samples/dataset.yaml");
@@ -66,11 +69,34 @@ impl Namespace {
 impl Drop for Namespace {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("{}", text(&self.kubectl(&["get", "pods,pvc,events", "-o", "wide"])));
+            show(&self.name);
         }
         // A namespace that stays is seen by whoever looks at the cluster next.
         let _ = kubectl(&["delete", "namespace", &self.name, "--wait=true", "--timeout=90s"]);
     }
+}
+
+/// Prints what somebody needs who was not there: the newest last, as the end of a long output is what is read.
+fn show(namespace: &str) {
+    let of = ["-n", namespace];
+    let columns = "custom-columns=OBJECT:.involvedObject.name,REASON:.reason,MESSAGE:.message";
+    let looks: [&[&str]; 5] = [
+        &["logs", "-l", "app=jindofs", "--prefix", "--tail=8"],
+        &["get", "pods,pvc", "-o", "wide"],
+        &["get", "datasets,jindoruntimes", "-o", "jsonpath={range .items[*]}{.status.conditions}{\"\\n\"}{end}"],
+        &["get", "events", "--sort-by=.metadata.creationTimestamp", "-o", columns],
+        &["-n", "jindofs-system", "logs", "-l", "app.kubernetes.io/name=jindofs-operator", "--tail=8"],
+    ];
+    for look in looks {
+        let told = text(&kubectl(&[&of, look].concat()));
+        let lines: Vec<String> = told.lines().map(|line| line.chars().take(300).collect()).collect();
+        eprintln!("--- {}\n{}", look.join(" "), lines[lines.len().saturating_sub(24)..].join("\n"));
+    }
+}
+
+/// True if the long times are asked for, with `LONG=1`.
+fn long() -> bool {
+    std::env::var_os("LONG").is_some_and(|value| value != "0")
 }
 
 fn program() -> String {

@@ -139,7 +139,7 @@ impl Guide {
 impl Drop for Guide {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("{}", text(&self.run("kubectl get pods,dataset,jindoruntime,events -o wide")));
+            super::show("default");
             // The next test finds the names free.
             self.run("for one in pod dataset pvc secret; do kubectl delete -f $one.yaml --ignore-not-found --timeout=30s; done");
         }

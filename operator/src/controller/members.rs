@@ -15,7 +15,8 @@ use crate::desired::{Input, MASTER_RAFT, replicas};
 /// Label of a pod: the version of the StatefulSet's template it was made from.
 const REVISION: &str = "controller-revision-hash";
 
-fn address(input: &Input<'_>, ordinal: i32) -> String {
+/// How the other members reach the master of this ordinal.
+pub(super) fn address(input: &Input<'_>, ordinal: i32) -> String {
     format!("{}:{MASTER_RAFT}", input.names.master_host(ordinal))
 }
 

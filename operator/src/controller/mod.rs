@@ -4,6 +4,7 @@
 //! and a slow cluster delays no other one.
 
 mod apply;
+mod claims;
 mod convert;
 mod founding;
 mod lease;
@@ -22,6 +23,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Recorder, Reporter};
 use kube::{Api, Client};
 use tokio::sync::{Notify, mpsc};
@@ -30,6 +32,7 @@ use tokio::task::JoinSet;
 use crate::http::Ready;
 use load::Load;
 use pair::Pair;
+use status::News;
 use world::{Key, World};
 
 /// Longest pause after something failed.
@@ -63,7 +66,18 @@ struct Site {
 /// *Errors*: what keeps it from starting, or that the Lease was lost.
 pub async fn run(options: Options, ready: Ready, stop: impl Future<Output = ()>) -> Result<(), String> {
     let client = Client::try_default().await.map_err(|error| format!("no Kubernetes to talk to: {error}"))?;
-    refuse_beside_fluid(&client).await?;
+    if let Err(why) = refuse_beside_fluid(&client).await {
+        let pod = ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Pod".to_owned()),
+            namespace: Some(options.namespace.clone()),
+            name: Some(options.identity.clone()),
+            ..ObjectReference::default()
+        };
+        let news = News { reason: "FluidPresent".to_owned(), note: why.clone(), warning: true };
+        status::publish(&recorder(client, &options), &pod, news).await;
+        return Err(why);
+    }
     let mut election = lease::Election::new(client.clone(), &options.namespace, options.identity.clone());
     // One that waits is ready to take over.
     ready.set();
@@ -95,10 +109,14 @@ async fn refuse_beside_fluid(client: &Client) -> Result<(), String> {
     Ok(())
 }
 
+fn recorder(client: Client, options: &Options) -> Recorder {
+    let reporter = Reporter { controller: "jindofs-operator".to_owned(), instance: Some(options.identity.clone()) };
+    Recorder::new(client, reporter)
+}
+
 async fn act(client: Client, options: Options) {
     let (wake, mut woken) = mpsc::unbounded_channel();
-    let reporter = Reporter { controller: "jindofs-operator".to_owned(), instance: Some(options.identity.clone()) };
-    let recorder = Recorder::new(client.clone(), reporter);
+    let recorder = recorder(client.clone(), &options);
     let world = World::watch(client, &wake).await;
     let site = Site { world, options: Arc::new(options), recorder };
     let mut bells: HashMap<Key, Arc<Notify>> = HashMap::new();

@@ -209,12 +209,14 @@ impl Pair {
         if trouble.is_none() {
             trouble = self.blocked(&pods).await?;
         }
-        if stage == Stage::Settled
-            && let Some(live) = live
-            && let Some(why) = self.roll(live, &pods, &masters).await?
-            && trouble.is_none()
-        {
-            trouble = Some(Trouble::passing("Updating", why));
+        if stage == Stage::Settled {
+            let mut doing = self.exchange_claim(input, &masters).await?;
+            if doing.is_none()
+                && let Some(live) = live
+            {
+                doing = self.roll(live, &pods, &masters).await?;
+            }
+            trouble = trouble.or_else(|| doing.map(|doing| Trouble::passing("Updating", doing)));
         }
         Ok(Found { trouble, bound: true })
     }

@@ -25,7 +25,12 @@ const CALCULATING: &str = "[Calculating]";
 /// The columns about data.
 pub(super) fn data(usage: &WorkersResponse, status: &mut DatasetStatus) {
     let live = usage.workers.iter().filter(|worker| worker.state() == WorkerState::Live);
-    let capacity: u64 = live.map(|worker| worker.capacity_bytes).sum();
+    let (mut capacity, mut read, mut missed) = (0, 0, 0);
+    for worker in live {
+        capacity += worker.capacity_bytes;
+        read += worker.read_bytes;
+        missed += worker.missed_bytes;
+    }
     let cached: u64 = usage.mounts.iter().map(|mount| mount.cached_bytes).sum();
     let counted = usage.mounts.iter().all(|mount| mount.ufs_counted_ns > 0);
     let (bytes, files) =
@@ -43,6 +48,9 @@ pub(super) fn data(usage: &WorkersResponse, status: &mut DatasetStatus) {
     let mut put = |key: &str, value: String| states.insert(key.to_owned(), value);
     put("cached", size(cached));
     put("cacheCapacity", size(capacity));
+    if read > 0 {
+        put("cacheHitRatio", format!("{:.1}%", (1.0 - missed as f64 / read as f64) * 100.0));
+    }
     if known {
         let part = if bytes == 0 { 0.0 } else { (cached as f64 / bytes as f64 * 100.0).min(100.0) };
         put("cachedPercentage", format!("{part:.1}%"));
@@ -138,7 +146,28 @@ pub(super) fn counts(
 
 #[cfg(test)]
 mod tests {
+    use jindofs_proto::v1::WorkerInfo;
+
     use super::*;
+
+    #[test]
+    fn the_hit_ratio_is_that_of_all_live_workers_and_blank_before_anything_was_read() {
+        let worker = |state: WorkerState, read_bytes, missed_bytes| WorkerInfo {
+            state: state.into(),
+            read_bytes,
+            missed_bytes,
+            ..WorkerInfo::default()
+        };
+        let shown = |workers| {
+            let mut status = DatasetStatus::default();
+            data(&WorkersResponse { workers, ..WorkersResponse::default() }, &mut status);
+            status.cache_states.get("cacheHitRatio").cloned()
+        };
+        let live = WorkerState::Live;
+        assert_eq!(shown(vec![worker(live, 0, 0)]), None);
+        let all = vec![worker(live, 600, 100), worker(live, 200, 0), worker(WorkerState::Lost, 900, 900)];
+        assert_eq!(shown(all).as_deref(), Some("87.5%"));
+    }
 
     #[test]
     fn sizes_are_written_as_fluid_writes_them() {

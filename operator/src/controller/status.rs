@@ -1,8 +1,9 @@
 //! Conditions and events: each change of a condition is told once, in words of what to do.
 
+use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use kube::runtime::events::{Event, EventType};
+use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Resource, ResourceExt};
 
 use super::Site;
@@ -32,9 +33,9 @@ impl Trouble {
 /// What is to be told as an event.
 #[derive(Debug)]
 pub(super) struct News {
-    reason: String,
-    note: String,
-    warning: bool,
+    pub(super) reason: String,
+    pub(super) note: String,
+    pub(super) warning: bool,
 }
 
 /// Sets a condition. The news, if its status or reason has changed.
@@ -77,20 +78,25 @@ pub(super) fn unset(all: &mut Vec<Condition>, kind: &str) {
 }
 
 impl Site {
-    /// Tells it to whoever describes the object. That it cannot be told is logged and is no reason to stop.
+    /// Tells it to whoever describes the object.
     pub(super) async fn tell<K: Resource<DynamicType = ()>>(&self, about: &K, news: News) {
-        let event = Event {
-            type_: if news.warning { EventType::Warning } else { EventType::Normal },
-            reason: news.reason.clone(),
-            note: Some(news.note.clone()),
-            action: "Reconcile".to_owned(),
-            secondary: None,
-        };
         let (namespace, name) = (about.namespace().unwrap_or_default(), about.name_any());
         tracing::info!(namespace, name, reason = news.reason, note = news.note, "told");
-        if let Err(error) = self.recorder.publish(&event, &about.object_ref(&())).await {
-            tracing::warn!(%error, "an event was not recorded");
-        }
+        publish(&self.recorder, &about.object_ref(&()), news).await;
+    }
+}
+
+/// Records an event. That it cannot be told is logged and is no reason to stop.
+pub(super) async fn publish(recorder: &Recorder, about: &ObjectReference, news: News) {
+    let event = Event {
+        type_: if news.warning { EventType::Warning } else { EventType::Normal },
+        reason: news.reason,
+        note: Some(news.note),
+        action: "Reconcile".to_owned(),
+        secondary: None,
+    };
+    if let Err(error) = recorder.publish(&event, about).await {
+        tracing::warn!(%error, "an event was not recorded");
     }
 }
 

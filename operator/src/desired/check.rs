@@ -1,5 +1,6 @@
 //! What is wrong with a Dataset or its runtime, found before anything is made of them.
 
+use super::quantity::bytes;
 use super::{Input, masters, workers};
 use crate::crd::Mount;
 
@@ -7,6 +8,9 @@ use crate::crd::Mount;
 const MASTERS_MAX: i32 = 7;
 /// Schemes that can be mounted.
 const SCHEMES: [&str; 3] = ["local://", "oss://", "s3://"];
+
+/// Least bytes for the metadata of a master: the log alone keeps more than half of it.
+const META_MIN: u64 = 256 << 20;
 
 /// Something the user has to correct.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +53,14 @@ pub fn problems(input: &Input<'_>) -> Vec<Problem> {
                 format!("master.volumeMounts names the volume {:?}, which is not in volumes", mount.name),
             ));
         }
+    }
+    let asked = input.claim.and_then(|claim| claim.resources.as_ref()?.requests.as_ref()?.get("storage"));
+    if let Some(asked) = asked.filter(|asked| bytes(&asked.0).is_ok_and(|asked| asked < META_MIN)) {
+        let claim = masters::named_claim(input).unwrap_or_default();
+        found.push(Problem::new(
+            "ClaimTooSmall",
+            format!("the claim {claim} asks for {}: the log and the snapshots of a master need 256Mi or more", asked.0),
+        ));
     }
     if let Err(why) = workers::settings(input) {
         found.push(Problem::new("InvalidTieredStore", why));

@@ -90,6 +90,11 @@ fn what_is_wrong_is_named_with_what_to_write() {
         reasons(&|dataset, _| dataset.spec.mounts = vec![mount("s3://a", "/a"), mount("s3://b", "/a/b")]),
         ["OverlappingMounts"]
     );
+    let small: PersistentVolumeClaimSpec =
+        serde_saphyr::from_str("resources: {requests: {storage: 1Mi}}").expect("a claim");
+    let (dataset, runtime) = guide();
+    let found = problems(&Input { claim: Some(&small), ..Input::new(&dataset, &runtime, "i") });
+    assert!(found[0].reason == "ClaimTooSmall" && found[0].message.contains("demo-jindo-master-meta"), "{found:?}");
     let level = |change: &dyn Fn(&mut crate::crd::Level)| {
         reasons(&|_, runtime| change(&mut runtime.spec.tiered_store.as_mut().expect("levels").levels[0]))
     };

@@ -1,6 +1,7 @@
 //! The cache on this host: one sparse file per file version, filled block by block in any order, each block with a
 //! checksum in a side record. Quotas bound it, least recently used files make room, open files stay.
 
+mod demand;
 mod file;
 mod index;
 mod tier;
@@ -10,13 +11,14 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use jindofs_proto::v1::{CachedFile, FileSource, TierStatus};
+use jindofs_proto::v1::{CachedFile, FileSource, TierStatus, WorkerInfo};
 use metrics::{counter, gauge};
 
 use crate::config::TierConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::BLOCK_SIZE;
 
+use demand::Demand;
 pub(super) use file::{BlockFile, Presence};
 use index::Header;
 use tier::Tier;
@@ -36,6 +38,8 @@ pub(super) struct Store {
     clock: AtomicU64,
     /// Files whose totals changed since they were last asked for.
     changed: Mutex<HashSet<Key>>,
+    /// What readers ask for.
+    pub(super) demand: Demand,
 }
 
 impl Store {
@@ -56,8 +60,13 @@ impl Store {
             }
             opened.push(tier);
         }
-        let store =
-            Store { tiers: opened, files: Mutex::new(files), clock: AtomicU64::new(1), changed: Mutex::default() };
+        let store = Store {
+            tiers: opened,
+            files: Mutex::new(files),
+            clock: AtomicU64::new(1),
+            changed: Mutex::default(),
+            demand: Demand::default(),
+        };
         store.gauges();
         Ok(store)
     }
@@ -161,6 +170,16 @@ impl Store {
     /// Bytes all tiers together may use.
     pub(super) fn capacity(&self) -> u64 {
         self.tiers.iter().map(|tier| tier.quota()).sum()
+    }
+
+    /// A worker with its totals as they are now.
+    pub(super) fn totals(&self, info: &WorkerInfo) -> WorkerInfo {
+        WorkerInfo {
+            used_bytes: self.used(),
+            read_bytes: self.demand.read(),
+            missed_bytes: self.demand.missed(),
+            ..info.clone()
+        }
     }
 
     /// Bytes cached.

@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use clap::{Subcommand, ValueEnum};
+use clap::{Args, ValueEnum};
 use futures::StreamExt;
 use futures::future::join_all;
 use jindofs_proto::v1::{BatchOp, CreateRequest, MkdirRequest, batch_op};
 use serde::Serialize;
 
-use super::Common;
-use super::output::print;
+use super::super::Common;
+use super::super::output::print;
 use crate::client::namespace::{Namespace, at_entry, at_path};
 use crate::error::{Error, Result};
 use crate::rpc::channel::MasterChannel;
@@ -19,30 +19,27 @@ use crate::rpc::channel::MasterChannel;
 /// Clients that share one connection to the masters.
 const CLIENTS_PER_CONNECTION: usize = 64;
 
-#[derive(Debug, Subcommand)]
-pub(super) enum Command {
-    /// Namespace operations, each client in a directory of its own.
-    Meta {
-        /// Clients at the same time.
-        #[arg(long, default_value_t = 16)]
-        clients: usize,
-        /// Operations to measure, in this order.
-        #[arg(long, value_enum, value_delimiter = ',', default_value = "create,stat,list,rename,delete")]
-        ops: Vec<Op>,
-        /// Creations per RPC.
-        #[arg(long, default_value_t = 1)]
-        batch: usize,
-        /// Seconds per operation.
-        #[arg(long, default_value_t = 5)]
-        seconds: u64,
-        /// Do not remove what was created: removing it goes on behind the next measurement.
-        #[arg(long)]
-        keep: bool,
-    },
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Arguments {
+    /// Clients at the same time.
+    #[arg(long, default_value_t = 16)]
+    clients: usize,
+    /// Operations to measure, in this order.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "create,stat,list,rename,delete")]
+    ops: Vec<Op>,
+    /// Creations per RPC.
+    #[arg(long, default_value_t = 1)]
+    batch: usize,
+    /// Seconds per operation.
+    #[arg(long, default_value_t = 5)]
+    seconds: u64,
+    /// Do not remove what was created: removing it goes on behind the next measurement.
+    #[arg(long)]
+    keep: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Op {
+enum Op {
     /// Empty files.
     Create,
     /// Directories.
@@ -81,8 +78,8 @@ struct Client {
     made: u64,
 }
 
-pub(super) async fn run(common: &Common, command: Command) -> Result<()> {
-    let Command::Meta { clients, ops, batch, seconds, keep } = command;
+pub(super) async fn run(common: &Common, arguments: Arguments) -> Result<()> {
+    let Arguments { clients, ops, batch, seconds, keep } = arguments;
     if clients == 0 || seconds == 0 || batch == 0 || batch > crate::types::BATCH_MAX {
         return Err(Error::invalid("--clients and --seconds must be at least 1, --batch 1 to 1000"));
     }
