@@ -43,7 +43,7 @@ spec:
   containers:
     - name: writer
       image: IMAGE
-      command: [jindoctl, --timeout, "120", --masters, MASTERS, -o, json, bench, pauses, --tell, "100"]
+      command: [jindoctl, --timeout, "120", --masters, "MASTERS", -o, json, bench, pauses, --tell, "100"]
     - name: stop
       image: registry.openanolis.cn/openanolis/nginx:1.14.1-8.6
 "#;
