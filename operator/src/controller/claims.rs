@@ -1,6 +1,8 @@
 //! A master's claim whose volume is gone, or which somebody wants to be exchanged: the master comes back on a new one, as a new
 //! member, if the others can do without it until then.
 
+use std::sync::Arc;
+
 use jindofs_proto::v1::MemberStatus;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::ResourceExt;
@@ -8,7 +10,7 @@ use kube::api::{DeleteParams, Preconditions};
 
 use super::apply::gone;
 use super::masters::Masters;
-use super::members::address;
+use super::members::{address, away};
 use super::pair::Pair;
 use crate::desired::{self, Input, Role};
 
@@ -32,6 +34,7 @@ impl Pair {
     pub(super) async fn exchange_claim(
         &self,
         input: &Input<'_>,
+        pods: &[Arc<Pod>],
         masters: &Masters,
     ) -> Result<Option<String>, kube::Error> {
         for (ordinal, name) in (0_i32..).zip(desired::metadata_claims(input)) {
@@ -40,6 +43,9 @@ impl Pair {
             let pod = format!("{}-{ordinal}", input.names.of(Role::Master));
             if desired::replicas(input) == 1 {
                 return Ok(Some(format!("claim {name} {why}, and its master is the only one: nothing is deleted")));
+            }
+            if let Some(held) = away(desired::replicas(input), pods, &pod) {
+                return Ok(Some(format!("claim {name} {why}; it is not exchanged yet: {held}")));
             }
             let own = address(input, ordinal);
             let Some((leader, status)) = masters.leader() else { return Ok(None) };

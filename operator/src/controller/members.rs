@@ -59,6 +59,13 @@ fn outdated(set: &StatefulSet, pod: &Pod) -> bool {
     seen && newest.is_some() && pod.labels().get(REVISION) != newest
 }
 
+/// Why this master must stay: another one is away. A pod that is deleted and not made again yet is not in any list.
+pub(super) fn away(wanted: i32, pods: &[Arc<Pod>], taken: &str) -> Option<String> {
+    let others = usize::try_from(wanted - 1).unwrap_or(0);
+    let ready = pods.iter().filter(|pod| pod.name_any() != taken && super::waiting::ready(pod)).count();
+    (ready < others).then(|| format!("{ready} of the {others} other masters are ready"))
+}
+
 impl Pair {
     /// Restarts one master that is not as it should be, if the others can do without it; the leader last, and only after
     /// it has handed over. Returns why nothing happens now, if something is to be done.
@@ -84,10 +91,11 @@ impl Pair {
         let Some(id) = masters.status(&next).and_then(|status| status.self_.as_ref()).map(|own| own.id) else {
             return self.restart(&next).await.map(|()| Some(format!("{next} is restarted: it does not answer")));
         };
-        if let Some(away) = pods.iter().find(|pod| !super::waiting::ready(pod)) {
-            return Ok(Some(format!("waiting for {} before {next} is restarted", away.name_any())));
+        let wanted = set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
+        if let Some(why) = away(wanted, pods, &next) {
+            return Ok(Some(format!("{next} is not restarted yet: {why}")));
         }
-        if pods.len() > 1 {
+        if wanted > 1 {
             match masters.must_not_restart(id).await {
                 Ok(None) => {}
                 Ok(Some(why)) | Err(why) => return Ok(Some(format!("{next} is not restarted yet: {why}"))),
@@ -104,5 +112,30 @@ impl Pair {
     async fn restart(&self, pod: &str) -> Result<(), kube::Error> {
         let api: Api<Pod> = Api::namespaced(self.site.world.client.clone(), &self.namespace);
         super::apply::gone(api.delete(pod, &DeleteParams::default()).await)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_master_is_taken_away_while_another_is_gone_and_not_made_again_yet() {
+        let pod = |name: &str, ready: &str| -> Arc<Pod> {
+            let yaml = format!(
+                "metadata: {{name: {name}}}\nstatus: {{conditions: [{{type: Ready, status: '{ready}'}}]}}\nspec: {{containers: []}}"
+            );
+            Arc::new(serde_saphyr::from_str(&yaml).expect("a pod"))
+        };
+        let all = [pod("m-0", "True"), pod("m-1", "True"), pod("m-2", "True")];
+        assert_eq!(away(3, &all, "m-0"), None);
+        assert!(away(3, &all[..2], "m-0").is_some(), "m-2 is between two lives");
+        assert!(away(3, &[all[0].clone(), all[1].clone(), pod("m-2", "False")], "m-0").is_some());
+        assert_eq!(
+            away(3, &[all[0].clone(), all[1].clone(), pod("m-2", "False")], "m-2"),
+            None,
+            "it is the broken one"
+        );
+        assert_eq!(away(1, &all[..1], "m-0"), None);
     }
 }

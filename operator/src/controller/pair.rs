@@ -210,7 +210,7 @@ impl Pair {
             trouble = self.blocked(&pods).await?;
         }
         if stage == Stage::Settled {
-            let mut doing = self.exchange_claim(input, &masters).await?;
+            let mut doing = self.exchange_claim(input, &pods, &masters).await?;
             if doing.is_none()
                 && let Some(live) = live
             {
