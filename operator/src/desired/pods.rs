@@ -159,7 +159,7 @@ pub(super) fn template(input: &Input<'_>, role: Role, component: &Component, pro
             image_pull_secrets: some(pull),
             tolerations: some(tolerations),
             node_selector: Some(component.node_selector.clone()).filter(|one| !one.is_empty()),
-            host_network: (spec.network_mode == Some(crate::crd::NetworkMode::HostNetwork)).then_some(true),
+            host_network: super::on_host(input).then_some(true),
             termination_grace_period_seconds: Some(process.grace),
             affinity: (role != Role::Fuse).then(|| apart(names, role)),
             // Nothing in it talks to Kubernetes.
