@@ -4,8 +4,10 @@
 mod guide;
 mod masters;
 mod mistakes;
+mod plugin;
 mod resources;
 mod running;
+mod sanity;
 mod site;
 
 use std::io::Write;
