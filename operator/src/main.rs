@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use jindofs_operator::crd::{self, Dataset, JindoRuntime};
@@ -51,6 +52,12 @@ enum Command {
         /// Directory of the kubelet.
         #[arg(long, env = "KUBELET_DIR", default_value = "/var/lib/kubelet")]
         kubelet_dir: PathBuf,
+        /// Socket at which FUSE clients leave their mounts to their successors; nobody but root may enter its directory.
+        #[arg(long, env = "HANDOVER_SOCKET", default_value_os_t = desired::handover_socket())]
+        handover_socket: PathBuf,
+        /// Seconds that a mount waits for the next client before readers are told that it is gone.
+        #[arg(long, env = "HANDOVER_TIMEOUT", default_value_t = 120)]
+        handover_timeout: u64,
         /// Port of livez, readyz and metrics.
         #[arg(long, default_value_t = 8081)]
         http_port: u16,
@@ -78,9 +85,11 @@ fn main() -> ExitCode {
             let options = controller::Options { namespace, identity, image, driver };
             daemon(http_port, async |ready, stop| controller::run(options, ready, stop).await)
         }
-        Command::CsiNode { node, driver, kubelet_dir, http_port } => {
+        Command::CsiNode { node, driver, kubelet_dir, handover_socket, handover_timeout, http_port } => {
             let directory = kubelet_dir.join("plugins").join(&driver);
-            let options = csi::Options { driver, node, directory, registry: kubelet_dir.join("plugins_registry") };
+            let registry = kubelet_dir.join("plugins_registry");
+            let handover_timeout = Duration::from_secs(handover_timeout);
+            let options = csi::Options { driver, node, directory, registry, handover_socket, handover_timeout };
             daemon(http_port, async |ready, stop| csi::run(options, ready, stop).await)
         }
     };

@@ -1,7 +1,8 @@
 //! What every gRPC client and server of ours shares: the status table, and the channel that follows the leader.
 
 pub mod channel;
-pub mod packets;
 pub mod server;
 pub mod source;
 pub mod status;
+
+pub use jindofs_packets as packets;

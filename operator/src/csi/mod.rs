@@ -4,6 +4,7 @@
 //! until the mount is there and binds it to where the kubelet wants it.
 
 mod identity;
+mod keeper;
 mod mounts;
 mod node;
 mod published;
@@ -20,6 +21,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::http::Ready;
+use keeper::Keeper;
 use published::Published;
 
 /// How often mounts are compared with what they show.
@@ -36,6 +38,10 @@ pub struct Options {
     pub directory: PathBuf,
     /// Directory where the kubelet looks for sockets of plugins.
     pub registry: PathBuf,
+    /// Socket at which clients leave their mounts to their successors.
+    pub handover_socket: PathBuf,
+    /// How long a mount waits for the next client.
+    pub handover_timeout: Duration,
 }
 
 fn listen(socket: &Path) -> Result<UnixListener, String> {
@@ -60,6 +66,8 @@ pub async fn run(options: Options, ready: Ready, stop: impl Future<Output = ()>)
     let listener = listen(&socket)?;
     let register = options.registry.join(format!("{}-reg.sock", options.driver));
     let registrar = listen(&register)?;
+    let handover = keeper::listen(&options.handover_socket)?;
+    let keeper = Arc::new(Keeper::new(published.clone(), options.handover_timeout));
     let node = node::NodeService::new(options.node.clone(), published.clone());
     let serve = Server::builder()
         .add_service(IdentityServer::new(identity::IdentityService { driver: options.driver.clone() }))
@@ -74,12 +82,22 @@ pub async fn run(options: Options, ready: Ready, stop: impl Future<Output = ()>)
             tokio::time::sleep(LOOK).await;
         }
     };
+    // Apart from it: what blocks there may wait for what is let go of here.
+    let tidy = async {
+        loop {
+            let keeper = keeper.clone();
+            let _ = tokio::task::spawn_blocking(move || keeper.tidy()).await;
+            tokio::time::sleep(LOOK).await;
+        }
+    };
     ready.set();
     tracing::info!(driver = options.driver, node = options.node, socket = %socket.display(), "serving the kubelet");
     let outcome = tokio::select! {
         served = serve => served.map_err(|error| format!("the plugin's socket: {error}")),
         () = registration::serve(registrar, plugin) => Err("the registration socket has ended".to_owned()),
         () = rebind => Ok(()),
+        () = tidy => Ok(()),
+        () = keeper.clone().serve(handover) => Ok(()),
         () = stop => Ok(()),
     };
     // The kubelet takes a socket that is gone for a plugin that is gone, and mounts nothing more until it comes back.

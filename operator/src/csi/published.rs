@@ -29,6 +29,15 @@ impl Volume {
     }
 }
 
+fn end(volumes: &HashMap<PathBuf, Volume>, device: &str) -> io::Result<()> {
+    let table = table()?;
+    let places = table.iter().filter(|one| one.device == device && !volumes.contains_key(&one.at));
+    for place in places.filter(|one| top(&table, &one.at) == Some(*one)) {
+        unmount_all(&place.at)?;
+    }
+    Ok(())
+}
+
 /// Everything that is published on this node.
 #[derive(Debug)]
 pub(super) struct Published {
@@ -70,6 +79,10 @@ impl Published {
         std::fs::write(self.record(&volume.target), serde_json::to_vec(&volume)?)?;
         let table = table()?;
         let source = top(&table, &volume.source).map(|one| one.device.clone());
+        if source.is_none() {
+            let message = format!("the client's mount at {} has just ended", volume.source.display());
+            return Err(io::Error::other(message));
+        }
         let target = top(&table, &volume.target).map(|one| one.device.clone());
         if target.is_none() || target != source {
             unmount_all(&volume.target)?;
@@ -91,6 +104,27 @@ impl Published {
         }
         volumes.remove(target);
         Ok(())
+    }
+
+    /// Takes a client's mount away wherever it is, but not what is bound at targets: there the next one is bound on top.
+    ///
+    /// *Errors*: of umount(2).
+    pub(super) fn end(&self, device: &str) -> io::Result<()> {
+        end(&self.volumes.lock().unwrap_or_else(PoisonError::into_inner), device)
+    }
+
+    /// Takes a client's mount away unless a target shows it, and if `go` then says so. While something else is done with
+    /// targets nothing happens.
+    ///
+    /// *Errors*: of umount(2).
+    pub(super) fn end_unless_shown(&self, device: &str, go: impl FnOnce() -> bool) -> io::Result<()> {
+        let Ok(volumes) = self.volumes.try_lock() else { return Ok(()) };
+        let shown = table()?.iter().any(|one| one.device == device && volumes.contains_key(&one.at));
+        if shown || !go() {
+            return Ok(());
+        }
+        tracing::info!(device, "no volume shows this mount and no client serves it: it is taken away");
+        end(&volumes, device)
     }
 
     /// Binds anew, on top of the dead one, what shows the mount of a client that is gone while a new one is there. Pods with

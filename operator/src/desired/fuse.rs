@@ -1,6 +1,7 @@
 //! The FUSE client: a DaemonSet on the nodes where pods use the Dataset, and the volume and claim those pods name.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::apps::v1::{DaemonSet, DaemonSetSpec, DaemonSetUpdateStrategy};
 use k8s_openapi::api::core::v1::{
@@ -19,6 +20,11 @@ use crate::crd::Component;
 pub const NODE_DIRECTORY: &str = "/runtime-mnt/jindo";
 /// Name of a mount in its directory, as Fluid has it.
 pub const MOUNT_NAME: &str = "jindofs-fuse";
+/// Directory on the node with the socket of the node plugin, which holds mounts while their pods are replaced.
+const HANDOVER_DIRECTORY: &str = "/runtime-mnt/jindo/.handover";
+const HANDOVER_SOCKET: &str = "keeper.sock";
+/// Where the pod sees it.
+const POD_HANDOVER_DIRECTORY: &str = "/handover";
 /// Where the pod sees the directory of its mount.
 const POD_DIRECTORY: &str = "/jfs";
 /// Class of volumes that nobody provisions.
@@ -27,6 +33,12 @@ const CLASS: &str = "fluid";
 const SIZE: &str = "100Pi";
 /// On a Dataset: another size to show.
 const SIZE_ANNOTATION: &str = "pvc.fluid.io/resources.requests.storage";
+
+/// Socket of the node plugin, on the node.
+pub fn handover_socket() -> PathBuf {
+    Path::new(HANDOVER_DIRECTORY).join(HANDOVER_SOCKET)
+}
+
 /// Directory on the node that holds the mount.
 fn node_directory(input: &Input<'_>) -> String {
     format!("{NODE_DIRECTORY}/{}/{}", input.names.namespace, input.names.name)
@@ -39,6 +51,7 @@ pub(super) fn settings(input: &Input<'_>) -> Settings {
         ("fuse.mount", format!("{POD_DIRECTORY}/{MOUNT_NAME}")),
         ("fuse.mount.create", "true".to_owned()),
         ("fuse.http.port", FUSE_HTTP.to_string()),
+        ("fuse.handover.socket", format!("{POD_HANDOVER_DIRECTORY}/{HANDOVER_SOCKET}")),
     ];
     let derived = derived.map(|(key, value)| (key.to_owned(), value)).into();
     overlaid(derived, [&input.of_role("fs."), &input.runtime.spec.fuse.properties])
@@ -65,17 +78,24 @@ fn component(input: &Input<'_>) -> Component {
 
 pub(super) fn daemon_set(input: &Input<'_>) -> DaemonSet {
     let names = &input.names;
-    let path = HostPathVolumeSource { path: node_directory(input), type_: Some("DirectoryOrCreate".to_owned()) };
+    let on_node = |name: &str, path: String| Volume {
+        name: name.to_owned(),
+        host_path: Some(HostPathVolumeSource { path, type_: Some("DirectoryOrCreate".to_owned()) }),
+        ..Volume::default()
+    };
     let process = Process {
         ports: vec![("http", FUSE_HTTP)],
         http: FUSE_HTTP,
-        volumes: vec![Volume { name: "mounts".to_owned(), host_path: Some(path), ..Volume::default() }],
-        mounts: vec![VolumeMount {
-            name: "mounts".to_owned(),
-            mount_path: POD_DIRECTORY.to_owned(),
-            mount_propagation: Some("Bidirectional".to_owned()),
-            ..VolumeMount::default()
-        }],
+        volumes: vec![on_node("mounts", node_directory(input)), on_node("handover", HANDOVER_DIRECTORY.to_owned())],
+        mounts: vec![
+            VolumeMount {
+                name: "mounts".to_owned(),
+                mount_path: POD_DIRECTORY.to_owned(),
+                mount_propagation: Some("Bidirectional".to_owned()),
+                ..VolumeMount::default()
+            },
+            pods::at("handover", POD_HANDOVER_DIRECTORY),
+        ],
         root: true,
         privileged: true,
         grace: 60,
@@ -86,7 +106,7 @@ pub(super) fn daemon_set(input: &Input<'_>) -> DaemonSet {
         metadata: names.meta(names.of(Role::Fuse), Some(Role::Fuse)),
         spec: Some(DaemonSetSpec {
             selector: names.label_selector(Role::Fuse),
-            // A restart takes the mount from those who read: when is for the user to say.
+            // A restart makes readers wait, and on an older kernel takes the mount from them: when is for the user to say.
             update_strategy: Some(DaemonSetUpdateStrategy { type_: Some("OnDelete".to_owned()), rolling_update: None }),
             template: pods,
             ..DaemonSetSpec::default()

@@ -18,7 +18,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaimSpec, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 
 pub use check::{Problem, path as mount_path, problems};
-pub use fuse::{MOUNT_NAME, NODE_DIRECTORY, claim, volume};
+pub use fuse::{MOUNT_NAME, NODE_DIRECTORY, claim, handover_socket, volume};
 pub use masters::{OWNED, metadata_claims, named_claim, replicas};
 pub use names::{MANAGER, Names, Role};
 pub use secrets::options as mount_options;
