@@ -3,6 +3,7 @@
 mod bad_input;
 mod cache;
 mod faults;
+mod handover;
 mod metadata;
 mod mount;
 mod oss;
