@@ -2,11 +2,13 @@
 //! are deleted, lose their volumes and their nodes.
 
 mod guide;
+mod loads;
 mod masters;
 mod mistakes;
 mod resources;
 mod running;
 mod site;
+mod workers;
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};

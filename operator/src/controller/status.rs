@@ -38,6 +38,13 @@ pub(super) struct News {
     pub(super) warning: bool,
 }
 
+impl News {
+    /// Something that happened, and is no condition.
+    pub(super) fn new(reason: &str, note: String, warning: bool) -> News {
+        News { reason: reason.to_owned(), note, warning }
+    }
+}
+
 /// Sets a condition. The news, if its status or reason has changed.
 pub(super) fn set(all: &mut Vec<Condition>, kind: &str, state: Result<(&str, &str), &Trouble>) -> Option<News> {
     let (status, reason, message) = match &state {
