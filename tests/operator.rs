@@ -47,3 +47,12 @@ fn resources_that_cannot_be_served_are_refused_with_every_reason() {
     let alone = render(GUIDE.split("\n---\n").next().unwrap_or_default());
     assert!(String::from_utf8_lossy(&alone.stderr).contains("a Dataset and a JindoRuntime are needed"));
 }
+
+#[test]
+fn a_field_without_effect_is_a_warning_and_the_rest_is_rendered() {
+    let output = render(&GUIDE.replacen("      path: /\n", "      path: /\n      shared: true\n", 1));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && !output.stdout.is_empty(), "{said}");
+    assert!(said.starts_with("warning: spec.mounts[0].shared has no effect: "), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+}

@@ -152,6 +152,9 @@ fn render(file: &Path, image: &str, namespace: &str) -> Result<String, String> {
         let lines: Vec<String> = problems.iter().map(|one| format!("{}: {}", one.reason, one.message)).collect();
         return Err(at(&lines.join("\n")));
     }
+    for field in desired::of_dataset(&dataset).into_iter().chain(desired::of_runtime(&runtime)) {
+        eprintln!("warning: {field} (in {})", file.display());
+    }
     let objects = desired::objects(&input).map_err(|one| at(&format!("{}: {}", one.reason, one.message)))?;
     objects.yaml().map_err(|error| error.to_string())
 }

@@ -168,3 +168,45 @@ fn the_operator_refuses_to_act_beside_fluids_controllers_and_says_so() {
     ok(&kubectl(&[&ours[..], &["delete", "pods"], &selected].concat()));
     ok(&kubectl(&[&ours[..], &["rollout", "status", "deployment/jindofs-operator", "--timeout=120s"]].concat()));
 }
+
+/// Message of a resource's condition `UnsupportedField`, while it has one.
+fn named(space: &Namespace, kind: &str) -> Option<String> {
+    let found = space.json(&["get", kind, "demo"]);
+    let conditions = found["status"]["conditions"].as_array()?;
+    let one = conditions.iter().find(|one| one["type"] == "UnsupportedField" && one["status"] == "True")?;
+    Some(one["message"].as_str()?.to_owned())
+}
+
+#[test]
+#[ignore = "needs a Kubernetes cluster: make kube-test"]
+fn fields_without_effect_are_named_where_they_stand_until_they_are_taken_out() {
+    install();
+    let space = Namespace::new("unsupported");
+    let yaml = dataset().replacen("      path: /\n", "      path: /\n      shared: true\n", 1).replacen(
+        "  replicas: 2\n",
+        "  replicas: 2\n  user: somebody\n",
+        1,
+    );
+    create(&space, &yaml);
+    let load = "apiVersion: data.fluid.io/v1alpha1\nkind: DataLoad\nmetadata: {name: demo}\nspec: {dataset: {name: demo}, loadMetadata: true}\n";
+    create(&space, load);
+    let set = [("dataset", "spec.mounts[0].shared"), ("jindoruntime", "spec.user"), ("dataload", "spec.loadMetadata")];
+    for (kind, path) in set {
+        let message = eventually(&format!("the {kind} names {path}"), || named(&space, kind));
+        assert!(message.starts_with(&format!("{path} has no effect: ")), "{message}");
+    }
+    let events = eventually("each is told", || {
+        let events = space.json(&["get", "events", "--field-selector", "reason=UnsupportedField"]);
+        events["items"].as_array().filter(|all| all.len() >= set.len()).cloned()
+    });
+    assert!(events.iter().all(|one| one["type"] == "Warning"), "{events:?}");
+    assert_eq!(events.len(), set.len(), "each is told once: {events:?}");
+    for (kind, at) in
+        [("dataset", "/spec/mounts/0/shared"), ("jindoruntime", "/spec/user"), ("dataload", "/spec/loadMetadata")]
+    {
+        let patch = format!(r#"[{{"op":"remove","path":"{at}"}}]"#);
+        space.ok(&["patch", kind, "demo", "--type=json", "-p", &patch]);
+        eventually(&format!("nothing of the {kind} is named"), || named(&space, kind).is_none().then_some(()));
+    }
+    space.ok(&["delete", "dataload,dataset,jindoruntime", "--all", "--timeout=60s"]);
+}

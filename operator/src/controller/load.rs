@@ -16,8 +16,9 @@ use super::apply::{FIELD_MANAGER, gone};
 use super::masters::Masters;
 use super::pair::Pair;
 use super::report::size;
-use super::status::{Trouble, set};
+use super::status::{Trouble, name_unsupported, set};
 use crate::crd::{DataLoad, Dataset, OperationStatus, Policy};
+use crate::desired::of_load;
 
 /// Pause between two looks at the jobs.
 const LOOK: Duration = Duration::from_secs(1);
@@ -69,6 +70,9 @@ impl Load {
         }
         if status.phase.is_empty() {
             (status.phase, status.duration) = ("Pending".to_owned(), "Unfinished".to_owned());
+        }
+        if let Some(news) = name_unsupported(&mut status.conditions, &of_load(&load)) {
+            self.site.tell(&*load, news).await;
         }
         if let Some(trouble) = unsupported(&load) {
             return self.end(&load, status, Err(&trouble)).await;
@@ -176,8 +180,8 @@ impl Load {
 
     /// Removes it when its time is up.
     async fn expire(&self, load: &DataLoad) -> Result<Duration, kube::Error> {
-        let ended =
-            load.status.iter().flat_map(|status| &status.conditions).find_map(|one| one.last_update_time.clone());
+        let told = load.status.iter().flat_map(|status| &status.conditions).find(|one| one.r#type == "Complete");
+        let ended = told.and_then(|one| one.last_update_time.clone());
         let (Some(lasts), Some(ended)) = (load.spec.ttl_seconds_after_finished, ended) else {
             return Ok(Duration::from_secs(3600));
         };

@@ -1,33 +1,10 @@
 //! The mount table of the masters, made to be as the Dataset says, also while it is in use.
 
-use jindofs_proto::v1::{MetaPolicy, Mount};
+use jindofs_proto::v1::Mount;
 
 use super::masters::{Change, Masters};
 use super::status::Trouble;
-use crate::desired::{Input, mount_options, mount_path};
-
-/// Options of a mount that say how it is cached, not how its storage is reached.
-const CACHE_OPTIONS: [&str; 5] =
-    ["metaPolicy", "cacheStrategy", "writePolicy", "readCacheReplica", "writeCacheReplica"];
-
-/// The table that the Dataset asks for.
-fn wanted(input: &Input<'_>) -> Vec<Mount> {
-    let read_only = input.dataset.spec.access_modes.iter().all(|mode| mode == "ReadOnlyMany");
-    let each = input.dataset.spec.mounts.iter().enumerate().map(|(index, mount)| {
-        let mut options = mount_options(input.dataset, index, mount);
-        let always = options.get("metaPolicy").is_some_and(|policy| policy.eq_ignore_ascii_case("ALWAYS"));
-        options.retain(|key, _| !CACHE_OPTIONS.contains(&key.as_str()));
-        Mount {
-            path: mount_path(mount).into_bytes().into(),
-            ufs_uri: mount.mount_point.trim_end_matches('/').to_owned(),
-            options,
-            meta_policy: if always { MetaPolicy::Always } else { MetaPolicy::Once }.into(),
-            read_only: mount.read_only.unwrap_or(read_only),
-            ..Mount::default()
-        }
-    });
-    each.collect()
-}
+use crate::desired::{Input, mount_table};
 
 /// What leads from `now` to `wanted`; what is taken away first.
 fn changes(now: &[Mount], wanted: Vec<Mount>) -> Vec<Change> {
@@ -56,7 +33,7 @@ fn changes(now: &[Mount], wanted: Vec<Mount>) -> Vec<Change> {
 /// Makes the table be as the Dataset says.
 pub(super) async fn apply(input: &Input<'_>, masters: &Masters) -> Result<(), Trouble> {
     let now = masters.mounts().await.map_err(|why| Trouble::passing("MastersNotReady", why))?;
-    for change in changes(&now, wanted(input)) {
+    for change in changes(&now, mount_table(input)) {
         let what = match &change {
             Change::Mount(mount) | Change::Options(mount) => {
                 format!("{} at {}", mount.ufs_uri, String::from_utf8_lossy(&mount.path))

@@ -16,7 +16,7 @@ use serde_json::json;
 use super::apply::{FIELD_MANAGER, apply};
 use super::convert::{self, Stage};
 use super::masters::Masters;
-use super::status::{News, Trouble, set, unset};
+use super::status::{News, Trouble, name_unsupported, set, unset};
 use super::{Site, members, mounts, report, waiting};
 use crate::crd::{
     DATASET_FINALIZER, Dataset, DatasetStatus, HcfsStatus, JindoRuntime, RUNTIME_FINALIZER, RuntimeRef, RuntimeStatus,
@@ -77,8 +77,9 @@ impl Pair {
                 let mut status = runtime.status.clone().unwrap_or_default();
                 let trouble = Trouble::passing("DatasetNotFound", message);
                 let news = set(&mut status.conditions, "Ready", Err(&trouble));
+                let named = name_unsupported(&mut status.conditions, &desired::of_runtime(&runtime));
                 self.write_runtime(&runtime, &status).await?;
-                self.tell_all(&*runtime, news.into_iter()).await;
+                self.tell_all(&*runtime, news.into_iter().chain(named)).await;
                 Ok(Some(Duration::from_secs(600)))
             }
             (Some(dataset), Some(runtime)) => self.serve(&dataset, &runtime).await.map(Some),
@@ -91,8 +92,9 @@ impl Pair {
             DatasetStatus { conditions: old.conditions, operation_ref: old.operation_ref, ..Default::default() };
         status.phase = Some("NotBound".to_owned());
         let news = set(&mut status.conditions, "Ready", Err(trouble));
+        let named = name_unsupported(&mut status.conditions, &desired::of_dataset(dataset));
         self.write_dataset(dataset, &status).await?;
-        self.tell_all(dataset, news.into_iter()).await;
+        self.tell_all(dataset, news.into_iter().chain(named)).await;
         Ok(())
     }
 
@@ -113,8 +115,11 @@ impl Pair {
         let found = self.steps(&input, claim.is_some(), live.as_deref(), &mut own, &mut shown).await?;
         let mut news = Vec::new();
         self.conclude(&input, &found, &mut own, &mut shown, &mut news);
+        news.extend(name_unsupported(&mut shown.conditions, &desired::of_dataset(dataset)));
+        let named = name_unsupported(&mut own.conditions, &desired::of_runtime(runtime));
         self.write_runtime(runtime, &own).await?;
         self.write_dataset(dataset, &shown).await?;
+        self.tell_all(runtime, named.into_iter()).await;
         self.tell_all(dataset, news.into_iter()).await;
         Ok(if found.bound && found.trouble.is_none() { STEADY } else { SOON })
     }
@@ -200,8 +205,7 @@ impl Pair {
             Err(why) => return stop(Trouble::passing("MastersNotReady", why)),
         };
         report::data(&usage, shown);
-        let workers = input.runtime.spec.replicas.unwrap_or(1);
-        if workers > 0 && !report::any_worker(&usage) {
+        if desired::workers(input) > 0 && !report::any_worker(&usage) {
             let blocked = self.blocked(&self.pods(Role::Worker)).await?;
             return stop(blocked.unwrap_or_else(|| Trouble::passing("WorkersStarting", "no worker has reported yet")));
         }
@@ -309,7 +313,7 @@ impl Pair {
         let (masters, workers) = (get(Role::Master), get(Role::Worker));
         let fuse = world.get::<DaemonSet>(&self.namespace, &input.names.of(Role::Fuse));
         let quorum = own.cluster.as_ref().is_some_and(|cluster| cluster.quorum == Some(true));
-        let (masters_wanted, workers_wanted) = (desired::replicas(input), input.runtime.spec.replicas.unwrap_or(1));
+        let (masters_wanted, workers_wanted) = (desired::replicas(input), desired::workers(input));
         report::counts(
             (masters.as_deref(), masters_wanted),
             (workers.as_deref(), workers_wanted),

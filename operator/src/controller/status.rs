@@ -8,6 +8,10 @@ use kube::{Resource, ResourceExt};
 
 use super::Site;
 use crate::crd::Condition;
+use crate::desired::Unsupported;
+
+/// Type and reason of the condition that names fields without effect.
+const UNSUPPORTED: &str = "UnsupportedField";
 
 /// What keeps a resource from being as it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,6 +76,17 @@ pub(super) fn set(all: &mut Vec<Condition>, kind: &str, state: Result<(&str, &st
     told.then_some(News { reason, note: message, warning })
 }
 
+/// Names the fields that have no effect, for as long as there are any. The news, when the first one appears.
+pub(super) fn name_unsupported(all: &mut Vec<Condition>, fields: &[Unsupported]) -> Option<News> {
+    if fields.is_empty() {
+        unset(all, UNSUPPORTED);
+        return None;
+    }
+    let named = fields.iter().map(Unsupported::to_string).collect::<Vec<_>>().join("; ");
+    let news = set(all, UNSUPPORTED, Ok((UNSUPPORTED, named.as_str())))?;
+    Some(News { warning: true, ..news })
+}
+
 /// Takes a condition away.
 pub(super) fn unset(all: &mut Vec<Condition>, kind: &str) {
     all.retain(|one| one.r#type != kind);
@@ -116,5 +131,23 @@ mod tests {
         assert_eq!(all[0].last_transition_time, since);
         assert!(set(&mut all, "Ready", Ok(("DatasetReady", "bound"))).is_some());
         assert_eq!((all.len(), all[0].status.as_str()), (1, "True"));
+    }
+
+    #[test]
+    fn fields_without_effect_are_told_when_they_appear_and_named_until_none_is_left() {
+        let field = |path: &str| Unsupported { path: path.to_owned(), advice: "leave it out" };
+        let (one, two) = ([field("spec.user")], [field("spec.user"), field("spec.secret")]);
+        let mut all = Vec::new();
+        assert!(name_unsupported(&mut all, &[]).is_none());
+        assert!(all.is_empty());
+        let news = name_unsupported(&mut all, &one).expect("news");
+        assert!(news.warning && news.note == "spec.user has no effect: leave it out", "{news:?}");
+        assert!(name_unsupported(&mut all, &one).is_none());
+        assert!(name_unsupported(&mut all, &two).is_none(), "told already that there are some");
+        assert_eq!((all[0].status.as_str(), all[0].reason.as_deref()), ("True", Some("UnsupportedField")));
+        assert!(all[0].message.as_deref().is_some_and(|message| message.contains("spec.secret has no effect")));
+        name_unsupported(&mut all, &[]);
+        assert!(all.is_empty());
+        assert!(name_unsupported(&mut all, &one).is_some());
     }
 }

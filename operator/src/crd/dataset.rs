@@ -85,9 +85,9 @@ pub struct CacheableNodeAffinity {
 /// Who shares a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Placement {
-    /// No worker of another dataset.
+    /// No other worker, of whatever dataset.
     Exclusive,
-    /// As Exclusive.
+    /// As Shared.
     #[serde(rename = "")]
     Unset,
     /// Anybody.

@@ -28,7 +28,7 @@ impl Problem {
 }
 
 /// Path of a mount in the namespace.
-pub fn path(mount: &Mount) -> String {
+pub(super) fn path(mount: &Mount) -> String {
     match (&mount.path, &mount.name) {
         (Some(path), _) if path.starts_with('/') => path.clone(),
         (_, Some(name)) => format!("/{name}"),
@@ -46,12 +46,14 @@ pub fn problems(input: &Input<'_>) -> Vec<Problem> {
             format!("master.replicas is {masters}: write 1, 3, 5 or 7, as an even number survives no more losses than the odd one below it"),
         ));
     }
-    for mount in &input.runtime.spec.master.volume_mounts {
-        if !input.runtime.spec.volumes.iter().any(|volume| volume.name == mount.name) {
-            found.push(Problem::new(
-                "UnknownVolume",
-                format!("master.volumeMounts names the volume {:?}, which is not in volumes", mount.name),
-            ));
+    for (role, component) in [("master", &input.runtime.spec.master), ("worker", &input.runtime.spec.worker)] {
+        for mount in &component.volume_mounts {
+            if !input.runtime.spec.volumes.iter().any(|volume| volume.name == mount.name) {
+                found.push(Problem::new(
+                    "UnknownVolume",
+                    format!("{role}.volumeMounts names the volume {:?}, which is not in volumes", mount.name),
+                ));
+            }
         }
     }
     let asked = input.claim.and_then(|claim| claim.resources.as_ref()?.requests.as_ref()?.get("storage"));

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{
     PersistentVolumeClaimSpec, PersistentVolumeSpec, Toleration, Volume, VolumeMount, VolumeResourceRequirements,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::names::Role;
 use super::pods::{self, Process};
@@ -27,6 +28,11 @@ const CLASS: &str = "fluid";
 const SIZE: &str = "100Pi";
 /// On a Dataset: another size to show.
 const SIZE_ANNOTATION: &str = "pvc.fluid.io/resources.requests.storage";
+/// Annotation of Fluid's for whoever collects metrics.
+const SCRAPED: &str = "prometheus.fuse.fluid.io/scrape";
+/// Label that no node has: a DaemonSet that selects by it runs nothing.
+const NOWHERE: &str = "jindofs.io/disabled";
+
 /// Directory on the node that holds the mount.
 fn node_directory(input: &Input<'_>) -> String {
     format!("{NODE_DIRECTORY}/{}/{}", input.names.namespace, input.names.name)
@@ -41,7 +47,7 @@ pub(super) fn settings(input: &Input<'_>) -> Settings {
         ("fuse.http.port", FUSE_HTTP.to_string()),
     ];
     let derived = derived.map(|(key, value)| (key.to_owned(), value)).into();
-    overlaid(derived, [&input.of_role("fs."), &input.runtime.spec.fuse.properties])
+    overlaid(derived, [&input.of_role(Role::Fuse), &input.runtime.spec.fuse.properties])
 }
 
 /// What the client shares with the other roles.
@@ -49,6 +55,14 @@ fn component(input: &Input<'_>) -> Component {
     let fuse = input.runtime.spec.fuse.clone();
     let mut node_selector = fuse.node_selector;
     node_selector.insert(input.node_label(), "true".to_owned());
+    if fuse.disabled == Some(true) {
+        node_selector.insert(NOWHERE.to_owned(), "true".to_owned());
+    }
+    let mut pod_metadata = fuse.pod_metadata.unwrap_or_default();
+    let target = fuse.metrics.and_then(|metrics| metrics.scrape_target);
+    if ["MountPod", "All"].contains(&target.as_deref().unwrap_or_default()) {
+        pod_metadata.annotations.entry(SCRAPED.to_owned()).or_insert_with(|| "true".to_owned());
+    }
     // A pod that uses the Dataset is there already: whatever it tolerates, its file system must follow.
     let anywhere = Toleration { operator: Some("Exists".to_owned()), ..Toleration::default() };
     Component {
@@ -57,7 +71,7 @@ fn component(input: &Input<'_>) -> Component {
         node_selector,
         tolerations: vec![anywhere],
         labels: fuse.labels,
-        pod_metadata: fuse.pod_metadata,
+        pod_metadata: Some(pod_metadata),
         image_pull_secrets: fuse.image_pull_secrets,
         ..Component::default()
     }
@@ -106,6 +120,15 @@ fn size(input: &Input<'_>) -> BTreeMap<String, Quantity> {
     [("storage".to_owned(), Quantity(size.to_owned()))].into()
 }
 
+/// What volume and claim carry beside the usual labels: by these Fluid's webhooks and scripts know them.
+fn offered(input: &Input<'_>, name: String) -> ObjectMeta {
+    let mut metadata = input.names.meta(name, None);
+    metadata.annotations = Some([("CreatedBy".to_owned(), "fluid".to_owned())].into());
+    let label = input.names.dataset_label(input.dataset.metadata.uid.as_deref());
+    metadata.labels.get_or_insert_default().insert(label, "true".to_owned());
+    metadata
+}
+
 /// The volume that the node plugin mounts.
 pub fn volume(input: &Input<'_>, driver: &str) -> PersistentVolume {
     let (names, label) = (&input.names, input.node_label());
@@ -116,9 +139,7 @@ pub fn volume(input: &Input<'_>, driver: &str) -> PersistentVolume {
         ("runtime_name", names.name.clone()),
         ("mount_pod_node_selector_key", label),
     ];
-    let mut metadata = names.meta(input.names.volume(), None);
-    metadata.namespace = None;
-    metadata.annotations = Some([("CreatedBy".to_owned(), "fluid".to_owned())].into());
+    let metadata = ObjectMeta { namespace: None, ..offered(input, names.volume()) };
     PersistentVolume {
         metadata,
         spec: Some(PersistentVolumeSpec {
@@ -149,7 +170,7 @@ pub fn volume(input: &Input<'_>, driver: &str) -> PersistentVolume {
 /// The claim that pods name: it is called as the Dataset.
 pub fn claim(input: &Input<'_>) -> PersistentVolumeClaim {
     PersistentVolumeClaim {
-        metadata: input.names.meta(input.names.name.clone(), None),
+        metadata: offered(input, input.names.name.clone()),
         spec: Some(PersistentVolumeClaimSpec {
             access_modes: Some(access_modes(input)),
             resources: Some(VolumeResourceRequirements { requests: Some(size(input)), limits: None }),

@@ -1,5 +1,7 @@
 //! Masters: a StatefulSet whose pods keep their names and, each, a volume of its own.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::apps::v1::{
     StatefulSet, StatefulSetPersistentVolumeClaimRetentionPolicy, StatefulSetSpec, StatefulSetUpdateStrategy,
 };
@@ -45,7 +47,7 @@ pub(super) fn settings(input: &Input<'_>) -> Settings {
         ("namespace.http.port", MASTER_HTTP.to_string()),
     ];
     let derived = derived.map(|(key, value)| (key.to_owned(), value)).into();
-    overlaid(derived, [&input.of_role("namespace."), &input.runtime.spec.master.properties])
+    overlaid(derived, [&input.of_role(Role::Master), &input.runtime.spec.master.properties])
 }
 
 /// The Service that gives pods their host names, also before they are ready: a member must reach the others to become it.
@@ -154,12 +156,14 @@ pub(super) fn stateful_set(input: &Input<'_>) -> StatefulSet {
     let used = |volume: &&Volume| mounts.iter().any(|mount| mount.name == volume.name);
     let volumes = spec.volumes.iter().filter(used).filter(|volume| Some(&volume.name) != own_name.as_ref());
     let host = format!("$(POD_NAME).{}.{}.svc", names.of(Role::Master), names.namespace);
+    let called: BTreeMap<String, String> = [("name".to_owned(), names.of(Role::Master))].into();
     let process = Process {
         ports: vec![("rpc", MASTER_RPC), ("raft", MASTER_RAFT), ("http", MASTER_HTTP)],
         http: MASTER_HTTP,
         env: vec![field("POD_NAME", "metadata.name"), variable("NAMESPACE_BACKEND_RAFT_HOSTNAME", host)],
         volumes: volumes.cloned().collect(),
         mounts,
+        labels: called.clone(),
         grace: 30,
         ..Process::default()
     };
@@ -167,8 +171,10 @@ pub(super) fn stateful_set(input: &Input<'_>) -> StatefulSet {
     let owner = [(OWNED.to_owned(), names.of(Role::Master))];
     pods.metadata.get_or_insert_default().labels.get_or_insert_default().extend(owner.clone());
     let selector = names.selector(Role::Master).into_iter().chain(owner).collect();
+    let mut metadata = names.meta(names.of(Role::Master), Some(Role::Master));
+    metadata.labels.get_or_insert_default().extend(called);
     StatefulSet {
-        metadata: names.meta(names.of(Role::Master), Some(Role::Master)),
+        metadata,
         spec: Some(StatefulSetSpec {
             replicas: Some(replicas(input)),
             service_name: Some(names.of(Role::Master)),

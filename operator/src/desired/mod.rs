@@ -3,12 +3,15 @@
 
 mod check;
 mod fuse;
+mod images;
 mod masters;
+mod mounts;
 mod names;
 mod pods;
 mod quantity;
 mod secrets;
 mod settings;
+mod unsupported;
 mod workers;
 
 use std::collections::BTreeMap;
@@ -17,12 +20,14 @@ use k8s_openapi::api::apps::v1::{DaemonSet, StatefulSet};
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaimSpec, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 
-pub use check::{Problem, path as mount_path, problems};
+pub use check::{Problem, problems};
 pub use fuse::{MOUNT_NAME, NODE_DIRECTORY, claim, volume};
 pub use masters::{OWNED, metadata_claims, named_claim, replicas};
+pub use mounts::table as mount_table;
 pub use names::{MANAGER, Names, Role};
-pub use secrets::options as mount_options;
 pub use settings::{MASTER_RAFT, MASTER_RPC};
+pub use unsupported::{Unsupported, of_dataset, of_load, of_runtime};
+pub use workers::replicas as workers;
 
 use crate::crd::{Dataset, JindoRuntime};
 use crate::fingerprint::fingerprint;
@@ -79,24 +84,20 @@ impl<'a> Input<'a> {
 
     /// Image and pull policy of a role.
     fn image(&self, role: Role) -> (String, Option<String>) {
-        let fuse = &self.runtime.spec.fuse;
-        if let (Role::Fuse, Some(image)) = (role, fuse.image.clone().filter(|image| !image.is_empty())) {
-            let tag = fuse.image_tag.as_ref().filter(|tag| !tag.is_empty());
-            return (tag.map_or_else(|| image.clone(), |tag| format!("{image}:{tag}")), fuse.image_pull_policy.clone());
+        let (fuse, version) = (&self.runtime.spec.fuse, self.runtime.spec.jindo_version.clone().unwrap_or_default());
+        let image = images::chosen(self.default_image.to_owned(), version.image.as_ref(), version.image_tag.as_ref());
+        if role != Role::Fuse {
+            return (image, version.image_pull_policy);
         }
-        let version = self.runtime.spec.jindo_version.clone().unwrap_or_default();
-        let image = match (version.image, version.image_tag) {
-            (Some(image), Some(tag)) if !image.is_empty() && !tag.is_empty() => format!("{image}:{tag}"),
-            (Some(image), _) if !image.is_empty() => image,
-            _ => self.default_image.to_owned(),
-        };
-        (image, version.image_pull_policy)
+        let image = images::chosen(image, fuse.image.as_ref(), fuse.image_tag.as_ref());
+        (image, fuse.image_pull_policy.clone().or(version.image_pull_policy))
     }
 
     /// Settings of the whole runtime that a role understands by their prefix.
-    fn of_role(&self, prefix: &str) -> BTreeMap<String, String> {
-        let all = self.runtime.spec.properties.iter();
-        all.filter(|(key, _)| key.starts_with(prefix)).map(|(key, value)| (key.clone(), value.clone())).collect()
+    fn of_role(&self, role: Role) -> BTreeMap<String, String> {
+        let mut all = self.runtime.spec.properties.clone();
+        all.retain(|key, _| settings::role_of(key) == Some(role));
+        all
     }
 
     /// Config file of a role; empty if it cannot be made, which [`problems`] says.

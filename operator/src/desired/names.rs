@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 
+use crate::fingerprint::fingerprint;
+
 /// Who made an object.
 pub const MANAGER: &str = "jindofs-operator";
 
-/// Longest name part of a label that Kubernetes takes.
+/// Longest name part, and longest value, of a label that Kubernetes takes.
 const LABEL_MAX: usize = 63;
 
 /// What the objects of one runtime are called.
@@ -42,6 +44,12 @@ impl Role {
 }
 
 impl Names {
+    /// Namespace and name as a label's value, which must be short.
+    pub fn id(&self) -> String {
+        let id = format!("{}-{}", self.namespace, self.name);
+        if id.len() > LABEL_MAX { fingerprint(id.bytes()) } else { id }
+    }
+
     /// `NAME-jindofs-ROLE`.
     pub fn of(&self, role: Role) -> String {
         format!("{}-jindofs-{}", self.name, role.word())
@@ -71,9 +79,18 @@ impl Names {
 
     /// Label of the nodes that shall run the client of a runtime; `uid` is the Dataset's.
     pub fn node_label(&self, uid: Option<&str>) -> String {
-        let readable = format!("f-{}-{}", self.namespace, self.name);
+        self.fluid_label("f", uid)
+    }
+
+    /// Label of a Dataset's volume and claim; `uid` is the Dataset's.
+    pub fn dataset_label(&self, uid: Option<&str>) -> String {
+        self.fluid_label("s", uid)
+    }
+
+    fn fluid_label(&self, kind: &str, uid: Option<&str>) -> String {
+        let readable = format!("{kind}-{}-{}", self.namespace, self.name);
         match uid {
-            Some(uid) if readable.len() > LABEL_MAX => format!("fluid.io/f-{uid}"),
+            Some(uid) if readable.len() > LABEL_MAX => format!("fluid.io/{kind}-{uid}"),
             _ => format!("fluid.io/{readable}"),
         }
     }
@@ -92,7 +109,7 @@ impl Names {
     /// All labels of a role's objects and pods; of the runtime's without a role.
     pub fn labels(&self, role: Option<Role>) -> BTreeMap<String, String> {
         let mut labels = role.map_or_else(BTreeMap::new, |role| self.selector(role));
-        let id = format!("{}-{}", self.namespace, self.name);
+        let id = self.id();
         let common = [
             ("app", "jindofs"),
             ("release", self.name.as_str()),

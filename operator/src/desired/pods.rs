@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::names::{Names, Role};
 use super::{Input, settings};
-use crate::crd::{Component, PodMetadata};
+use crate::crd::{Component, JindoRuntimeSpec, NetworkMode, PodMetadata};
 
 /// User and group of the image.
 pub(super) const USER: i64 = 10_001;
@@ -37,6 +37,8 @@ pub(super) struct Process {
     pub(super) root: bool,
     /// May mount, for the node to see.
     pub(super) privileged: bool,
+    /// Labels of this role's pods beside those of all.
+    pub(super) labels: BTreeMap<String, String>,
     /// Seconds a stop may take.
     pub(super) grace: i64,
 }
@@ -102,7 +104,7 @@ fn container(input: &Input<'_>, role: Role, component: &Component, process: &Pro
         ]),
         env: Some(process.env.iter().cloned().chain(user).collect()),
         ports: Some(ports.collect()),
-        resources: process.resources.clone().or_else(|| component.resources.clone()),
+        resources: process.resources.clone().or_else(|| component.resources.clone()).map(without_claims),
         volume_mounts: Some(mounts),
         // Recovering a large log takes its time; being slow is no reason to be killed.
         startup_probe: Some(probe("/livez", process.http, 2, 450)),
@@ -110,6 +112,21 @@ fn container(input: &Input<'_>, role: Role, component: &Component, process: &Pro
         readiness_probe: Some(probe("/readyz", process.http, 2, 2)),
         security_context: Some(security(process)),
         ..Container::default()
+    }
+}
+
+/// A claim is one of the pod's, and there is no field to name those: with it no pod would be accepted.
+fn without_claims(resources: ResourceRequirements) -> ResourceRequirements {
+    ResourceRequirements { claims: None, ..resources }
+}
+
+/// User and group of the processes, and the group that may read their volumes. Who mounts must be root; else the user
+/// may say who they are.
+fn identity(spec: &JindoRuntimeSpec, process: &Process) -> (i64, i64, i64) {
+    match &spec.run_as {
+        Some(user) if !process.privileged => (user.uid, user.gid, user.gid),
+        _ if process.root => (0, 0, USER),
+        _ => (USER, USER, USER),
     }
 }
 
@@ -129,7 +146,9 @@ fn security(process: &Process) -> SecurityContext {
 pub(super) fn template(input: &Input<'_>, role: Role, component: &Component, process: Process) -> PodTemplateSpec {
     let spec = &input.runtime.spec;
     let names = &input.names;
-    let (mut labels, mut annotations) = (BTreeMap::new(), BTreeMap::new());
+    // A proxy between these processes would see connections it does not understand, and has to start before them.
+    let mut annotations: BTreeMap<String, String> = [("sidecar.istio.io/inject".to_owned(), "false".to_owned())].into();
+    let mut labels = BTreeMap::new();
     for own in [spec.pod_metadata.as_ref(), component.pod_metadata.as_ref()].into_iter().flatten() {
         let PodMetadata { labels: more, annotations: notes } = own.clone();
         labels.extend(more);
@@ -138,6 +157,7 @@ pub(super) fn template(input: &Input<'_>, role: Role, component: &Component, pro
     labels.extend(spec.labels.clone());
     labels.extend(component.labels.clone());
     // Ours last: what selects a pod must not be changed.
+    labels.extend(process.labels.clone());
     labels.extend(names.labels(Some(role)));
     // A pod whose settings have changed is another pod.
     annotations.insert("jindofs.io/settings".to_owned(), input.fingerprint(role));
@@ -148,9 +168,10 @@ pub(super) fn template(input: &Input<'_>, role: Role, component: &Component, pro
     volumes.extend(process.volumes.iter().cloned());
     let pull: Vec<LocalObjectReference> =
         spec.image_pull_secrets.iter().chain(&component.image_pull_secrets).cloned().collect();
-    let tolerations: Vec<Toleration> =
-        input.dataset.spec.tolerations.iter().chain(&component.tolerations).cloned().collect();
-    let user = if process.root { 0 } else { USER };
+    let of_dataset = input.dataset.spec.tolerations.iter().filter(|_| role != Role::Fuse);
+    let tolerations: Vec<Toleration> = of_dataset.chain(&component.tolerations).cloned().collect();
+    let (user, group, readers) = identity(spec, &process);
+    let on_node = spec.network_mode == Some(NetworkMode::HostNetwork);
     PodTemplateSpec {
         metadata: Some(ObjectMeta { labels: Some(labels), annotations: Some(annotations), ..ObjectMeta::default() }),
         spec: Some(PodSpec {
@@ -159,7 +180,9 @@ pub(super) fn template(input: &Input<'_>, role: Role, component: &Component, pro
             image_pull_secrets: some(pull),
             tolerations: some(tolerations),
             node_selector: Some(component.node_selector.clone()).filter(|one| !one.is_empty()),
-            host_network: (spec.network_mode == Some(crate::crd::NetworkMode::HostNetwork)).then_some(true),
+            host_network: on_node.then_some(true),
+            // With the node's own the masters' names would not be found.
+            dns_policy: on_node.then(|| "ClusterFirstWithHostNet".to_owned()),
             termination_grace_period_seconds: Some(process.grace),
             affinity: (role != Role::Fuse).then(|| apart(names, role)),
             // Nothing in it talks to Kubernetes.
@@ -167,9 +190,9 @@ pub(super) fn template(input: &Input<'_>, role: Role, component: &Component, pro
             enable_service_links: Some(false),
             security_context: Some(PodSecurityContext {
                 run_as_user: Some(user),
-                run_as_group: Some(user),
-                run_as_non_root: Some(!process.root),
-                fs_group: Some(USER),
+                run_as_group: Some(group),
+                run_as_non_root: Some(user != 0),
+                fs_group: Some(readers),
                 // Walking over a large volume at each start would take longer than recovering it.
                 fs_group_change_policy: Some("OnRootMismatch".to_owned()),
                 seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), localhost_profile: None }),

@@ -28,7 +28,7 @@ fn options_of<'a>(dataset: &'a Dataset, mount: &'a Mount) -> Vec<&'a EncryptOpti
 }
 
 /// All options of a mount as masters and workers take them: secrets as `file:PATH`.
-pub fn options(dataset: &Dataset, index: usize, mount: &Mount) -> BTreeMap<String, String> {
+pub(super) fn options(dataset: &Dataset, index: usize, mount: &Mount) -> BTreeMap<String, String> {
     let mut all = dataset.spec.shared_options.clone();
     all.extend(mount.options.clone());
     for option in options_of(dataset, mount) {

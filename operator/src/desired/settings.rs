@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use super::names::Role;
+
 /// Port of the masters' client gRPC.
 pub const MASTER_RPC: u16 = 8101;
 /// Port of the masters' Raft.
@@ -21,15 +23,35 @@ pub(super) const DIRECTORY: &str = "/etc/jindofs";
 pub(super) const MASTER_LISTS: [&str; 3] =
     ["namespace.backend.raft.initial-conf", "storage.namespace.rpc.address", "fs.jindocache.namespace.rpc.address"];
 
+/// Keys that follow from what else is made: Services, probes and other pods count on them.
+pub(super) const FIXED: [&str; 10] = [
+    "namespace.backend.raft.initial-conf",
+    "namespace.rpc.port",
+    "namespace.backend.raft.port",
+    "namespace.http.port",
+    "storage.namespace.rpc.address",
+    "storage.rpc.port",
+    "storage.http.port",
+    "fs.jindocache.namespace.rpc.address",
+    "fuse.mount",
+    "fuse.http.port",
+];
+
+/// The role that reads a key.
+pub(super) fn role_of(key: &str) -> Option<Role> {
+    let prefixes =
+        [("namespace.", Role::Master), ("storage.", Role::Worker), ("fs.", Role::Fuse), ("fuse.", Role::Fuse)];
+    prefixes.into_iter().find(|(prefix, _)| key.starts_with(prefix)).map(|(_, role)| role)
+}
+
 /// Settings by key.
 pub(super) type Settings = BTreeMap<String, String>;
 
-/// `derived`, with what the user wrote over it.
-pub(super) fn overlaid(derived: Settings, by_user: [&BTreeMap<String, String>; 2]) -> Settings {
-    by_user.into_iter().fold(derived, |mut all, own| {
-        all.extend(own.clone());
-        all
-    })
+/// `derived`, with what the user wrote over it; what is [`FIXED`] stays.
+pub(super) fn overlaid(mut derived: Settings, by_user: [&BTreeMap<String, String>; 2]) -> Settings {
+    let own = by_user.into_iter().flatten().filter(|(key, _)| !FIXED.contains(&key.as_str()));
+    derived.extend(own.map(|(key, value)| (key.clone(), value.clone())));
+    derived
 }
 
 /// A config file.
@@ -50,5 +72,7 @@ mod tests {
         };
         let all = overlaid(map(&[("a", "1"), ("b", "2")]), [&map(&[("b", "3")]), &map(&[("c", "say \"x\"\\")])]);
         assert_eq!(toml(&all), "\"a\" = \"1\"\n\"b\" = \"3\"\n\"c\" = \"say \\\"x\\\"\\\\\"\n");
+        let port = map(&[("fuse.http.port", "10001")]);
+        assert_eq!(overlaid(port.clone(), [&map(&[("fuse.http.port", "1")]), &map(&[])]), port, "probes ask there");
     }
 }

@@ -3,6 +3,9 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use super::*;
 use crate::crd::{JindoRuntimeSpec, Mount};
 
+mod fields;
+mod fluid;
+
 const GUIDE: &str = include_str!("../../../deploy/samples/dataset.yaml");
 
 fn guide() -> (Dataset, JindoRuntime) {
@@ -55,7 +58,7 @@ fn without_a_volume_each_master_gets_a_claim_of_the_default_class() {
 #[test]
 fn a_secret_is_a_file_in_the_pods_and_its_value_is_nowhere() {
     let (dataset, runtime) = guide();
-    let options = mount_options(&dataset, 0, &dataset.spec.mounts[0]);
+    let options = mount_table(&Input::new(&dataset, &runtime, "i")).remove(0).options;
     assert_eq!(options["fs.oss.accessKeySecret"], "file:/token/demo/fs.oss.accessKeySecret");
     assert_eq!(options["fs.oss.endpoint"], "<OSS_BUCKET_ENDPOINT>");
     let text = objects(&Input::new(&dataset, &runtime, "i")).expect("objects").yaml().expect("yaml");
