@@ -12,6 +12,8 @@ use crate::desired::Unsupported;
 
 /// Type and reason of the condition that names fields without effect.
 const UNSUPPORTED: &str = "UnsupportedField";
+/// Most bytes of an event's note.
+const NOTE_MAX: usize = 1024;
 
 /// What keeps a resource from being as it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,12 +103,21 @@ impl Site {
     }
 }
 
+/// The note of an event, of which Kubernetes takes no longer one; the condition has it whole.
+fn shortened(note: String) -> String {
+    const REST: &str = " ... (see the conditions)";
+    if note.len() <= NOTE_MAX {
+        return note;
+    }
+    format!("{}{REST}", &note[..note.floor_char_boundary(NOTE_MAX - REST.len())])
+}
+
 /// Records an event. That it cannot be told is logged and is no reason to stop.
 pub(super) async fn publish(recorder: &Recorder, about: &ObjectReference, news: News) {
     let event = Event {
         type_: if news.warning { EventType::Warning } else { EventType::Normal },
         reason: news.reason,
-        note: Some(news.note),
+        note: Some(shortened(news.note)),
         action: "Reconcile".to_owned(),
         secondary: None,
     };
@@ -131,6 +142,13 @@ mod tests {
         assert_eq!(all[0].last_transition_time, since);
         assert!(set(&mut all, "Ready", Ok(("DatasetReady", "bound"))).is_some());
         assert_eq!((all.len(), all[0].status.as_str()), (1, "True"));
+    }
+
+    #[test]
+    fn a_note_that_is_too_long_for_an_event_is_cut_between_characters() {
+        assert_eq!(shortened("short".to_owned()), "short");
+        let cut = shortened("\u{e4}".repeat(1000));
+        assert!(cut.len() <= NOTE_MAX && cut.len() > NOTE_MAX - 3 && cut.ends_with("(see the conditions)"), "{cut}");
     }
 
     #[test]
