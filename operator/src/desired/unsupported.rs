@@ -258,11 +258,15 @@ fn of_levels(runtime: &JindoRuntime, found: &mut Found) {
 pub fn of_load(load: &DataLoad) -> Vec<Unsupported> {
     let (spec, mut found) = (&load.spec, Found::default());
     found.add(
-        matches!(spec.policy, Some(Policy::Cron | Policy::OnEvent)),
+        spec.policy == Some(Policy::OnEvent),
         "spec.policy",
-        "a load runs once: leave it out, and create the DataLoad when it shall run",
+        "nothing is waited for: leave it out, and create the DataLoad when it shall run",
     );
-    found.add(said(spec.schedule.as_ref()), "spec.schedule", "a load runs once: leave it out");
+    found.add(
+        said(spec.schedule.as_ref()) && spec.policy != Some(Policy::Cron),
+        "spec.schedule",
+        "without policy Cron a load runs once: leave it out",
+    );
     found.add(
         spec.run_after.is_some(),
         "spec.runAfter",
