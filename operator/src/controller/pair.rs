@@ -101,8 +101,9 @@ impl Pair {
     async fn serve(&mut self, dataset: &Dataset, runtime: &JindoRuntime) -> Result<Duration, kube::Error> {
         self.finalize(dataset, DATASET_FINALIZER, true).await?;
         self.finalize(runtime, RUNTIME_FINALIZER, true).await?;
-        let image = self.site.options.image.clone();
-        let mut input = Input::new(dataset, runtime, &image);
+        let options = self.site.options.clone();
+        let mut input = Input::new(dataset, runtime, &options.image);
+        input.operator_namespace = &options.namespace;
         let live = self.site.world.get::<StatefulSet>(&self.namespace, &input.names.of(Role::Master));
         let templates = live.as_ref().and_then(|set| set.spec.as_ref()?.volume_claim_templates.as_ref());
         input.own_claims = templates.is_some_and(|all| !all.is_empty());
@@ -258,6 +259,10 @@ impl Pair {
 
     async fn apply_all(&self, input: &Input<'_>, objects: Objects) -> Result<(), kube::Error> {
         let (world, owner) = (&self.site.world, owner(input.runtime));
+        // Before the pods: what they open is closed from the start.
+        if let Some(policy) = objects.policy {
+            apply(world, self.api(), policy, owner.clone()).await?;
+        }
         apply(world, self.api(), objects.config, owner.clone()).await?;
         apply(world, self.api(), objects.service, owner.clone()).await?;
         apply(world, self.api(), objects.masters, owner.clone()).await?;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use futures::StreamExt;
 use k8s_openapi::api::apps::v1::{DaemonSet, StatefulSet};
 use k8s_openapi::api::core::v1::{ConfigMap, Node, PersistentVolume, PersistentVolumeClaim, Pod, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::runtime::reflector::{self, Lookup, ObjectRef, Store};
 use kube::runtime::{WatchStreamExt, watcher};
@@ -43,6 +44,7 @@ pub(super) struct World {
     pub(super) configs: Store<ConfigMap>,
     pub(super) services: Store<Service>,
     pub(super) budgets: Store<PodDisruptionBudget>,
+    pub(super) policies: Store<NetworkPolicy>,
     pub(super) volumes: Store<PersistentVolume>,
     pub(super) claims: Store<PersistentVolumeClaim>,
     pub(super) pods: Store<Pod>,
@@ -69,7 +71,7 @@ macro_rules! kept {
 
 kept! {
     Dataset => datasets, JindoRuntime => runtimes, DataLoad => loads, StatefulSet => sets, DaemonSet => daemons,
-    ConfigMap => configs, Service => services, PodDisruptionBudget => budgets, PersistentVolume => volumes,
+    ConfigMap => configs, Service => services, PodDisruptionBudget => budgets, NetworkPolicy => policies, PersistentVolume => volumes,
     PersistentVolumeClaim => claims, Pod => pods, Node => nodes,
 }
 
@@ -169,6 +171,7 @@ impl World {
             configs: follow(&client, ours.clone(), |_| {}, release, wake),
             services: follow(&client, ours.clone(), |_| {}, release, wake),
             budgets: follow(&client, ours.clone(), |_| {}, release, wake),
+            policies: follow(&client, ours.clone(), |_| {}, release, wake),
             volumes: follow(&client, ours, |_| {}, |_| Key::All, wake),
             claims: follow(&client, all.clone(), |_| {}, |one| Key::Namespace(place(one).0), wake),
             pods: follow(&client, all.clone(), slim_pod, of_pod, wake),
@@ -183,7 +186,7 @@ impl World {
         macro_rules! each {
             ($($field:ident),*) => { $( let _ = self.$field.wait_until_ready().await; )* };
         }
-        each!(datasets, runtimes, loads, sets, daemons, configs, services, budgets, volumes, claims, pods, nodes);
+        each!(datasets, runtimes, loads, sets, daemons, configs, services, budgets, policies, volumes, claims, pods, nodes);
     }
 
     /// An object as last seen.

@@ -7,6 +7,7 @@ mod images;
 mod masters;
 mod mounts;
 mod names;
+mod network;
 mod pods;
 mod quantity;
 mod secrets;
@@ -18,6 +19,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::{DaemonSet, StatefulSet};
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaimSpec, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 
 pub use check::{Problem, problems};
@@ -29,7 +31,7 @@ pub use settings::{MASTER_RAFT, MASTER_RPC};
 pub use unsupported::{Unsupported, of_dataset, of_load, of_runtime};
 pub use workers::replicas as workers;
 
-use crate::crd::{Dataset, JindoRuntime};
+use crate::crd::{Dataset, JindoRuntime, NetworkMode};
 use crate::fingerprint::fingerprint;
 
 /// Bytes of a block: no cache directory can be smaller.
@@ -48,6 +50,8 @@ pub struct Input<'a> {
     pub claim: Option<&'a PersistentVolumeClaimSpec>,
     /// Image of a runtime that names none.
     pub default_image: &'a str,
+    /// Namespace that the operator runs in.
+    pub operator_namespace: &'a str,
     /// The masters have claims of their own already: they keep them, also when only one is left.
     pub own_claims: bool,
 }
@@ -67,6 +71,8 @@ pub struct Objects {
     pub workers: StatefulSet,
     /// Clients on the nodes.
     pub fuse: DaemonSet,
+    /// Who may reach the pods.
+    pub policy: Option<NetworkPolicy>,
 }
 
 impl<'a> Input<'a> {
@@ -74,7 +80,15 @@ impl<'a> Input<'a> {
     pub fn new(dataset: &'a Dataset, runtime: &'a JindoRuntime, default_image: &'a str) -> Input<'a> {
         let namespace = runtime.metadata.namespace.clone().unwrap_or_else(|| "default".to_owned());
         let names = Names { namespace, name: runtime.metadata.name.clone().unwrap_or_default() };
-        Input { dataset, runtime, names, claim: None, default_image, own_claims: false }
+        Input {
+            dataset,
+            runtime,
+            names,
+            claim: None,
+            default_image,
+            operator_namespace: "jindofs-system",
+            own_claims: false,
+        }
     }
 
     /// Label of the nodes that shall run the client.
@@ -118,6 +132,11 @@ impl<'a> Input<'a> {
     }
 }
 
+/// The pods are on the network of their nodes.
+fn on_host(input: &Input<'_>) -> bool {
+    input.runtime.spec.network_mode == Some(NetworkMode::HostNetwork)
+}
+
 /// The objects.
 ///
 /// *Errors*: what keeps them from being made; [`problems`] finds more than the first.
@@ -140,6 +159,7 @@ pub fn objects(input: &Input<'_>) -> Result<Objects, Problem> {
         budget: masters::budget(input),
         workers,
         fuse: fuse::daemon_set(input),
+        policy: network::policy(input),
     })
 }
 
@@ -161,6 +181,9 @@ impl Objects {
         }
         add(serde_saphyr::to_string(&self.workers))?;
         add(serde_saphyr::to_string(&self.fuse))?;
+        if let Some(policy) = &self.policy {
+            add(serde_saphyr::to_string(policy))?;
+        }
         Ok(text)
     }
 }

@@ -60,6 +60,11 @@ impl Names {
         format!("{}-jindofs-config", self.name)
     }
 
+    /// The NetworkPolicy of all its pods.
+    pub fn policy(&self) -> String {
+        format!("{}-jindofs", self.name)
+    }
+
     /// Host name of a master, the same wherever its pod runs.
     pub fn master_host(&self, ordinal: i32) -> String {
         let service = self.of(Role::Master);

@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::names::{Names, Role};
 use super::{Input, settings};
-use crate::crd::{Component, JindoRuntimeSpec, NetworkMode, PodMetadata};
+use crate::crd::{Component, JindoRuntimeSpec, PodMetadata};
 
 /// User and group of the image.
 pub(super) const USER: i64 = 10_001;
@@ -171,7 +171,7 @@ pub(super) fn template(input: &Input<'_>, role: Role, component: &Component, pro
     let of_dataset = input.dataset.spec.tolerations.iter().filter(|_| role != Role::Fuse);
     let tolerations: Vec<Toleration> = of_dataset.chain(&component.tolerations).cloned().collect();
     let (user, group, readers) = identity(spec, &process);
-    let on_node = spec.network_mode == Some(NetworkMode::HostNetwork);
+    let on_node = super::on_host(input);
     PodTemplateSpec {
         metadata: Some(ObjectMeta { labels: Some(labels), annotations: Some(annotations), ..ObjectMeta::default() }),
         spec: Some(PodSpec {
