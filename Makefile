@@ -80,7 +80,7 @@ else
 kube-test: image kube-up
 	@tests/kube/cluster/load bin/jindofs-image.tar
 	KUBECONFIG=$${JINDOFS_KUBE_DIR:-$(JINDOFS_CACHE)/kube/run}/admin.kubeconfig KUBECTL=$(KUBE_BIN)/kubectl \
-		$(CARGO) test $(EVERYTHING) -- --ignored --test-threads=1 kube::
+		JINDOFS_KUBE_SINCE=$$(date -u +%FT%TZ) $(CARGO) test $(EVERYTHING) -- --ignored --test-threads=1 kube::
 endif
 
 verify: needs tools

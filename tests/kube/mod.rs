@@ -2,11 +2,13 @@
 //! are deleted, lose their volumes and their nodes.
 
 mod guide;
+mod install;
 mod masters;
 mod mistakes;
 mod resources;
 mod running;
 mod site;
+mod verbs;
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};

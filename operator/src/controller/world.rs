@@ -186,7 +186,10 @@ impl World {
         macro_rules! each {
             ($($field:ident),*) => { $( let _ = self.$field.wait_until_ready().await; )* };
         }
-        each!(datasets, runtimes, loads, sets, daemons, configs, services, budgets, policies, volumes, claims, pods, nodes);
+        each!(
+            datasets, runtimes, loads, sets, daemons, configs, services, budgets, policies, volumes, claims, pods,
+            nodes
+        );
     }
 
     /// An object as last seen.

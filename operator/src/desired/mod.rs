@@ -190,3 +190,6 @@ impl Objects {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod confined_tests;
