@@ -26,7 +26,7 @@ operator:
 csi:
   driver: jindo.example.com
   kubeletDir: /var/lib/k0s/kubelet
-  resources: {}
+  resources: { limits: { memory: 1Gi } }
   nodeSelector: { disk: ssd }
   tolerations: []
   priorityClassName: system-cluster-critical
@@ -61,17 +61,14 @@ fn render(mut helm: Command, values: Option<&str>) -> Output {
 
 /// Objects by kind and name.
 fn objects(yaml: &str) -> BTreeMap<String, Value> {
-    let documents = format!("\n{yaml}");
-    let documents = documents.split("\n---").map(|one| {
-        serde_saphyr::from_str::<Value>(one).unwrap_or_else(|error| {
-            panic!("{error}:\n{one}");
-        })
-    });
-    let named = |one: Value| {
-        let name = format!("{} {}", one["kind"].as_str()?, one["metadata"]["name"].as_str()?);
-        Some((name, one))
+    let says = |line: &str| !line.trim().is_empty() && !line.starts_with('#');
+    let named = |document: &str| {
+        let one: Value = serde_saphyr::from_str(document).unwrap_or_else(|error| panic!("{error}:\n{document}"));
+        let (kind, name) = (one["kind"].as_str(), one["metadata"]["name"].as_str());
+        (format!("{} {}", kind.expect("a kind"), name.expect("a name")), one)
     };
-    documents.filter_map(named).collect()
+    let text = format!("\n{yaml}");
+    text.split("\n---\n").filter(|document| document.lines().any(says)).map(named).collect()
 }
 
 fn manifest() -> String {
@@ -157,11 +154,14 @@ fn every_value_of_the_chart_changes_what_it_says() {
         assert!(env.contains(&json!({"name": "CSI_DRIVER", "value": "jindo.example.com"})), "{name}: {env:?}");
     }
     let container = &operator["template"]["spec"]["containers"][0];
-    assert_eq!(container["resources"], json!({"limits": {"memory": "1Gi", "cpu": 2}}));
+    assert_eq!(
+        container["resources"],
+        json!({"limits": {"memory": "1Gi", "cpu": 2}, "requests": {"cpu": "50m", "memory": "64Mi"}})
+    );
     let plugin = &all["DaemonSet jindofs-csi"]["spec"]["template"]["spec"];
     assert_eq!(plugin["volumes"][0]["hostPath"]["path"], "/var/lib/k0s/kubelet");
     assert_eq!(plugin["containers"][0]["volumeMounts"][0]["mountPath"], "/var/lib/k0s/kubelet");
-    assert_eq!(plugin["containers"][0]["resources"], json!({}));
+    assert_eq!(plugin["containers"][0]["resources"]["limits"]["memory"], "1Gi");
 }
 
 #[test]
