@@ -35,7 +35,7 @@ spec:
 const WRITER: &str = r#"
 apiVersion: v1
 kind: Pod
-metadata: { name: writer }
+metadata: { name: writer, labels: { jindofs.io/client: demo } }
 spec:
   terminationGracePeriodSeconds: 0
   shareProcessNamespace: true
