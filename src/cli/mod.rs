@@ -78,6 +78,9 @@ enum Command {
     /// Files and directories; changes are for paths outside under-storage.
     #[command(subcommand)]
     Fs(fs::Command),
+    /// Workers: who caches, and who has to leave.
+    #[command(subcommand)]
+    Worker(worker::Command),
     /// What is cached, by worker and by mount.
     Report,
     /// Caches every file below a path, and waits for it.
@@ -116,6 +119,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Cluster(command) => cluster::run(&cli.common, command).await,
         Command::Mount(command) => mount::run(&cli.common, command).await.map(|()| ExitCode::SUCCESS),
+        Command::Worker(command) => worker::run(&cli.common, command).await,
         Command::Report => report::run(&cli.common).await.map(|()| ExitCode::SUCCESS),
         Command::Load(arguments) => load::run(&cli.common, arguments).await,
         Command::Fs(command) => fs::run(&cli.common, command).await.map(|()| ExitCode::SUCCESS),

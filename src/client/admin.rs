@@ -5,13 +5,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::join_all;
 use jindofs_proto::v1::{
-    AddMembersRequest, CanRestartRequest, DigestRequest, DigestResponse, PromoteMemberRequest, ProvisionRequest,
-    ProvisionResponse, RemoveMembersRequest, SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse,
-    TransferLeaderRequest,
+    AddMembersRequest, CanRestartRequest, DigestRequest, DigestResponse, DrainWorkersRequest, PromoteMemberRequest,
+    ProvisionRequest, ProvisionResponse, RemoveMembersRequest, RemoveWorkersRequest, SnapshotRequest, SnapshotResponse,
+    StatusRequest, StatusResponse, TransferLeaderRequest, WorkerInfo, WorkersRequest,
 };
 
 use crate::error::Result;
-use crate::rpc::channel::{MasterChannel, admin};
+use crate::rpc::channel::{MasterChannel, admin, block};
 
 /// What the master at `address` knows.
 ///
@@ -119,4 +119,37 @@ pub async fn must_not_restart(channel: &MasterChannel, member_id: u64) -> Result
     let send = |to| async move { admin(to).can_restart(CanRestartRequest { member_id }).await };
     let answer = channel.call_leader("ask whether a master may restart", send).await?;
     Ok((!answer.yes).then_some(answer.reason))
+}
+
+/// Every worker on record, with how far the drains are.
+///
+/// *Errors*: those of the channel.
+pub async fn workers(channel: &MasterChannel) -> Result<Vec<WorkerInfo>> {
+    let request = WorkersRequest { drain_progress: true, ..WorkersRequest::default() };
+    let send = |to| async move { block(to).workers(request).await };
+    Ok(channel.call_leader("ask for the workers", send).await?.workers)
+}
+
+/// Lets workers be drained; with `cancel` they may stay. Recorded when this returns; whoever leads carries it out.
+///
+/// *Errors*: `NotFound`; those of the channel.
+pub async fn drain_workers(channel: &MasterChannel, ids: &[String], cancel: bool, reason: &str) -> Result<()> {
+    let request = DrainWorkersRequest { worker_ids: ids.to_vec(), cancel, reason: reason.to_owned() };
+    let send = |to| {
+        let request = request.clone();
+        async move { admin(to).drain_workers(request).await }
+    };
+    channel.call_leader("drain workers", send).await.map(|_| ())
+}
+
+/// Forgets workers that are gone.
+///
+/// *Errors*: `FailedPrecondition` while one of them is heard; those of the channel.
+pub async fn remove_workers(channel: &MasterChannel, ids: &[String]) -> Result<()> {
+    let request = RemoveWorkersRequest { worker_ids: ids.to_vec() };
+    let send = |to| {
+        let request = request.clone();
+        async move { admin(to).remove_workers(request).await }
+    };
+    channel.call_leader("remove workers", send).await.map(|_| ())
 }

@@ -7,7 +7,6 @@ pub mod mounts;
 pub mod namespace;
 pub mod readahead;
 pub mod reader;
-pub mod remote;
 pub mod session;
 pub mod workers;
 

@@ -15,11 +15,11 @@ use metrics::{Counter, counter};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::channel::MasterChannel;
+use crate::rpc::remote::Remotes;
 use crate::types::placement::{piece_end, piece_of};
 
 use super::local::{LocalFile, Locals};
 use super::mounts::Mounts;
-use super::remote::Remotes;
 use super::workers::Workers;
 use crate::ufs::Registry;
 

@@ -10,6 +10,7 @@ use jindofs_proto::v1::{WorkerInfo, WorkerState};
 
 use crate::error::Result;
 use crate::rpc::channel::{MasterChannel, block};
+use crate::rpc::remote::takes_new;
 use crate::types::placement;
 use jindofs_proto::v1::WorkersRequest;
 
@@ -60,13 +61,13 @@ impl Workers {
         }
     }
 
-    /// Workers that should hold the piece, best first: live ones, then live ones that just failed, then lost ones, whose
-    /// process may well be there while masters do not hear it.
+    /// Workers that should hold the piece, best first: live ones, then live ones that just failed, then those that are
+    /// drained, then lost ones, whose process may well be there while masters do not hear it.
     pub fn candidates(list: &[WorkerInfo], broken: &[String], file_id: u64, piece: u64) -> Vec<WorkerInfo> {
         let mut ranked = placement::rank(list, |worker| &worker.id, file_id, piece);
         ranked.sort_by_key(|worker| {
             let live = worker.state() == WorkerState::Live;
-            (!live, broken.contains(&worker.id))
+            (!live, !takes_new(worker), broken.contains(&worker.id))
         });
         ranked.into_iter().cloned().collect()
     }
@@ -115,6 +116,21 @@ mod tests {
 
     fn worker(id: &str, state: WorkerState) -> WorkerInfo {
         WorkerInfo { id: id.into(), state: state.into(), ..Default::default() }
+    }
+
+    #[test]
+    fn a_worker_that_is_drained_is_asked_only_after_the_others_once_they_know() {
+        use jindofs_proto::v1::{Drain, DrainState};
+        let mut list = ["a", "b", "c"].map(|id| worker(id, WorkerState::Live));
+        let order = |list: &[WorkerInfo]| -> Vec<String> {
+            Workers::candidates(list, &[], 5, 0).into_iter().map(|worker| worker.id).collect()
+        };
+        let before = order(&list);
+        let best = list.iter().position(|worker| worker.id == before[0]).expect("there");
+        list[best].drain = Some(Drain { state: DrainState::Announced.into(), ..Drain::default() });
+        assert_eq!(order(&list), before, "nobody else can have its blocks yet");
+        list[best].drain = Some(Drain { state: DrainState::Moving.into(), ..Drain::default() });
+        assert_eq!(order(&list), [before[1].clone(), before[2].clone(), before[0].clone()]);
     }
 
     #[test]

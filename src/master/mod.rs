@@ -42,6 +42,7 @@ pub async fn run(config: MasterConfig, stop: Shutdown) -> Result<()> {
         metadata: Metadata::new(handle.clone(), storage.clone()),
         workers: Arc::new(view::Workers::new(config.worker_timeout)),
         sessions: Arc::new(view::Sessions::new(config.session_ttl)),
+        drains: Arc::default(),
         progress: Arc::default(),
         sizes: Arc::default(),
         storage,

@@ -1,7 +1,9 @@
-//! What every gRPC client and server of ours shares: the status table, and the channel that follows the leader.
+//! What every gRPC client and server of ours shares: the status table, the channel that follows
+//! the leader, and calls to workers.
 
 pub mod channel;
 pub mod packets;
+pub mod remote;
 pub mod server;
 pub mod source;
 pub mod status;

@@ -1,4 +1,5 @@
-//! From the under-storage into the cache: each block once, however many ask for it at the same time.
+//! From the under-storage, or from a worker that leaves, into the cache: each block once, however many ask for it at the
+//! same time.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -11,6 +12,7 @@ use jindofs_proto::v1::FileSource;
 use metrics::counter;
 use tokio::sync::Semaphore;
 
+use super::leaving::Leaving;
 use super::mounts::Mounts;
 use super::store::{BlockFile, Key, Presence, Store};
 use crate::error::{Error, ErrorKind, Result};
@@ -37,16 +39,18 @@ type Running = Shared<BoxFuture<'static, Result<Filled>>>;
 pub(super) struct Filler {
     pub(super) store: Arc<Store>,
     mounts: Arc<Mounts>,
+    leaving: Arc<Leaving>,
     storage: ufs::Registry,
     permits: Semaphore,
     running: Mutex<HashMap<(Key, usize), Running>>,
 }
 
 impl Filler {
-    pub(super) fn new(store: Arc<Store>, mounts: Arc<Mounts>) -> Filler {
+    pub(super) fn new(store: Arc<Store>, mounts: Arc<Mounts>, leaving: Arc<Leaving>) -> Filler {
         Filler {
             store,
             mounts,
+            leaving,
             storage: ufs::Registry::default(),
             permits: Semaphore::new(FETCHES),
             running: Mutex::default(),
@@ -86,10 +90,27 @@ impl Filler {
         let add = |sum: u64, filled| async move {
             match filled {
                 Filled::Cached(fetched) => Ok(sum + fetched),
-                Filled::Passed(_) => Err(Error::new(ErrorKind::NoSpace, "the cache is full of files that are open")),
+                Filled::Passed(_) => Err(self.no_room()),
             }
         };
         fills.try_fold(0, add).await
+    }
+
+    fn no_room(&self) -> Error {
+        let leaves = self.leaving.is_own();
+        let why = if leaves { "this worker is being drained" } else { "the cache is full of files that are open" };
+        Error::new(ErrorKind::NoSpace, why)
+    }
+
+    /// True if the block is here and good; nothing is fetched.
+    ///
+    /// *Errors*: the disk's.
+    pub(super) async fn holds(&self, file: &Arc<BlockFile>, block: usize) -> Result<bool> {
+        match file.presence(block) {
+            Presence::Present => Ok(true),
+            Presence::Found => self.verify(file, block).await,
+            Presence::Absent => Ok(false),
+        }
     }
 
     fn start(self: &Arc<Self>, key: (Key, usize), file: Arc<BlockFile>, source: FileSource) -> Running {
@@ -104,15 +125,17 @@ impl Filler {
     }
 
     async fn run(&self, file: &Arc<BlockFile>, source: &FileSource, block: usize) -> Result<Filled> {
-        match file.presence(block) {
-            Presence::Present => return Ok(Filled::Cached(0)),
-            Presence::Found if self.verify(file, block).await? => return Ok(Filled::Cached(0)),
-            Presence::Found | Presence::Absent => {}
+        if self.holds(file, block).await? {
+            return Ok(Filled::Cached(0));
         }
         let _permit = self.permits.acquire().await.map_err(|_| Error::internal("the worker stops"))?;
         let length = file.block_length(block);
-        let reserved = self.store.reserve(file, length);
-        let fetched = self.fetch(source, BlockFile::block_start(block), length).await;
+        let reserved = if self.leaving.is_own() { Err(self.no_room()) } else { self.store.reserve(file, length) };
+        let start = BlockFile::block_start(block);
+        let fetched = match self.leaving.pull(source, start, length).await {
+            Some(data) => Ok(data),
+            None => self.fetch(source, start, length).await,
+        };
         let data = match (fetched, &reserved) {
             (Ok(data), _) => data,
             (Err(error), Ok(())) => {

@@ -12,6 +12,7 @@ use jindofs_proto::v1::{
 };
 
 use super::identity::Identity;
+use super::leaving::Leaving;
 use super::mounts::Mounts;
 use super::store::Store;
 use crate::config::WorkerConfig;
@@ -32,6 +33,7 @@ pub(super) struct Heart {
     identity: Arc<Identity>,
     store: Arc<Store>,
     mounts: Arc<Mounts>,
+    leaving: Arc<Leaving>,
     channel: MasterChannel,
     registered: AtomicBool,
     learned: Mutex<BTreeSet<String>>,
@@ -55,6 +57,7 @@ impl Heart {
         identity: Arc<Identity>,
         store: Arc<Store>,
         mounts: Arc<Mounts>,
+        leaving: Arc<Leaving>,
         channel: MasterChannel,
     ) -> Arc<Heart> {
         Arc::new(Heart {
@@ -64,6 +67,7 @@ impl Heart {
             identity,
             store,
             mounts,
+            leaving,
             channel,
             registered: AtomicBool::new(false),
             learned: Mutex::default(),
@@ -159,6 +163,7 @@ impl Heart {
             epoch: self.identity.epoch(),
             mounts_version: self.mounts.version(),
             cluster_uuid: self.identity.cluster().into(),
+            draining: self.leaving.ids(),
         };
         let send = |to| {
             let request = request.clone();
@@ -216,6 +221,7 @@ impl Heart {
         if !answer.mounts.is_empty() || answer.mounts_version > self.mounts.version() {
             self.mounts.learn(answer.mounts_version, answer.mounts)?;
         }
+        self.leaving.learn(answer.drains_version, answer.draining);
         if !answer.masters.is_empty() {
             *self.learned.lock().unwrap_or_else(PoisonError::into_inner) = answer.masters.into_iter().collect();
         }

@@ -4,6 +4,7 @@
 mod fill;
 mod heartbeat;
 mod identity;
+mod leaving;
 mod local;
 mod mounts;
 mod service;
@@ -27,6 +28,7 @@ use crate::types::MESSAGE_BYTES_MAX;
 use fill::Filler;
 use heartbeat::Heart;
 use identity::Identity;
+use leaving::Leaving;
 use mounts::Mounts;
 use store::Store;
 
@@ -51,7 +53,8 @@ pub async fn run(config: WorkerConfig, stop: Shutdown) -> Result<()> {
         hard: false,
     });
     let mounts = Arc::new(Mounts::open(&config.data_dir, channel.clone())?);
-    let filler = Arc::new(Filler::new(store.clone(), mounts.clone()));
+    let leaving = Arc::new(Leaving::new(identity.id()));
+    let filler = Arc::new(Filler::new(store.clone(), mounts.clone(), leaving.clone()));
     let info = WorkerInfo {
         id: identity.id(),
         address: format!("{}:{}", config.host, config.grpc_port),
@@ -64,7 +67,7 @@ pub async fn run(config: WorkerConfig, stop: Shutdown) -> Result<()> {
 
     let ends = Shutdown::new();
     let mut tasks = JoinSet::new();
-    let heart = Heart::new(&config, info.clone(), identity.clone(), store.clone(), mounts, channel);
+    let heart = Heart::new(&config, info.clone(), identity.clone(), store.clone(), mounts, leaving, channel);
     let service = service::WorkerService::new(info, identity, store, filler.clone());
     let service = WorkerServer::new(service)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)

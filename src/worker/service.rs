@@ -1,5 +1,6 @@
 //! `jindofs.v1.Worker`: blocks over gRPC, for every reader that cannot use the descriptor.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -7,8 +8,8 @@ use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
 use jindofs_proto::v1::worker_server::Worker;
 use jindofs_proto::v1::{
-    FileSource, FillRequest, FillResponse, ReadChunk, ReadRequest, WorkerInfo, WorkerStatusRequest,
-    WorkerStatusResponse,
+    FileSource, FillRequest, FillResponse, HeldRequest, HeldResponse, ReadChunk, ReadRequest, WorkerInfo,
+    WorkerStatusRequest, WorkerStatusResponse,
 };
 use metrics::counter;
 use tonic::{Request, Response, Status};
@@ -53,7 +54,8 @@ impl WorkerService {
         }
         let first = request.first_block as usize;
         let blocks = first..first.saturating_add(request.block_count as usize).min(file.blocks());
-        let fetched_bytes = match self.filler.ensure(&file, &source, blocks.clone()).await {
+        let tried = if request.keep_others { self.that_fit(&file, blocks.clone()) } else { blocks.clone() };
+        let fetched_bytes = match self.filler.ensure(&file, &source, tried).await {
             Ok(fetched) => fetched,
             Err(error) if error.kind == ErrorKind::NoSpace => 0,
             Err(error) => return Err(error),
@@ -62,8 +64,38 @@ impl WorkerService {
         Ok(FillResponse { cached_bytes: present.map(|block| file.block_length(block)).sum(), fetched_bytes })
     }
 
+    /// The first of the blocks, as many as there is room for.
+    fn that_fit(&self, file: &BlockFile, blocks: Range<usize>) -> Range<usize> {
+        let mut needed = 0;
+        let start = blocks.start;
+        let fits = |block: &usize| {
+            if file.presence(*block) == Presence::Absent {
+                needed += file.block_length(*block);
+            }
+            needed == 0 || self.store.has_room(file, needed)
+        };
+        start..start + blocks.take_while(fits).count()
+    }
+
+    /// What is here already, without making a place for it.
+    fn find(&self, source: Option<FileSource>) -> Result<(FileSource, Arc<BlockFile>)> {
+        let source = source.ok_or_else(|| Error::invalid("source is missing"))?;
+        let absent = || Error::new(ErrorKind::NotFound, format!("nothing of file {} is cached here", source.file_id));
+        let file = self.store.get((source.file_id, source.version)).ok_or_else(absent)?;
+        if file.length() != source.length {
+            return Err(absent());
+        }
+        Ok((source, file))
+    }
+
+    fn held(&self, request: HeldRequest) -> HeldResponse {
+        let file = self.store.get((request.file_id, request.version));
+        HeldResponse { blocks: file.map(|file| file.held().into()).unwrap_or_default() }
+    }
+
     fn read(&self, request: ReadRequest) -> Result<BoxStream<'static, Result<ReadChunk, Status>>> {
-        let (source, file) = self.open(request.source)?;
+        let cached_only = request.cached_only;
+        let (source, file) = if cached_only { self.find(request.source)? } else { self.open(request.source)? };
         let end = request.offset.checked_add(request.length).filter(|end| *end <= source.length);
         let Some(end) = end else {
             let message =
@@ -75,7 +107,7 @@ impl WorkerService {
         let blocks = start / block..end.div_ceil(block);
         let pieces = stream::iter(blocks).map(move |index| {
             let (filler, file, source) = (filler.clone(), file.clone(), source.clone());
-            async move { piece(&filler, &file, &source, index, start, end).await }
+            async move { piece(&filler, &file, (!cached_only).then_some(&source), index, start, end).await }
         });
         let chunks = pieces.buffered(READY).map_ok(|(at, data)| {
             counter!("jindofs_worker_read_bytes_total", "transport" => "grpc").increment(data.len() as u64);
@@ -88,11 +120,11 @@ impl WorkerService {
     }
 }
 
-/// What of block `index` lies within `start..end`: where it begins, and its bytes.
+/// What of block `index` lies within `start..end`: where it begins, and its bytes. Without a source nothing is fetched.
 async fn piece(
     filler: &Arc<Filler>,
     file: &Arc<BlockFile>,
-    source: &FileSource,
+    source: Option<&FileSource>,
     index: u64,
     start: u64,
     end: u64,
@@ -100,15 +132,26 @@ async fn piece(
     let block = usize::try_from(index).map_err(|_| Error::invalid("a block number too large"))?;
     let first = BlockFile::block_start(block);
     let (from, to) = (start.max(first), end.min(first + file.block_length(block)));
-    filler.store.demand.count(to - from, file.presence(block) == Presence::Present);
+    if source.is_some() {
+        filler.store.demand.count(to - from, file.presence(block) == Presence::Present);
+    }
     let within = |whole: Bytes| {
         let at = |offset: u64| usize::try_from(offset - first).unwrap_or(0);
         whole.slice(at(from)..at(to))
     };
     // Once more if a block turns out damaged between the look and the read.
     for _ in 0..2 {
-        if let Filled::Passed(bytes) = filler.block(file, source, block).await? {
-            return Ok((from, within(bytes)));
+        match source {
+            Some(source) => {
+                if let Filled::Passed(bytes) = filler.block(file, source, block).await? {
+                    return Ok((from, within(bytes)));
+                }
+            }
+            None if filler.holds(file, block).await? => {}
+            None => {
+                let message = format!("block {block} of file {} is not cached here", file.key().0);
+                return Err(Error::new(ErrorKind::NotFound, message));
+            }
         }
         let target = file.clone();
         if to - from < file.block_length(block) {
@@ -133,6 +176,10 @@ impl Worker for WorkerService {
     async fn fill(&self, request: Request<FillRequest>) -> Result<Response<FillResponse>, Status> {
         let filled = WorkerService::fill(self, request.into_inner()).await;
         filled.map(Response::new).map_err(|error| to_status(&error))
+    }
+
+    async fn held(&self, request: Request<HeldRequest>) -> Result<Response<HeldResponse>, Status> {
+        Ok(Response::new(WorkerService::held(self, request.into_inner())))
     }
 
     async fn info(&self, _: Request<WorkerStatusRequest>) -> Result<Response<WorkerStatusResponse>, Status> {

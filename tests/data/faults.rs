@@ -14,14 +14,14 @@ use crate::support::writers::create_request;
 use crate::support::{fuse_works, wait_for, wait_until};
 
 /// Reads files of a mount over and over, past the page cache; any error or wrong byte is a failure.
-struct Readers {
+pub(super) struct Readers {
     stop: Arc<AtomicBool>,
     reads: Arc<AtomicU64>,
     threads: Vec<std::thread::JoinHandle<()>>,
 }
 
 impl Readers {
-    fn start(files: Vec<(PathBuf, Vec<u8>)>) -> Readers {
+    pub(super) fn start(files: Vec<(PathBuf, Vec<u8>)>) -> Readers {
         let (stop, reads) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let read = |(path, expected): (PathBuf, Vec<u8>)| {
             let (stop, reads) = (stop.clone(), reads.clone());
@@ -42,7 +42,7 @@ impl Readers {
     }
 
     /// Waits until `count` more reads were made.
-    async fn wait(&self, count: u64) {
+    pub(super) async fn wait(&self, count: u64) {
         let want = self.reads.load(Ordering::SeqCst) + count;
         wait_until("readers go on", PATIENCE, || {
             self.reads.load(Ordering::SeqCst) >= want || self.threads.iter().any(|thread| thread.is_finished())
@@ -50,7 +50,7 @@ impl Readers {
         .await;
     }
 
-    fn stop(self) -> u64 {
+    pub(super) fn stop(self) -> u64 {
         self.stop.store(true, Ordering::SeqCst);
         for thread in self.threads {
             thread.join().expect("no reader saw an error");
@@ -60,7 +60,7 @@ impl Readers {
 }
 
 /// Files on S3, known to the mount and cached by the workers, but never read through the mount.
-async fn cached_files(site: &Site, count: u32) -> Vec<(PathBuf, Vec<u8>)> {
+pub(super) async fn cached_files(site: &Site, count: u32) -> Vec<(PathBuf, Vec<u8>)> {
     let mut files = Vec::new();
     for number in 0..count {
         let bytes = content(BLOCK / 2 + 1000 * number as usize, number);

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod cache;
+mod drain;
 mod faults;
 mod metadata;
 mod mount;

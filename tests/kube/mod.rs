@@ -3,12 +3,14 @@
 
 mod guide;
 mod install;
+mod loads;
 mod masters;
 mod mistakes;
 mod resources;
 mod running;
 mod site;
 mod verbs;
+mod workers;
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};

@@ -3,3 +3,4 @@
 mod format;
 mod model;
 mod replicas;
+mod workers;

@@ -1,4 +1,6 @@
-//! A DataLoad: what it asks for is loaded by jobs of the masters, which go on whoever leads and whoever watches.
+//! A DataLoad: what it asks for is loaded by jobs of the masters, which go on whoever leads and whoever watches. One with a
+//! schedule runs again and again, one run at a time; when its last run began stands in its status, so that a run is missed or
+//! made twice by no restart.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,7 +18,8 @@ use super::apply::{FIELD_MANAGER, gone};
 use super::masters::Masters;
 use super::pair::Pair;
 use super::report::size;
-use super::status::{Trouble, name_unsupported, set};
+use super::schedule::Schedule;
+use super::status::{Trouble, UNSUPPORTED, name_unsupported, set};
 use crate::crd::{DataLoad, Dataset, OperationStatus, Policy};
 use crate::desired::of_load;
 
@@ -24,6 +27,10 @@ use crate::desired::of_load;
 const LOOK: Duration = Duration::from_secs(1);
 /// Pause while something else has to come first.
 const LATER: Duration = Duration::from_secs(10);
+/// Longest pause until the next run of a schedule: clocks are set.
+const IDLE: Duration = Duration::from_secs(300);
+/// When the run under way, or the last one, was begun.
+const BEGUN: &str = "begun";
 
 /// One DataLoad.
 pub(super) struct Load {
@@ -41,18 +48,45 @@ fn job(target: usize) -> String {
     format!("job-{target}")
 }
 
-/// What nobody does yet, in words.
-fn unsupported(load: &DataLoad) -> Option<Trouble> {
-    let what = match load.spec.policy {
-        Some(Policy::Cron) => "policy Cron",
-        Some(Policy::OnEvent) => "policy OnEvent",
-        _ if load.spec.run_after.is_some() => "runAfter",
-        _ => return None,
+/// When it runs: by a schedule, or once.
+///
+/// *Errors*: a schedule that is none, and what nobody does yet, in words.
+fn schedule(load: &DataLoad) -> Result<Option<Schedule>, Trouble> {
+    let unsupported = |what: &str| {
+        let message = format!("{what} is not supported yet: leave it out, and create the DataLoad when it shall run");
+        Err(Trouble::new("UnsupportedField", message))
     };
-    Some(Trouble::new(
-        "UnsupportedField",
-        format!("{what} is not supported yet: leave it out, and create the DataLoad when it shall run"),
-    ))
+    let wrong = |why: &str| Err(Trouble::new("ScheduleInvalid", why));
+    match (load.spec.policy, &load.spec.schedule) {
+        _ if load.spec.run_after.is_some() => unsupported("runAfter"),
+        (Some(Policy::OnEvent), _) => unsupported("policy OnEvent"),
+        (Some(Policy::Cron), None) => wrong("policy is Cron and schedule is missing: write one, as in \"0 3 * * *\""),
+        (Some(Policy::Cron), Some(text)) => match Schedule::parse(text) {
+            Ok(schedule) => Ok(Some(schedule)),
+            Err(why) => wrong(&why),
+        },
+        (Some(Policy::Once) | None, _) => Ok(None),
+    }
+}
+
+/// When a scheduled load was due last: to begin with, when it was made.
+fn last(load: &DataLoad, status: &OperationStatus) -> Timestamp {
+    let last = status.last_schedule_time.as_ref().or(load.metadata.creation_timestamp.as_ref());
+    last.map_or(Timestamp::UNIX_EPOCH, |time| time.0)
+}
+
+/// True while a run has been begun and has not ended.
+fn runs(status: &OperationStatus) -> bool {
+    status.phase == "Executing" || (status.phase == "Pending" && status.infos.contains_key(BEGUN))
+}
+
+/// A new run of a scheduled load.
+fn begin(status: &mut OperationStatus, due: Timestamp, now: Timestamp) {
+    status.phase = "Pending".to_owned();
+    status.duration = "Unfinished".to_owned();
+    status.conditions.retain(|one| one.r#type == UNSUPPORTED);
+    status.infos = [(BEGUN.to_owned(), now.as_second().to_string())].into();
+    status.last_schedule_time = Some(Time(due));
 }
 
 fn paths(load: &DataLoad) -> Vec<String> {
@@ -65,7 +99,8 @@ impl Load {
     pub(super) async fn reconcile(&mut self) -> Result<Option<Duration>, kube::Error> {
         let Some(load) = self.site.world.get::<DataLoad>(&self.namespace, &self.name) else { return Ok(None) };
         let mut status = load.status.clone().unwrap_or_default();
-        if ["Complete", "Failed"].contains(&status.phase.as_str()) {
+        let cron = load.spec.policy == Some(Policy::Cron);
+        if !cron && ["Complete", "Failed"].contains(&status.phase.as_str()) {
             return self.expire(&load).await.map(Some);
         }
         if status.phase.is_empty() {
@@ -74,8 +109,16 @@ impl Load {
         if let Some(news) = name_unsupported(&mut status.conditions, &of_load(&load)) {
             self.site.tell(&*load, news).await;
         }
-        if let Some(trouble) = unsupported(&load) {
-            return self.end(&load, status, Err(&trouble)).await;
+        let schedule = match schedule(&load) {
+            Ok(schedule) => schedule,
+            Err(trouble) => return self.end(&load, status, Err(&trouble)).await,
+        };
+        if let Some(schedule) = schedule.filter(|_| !runs(&status)) {
+            let now = Timestamp::now();
+            match schedule.due(last(&load, &status), now) {
+                Some(due) => begin(&mut status, due, now),
+                None => return self.rest(&load, status, schedule.next(now), now).await,
+            }
         }
         let Some(dataset) = &load.spec.dataset else {
             let trouble = Trouble::new("DatasetMissing", "spec.dataset is missing: name the Dataset to load");
@@ -154,14 +197,35 @@ impl Load {
         Ok(Some(LOOK))
     }
 
+    /// Waits for the next run of a schedule.
+    async fn rest(
+        &self,
+        load: &DataLoad,
+        mut status: OperationStatus,
+        next: Option<Timestamp>,
+        now: Timestamp,
+    ) -> Result<Option<Duration>, kube::Error> {
+        // A schedule that was wrong has been corrected.
+        if status.conditions.iter().any(|one| one.reason.as_deref() == Some("ScheduleInvalid")) {
+            status.conditions.clear();
+            status.infos.clear();
+            (status.phase, status.duration) = ("Pending".to_owned(), "Unfinished".to_owned());
+        }
+        self.write(load, &status).await?;
+        let wait = next.and_then(|next| Duration::try_from(next.duration_since(now)).ok());
+        Ok(Some(wait.unwrap_or(IDLE).clamp(LOOK, IDLE)))
+    }
+
     async fn end(
         &self,
         load: &DataLoad,
         mut status: OperationStatus,
         outcome: Result<(), &Trouble>,
     ) -> Result<Option<Duration>, kube::Error> {
+        let told = status.clone();
         let made = load.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second());
-        status.duration = format!("{}s", Timestamp::now().as_second() - made);
+        let begun = status.infos.get(BEGUN).and_then(|text| text.parse().ok()).unwrap_or(made);
+        status.duration = format!("{}s", Timestamp::now().as_second() - begun);
         status.phase = if outcome.is_ok() { "Complete" } else { "Failed" }.to_owned();
         status.conditions.retain(|one| one.r#type != "Progressing");
         let news = match outcome {
@@ -171,6 +235,10 @@ impl Load {
             }
             Err(trouble) => set(&mut status.conditions, "Complete", Err(trouble)),
         };
+        if news.is_none() && told.phase == status.phase {
+            // It has been told, and stays as it is until somebody changes it.
+            return Ok(Some(IDLE));
+        }
         self.write(load, &status).await?;
         if let Some(news) = news {
             self.site.tell(load, news).await;
@@ -212,4 +280,58 @@ fn tell_progress(jobs: &[JobInfo], infos: &mut BTreeMap<String, String>) {
     let (done, total) = (sum(|one| one.bytes_done), sum(|one| one.bytes_total));
     let (files, of_files) = (sum(|one| one.files_done), sum(|one| one.files_total));
     infos.insert("progress".to_owned(), format!("{} of {}, {files} of {of_files} files", size(done), size(total)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crd::DataLoadSpec;
+
+    fn at(text: &str) -> Timestamp {
+        format!("2026-03-10T{text}Z").parse().expect("a time")
+    }
+
+    fn cron(schedule: Option<&str>) -> DataLoad {
+        let spec = DataLoadSpec {
+            policy: Some(Policy::Cron),
+            schedule: schedule.map(str::to_owned),
+            ..DataLoadSpec::default()
+        };
+        let mut load = DataLoad::new("demo", spec);
+        load.metadata.creation_timestamp = Some(Time(at("12:00:30")));
+        load
+    }
+
+    #[test]
+    fn a_schedule_counts_from_when_the_load_was_made_and_then_from_its_last_run() {
+        let load = cron(Some("* * * * *"));
+        let (schedule, mut status) = (schedule(&load).expect("good").expect("a schedule"), OperationStatus::default());
+        assert_eq!(schedule.due(last(&load, &status), at("12:00:59")), None);
+        let due = schedule.due(last(&load, &status), at("12:07:10")).expect("due");
+        begin(&mut status, due, at("12:07:10"));
+        assert_eq!(status.last_schedule_time, Some(Time(at("12:07:00"))), "six missed runs are one");
+        assert_eq!(schedule.due(last(&load, &status), at("12:07:59")), None);
+    }
+
+    #[test]
+    fn a_run_that_was_begun_holds_up_the_next_one_and_forgets_the_jobs_of_the_last() {
+        let mut status = OperationStatus { phase: "Pending".to_owned(), ..OperationStatus::default() };
+        assert!(!runs(&status), "it waits for its first time");
+        status.phase = "Complete".to_owned();
+        status.infos.insert(job(0), "7".to_owned());
+        begin(&mut status, at("12:01:00"), at("12:01:01"));
+        assert!(runs(&status) && !status.infos.contains_key(&job(0)));
+        status.phase = "Executing".to_owned();
+        assert!(runs(&status));
+        status.phase = "Failed".to_owned();
+        assert!(!runs(&status));
+    }
+
+    #[test]
+    fn a_schedule_that_is_missing_or_wrong_is_told_with_what_to_write() {
+        for (text, word) in [(None, "schedule is missing"), (Some("at night"), "five fields")] {
+            let trouble = schedule(&cron(text)).expect_err("refused");
+            assert!(trouble.reason == "ScheduleInvalid" && trouble.message.contains(word), "{trouble:?}");
+        }
+    }
 }

@@ -9,10 +9,10 @@ use jindofs_proto::v1::block_client::BlockClient;
 use jindofs_proto::v1::job_client::JobClient;
 use jindofs_proto::v1::namespace_client::NamespaceClient;
 use jindofs_proto::v1::{
-    AddMembersRequest, AddMountRequest, CanRestartRequest, ChangeMountRequest, CloseSessionRequest, GetJobRequest,
-    JobInfo, ListMountsRequest, Mount, OpId, OpenSessionRequest, ProvisionRequest, RemoveMembersRequest,
-    RemoveMountRequest, Role, StatusRequest, StatusResponse, SubmitLoadRequest, TransferLeaderRequest, WorkersRequest,
-    WorkersResponse,
+    AddMembersRequest, AddMountRequest, CanRestartRequest, ChangeMountRequest, CloseSessionRequest,
+    DrainWorkersRequest, GetJobRequest, JobInfo, ListMountsRequest, Mount, OpId, OpenSessionRequest, ProvisionRequest,
+    RemoveMembersRequest, RemoveMountRequest, RemoveWorkersRequest, Role, StatusRequest, StatusResponse,
+    SubmitLoadRequest, TransferLeaderRequest, WorkersRequest, WorkersResponse,
 };
 use tonic::transport::{Channel, Endpoint};
 
@@ -134,9 +134,21 @@ impl Masters {
 
     /// Workers and what is cached; the leader begins to count what lies in the under-storages.
     pub(super) async fn usage(&self) -> Said<WorkersResponse> {
-        let request = WorkersRequest { count_under_storage: true };
+        let request = WorkersRequest { count_under_storage: true, drain_progress: true };
         let answer = BlockClient::new(self.lead()?).workers(request).await;
         Ok(answer.map_err(|status| words(&status))?.into_inner())
+    }
+
+    /// Has workers drained before they leave; with `cancel` they may stay.
+    pub(super) async fn drain(&self, worker_ids: Vec<String>, cancel: bool, reason: &str) -> Said<()> {
+        let request = DrainWorkersRequest { worker_ids, cancel, reason: reason.to_owned() };
+        AdminClient::new(self.lead()?).drain_workers(request).await.map(drop).map_err(|status| words(&status))
+    }
+
+    /// Forgets workers that are gone.
+    pub(super) async fn forget(&self, worker_ids: Vec<String>) -> Said<()> {
+        let request = RemoveWorkersRequest { worker_ids };
+        AdminClient::new(self.lead()?).remove_workers(request).await.map(drop).map_err(|status| words(&status))
     }
 
     /// Changes the mount table. A change whose answer is lost is found done, or not, at the next look.

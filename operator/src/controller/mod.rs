@@ -15,8 +15,10 @@ mod mounts;
 mod pair;
 mod release;
 mod report;
+mod schedule;
 mod status;
 mod waiting;
+mod workers;
 mod world;
 
 use std::collections::HashMap;

@@ -17,7 +17,7 @@ use super::apply::{FIELD_MANAGER, apply};
 use super::convert::{self, Stage};
 use super::masters::Masters;
 use super::status::{News, Trouble, name_unsupported, set, unset};
-use super::{Site, members, mounts, report, waiting};
+use super::{Site, members, mounts, report, waiting, workers};
 use crate::crd::{
     DATASET_FINALIZER, Dataset, DatasetStatus, HcfsStatus, JindoRuntime, RUNTIME_FINALIZER, RuntimeRef, RuntimeStatus,
 };
@@ -37,6 +37,8 @@ pub(super) struct Pair {
     pub(super) name: String,
     /// Since when a Bound Dataset is not served.
     down_since: Option<Instant>,
+    /// Workers on their way out.
+    pub(super) drains: workers::Watch,
 }
 
 /// What was found on the way.
@@ -47,7 +49,7 @@ struct Found {
 
 impl Pair {
     pub(super) fn new(site: Site, namespace: String, name: String) -> Pair {
-        Pair { site, namespace, name, down_since: None }
+        Pair { site, namespace, name, down_since: None, drains: workers::Watch::default() }
     }
 
     /// One pass. Returns when to look again; none if there is nothing left to look after.
@@ -178,6 +180,8 @@ impl Pair {
                 converting = Some(trouble);
             }
         }
+        let (size, draining) = self.workers_size(input, &masters).await;
+        objects.workers.spec.get_or_insert_default().replicas = Some(size);
         self.apply_all(input, objects).await?;
         if let Err(trouble) = self.found(input, input.runtime, own, &masters).await? {
             report::cluster(&masters, own.cluster.get_or_insert_default());
@@ -194,7 +198,7 @@ impl Pair {
             let lost = Trouble { passing: !served, ..Trouble::new("QuorumLost", message) };
             return stop(blocked.unwrap_or(lost));
         }
-        let mut trouble = converting;
+        let mut trouble = converting.or(draining);
         if let Err(why) = members::set_members(input, &masters).await {
             trouble = Some(Trouble::passing("MembersChanging", why));
         }
@@ -206,6 +210,9 @@ impl Pair {
             Err(why) => return stop(Trouble::passing("MastersNotReady", why)),
         };
         report::data(&usage, shown);
+        if let Err(why) = self.tend_workers(input, &masters, &usage).await {
+            trouble = trouble.or(Some(Trouble::passing("WorkersChanging", why)));
+        }
         if desired::workers(input) > 0 && !report::any_worker(&usage) {
             let blocked = self.blocked(&self.pods(Role::Worker)).await?;
             return stop(blocked.unwrap_or_else(|| Trouble::passing("WorkersStarting", "no worker has reported yet")));
@@ -232,7 +239,7 @@ impl Pair {
     }
 
     /// Pods of a role, by name.
-    fn pods(&self, role: Role) -> Vec<Arc<Pod>> {
+    pub(super) fn pods(&self, role: Role) -> Vec<Arc<Pod>> {
         let wanted = Names { namespace: self.namespace.clone(), name: self.name.clone() }.selector(role);
         let fits = |pod: &Pod| wanted.iter().all(|(key, value)| pod.labels().get(key) == Some(value));
         let mut pods = self.site.world.pods(&self.namespace, fits);

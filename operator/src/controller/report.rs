@@ -27,7 +27,8 @@ pub(super) fn data(usage: &WorkersResponse, status: &mut DatasetStatus) {
     let live = usage.workers.iter().filter(|worker| worker.state() == WorkerState::Live);
     let (mut capacity, mut read, mut missed) = (0, 0, 0);
     for worker in live {
-        capacity += worker.capacity_bytes;
+        // One that is drained leaves, and what it holds is not counted either.
+        capacity += if worker.drain.is_none() { worker.capacity_bytes } else { 0 };
         read += worker.read_bytes;
         missed += worker.missed_bytes;
     }

@@ -11,7 +11,7 @@ use crate::crd::Condition;
 use crate::desired::Unsupported;
 
 /// Type and reason of the condition that names fields without effect.
-const UNSUPPORTED: &str = "UnsupportedField";
+pub(super) const UNSUPPORTED: &str = "UnsupportedField";
 /// Most bytes of an event's note.
 const NOTE_MAX: usize = 1024;
 
@@ -42,6 +42,13 @@ pub(super) struct News {
     pub(super) reason: String,
     pub(super) note: String,
     pub(super) warning: bool,
+}
+
+impl News {
+    /// Something that happened, and is no condition.
+    pub(super) fn new(reason: &str, note: String, warning: bool) -> News {
+        News { reason: reason.to_owned(), note, warning }
+    }
 }
 
 /// Sets a condition. The news, if its status or reason has changed.

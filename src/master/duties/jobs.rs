@@ -2,24 +2,21 @@
 //! it anew, and what is cached already costs it nothing.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
 use jindofs_proto::store::v1::command::Command as Kind;
 use jindofs_proto::store::v1::{Command, FinishJob};
-use jindofs_proto::v1::worker_client::WorkerClient;
-use jindofs_proto::v1::{
-    Attr, FileSource, FileType, FillRequest, JobInfo, JobState, Target, WorkerInfo, WorkerState, target,
-};
+use jindofs_proto::v1::{Attr, FileSource, FileType, JobInfo, JobState, Target, WorkerInfo, target};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::error::{Error, Result};
 use crate::master::service::Parts;
 use crate::master::state::query;
-use crate::rpc::channel::{Node, judge};
+use crate::rpc::remote::Remotes;
 use crate::runtime::Shutdown;
 use crate::types::placement::{piece_end, piece_of, rank};
 
@@ -30,11 +27,9 @@ const FILES: usize = 8;
 const BLOCKS: u64 = 8;
 /// Workers tried for one piece.
 const WORKERS: usize = 3;
-/// Longest wait for one call.
-const FILL: Duration = Duration::from_secs(120);
 
 pub(super) async fn run(parts: Parts, stop: Shutdown) {
-    let filler = Arc::new(Filler { parts: parts.clone(), nodes: Mutex::default() });
+    let filler = Arc::new(Filler { parts: parts.clone(), remotes: Remotes::default() });
     let mut running: HashMap<u64, JoinHandle<()>> = HashMap::new();
     while !stop.is_cancelled() {
         let due = due(&parts);
@@ -68,7 +63,7 @@ fn due(parts: &Parts) -> Vec<JobInfo> {
 
 struct Filler {
     parts: Parts,
-    nodes: Mutex<HashMap<String, Arc<Node>>>,
+    remotes: Remotes,
 }
 
 async fn load(filler: Arc<Filler>, job: JobInfo) {
@@ -171,8 +166,7 @@ impl Filler {
     /// Fills bytes of one piece, on the worker that readers will ask first.
     async fn range(&self, source: &FileSource, start: u64, end: u64) -> Result<()> {
         let store = self.parts.handle.store().ok_or_else(|| self.parts.handle.not_leader())?;
-        let mut workers = self.parts.workers.list(&query::workers(&store.view())?);
-        workers.retain(|worker| worker.state() == WorkerState::Live);
+        let workers = self.parts.workers.staying(&query::workers(&store.view())?);
         let ranked = rank(&workers, |worker| &worker.id, source.file_id, piece_of(source.length, start));
         let mut last = Error::unavailable("no worker lives");
         for worker in ranked.into_iter().take(WORKERS) {
@@ -185,30 +179,13 @@ impl Filler {
     }
 
     async fn ask(&self, worker: &WorkerInfo, source: &FileSource, start: u64, end: u64) -> Result<()> {
-        let node = {
-            let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
-            let fresh = || Arc::new(Node::new(worker.address.clone()));
-            nodes.entry(worker.address.clone()).or_insert_with(fresh).clone()
-        };
         let block = u64::from(source.block_size.max(1));
-        let request = FillRequest {
-            source: Some(source.clone()),
-            first_block: u32::try_from(start / block).unwrap_or(u32::MAX),
-            block_count: u32::try_from(end.div_ceil(block) - start / block).unwrap_or(u32::MAX),
-        };
-        let (number, channel) = node.channel().await?;
-        let answer = tokio::time::timeout(FILL, WorkerClient::new(channel).fill(request)).await;
-        let late = |_| Error::unavailable(format!("no answer within {} s", FILL.as_secs()));
-        match answer.map_err(late)? {
-            Ok(answer) if answer.get_ref().cached_bytes >= end - start => Ok(()),
-            Ok(_) => Err(Error::new(crate::error::ErrorKind::NoSpace, "its cache is full of files that are open")),
-            Err(status) => {
-                let (error, broken) = judge(&status);
-                if broken {
-                    node.discard(number);
-                }
-                Err(error)
-            }
+        let first = u32::try_from(start / block).unwrap_or(u32::MAX);
+        let count = u32::try_from(end.div_ceil(block) - start / block).unwrap_or(u32::MAX);
+        let filled = self.remotes.fill(worker, source, first, count).await?;
+        if filled.cached_bytes < end - start {
+            return Err(Error::new(crate::error::ErrorKind::NoSpace, "its cache is full of files that are open"));
         }
+        Ok(())
     }
 }

@@ -1,22 +1,21 @@
 //! Work the leader does by itself, as tasks that run on every master and act only while it leads.
 
+mod drain;
 mod jobs;
 mod purge;
 mod sessions;
 mod sizes;
-
-use futures::future::join4;
 
 use crate::master::service::Parts;
 use crate::runtime::Shutdown;
 
 /// Runs every duty until `stop`.
 pub async fn run(parts: Parts, stop: Shutdown) {
-    join4(
+    tokio::join!(
         purge::run(parts.handle.clone(), stop.clone()),
         sessions::run(parts.clone(), stop.clone()),
         jobs::run(parts.clone(), stop.clone()),
+        drain::run(parts.clone(), stop.clone()),
         sizes::run(parts, stop),
-    )
-    .await;
+    );
 }

@@ -1,16 +1,19 @@
 //! `jindofs.v1.Admin`: for operators; most of it needs no quorum.
 
-use super::{Parts, answer};
+use super::{Parts, answer, propose};
+use jindofs_proto::store::v1::command::Command as Kind;
+use jindofs_proto::store::v1::{DrainWorkers, RemoveWorkers};
 use jindofs_proto::v1::admin_server::Admin;
 use jindofs_proto::v1::{
     AddMembersRequest, AddMembersResponse, CanRestartRequest, CanRestartResponse, DigestRequest, DigestResponse,
-    PromoteMemberRequest, PromoteMemberResponse, ProvisionRequest, ProvisionResponse, RemoveMembersRequest,
-    RemoveMembersResponse, SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse, TableDigest,
-    TransferLeaderRequest, TransferLeaderResponse,
+    DrainWorkersRequest, DrainWorkersResponse, PromoteMemberRequest, PromoteMemberResponse, ProvisionRequest,
+    ProvisionResponse, RemoveMembersRequest, RemoveMembersResponse, RemoveWorkersRequest, RemoveWorkersResponse,
+    SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse, TableDigest, TransferLeaderRequest,
+    TransferLeaderResponse, WorkerState,
 };
 use tonic::{Request, Response, Status};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::master::state::query;
 use crate::rpc::status::to_status;
 
@@ -44,6 +47,41 @@ impl AdminService {
             .collect();
         Ok(DigestResponse { member_id: self.0.handle.member_id(), index, tables })
     }
+
+    async fn drain_workers(&self, request: DrainWorkersRequest) -> Result<DrainWorkersResponse> {
+        let DrainWorkersRequest { worker_ids, cancel, reason } = request;
+        some(&worker_ids)?;
+        propose(&self.0.handle, None, Kind::DrainWorkers(DrainWorkers { worker_ids, cancel, reason })).await?;
+        Ok(DrainWorkersResponse {})
+    }
+
+    /// A worker that lives would register again: it has to be stopped first.
+    async fn remove_workers(&self, request: RemoveWorkersRequest) -> Result<RemoveWorkersResponse> {
+        let worker_ids = request.worker_ids;
+        some(&worker_ids)?;
+        let store = self.0.handle.read().await?;
+        if !self.0.handle.is_leader() {
+            return Err(self.0.handle.not_leader());
+        }
+        let workers = self.0.workers.list(&query::workers(&store.view())?);
+        let lives = |worker: &&jindofs_proto::v1::WorkerInfo| worker.state() == WorkerState::Live;
+        if let Some(worker) = workers.iter().filter(lives).find(|worker| worker_ids.contains(&worker.id)) {
+            let message = format!(
+                "worker {} at {} is heard: stop it first, and wait until it is lost",
+                worker.id, worker.address
+            );
+            return Err(Error::new(ErrorKind::FailedPrecondition, message));
+        }
+        propose(&self.0.handle, None, Kind::RemoveWorkers(RemoveWorkers { worker_ids })).await?;
+        Ok(RemoveWorkersResponse {})
+    }
+}
+
+fn some(worker_ids: &[String]) -> Result<()> {
+    if worker_ids.is_empty() {
+        return Err(Error::invalid("no worker is named: give worker ids"));
+    }
+    Ok(())
 }
 
 #[tonic::async_trait]
@@ -99,6 +137,20 @@ impl Admin for AdminService {
     async fn can_restart(&self, request: Request<CanRestartRequest>) -> Result<Response<CanRestartResponse>, Status> {
         let reason = self.0.handle.must_not_restart(request.into_inner().member_id).await;
         answer(reason.map(|why| CanRestartResponse { yes: why.is_none(), reason: why.unwrap_or_default() }))
+    }
+
+    async fn drain_workers(
+        &self,
+        request: Request<DrainWorkersRequest>,
+    ) -> Result<Response<DrainWorkersResponse>, Status> {
+        answer(AdminService::drain_workers(self, request.into_inner()).await)
+    }
+
+    async fn remove_workers(
+        &self,
+        request: Request<RemoveWorkersRequest>,
+    ) -> Result<Response<RemoveWorkersResponse>, Status> {
+        answer(AdminService::remove_workers(self, request.into_inner()).await)
     }
 
     async fn snapshot(&self, request: Request<SnapshotRequest>) -> Result<Response<SnapshotResponse>, Status> {

@@ -6,7 +6,7 @@ use jindofs_proto::store::v1::{RegisterWorker, WorkerRow};
 use jindofs_proto::v1::block_server::Block;
 use jindofs_proto::v1::{
     HeartbeatRequest, HeartbeatResponse, LayoutRequest, LayoutResponse, MountUsage, RegisterWorkerRequest,
-    RegisterWorkerResponse, ReportRequest, ReportResponse, WorkersRequest, WorkersResponse,
+    RegisterWorkerResponse, ReportRequest, ReportResponse, WorkerState, WorkersRequest, WorkersResponse,
 };
 use tonic::{Request, Response, Status};
 
@@ -31,13 +31,20 @@ impl BlockService {
 
     /// From the local store: a list that is a moment old is as good, and there is one without a quorum.
     fn workers(&self, request: WorkersRequest) -> Result<WorkersResponse> {
+        if request.drain_progress && !self.0.handle.is_leader() {
+            return Err(self.0.handle.not_leader());
+        }
         if request.count_under_storage {
             self.0.sizes.want();
         }
         let store = self.local_store()?;
         let view = store.view();
-        let workers = self.0.workers.list(&query::workers(&view)?);
-        let mut cached = self.0.workers.usage();
+        let recorded = query::workers(&view)?;
+        let mut workers = self.0.workers.list(&recorded);
+        if request.drain_progress {
+            self.0.drains.tell(&mut workers);
+        }
+        let mut cached = self.0.workers.usage(&recorded);
         let mut mounts = Vec::new();
         for mount in query::mounts(&view)?.0 {
             let counted = self.0.sizes.of(mount.id).unwrap_or_default();
@@ -86,6 +93,9 @@ impl BlockService {
             socket: info.socket,
             epoch: request.epoch,
             capacity_bytes: info.capacity_bytes,
+            // What is on record of this stays.
+            draining: false,
+            drain_reason: String::new(),
         };
         propose(&self.0.handle, None, Kind::RegisterWorker(RegisterWorker { worker: Some(row) })).await?;
         let (mounts, mounts_version) = query::mounts(&self.local_store()?.view())?;
@@ -97,12 +107,24 @@ impl BlockService {
         let info = request.worker.as_ref().ok_or_else(|| Error::invalid("worker is missing"))?;
         let store = self.local_store()?;
         let view = store.view();
-        let unknown = !query::workers(&view)?.iter().any(|row| row.id == info.id && row.epoch == request.epoch);
+        let recorded = query::workers(&view)?;
+        let unknown = !recorded.iter().any(|row| row.id == info.id && row.epoch == request.epoch);
         let (mounts, mounts_version) = query::mounts(&view)?;
         let mounts = if mounts_version == request.mounts_version { Vec::new() } else { mounts };
         let want_full_report = self.0.workers.heartbeat(request);
         let masters = self.0.handle.member_grpc_addresses();
-        Ok(HeartbeatResponse { mounts_version, mounts, masters, want_full_report, unknown, cluster_uuid })
+        let mut draining = self.0.workers.list(&recorded);
+        draining.retain(|worker| worker.drain.is_some() && worker.state() == WorkerState::Live);
+        Ok(HeartbeatResponse {
+            mounts_version,
+            mounts,
+            masters,
+            want_full_report,
+            unknown,
+            cluster_uuid,
+            draining,
+            drains_version: query::drains_version(&view)?,
+        })
     }
 }
 

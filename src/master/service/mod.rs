@@ -21,7 +21,7 @@ use tonic::{Response, Status};
 use crate::error::{Error, Result};
 use crate::master::metadata::Metadata;
 use crate::master::raft::Handle;
-use crate::master::view::{Progress, Sessions, Sizes, Workers};
+use crate::master::view::{Drains, Progress, Sessions, Sizes, Workers};
 use crate::rpc::server;
 use crate::rpc::status::{from_detail, to_status};
 use crate::runtime::Shutdown;
@@ -41,6 +41,8 @@ pub struct Parts {
     pub workers: Arc<Workers>,
     /// Client sessions, as they are renewed.
     pub sessions: Arc<Sessions>,
+    /// Drains under way.
+    pub drains: Arc<Drains>,
     /// Jobs under way.
     pub progress: Arc<Progress>,
     /// What lies in the under-storages.

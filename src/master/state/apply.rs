@@ -83,6 +83,8 @@ fn run(ctx: &mut Ctx<'_>, body: &Body) -> Step<Answer> {
         Body::LoadEntries(request) => load::load_entries(ctx, request),
         Body::Purge(request) => purge::purge(ctx, request),
         Body::RegisterWorker(request) => worker::register(ctx, request),
+        Body::DrainWorkers(request) => worker::drain(ctx, request),
+        Body::RemoveWorkers(request) => worker::remove(ctx, request),
         Body::SubmitJob(request) => job::submit(ctx, request),
         Body::FinishJob(request) => job::finish(ctx, request),
     }

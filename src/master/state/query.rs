@@ -2,12 +2,13 @@
 
 use bytes::Bytes;
 use jindofs_proto::store::v1::{ClusterRow, CounterRow, InodeRow, Member, SessionRow, StatRow, WorkerRow};
-use jindofs_proto::v1::{Attr, Entry, JobInfo, MetaPolicy, Mount, Target};
+use jindofs_proto::v1::{Attr, Entry, FileSource, FileType, JobInfo, MetaPolicy, Mount, Target};
 
 use super::fault::{Fault, Step, refuse};
 use super::resolve::{self, Reach};
 use super::{Table, View, job, keys, member, rows, worker};
 use crate::error::{Error, ErrorKind};
+use crate::rpc::source::source_of;
 use crate::types::{LIST_PAGE_MAX, NsPath};
 
 /// Rows read at a time where a whole table is read.
@@ -295,6 +296,23 @@ pub fn cluster(view: &dyn View) -> Result<Option<ClusterRow>, Error> {
 /// Every registered worker, by id.
 pub fn workers(view: &dyn View) -> Result<Vec<WorkerRow>, Error> {
     Ok(worker::all(view)?)
+}
+
+/// Version of the set of workers that are drained, and of where they are.
+pub fn drains_version(view: &dyn View) -> Result<u64, Error> {
+    Ok(rows::counters(view)?.drains_version)
+}
+
+/// The source of a file as it is known, without asking the under-storage; none for what is no file of a mount, or was removed.
+pub fn known_source(view: &dyn View, inode: u64) -> Result<Option<FileSource>, Error> {
+    let Some(row) = rows::inode(view, inode)?.filter(|row| row.mount_id != 0 && row.r#type() == FileType::File) else {
+        return Ok(None);
+    };
+    match ufs_path(view, inode) {
+        Ok((_, path)) => Ok(Some(source_of(&rows::attr(inode, &row), path))),
+        Err(error) if error.kind == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Every job on record, oldest first.

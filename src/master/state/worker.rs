@@ -1,7 +1,8 @@
-//! The registry of workers: who they are. Whether they live and what they hold is soft state elsewhere.
+//! The registry of workers: who they are, and which of them have to leave. Whether they live and what they hold is soft
+//! state elsewhere.
 
 use jindofs_proto::store::v1::outcome::Outcome as Answer;
-use jindofs_proto::store::v1::{RegisterWorker, WorkerRow};
+use jindofs_proto::store::v1::{DrainWorkers, RegisterWorker, RemoveWorkers, WorkerRow};
 
 use super::apply::done;
 use super::context::Ctx;
@@ -13,6 +14,8 @@ use crate::error::ErrorKind;
 pub(super) const WORKERS_MAX: usize = 10_000;
 /// Longest worker id, bytes.
 const ID_MAX: usize = 255;
+/// Longest reason of a drain, bytes.
+const REASON_MAX: usize = 255;
 
 /// Records a start of a worker.
 ///
@@ -24,20 +27,73 @@ pub(super) fn register(ctx: &mut Ctx<'_>, request: &RegisterWorker) -> Step<Answ
     if worker.id.is_empty() || worker.id.len() > ID_MAX {
         return refuse(ErrorKind::InvalidArgument, format!("a worker id has 1 to {ID_MAX} bytes"));
     }
-    match rows::read::<WorkerRow>(ctx.view(), Table::Worker, worker.id.as_bytes())? {
+    let mut row = worker.clone();
+    match get(ctx.view(), &worker.id)? {
         Some(known) if worker.epoch < known.epoch => {
             let message =
                 format!("worker {} has registered with epoch {}, newer than {}", worker.id, known.epoch, worker.epoch);
             return refuse(ErrorKind::Stale, message);
         }
-        Some(_) => {}
+        // Whether it has to leave is not its own to say.
+        Some(known) => {
+            (row.draining, row.drain_reason) = (known.draining, known.drain_reason);
+            if row.draining {
+                ctx.counters.drains_version += 1;
+            }
+        }
         None if all(ctx.view())?.len() >= WORKERS_MAX => {
             return refuse(ErrorKind::ResourceExhausted, format!("{WORKERS_MAX} workers are on record"));
         }
         None => {}
     }
-    rows::write(ctx.txn, Table::Worker, worker.id.as_bytes(), worker);
+    put(ctx, &row);
     Ok(done())
+}
+
+/// Marks workers that have to leave, or takes the mark away.
+///
+/// *Errors*: `NotFound` for a worker that is not on record, and nothing is changed.
+pub(super) fn drain(ctx: &mut Ctx<'_>, request: &DrainWorkers) -> Step<Answer> {
+    if request.reason.len() > REASON_MAX {
+        return refuse(ErrorKind::InvalidArgument, format!("a reason has at most {REASON_MAX} bytes"));
+    }
+    let mut rows = Vec::new();
+    for id in &request.worker_ids {
+        rows.push(known(ctx.view(), id)?);
+    }
+    let reason = if request.cancel { String::new() } else { request.reason.clone() };
+    for row in rows.into_iter().filter(|row| row.draining == request.cancel) {
+        ctx.counters.drains_version += 1;
+        put(ctx, &WorkerRow { draining: !request.cancel, drain_reason: reason.clone(), ..row });
+    }
+    Ok(done())
+}
+
+/// Forgets workers. One that is not on record is forgotten already.
+pub(super) fn remove(ctx: &mut Ctx<'_>, request: &RemoveWorkers) -> Step<Answer> {
+    for id in &request.worker_ids {
+        let Some(row) = get(ctx.view(), id)? else { continue };
+        if row.draining {
+            ctx.counters.drains_version += 1;
+        }
+        ctx.txn.delete(Table::Worker, id.as_bytes());
+    }
+    Ok(done())
+}
+
+fn get(view: &dyn View, id: &str) -> Result<Option<WorkerRow>, StoreError> {
+    rows::read(view, Table::Worker, id.as_bytes())
+}
+
+fn known(view: &dyn View, id: &str) -> Step<WorkerRow> {
+    match get(view, id)? {
+        Some(row) => Ok(row),
+        None => refuse(ErrorKind::NotFound, format!("worker {id} is not on record")),
+    }
+}
+
+fn put(ctx: &mut Ctx<'_>, row: &WorkerRow) {
+    rows::write(ctx.txn, Table::Worker, row.id.as_bytes(), row);
 }
 
 /// Every worker, by id.

@@ -1,11 +1,13 @@
 //! Workers as they report themselves, to every master: who lives, and what each holds.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use jindofs_proto::store::v1::WorkerRow;
-use jindofs_proto::v1::{CachedFile, HeartbeatRequest, ReportRequest, WorkerInfo, WorkerState};
+use jindofs_proto::v1::{CachedFile, Drain, DrainState, HeartbeatRequest, ReportRequest, WorkerInfo, WorkerState};
+
+use crate::rpc::remote::takes_new;
 
 /// Bytes and file versions cached of one mount.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -14,6 +16,17 @@ pub struct Usage {
     pub bytes: u64,
     /// File versions, copies included.
     pub files: u64,
+}
+
+/// A file version of which a worker holds something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    /// Inode.
+    pub file_id: u64,
+    /// Version.
+    pub version: u64,
+    /// Bytes held.
+    pub bytes: u64,
 }
 
 /// The soft state of all workers.
@@ -31,6 +44,12 @@ struct Known {
     heard: Instant,
     /// Sequence of the next report; `None` until a full one begins.
     next: Option<u64>,
+    /// A full report has come to its end.
+    whole: bool,
+    /// Ids of the workers that it knows to be drained.
+    knows: HashSet<String>,
+    /// Every other worker has learned that this one is drained.
+    left_out: bool,
     /// (file, version) to what is held of it.
     files: HashMap<(u64, u64), (u32, u64)>,
 }
@@ -50,6 +69,9 @@ impl Workers {
             epoch: request.epoch,
             heard: Instant::now(),
             next: None,
+            whole: false,
+            knows: HashSet::new(),
+            left_out: false,
             files: HashMap::new(),
         };
         let worker = known.entry(info.id.clone()).or_insert_with(fresh);
@@ -62,6 +84,7 @@ impl Workers {
         }
         worker.info = info.clone();
         worker.heard = Instant::now();
+        worker.knows = request.draining.iter().cloned().collect();
         worker.next.is_none()
     }
 
@@ -79,8 +102,10 @@ impl Workers {
         // The first page of a full report; further pages of it continue in sequence.
         if request.full && !continues {
             worker.files.clear();
+            worker.whole = false;
         }
         worker.next = Some(request.seq + 1);
+        worker.whole |= request.full && !request.more;
         for file in &request.files {
             worker.take(file);
         }
@@ -89,7 +114,8 @@ impl Workers {
 
     /// A worker with its live state, for everyone on record.
     pub fn list(&self, recorded: &[WorkerRow]) -> Vec<WorkerInfo> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        self.leave_out(&mut known, recorded);
         recorded
             .iter()
             .map(|row| {
@@ -99,16 +125,51 @@ impl Workers {
                 let heard = soft.map_or(self.started, |worker| worker.heard);
                 let lost = heard.elapsed() > self.timeout;
                 info.set_state(if lost { WorkerState::Lost } else { WorkerState::Live });
+                let left_out = soft.is_none_or(|worker| worker.left_out);
+                let state = if left_out { DrainState::Moving } else { DrainState::Announced };
+                let drain = || Drain { state: state.into(), reason: row.drain_reason.clone(), ..Drain::default() };
+                info.drain = row.draining.then(drain);
                 info
             })
             .collect()
     }
 
-    /// What live workers hold, by mount.
-    pub fn usage(&self) -> BTreeMap<u32, Usage> {
+    /// Notes who is drained with the knowledge of everyone that is heard. Once so it stays so: a worker that starts later
+    /// learns it at once.
+    fn leave_out(&self, known: &mut HashMap<String, Known>, recorded: &[WorkerRow]) {
+        for row in recorded {
+            let heard = |other: &WorkerRow| known.get(&other.id).filter(|one| one.heard.elapsed() <= self.timeout);
+            let told = row.draining && recorded.iter().filter_map(heard).all(|other| other.knows.contains(&row.id));
+            if let Some(worker) = known.get_mut(&row.id) {
+                worker.left_out = row.draining && (worker.left_out || told);
+            }
+        }
+    }
+
+    /// The workers that new blocks may be placed on.
+    pub fn staying(&self, recorded: &[WorkerRow]) -> Vec<WorkerInfo> {
+        self.list(recorded).into_iter().filter(takes_new).collect()
+    }
+
+    /// Everything a worker has reported; none until a full report has come.
+    pub fn held_by(&self, id: &str) -> Option<Vec<Held>> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let worker = known.get(id).filter(|worker| worker.whole && worker.next.is_some())?;
+        let held = worker.files.iter().map(|((file_id, version), (_, bytes))| Held {
+            file_id: *file_id,
+            version: *version,
+            bytes: *bytes,
+        });
+        Some(held.collect())
+    }
+
+    /// What live workers that stay hold, by mount.
+    pub fn usage(&self, recorded: &[WorkerRow]) -> BTreeMap<u32, Usage> {
+        let leaving: HashSet<&str> = recorded.iter().filter(|row| row.draining).map(|row| row.id.as_str()).collect();
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let mut usage: BTreeMap<u32, Usage> = BTreeMap::new();
-        for worker in known.values().filter(|worker| worker.heard.elapsed() <= self.timeout) {
+        let stays = |worker: &&Known| !leaving.contains(worker.info.id.as_str());
+        for worker in known.values().filter(stays).filter(|worker| worker.heard.elapsed() <= self.timeout) {
             for (mount, bytes) in worker.files.values() {
                 let sum = usage.entry(*mount).or_default();
                 sum.bytes += bytes;
@@ -169,11 +230,11 @@ mod tests {
         assert!(!workers.report(&report(1, 4, true, &[(7, 10), (8, 5)])));
         assert!(!workers.heartbeat(&beat(1)));
         assert!(!workers.report(&report(1, 5, false, &[(7, 30), (8, 0)])));
-        assert_eq!(workers.usage()[&1], Usage { bytes: 30, files: 1 });
+        assert_eq!(workers.usage(&[])[&1], Usage { bytes: 30, files: 1 });
         assert!(workers.report(&report(1, 7, false, &[(9, 1)])), "6 is missing");
         assert!(workers.heartbeat(&beat(1)));
         assert!(!workers.report(&report(1, 8, true, &[(9, 1)])));
-        assert_eq!(workers.usage()[&1], Usage { bytes: 1, files: 1 });
+        assert_eq!(workers.usage(&[])[&1], Usage { bytes: 1, files: 1 });
     }
 
     #[test]
@@ -183,6 +244,31 @@ mod tests {
         assert!(!workers.report(&report(2, 1, true, &[(7, 10)])));
         assert!(!workers.heartbeat(&beat(1)));
         assert!(workers.report(&report(1, 2, false, &[(7, 99)])));
-        assert_eq!(workers.usage()[&1].bytes, 10);
+        assert_eq!(workers.usage(&[])[&1].bytes, 10);
+    }
+
+    #[test]
+    fn a_drain_is_announced_until_every_worker_knows_of_it_and_never_again() {
+        let workers = Workers::new(Duration::from_secs(9));
+        let row = |id: &str| WorkerRow { id: id.into(), epoch: 1, draining: id == "w", ..WorkerRow::default() };
+        let rows = [row("w"), row("v")];
+        let tell = |id: &str, draining: &[&str]| {
+            let worker = Some(WorkerInfo { id: id.into(), ..WorkerInfo::default() });
+            let draining = draining.iter().map(|id| (*id).to_owned()).collect();
+            workers.heartbeat(&HeartbeatRequest { worker, epoch: 1, draining, ..HeartbeatRequest::default() });
+        };
+        let state = || workers.list(&rows)[0].drain.as_ref().map(|drain| drain.state());
+        tell("w", &["w"]);
+        tell("v", &[]);
+        assert_eq!(state(), Some(DrainState::Announced));
+        assert_eq!(workers.staying(&rows).len(), 2);
+        tell("v", &["w"]);
+        assert_eq!(state(), Some(DrainState::Moving));
+        tell("v", &[]);
+        assert_eq!(state(), Some(DrainState::Moving), "a worker that has just started");
+        assert_eq!(workers.staying(&rows).len(), 1);
+        let stays = [WorkerRow { draining: false, ..rows[0].clone() }, rows[1].clone()];
+        assert_eq!(workers.staying(&stays).len(), 2);
+        assert_eq!(state(), Some(DrainState::Announced), "another drain is told anew");
     }
 }

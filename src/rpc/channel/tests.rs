@@ -117,6 +117,15 @@ impl Admin for Master {
     async fn can_restart(&self, _: Request<CanRestartRequest>) -> Result<Response<CanRestartResponse>, Status> {
         Err(Status::unimplemented(""))
     }
+    async fn drain_workers(&self, _: Request<DrainWorkersRequest>) -> Result<Response<DrainWorkersResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    async fn remove_workers(
+        &self,
+        _: Request<RemoveWorkersRequest>,
+    ) -> Result<Response<RemoveWorkersResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
     async fn snapshot(&self, _: Request<SnapshotRequest>) -> Result<Response<SnapshotResponse>, Status> {
         Err(Status::unimplemented(""))
     }

@@ -118,11 +118,18 @@ impl BlockFile {
 
     /// Presence of every block as a bitmap, lowest bit first, at most `max` bytes.
     pub(in crate::worker) fn bitmap(&self, max: usize) -> Vec<u8> {
+        self.blocks_that(max, |presence| presence == Presence::Present)
+    }
+
+    /// As [`BlockFile::bitmap`], of every block that is recorded, verified or not.
+    pub(in crate::worker) fn held(&self) -> Vec<u8> {
+        self.blocks_that(usize::MAX, |presence| presence != Presence::Absent)
+    }
+
+    fn blocks_that(&self, max: usize, are: impl Fn(Presence) -> bool) -> Vec<u8> {
         let mut bitmap = vec![0; self.blocks().div_ceil(8).min(max)];
-        for block in 0..self.blocks().min(bitmap.len() * 8) {
-            if self.presence(block) == Presence::Present {
-                bitmap[block / 8] |= 1 << (block % 8);
-            }
+        for block in (0..self.blocks().min(bitmap.len() * 8)).filter(|block| are(self.presence(*block))) {
+            bitmap[block / 8] |= 1 << (block % 8);
         }
         bitmap
     }

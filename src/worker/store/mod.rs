@@ -97,6 +97,17 @@ impl Store {
         Ok(file)
     }
 
+    /// The file, if something is cached of it.
+    pub(super) fn get(&self, key: Key) -> Option<Arc<BlockFile>> {
+        self.files().get(&key).cloned()
+    }
+
+    /// True if there is room for `bytes` of a file without taking that of others.
+    pub(super) fn has_room(&self, file: &BlockFile, bytes: u64) -> bool {
+        let tier = file.tier();
+        tier.used() + bytes <= tier.high()
+    }
+
     /// The fastest tier with room for the whole file, else the largest one, which makes room.
     fn choose(&self, length: u64) -> &Arc<Tier> {
         let roomy = self.tiers.iter().find(|tier| tier.used() + length <= tier.high());
@@ -113,7 +124,7 @@ impl Store {
     /// *Errors*: `NoSpace` when files that are open take all of it.
     pub(super) fn reserve(&self, file: &BlockFile, bytes: u64) -> Result<()> {
         let tier = file.tier();
-        if tier.used() + bytes > tier.high() {
+        if !self.has_room(file, bytes) {
             self.evict(tier, bytes);
         }
         tier.reserve(bytes)

@@ -1,4 +1,4 @@
-//! Reading from a worker over gRPC: always there, also across hosts. Every chunk's checksum is verified.
+//! Calls to workers over gRPC: always there, also across hosts. The checksum of every chunk that is read is verified.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,18 +6,29 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use jindofs_proto::v1::worker_client::WorkerClient;
-use jindofs_proto::v1::{FileSource, FillRequest, FillResponse, ReadChunk, ReadRequest, WorkerInfo};
+use jindofs_proto::v1::{
+    Drain, DrainState, FileSource, FillRequest, FillResponse, HeldRequest, ReadChunk, ReadRequest, WorkerInfo,
+    WorkerState,
+};
 use tonic::Status;
 use tonic::transport::Channel;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::rpc::channel::{Node, judge};
 use crate::types::MESSAGE_BYTES_MAX;
+
+use super::channel::{Node, judge};
 
 /// Longest silence of a worker before the next one is asked. A cold block from a slow object store takes seconds.
 const SILENCE: Duration = Duration::from_secs(10);
-/// Time to fill blocks ahead of a reader.
-const FILL: Duration = Duration::from_secs(60);
+/// Longest wait until blocks are filled.
+const FILL: Duration = Duration::from_secs(120);
+
+/// True if new blocks may be placed on the worker: it lives, and it is not being drained.
+pub fn takes_new(worker: &WorkerInfo) -> bool {
+    // While a drain is only announced, those who would take over do not know yet where to find what it holds.
+    let leaves = |drain: &Drain| drain.state() != DrainState::Announced;
+    worker.state() == WorkerState::Live && !worker.drain.as_ref().is_some_and(leaves)
+}
 
 /// Connections to workers, by address.
 #[derive(Debug, Default)]
@@ -30,7 +41,18 @@ impl Remotes {
     ///
     /// *Errors*: the worker's; `Corrupted` when a checksum does not match; `Timeout`, `Unavailable`.
     pub async fn read(&self, worker: &WorkerInfo, source: &FileSource, offset: u64, length: u64) -> Result<Bytes> {
-        let request = ReadRequest { source: Some(source.clone()), offset, length };
+        self.stream(worker, ReadRequest { source: Some(source.clone()), offset, length, cached_only: false }).await
+    }
+
+    /// As [`Remotes::read`], of what the worker holds.
+    ///
+    /// *Errors*: `NotFound` when it does not.
+    pub async fn pull(&self, worker: &WorkerInfo, source: &FileSource, offset: u64, length: u64) -> Result<Bytes> {
+        self.stream(worker, ReadRequest { source: Some(source.clone()), offset, length, cached_only: true }).await
+    }
+
+    async fn stream(&self, worker: &WorkerInfo, request: ReadRequest) -> Result<Bytes> {
+        let (offset, length) = (request.offset, request.length);
         self.call(worker, SILENCE, async |mut client: WorkerClient<Channel>| {
             let mut stream = client.read(request).await?.into_inner();
             let mut gathered = Gathered::new(offset, length);
@@ -46,9 +68,30 @@ impl Remotes {
     ///
     /// *Errors*: as [`Remotes::read`].
     pub async fn fill(&self, worker: &WorkerInfo, source: &FileSource, first: u32, count: u32) -> Result<FillResponse> {
-        let request = FillRequest { source: Some(source.clone()), first_block: first, block_count: count };
+        self.fill_blocks(
+            worker,
+            FillRequest { source: Some(source.clone()), first_block: first, block_count: count, keep_others: false },
+        )
+        .await
+    }
+
+    /// As [`Remotes::fill`], with every choice.
+    ///
+    /// *Errors*: as [`Remotes::read`].
+    pub async fn fill_blocks(&self, worker: &WorkerInfo, request: FillRequest) -> Result<FillResponse> {
         self.call(worker, FILL, async |mut client: WorkerClient<Channel>| Ok(client.fill(request).await?.into_inner()))
             .await
+    }
+
+    /// Which blocks of a file version the worker holds: one bit each, lowest first.
+    ///
+    /// *Errors*: `Timeout`, `Unavailable`.
+    pub async fn held(&self, worker: &WorkerInfo, file_id: u64, version: u64) -> Result<Bytes> {
+        let request = HeldRequest { file_id, version };
+        self.call(worker, SILENCE, async |mut client: WorkerClient<Channel>| {
+            Ok(client.held(request).await?.into_inner().blocks)
+        })
+        .await
     }
 
     /// One call; `budget` bounds the time until it answers, streams look after their silences themselves.
