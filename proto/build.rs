@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use prost::Message;
 
-const FILES: [&str; 10] = [
+const FILES: [&str; 11] = [
     "jindofs/v1/common.proto",
     "jindofs/v1/namespace.proto",
     "jindofs/v1/block.proto",
@@ -16,6 +16,7 @@ const FILES: [&str; 10] = [
     "jindofs/raft/v1/raft.proto",
     "jindofs/store/v1/store.proto",
     "kubernetes/csi.proto",
+    "kubernetes/csi_controller.proto",
     "kubernetes/registration.proto",
 ];
 

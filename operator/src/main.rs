@@ -51,6 +51,9 @@ enum Command {
         /// Directory of the kubelet.
         #[arg(long, env = "KUBELET_DIR", default_value = "/var/lib/kubelet")]
         kubelet_dir: PathBuf,
+        /// Directory below which the clients of the node mount.
+        #[arg(long, env = "MOUNTS_DIR", default_value = desired::NODE_DIRECTORY)]
+        mounts_dir: PathBuf,
         /// Port of livez, readyz and metrics.
         #[arg(long, default_value_t = 8081)]
         http_port: u16,
@@ -78,9 +81,8 @@ fn main() -> ExitCode {
             let options = controller::Options { namespace, identity, image, driver };
             daemon(http_port, async |ready, stop| controller::run(options, ready, stop).await)
         }
-        Command::CsiNode { node, driver, kubelet_dir, http_port } => {
-            let directory = kubelet_dir.join("plugins").join(&driver);
-            let options = csi::Options { driver, node, directory, registry: kubelet_dir.join("plugins_registry") };
+        Command::CsiNode { node, driver, kubelet_dir, mounts_dir, http_port } => {
+            let options = csi::Options { driver, node, kubelet: kubelet_dir, mounts: mounts_dir };
             daemon(http_port, async |ready, stop| csi::run(options, ready, stop).await)
         }
     };

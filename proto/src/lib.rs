@@ -24,7 +24,7 @@ pub mod store {
     }
 }
 
-/// The parts of the Container Storage Interface that a node plugin serves.
+/// The parts of the Container Storage Interface that a node plugin serves, and what its tests need beside it.
 pub mod csi {
     tonic::include_proto!("csi.v1");
 }

@@ -60,15 +60,16 @@ pub fn rounds(usual: u32) -> u32 {
     std::env::var("JINDOFS_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
 }
 
-/// True if FUSE file systems can be mounted here. Otherwise says in one line that the test is left out; where `CI` is
-/// set that is a failure, as a test nobody runs guards nothing.
+/// True if FUSE file systems can be mounted here. See [`left_out`].
 pub fn fuse_works(test: &str) -> bool {
     let root = rustix::process::geteuid().is_root();
     let fuse = || std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").is_ok();
     left_out(test, if root { (!fuse()).then_some("/dev/fuse, which cannot be opened") } else { Some("root") })
 }
 
-fn left_out(test: &str, missing: Option<&str>) -> bool {
+/// True if nothing is missing. Otherwise says in one line that the test is left out; where `CI` is set that is a failure, as a
+/// test nobody runs guards nothing.
+pub fn left_out(test: &str, missing: Option<&str>) -> bool {
     let Some(missing) = missing else { return true };
     assert!(std::env::var_os("CI").is_none(), "{test} needs {missing}");
     eprintln!("left out: {test} needs {missing}");

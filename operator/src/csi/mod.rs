@@ -3,11 +3,14 @@
 //! It has no right to change anything in Kubernetes: which node runs a client is the operator's business; the plugin waits
 //! until the mount is there and binds it to where the kubelet wants it.
 
+mod health;
 mod identity;
 mod mounts;
 mod node;
 mod published;
 mod registration;
+mod request;
+mod turns;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,7 +23,9 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::http::Ready;
-use published::Published;
+use health::Health;
+use published::{Published, Volume};
+use turns::Turns;
 
 /// How often mounts are compared with what they show.
 const LOOK: Duration = Duration::from_secs(1);
@@ -32,10 +37,10 @@ pub struct Options {
     pub driver: String,
     /// Name of the node.
     pub node: String,
-    /// Directory of the plugin's socket and records, the same path here and on the node.
-    pub directory: PathBuf,
-    /// Directory where the kubelet looks for sockets of plugins.
-    pub registry: PathBuf,
+    /// Directory of the kubelet, the same path here and on the node.
+    pub kubelet: PathBuf,
+    /// Directory below which the clients of this node mount.
+    pub mounts: PathBuf,
 }
 
 fn listen(socket: &Path) -> Result<UnixListener, String> {
@@ -55,12 +60,14 @@ fn listen(socket: &Path) -> Result<UnixListener, String> {
 ///
 /// *Errors*: when a socket cannot be had, or serving ends.
 pub async fn run(options: Options, ready: Ready, stop: impl Future<Output = ()>) -> Result<(), String> {
-    let published = Arc::new(Published::open(options.directory.join("published"))?);
-    let socket = options.directory.join("csi.sock");
+    let directory = options.kubelet.join("plugins").join(&options.driver);
+    let published = Arc::new(Published::load(directory.join("published"))?);
+    let socket = directory.join("csi.sock");
     let listener = listen(&socket)?;
-    let register = options.registry.join(format!("{}-reg.sock", options.driver));
+    let register = options.kubelet.join("plugins_registry").join(format!("{}-reg.sock", options.driver));
     let registrar = listen(&register)?;
-    let node = node::NodeService::new(options.node.clone(), published.clone());
+    let (turns, health) = (Turns::default(), Health::default());
+    let node = node::NodeService::new(options.clone(), published.clone(), turns.clone(), health.clone());
     let serve = Server::builder()
         .add_service(IdentityServer::new(identity::IdentityService { driver: options.driver.clone() }))
         .add_service(NodeServer::new(node))
@@ -68,9 +75,9 @@ pub async fn run(options: Options, ready: Ready, stop: impl Future<Output = ()>)
     let plugin = registration::info(&options.driver, &socket);
     let rebind = async {
         loop {
-            let published = published.clone();
-            // Mounting may block for as long as a file system does.
-            let _ = tokio::task::spawn_blocking(move || published.rebind()).await;
+            for volume in published.stale() {
+                tokio::spawn(bind_again(volume, published.clone(), turns.clone(), health.clone()));
+            }
             tokio::time::sleep(LOOK).await;
         }
     };
@@ -85,4 +92,20 @@ pub async fn run(options: Options, ready: Ready, stop: impl Future<Output = ()>)
     // The kubelet takes a socket that is gone for a plugin that is gone, and mounts nothing more until it comes back.
     let _ = std::fs::remove_file(&register);
     outcome
+}
+
+/// Binds a volume to the client that came back, unless it does not answer or somebody works on the target: the next look is
+/// soon.
+async fn bind_again(volume: Volume, published: Arc<Published>, turns: Turns, health: Health) {
+    if health.usage(&volume.source).await.is_err() {
+        return;
+    }
+    let Some(turn) = turns.take(volume.target.display().to_string()) else { return };
+    let work = move || {
+        let _turn = turn;
+        published.rebind(&volume);
+    };
+    if let Err(error) = tokio::task::spawn_blocking(work).await {
+        tracing::error!(%error, "binding again broke off");
+    }
 }

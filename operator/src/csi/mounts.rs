@@ -1,8 +1,10 @@
 //! The node's mount table, read as text: asking a dead file system anything may fail or block.
 
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 
 /// A line of the mount table.
@@ -14,13 +16,16 @@ pub(super) struct Mounted {
     pub(super) device: String,
     /// Kind of the file system.
     pub(super) kind: String,
+    /// Writes are refused by this mount, whatever the file system does.
+    pub(super) read_only: bool,
 }
 
 /// The mount table of this process, in the order of mounting.
 ///
 /// *Errors*: when `/proc` is not there.
 pub(super) fn table() -> io::Result<Vec<Mounted>> {
-    Ok(parse(&std::fs::read_to_string("/proc/self/mountinfo")?))
+    // Somebody else's path that is no text must not hide ours.
+    Ok(parse(&String::from_utf8_lossy(&std::fs::read("/proc/self/mountinfo")?)))
 }
 
 fn parse(table: &str) -> Vec<Mounted> {
@@ -28,8 +33,9 @@ fn parse(table: &str) -> Vec<Mounted> {
         let mut fields = line.split(' ');
         let device = fields.nth(2)?.to_owned();
         let at = PathBuf::from(unescape(fields.nth(1)?));
+        let read_only = fields.next()?.split(',').any(|option| option == "ro");
         let kind = fields.skip_while(|field| *field != "-").nth(1)?.to_owned();
-        Some(Mounted { at, device, kind })
+        Some(Mounted { at, device, kind, read_only })
     };
     table.lines().filter_map(line).collect()
 }
@@ -45,11 +51,24 @@ pub(super) fn top<'a>(table: &'a [Mounted], at: &Path) -> Option<&'a Mounted> {
     table.iter().rev().find(|mounted| mounted.at == at)
 }
 
-/// Shows at `target` what is at `source`.
+/// Opens a directory of the mount at `volume`, or all of it. Links in the volume may lead anywhere in it, never out of it.
+///
+/// *Errors*: `EXDEV` and `ELOOP` for a link that leaves, `ENOENT`, `ENOTDIR`.
+pub(super) fn open(volume: &Path, directory: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(volume, flags, Mode::empty())?;
+    if directory.as_os_str().is_empty() {
+        return Ok(root);
+    }
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    Ok(rustix::fs::openat2(&root, directory, flags, Mode::empty(), resolve)?)
+}
+
+/// Shows at `target` a directory that is open.
 ///
 /// *Errors*: those of mount(2).
-pub(super) fn bind(source: &Path, target: &Path, read_only: bool) -> io::Result<()> {
-    rustix::mount::mount_bind(source, target)?;
+pub(super) fn bind(source: &OwnedFd, target: &Path, read_only: bool) -> io::Result<()> {
+    rustix::mount::mount_bind(format!("/proc/self/fd/{}", source.as_raw_fd()), target)?;
     if read_only {
         // The kernel takes this flag of a bind only when it is mounted again.
         let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
@@ -82,11 +101,12 @@ mod tests {
         let table = parse(
             "36 35 0:50 / /a\\040b rw,relatime shared:5 - fuse.jindofs jindofs ro\n\
              37 36 0:61 / /a\\040b rw,relatime shared:6 master:1 - fuse.jindofs jindofs ro\n\
-             38 35 0:50 / /c rw - ext4 /dev/vda rw\n",
+             38 35 0:50 / /c ro,nosuid - ext4 /dev/vda rw\n",
         );
         assert_eq!(table.len(), 3);
         assert_eq!(top(&table, Path::new("/a b")).expect("mounted").device, "0:61");
-        assert_eq!(top(&table, Path::new("/c")).expect("mounted").kind, "ext4");
+        let c = top(&table, Path::new("/c")).expect("mounted");
+        assert_eq!((c.kind.as_str(), c.read_only, table[0].read_only), ("ext4", true, false));
         assert_eq!(top(&table, Path::new("/a")), None);
     }
 }

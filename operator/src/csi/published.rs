@@ -1,18 +1,25 @@
 //! What is published where, remembered on disk: after a restart of the plugin or of a client it is made whole again.
+//!
+//! Whoever calls has the turn of the target. No lock is held while a file system is asked: one that hangs holds up nobody
+//! but those who use it.
 
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+use tonic::Status;
 
-use super::mounts::{bind, table, top, unmount_all};
+use super::mounts::{Mounted, bind, open, table, top, unmount_all};
 use crate::fingerprint::fingerprint;
 
 /// A volume, or a directory of it, at a target of the kubelet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Volume {
+    /// Id of the volume.
+    pub(super) volume: String,
     /// Where the kubelet wants it.
     pub(super) target: PathBuf,
     /// Mount of the client on this node.
@@ -24,9 +31,33 @@ pub(super) struct Volume {
 }
 
 impl Volume {
-    fn shown(&self) -> PathBuf {
-        if self.directory.as_os_str().is_empty() { self.source.clone() } else { self.source.join(&self.directory) }
+    fn show(&self) -> Result<(), Status> {
+        let directory = open(&self.source, &self.directory).map_err(|error| self.not_opened(&error))?;
+        bind(&directory, &self.target, self.read_only).map_err(|error| failed("mounting at", &self.target, &error))
     }
+
+    fn not_opened(&self, error: &io::Error) -> Status {
+        let path = self.directory.display();
+        match Errno::from_io_error(error) {
+            Some(Errno::NOENT) => Status::not_found(format!("the volume has no directory {path}")),
+            Some(Errno::NOTDIR) => Status::invalid_argument(format!("{path} is not a directory of the volume")),
+            Some(Errno::XDEV | Errno::LOOP) => Status::invalid_argument(format!("a link in {path} leaves the volume")),
+            _ => failed("opening", &self.source.join(&self.directory), error),
+        }
+    }
+
+    /// Whether this is what is shown: the mount the client has now, and no more rights than asked for.
+    fn is(&self, shown: &Mounted, source: Option<&Mounted>) -> bool {
+        source.is_some_and(|source| source.device == shown.device) && (shown.read_only || !self.read_only)
+    }
+}
+
+fn failed(what: &str, path: &Path, error: &io::Error) -> Status {
+    Status::internal(format!("{what} {}: {error}", path.display()))
+}
+
+fn mounts() -> Result<Vec<Mounted>, Status> {
+    table().map_err(|error| failed("reading", Path::new("/proc/self/mountinfo"), &error))
 }
 
 /// Everything that is published on this node.
@@ -40,12 +71,17 @@ impl Published {
     /// Reads the records of an earlier process.
     ///
     /// *Errors*: when the directory cannot be used. A record that cannot be read is set aside and said.
-    pub(super) fn open(directory: PathBuf) -> Result<Published, String> {
+    pub(super) fn load(directory: PathBuf) -> Result<Published, String> {
         let at = |error: io::Error| format!("{}: {error}", directory.display());
         std::fs::create_dir_all(&directory).map_err(at)?;
         let mut volumes = HashMap::new();
         for file in std::fs::read_dir(&directory).map_err(at)? {
             let path = file.map_err(at)?.path();
+            // Half of a record: its call has not been answered.
+            if path.extension().is_some_and(|extension| extension == "new") {
+                std::fs::remove_file(&path).map_err(at)?;
+                continue;
+            }
             let text = std::fs::read(&path).map_err(at)?;
             match serde_json::from_slice::<Volume>(&text) {
                 Ok(volume) => drop(volumes.insert(volume.target.clone(), volume)),
@@ -57,58 +93,102 @@ impl Published {
         Ok(Published { directory, volumes: Mutex::new(volumes) })
     }
 
+    fn volumes(&self) -> MutexGuard<'_, HashMap<PathBuf, Volume>> {
+        self.volumes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is published at a target.
+    pub(super) fn at(&self, target: &Path) -> Option<Volume> {
+        self.volumes().get(target).cloned()
+    }
+
     /// Name of a record: paths of targets are too long for one.
     fn record(&self, target: &Path) -> PathBuf {
         self.directory.join(format!("{}.json", fingerprint(target.as_os_str().as_encoded_bytes().iter().copied())))
     }
 
+    fn remember(&self, volume: Volume) -> Result<(), Status> {
+        let record = self.record(&volume.target);
+        let written = || {
+            let new = record.with_extension("new");
+            std::fs::write(&new, serde_json::to_vec(&volume)?)?;
+            std::fs::rename(&new, &record)
+        };
+        written().map_err(|error| failed("writing", &record, &error))?;
+        self.volumes().insert(volume.target.clone(), volume);
+        Ok(())
+    }
+
+    fn forget(&self, target: &Path) -> Result<(), Status> {
+        let record = self.record(target);
+        gone(std::fs::remove_file(&record)).map_err(|error| failed("removing", &record, &error))?;
+        self.volumes().remove(target);
+        Ok(())
+    }
+
     /// Binds a volume to its target; does nothing where it is bound already and lives.
     ///
-    /// *Errors*: of the disk and of mount(2); `NotFound` when the directory is not in the volume.
-    pub(super) fn publish(&self, volume: Volume) -> io::Result<()> {
-        let mut volumes = self.volumes.lock().unwrap_or_else(PoisonError::into_inner);
-        std::fs::write(self.record(&volume.target), serde_json::to_vec(&volume)?)?;
-        let table = table()?;
-        let source = top(&table, &volume.source).map(|one| one.device.clone());
-        let target = top(&table, &volume.target).map(|one| one.device.clone());
-        if target.is_none() || target != source {
-            unmount_all(&volume.target)?;
-            std::fs::create_dir_all(&volume.target)?;
-            bind(&volume.shown(), &volume.target, volume.read_only)?;
+    /// *Errors*: `AlreadyExists` when something else is published there, `NotFound` and `InvalidArgument` when the directory is
+    /// not in the volume, `Internal` with the words of the disk or of mount(2).
+    pub(super) fn publish(&self, volume: Volume) -> Result<(), Status> {
+        let table = mounts()?;
+        let target = volume.target.clone();
+        if let Some(shown) = top(&table, &target) {
+            if self.at(&target).is_some_and(|known| known != volume) {
+                let message = format!("something else is published at {}: unpublish it first", target.display());
+                return Err(Status::already_exists(message));
+            }
+            if volume.is(shown, top(&table, &volume.source)) {
+                return self.remember(volume);
+            }
         }
-        volumes.insert(volume.target.clone(), volume);
-        Ok(())
+        // Remembered first, so that no bind is without a record whenever this process ends.
+        self.remember(volume.clone())?;
+        let bound = unmount_all(&target)
+            .and_then(|()| std::fs::create_dir_all(&target))
+            .map_err(|error| failed("preparing", &target, &error))
+            .and_then(|()| volume.show());
+        bound.or_else(|error| self.forget(&target).and(Err(error)))
     }
 
     /// Takes a target away; does nothing where nothing is.
     ///
-    /// *Errors*: of the disk and of umount(2).
-    pub(super) fn unpublish(&self, target: &Path) -> io::Result<()> {
-        let mut volumes = self.volumes.lock().unwrap_or_else(PoisonError::into_inner);
-        unmount_all(target)?;
-        for removed in [std::fs::remove_dir(target), std::fs::remove_file(self.record(target))] {
-            removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })?;
-        }
-        volumes.remove(target);
-        Ok(())
+    /// *Errors*: `Internal` with the words of the disk or of umount(2).
+    pub(super) fn unpublish(&self, target: &Path) -> Result<(), Status> {
+        unmount_all(target).map_err(|error| failed("unmounting", target, &error))?;
+        gone(std::fs::remove_dir(target)).map_err(|error| failed("removing", target, &error))?;
+        self.forget(target)
     }
 
-    /// Binds anew, on top of the dead one, what shows the mount of a client that is gone while a new one is there. Pods with
-    /// the propagation `HostToContainer` see it at once, others when they are restarted.
-    pub(super) fn rebind(&self) {
-        let volumes = self.volumes.lock().unwrap_or_else(PoisonError::into_inner);
-        let Ok(table) = table() else { return };
-        for volume in volumes.values() {
-            let (Some(source), Some(target)) = (top(&table, &volume.source), top(&table, &volume.target)) else {
-                continue;
-            };
-            if source.device == target.device || !source.kind.starts_with("fuse") {
-                continue;
-            }
-            match bind(&volume.shown(), &volume.target, volume.read_only) {
-                Ok(()) => tracing::info!(target = %volume.target.display(), "bound to the client that came back"),
-                Err(error) => tracing::warn!(target = %volume.target.display(), %error, "not bound again"),
+    /// Volumes that show the mount of a client that is gone while a new one is there.
+    pub(super) fn stale(&self) -> Vec<Volume> {
+        let volumes: Vec<Volume> = self.volumes().values().cloned().collect();
+        let Ok(table) = table() else { return Vec::new() };
+        volumes.into_iter().filter(|volume| is_stale(volume, &table)).collect()
+    }
+
+    /// Binds such a volume anew, on top of the dead one. Pods with the propagation `HostToContainer` see it at once, others when
+    /// they are restarted.
+    pub(super) fn rebind(&self, volume: &Volume) {
+        // It may have been unpublished or bound since it was looked at.
+        if self.at(&volume.target).as_ref() != Some(volume) || !table().is_ok_and(|table| is_stale(volume, &table)) {
+            return;
+        }
+        match volume.show() {
+            Ok(()) => tracing::info!(target = %volume.target.display(), "bound to the client that came back"),
+            Err(error) => {
+                tracing::warn!(target = %volume.target.display(), error = error.message(), "not bound again")
             }
         }
     }
+}
+
+fn is_stale(volume: &Volume, table: &[Mounted]) -> bool {
+    let (source, target) = (top(table, &volume.source), top(table, &volume.target));
+    source.zip(target).is_some_and(|(source, target)| source.device != target.device && source.kind.starts_with("fuse"))
+}
+
+/// What is not there has been removed.
+fn gone(removed: io::Result<()>) -> io::Result<()> {
+    removed.or_else(|error| if error.kind() == ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }

@@ -1,0 +1,78 @@
+//! Whether a mount answers and how full it is, asked so that one that hangs costs one thread and holds nobody up.
+
+use std::path::Path;
+use std::time::Duration;
+
+use jindofs_proto::csi::VolumeUsage;
+use jindofs_proto::csi::volume_usage::Unit;
+use rustix::fs::StatVfs;
+
+use super::turns::Turns;
+
+/// How long a file system may take to answer. A client whose masters are away needs two seconds to say what it knows.
+const PATIENCE: Duration = Duration::from_millis(2250);
+/// Pause between two looks whether an earlier question was answered.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Asks mounts.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Health {
+    asked: Turns,
+}
+
+impl Health {
+    /// How full a mount is.
+    ///
+    /// *Errors*: what is wrong with it.
+    pub(super) async fn usage(&self, path: &Path) -> Result<Vec<VolumeUsage>, String> {
+        let answer = async {
+            // One that hangs keeps its thread: no second one is spent on it.
+            let turn = loop {
+                match self.asked.take(path.display().to_string()) {
+                    Some(turn) => break turn,
+                    None => tokio::time::sleep(LOOK).await,
+                }
+            };
+            let path = path.to_owned();
+            let ask = move || {
+                let _turn = turn;
+                rustix::fs::statvfs(&path)
+            };
+            tokio::task::spawn_blocking(ask).await
+        };
+        let answer = tokio::time::timeout(PATIENCE, answer).await;
+        let answer = answer.map_err(|_| "the client behind it does not answer: look at the FUSE pod of this node")?;
+        let stat = answer.map_err(|error| error.to_string())?.map_err(|error| match error {
+            rustix::io::Errno::NOTCONN | rustix::io::Errno::CONNABORTED => {
+                "the client behind it is gone: look at the FUSE pod of this node".to_owned()
+            }
+            error => error.to_string(),
+        })?;
+        Ok(figures(&stat))
+    }
+}
+
+/// What is told of a mount that does not say how full it is. The kubelet takes an answer without any figure for an error, and
+/// drops what is said about the volume's condition.
+pub(super) fn unknown() -> Vec<VolumeUsage> {
+    vec![VolumeUsage { unit: Unit::Bytes.into(), ..VolumeUsage::default() }]
+}
+
+fn figures(stat: &StatVfs) -> Vec<VolumeUsage> {
+    let whole = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    let bytes = |blocks: u64| whole(blocks.saturating_mul(stat.f_frsize));
+    vec![
+        VolumeUsage {
+            available: bytes(stat.f_bavail),
+            total: bytes(stat.f_blocks),
+            used: bytes(stat.f_blocks.saturating_sub(stat.f_bfree)),
+            unit: Unit::Bytes.into(),
+        },
+        VolumeUsage {
+            available: whole(stat.f_ffree),
+            total: whole(stat.f_files),
+            used: whole(stat.f_files.saturating_sub(stat.f_ffree)),
+            unit: Unit::Inodes.into(),
+        },
+    ]
+}
