@@ -9,7 +9,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use jindofs::dev::UfsMount;
 use jindofs_proto::csi::node_client::NodeClient;
 use jindofs_proto::csi::volume_capability::access_mode::Mode;
 use jindofs_proto::csi::volume_capability::{AccessMode, AccessType, MountVolume};
@@ -56,8 +55,11 @@ impl Site {
             dev.workers = 1;
             dev.worker_quota = 64 << 20;
             dev.mounts = mounts.clone();
-            dev.ufs = vec![UfsMount { path: format!("/{LOCAL}"), uri: format!("local://{}", local.display()) }];
         });
+        // Volumes come and go in the under-storage: each access asks it.
+        let (path, uri) = (format!("/{LOCAL}"), format!("local://{}", local.display()));
+        let added = cluster.jindoctl(&["mount", "add", &path, &uri, "--meta-policy", "always"]);
+        assert!(added.status.success(), "{}", String::from_utf8_lossy(&added.stderr));
         let plugin = launch(&kubelet);
         Site { plugin, cluster, local, mounts, kubelet, _dir: dir }
     }

@@ -3,6 +3,7 @@
 use jindofs_proto::csi::volume_capability::access_mode::Mode;
 use jindofs_proto::csi::volume_capability::{AccessType, BlockVolume, MountVolume};
 use jindofs_proto::csi::{NodeGetVolumeStatsRequest, NodePublishVolumeRequest, VolumeCapability};
+use rustix::mount::MountFlags;
 use tonic::Code;
 
 use super::{Site, capability, mounts_below};
@@ -158,6 +159,8 @@ async fn a_volume_for_reading_is_mounted_so_and_nothing_else_takes_its_place() {
         return;
     }
     let mut site = Site::start(1);
+    // The client's mount refuses writes itself, which would hide what the plugin does.
+    rustix::mount::mount_remount(&site.mounts[0], MountFlags::BIND, c"").expect("mounted again");
     let asked: [fn(&mut NodePublishVolumeRequest); 3] = [
         |asked| asked.readonly = true,
         |asked| asked.volume_capability = Some(capability(Mode::MultiNodeReaderOnly)),
