@@ -23,6 +23,19 @@ async fn condition(node: &NodeClient<Channel>, request: NodeGetVolumeStatsReques
     told.volume_condition.expect("a condition")
 }
 
+/// Stops a client; once this returns, none of its threads answers any more.
+fn pause(site: &Site, name: &str) {
+    site.cluster.dev.pause(name).expect("paused");
+    let tasks = format!("/proc/{}/task", site.cluster.dev.process(name).expect("a process").pid.expect("it runs"));
+    wait_for("every thread has stopped", PATIENCE, || {
+        let mut threads = std::fs::read_dir(&tasks).ok()?.flatten();
+        let stopped = |task: std::fs::DirEntry| {
+            std::fs::read_to_string(task.path().join("stat")).is_ok_and(|stat| stat.contains(") T "))
+        };
+        threads.all(stopped).then_some(())
+    });
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_hangs_is_reported_within_three_seconds_and_holds_up_nobody_else() {
     if !fuse_works("a_client_that_hangs_is_reported_within_three_seconds_and_holds_up_nobody_else") {
@@ -36,7 +49,7 @@ async fn a_client_that_hangs_is_reported_within_three_seconds_and_holds_up_nobod
             node.node_publish_volume(request).await.expect("published");
         }
     }
-    site.cluster.dev.pause("fuse-0").expect("paused");
+    pause(&site, "fuse-0");
     for _ in 0..2 {
         let (first, again, other) = join3(
             condition(&node, site.stats(0, "one-0")),

@@ -5,7 +5,11 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
+
+/// How often a path is looked up that the kernel could not look up.
+const TRIES: usize = 100;
 
 /// A line of the mount table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,7 +65,15 @@ pub(super) fn open(volume: &Path, directory: &Path) -> io::Result<OwnedFd> {
         return Ok(root);
     }
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-    Ok(rustix::fs::openat2(&root, directory, flags, Mode::empty(), resolve)?)
+    let mut opened = Err(Errno::AGAIN);
+    // The kernel cannot tell where `..` leads while anything is mounted or renamed on the node, and asks to be asked again.
+    for _ in 0..TRIES {
+        opened = rustix::fs::openat2(&root, directory, flags, Mode::empty(), resolve);
+        if !matches!(opened, Err(Errno::AGAIN)) {
+            break;
+        }
+    }
+    Ok(opened?)
 }
 
 /// Shows at `target` a directory that is open.
