@@ -10,6 +10,7 @@ const FILES: [&str; 11] = [
     "jindofs/v1/common.proto",
     "jindofs/v1/namespace.proto",
     "jindofs/v1/block.proto",
+    "jindofs/v1/handover.proto",
     "jindofs/v1/worker.proto",
     "jindofs/v1/job.proto",
     "jindofs/v1/admin.proto",

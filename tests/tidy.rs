@@ -101,7 +101,7 @@ fn root() -> PathBuf {
 /// All Rust files of ours, by path from the root.
 fn sources() -> Vec<Source> {
     let mut found = Vec::new();
-    for dir in ["src", "tests", "proto", "operator"] {
+    for dir in ["src", "tests", "packets", "proto", "operator"] {
         collect(&root().join(dir), &mut found);
     }
     assert!(found.len() > 20, "the sources are not where they are looked for");

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use jindofs_operator::crd::{self, Dataset, JindoRuntime};
@@ -54,6 +55,9 @@ enum Command {
         /// Directory below which the clients of the node mount.
         #[arg(long, env = "MOUNTS_DIR", default_value = desired::NODE_DIRECTORY)]
         mounts_dir: PathBuf,
+        /// Seconds that a mount waits for the next client before readers are told that it is gone.
+        #[arg(long, env = "HANDOVER_TIMEOUT", default_value_t = 120)]
+        handover_timeout: u64,
         /// Port of livez, readyz and metrics.
         #[arg(long, default_value_t = 8081)]
         http_port: u16,
@@ -81,8 +85,10 @@ fn main() -> ExitCode {
             let options = controller::Options { namespace, identity, image, driver };
             daemon(http_port, async |ready, stop| controller::run(options, ready, stop).await)
         }
-        Command::CsiNode { node, driver, kubelet_dir, mounts_dir, http_port } => {
-            let options = csi::Options { driver, node, kubelet: kubelet_dir, mounts: mounts_dir };
+        Command::CsiNode { node, driver, kubelet_dir, mounts_dir, handover_timeout, http_port } => {
+            let handover_timeout = Duration::from_secs(handover_timeout);
+            let options =
+                csi::Options { driver, node, kubelet: kubelet_dir, mounts: mounts_dir, handover_timeout };
             daemon(http_port, async |ready, stop| csi::run(options, ready, stop).await)
         }
     };

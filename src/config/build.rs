@@ -216,7 +216,7 @@ impl WorkerConfig {
         let beside = first.map(|tier| tier.path.join("worker")).unwrap_or_default();
         let data_dir = or(r.text("storage.work-dir"), beside);
         let socket = or(r.text("storage.socket"), data_dir.join("worker.sock"));
-        check_socket(&mut r, &socket);
+        check_socket(&mut r, "storage.socket", &socket);
         let address = r.text("storage.address");
         let config = WorkerConfig {
             masters: r.addresses("storage.namespace.rpc.address"),
@@ -234,13 +234,13 @@ impl WorkerConfig {
     }
 }
 
-fn check_socket(r: &mut Reader<'_>, socket: &Path) {
+fn check_socket(r: &mut Reader<'_>, name: &str, socket: &Path) {
     let length = socket.as_os_str().len();
     if length > SOCKET_PATH_MAX {
         let socket = socket.display();
         let problem =
             format!("{socket} has {length} bytes; a Unix socket can have {SOCKET_PATH_MAX}: set a shorter one");
-        r.complain("storage.socket", problem);
+        r.complain(name, problem);
     }
 }
 
@@ -335,10 +335,16 @@ impl FuseConfig {
         if !(1..=256).contains(&threads) {
             r.complain("fuse.threads", "must be from 1 to 256");
         }
+        let name = "fuse.handover.socket";
+        let handover_socket = Some(r.text(name)).filter(|text| !text.is_empty()).map(PathBuf::from);
+        if let Some(socket) = &handover_socket {
+            check_socket(&mut r, name, socket);
+        }
         let config = FuseConfig {
             client: client(&mut r),
             mount: PathBuf::from(r.text("fuse.mount")),
             create_mount: r.flag("fuse.mount.create"),
+            handover_socket,
             allow_other: r.flag("fuse.allow-other"),
             attr_ttl: r.parse("fuse.attr-ttl", value::duration),
             offline_max_staleness: r.parse("fuse.offline-max-staleness", value::duration),

@@ -201,6 +201,9 @@ pub const KEYS: &[Key] = &[
     key("fuse.mount", FUSE, Kind::Path, "", "mount", "Directory to mount at. Required."),
     key("fuse.mount.create", FUSE, Kind::Bool, "false", "",
         "Make the directory to mount at, and those above it, where they are missing."),
+    key("fuse.handover.socket", FUSE, Kind::Path, "", "",
+        "Unix socket of the CSI node plugin on this host. The plugin holds the mount while this process is replaced, so \
+         that readers wait instead of failing (Linux 6.9). Unset: the mount ends with the process."),
     key("fuse.allow-other", FUSE, Kind::Bool, "true", "",
         "Let other users than the one who mounts see the file system; permissions are checked by the kernel."),
     key("fuse.attr-ttl", FUSE, Kind::Duration, "1s", "",

@@ -121,6 +121,8 @@ pub struct FuseConfig {
     pub mount: PathBuf,
     /// Make the directory to mount at where it is missing.
     pub create_mount: bool,
+    /// Socket of who holds the mount while this process is replaced.
+    pub handover_socket: Option<PathBuf>,
     /// Let other users in (allow_other).
     pub allow_other: bool,
     /// How long the kernel may keep attributes and names of a mount that others change.

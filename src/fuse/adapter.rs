@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
@@ -19,6 +19,7 @@ use super::directory::Directory;
 use super::errno::Errno;
 use super::fs::Fs;
 use super::inodes::{Known, PageCache};
+use super::saved::Greeting;
 
 /// Read-ahead of the kernel, bytes.
 const READ_AHEAD: u32 = 4 << 20;
@@ -30,11 +31,31 @@ const GENERATION: Generation = Generation(0);
 pub(super) struct Adapter {
     fs: Arc<Fs>,
     runtime: Handle,
+    greeting: Arc<OnceLock<Greeting>>,
 }
 
 impl Adapter {
     pub(super) fn new(fs: Arc<Fs>, runtime: Handle) -> Adapter {
-        Adapter { fs, runtime }
+        Adapter { fs, runtime, greeting: Arc::default() }
+    }
+
+    /// What is agreed with the kernel, once it is.
+    pub(super) fn greeting(&self) -> Arc<OnceLock<Greeting>> {
+        self.greeting.clone()
+    }
+
+    /// Reads through a handle of the process before, which is opened here first.
+    fn read_inherited(&self, inode: INodeNo, number: u64, offset: u64, size: u32, reply: ReplyData) {
+        if self.fs.handles.inherited(number).is_none() {
+            return reply.error(errno(Errno::BAD_HANDLE));
+        }
+        let fs = self.fs.clone();
+        self.runtime.spawn(async move {
+            match fs.read_inherited(number, offset, size).await {
+                Ok(bytes) => reply.data(&bytes),
+                Err(error) => reply.error(failed("read", inode.0, &error)),
+            }
+        });
     }
 }
 
@@ -149,16 +170,25 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_ASYNC_DIO,
             // Files past the page cache can still be mapped.
             InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+            // Requests that a process took with it when it died can be had again.
+            InitFlags::FUSE_HAS_RESEND,
         ];
+        // These two fuser asks for by itself.
+        let mut agreed = config.capabilities() & (InitFlags::FUSE_ASYNC_READ | InitFlags::FUSE_BIG_WRITES);
         for flag in wanted {
-            if config.add_capabilities(flag).is_err() {
-                tracing::info!(?flag, "the kernel does not know this capability, it is left out");
+            match config.add_capabilities(flag) {
+                Ok(()) => agreed |= flag,
+                Err(_) => tracing::info!(?flag, "the kernel does not know this capability, it is left out"),
             }
         }
+        let version = config.kernel_abi();
         // The kernel may allow less: then the most it allows is set.
-        if let Err(most) = config.set_max_readahead(READ_AHEAD) {
-            let _ = config.set_max_readahead(most);
-        }
+        let max_readahead = match config.set_max_readahead(READ_AHEAD) {
+            Ok(_) => READ_AHEAD,
+            Err(most) => config.set_max_readahead(most).map_or(0, |_| most),
+        };
+        let capabilities = agreed.bits();
+        let _ = self.greeting.set(Greeting { version: (version.0, version.1), capabilities, max_readahead });
         let _ = config.set_max_background(BACKGROUND);
         Ok(())
     }
@@ -232,7 +262,9 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let Some(handle) = self.fs.handles.file(number.0) else { return reply.error(errno(Errno::BAD_HANDLE)) };
+        let Some(handle) = self.fs.handles.file(number.0) else {
+            return self.read_inherited(inode, number.0, offset, size, reply);
+        };
         let length = handle.file.source.length.saturating_sub(offset).min(u64::from(size));
         if length == 0 {
             return reply.data(&[]);
@@ -285,32 +317,28 @@ impl Filesystem for Adapter {
     }
 
     fn readdir(&self, _: &Request, inode: INodeNo, number: FileHandle, offset: u64, reply: ReplyDirectory) {
-        let Some(directory) = self.fs.handles.directory(number.0) else {
-            return reply.error(errno(Errno::BAD_HANDLE));
-        };
         let fs = self.fs.clone();
         self.runtime.spawn(async move {
-            match fs.fetch_entries(&directory, offset).await {
-                Ok(()) => give(&directory, offset, reply),
+            match fs.read_directory(number.0, offset).await {
+                Ok(directory) => give(&directory, offset, reply),
                 Err(error) => reply.error(failed("readdir", inode.0, &error)),
             }
         });
     }
 
     fn readdirplus(&self, _: &Request, inode: INodeNo, number: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
-        let Some(directory) = self.fs.handles.directory(number.0) else {
-            return reply.error(errno(Errno::BAD_HANDLE));
-        };
-        if offset == 0 && directory.has_started() {
-            directory.rewind();
-        }
-        if directory.wanted(offset).is_none() {
-            return give_plus(&self.fs, &directory, offset, reply);
+        if let Some(directory) = self.fs.handles.directory(number.0) {
+            if offset == 0 && directory.has_started() {
+                directory.rewind();
+            }
+            if directory.wanted(offset).is_none() {
+                return give_plus(&self.fs, &directory, offset, reply);
+            }
         }
         let fs = self.fs.clone();
         self.runtime.spawn(async move {
-            match fs.fetch_entries(&directory, offset).await {
-                Ok(()) => give_plus(&fs, &directory, offset, reply),
+            match fs.read_directory(number.0, offset).await {
+                Ok(directory) => give_plus(&fs, &directory, offset, reply),
                 Err(error) => reply.error(failed("readdirplus", inode.0, &error)),
             }
         });

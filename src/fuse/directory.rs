@@ -10,10 +10,21 @@ use std::time::Instant;
 use bytes::Bytes;
 use jindofs_proto::v1::{Attr, Entry, FileType};
 
+use super::saved::Open;
+
 /// Offsets 1 and 2 are those after "." and "..".
 const DOTS: u64 = 2;
 /// Attributes kept, in entries.
 const WINDOW_MAX: usize = 4096;
+
+/// Fingerprint of no names at all.
+const EMPTY: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// Fingerprint of names and one more (FNV-1a; no name holds a `/`).
+fn with_name(fingerprint: u64, name: &[u8]) -> u64 {
+    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    name.iter().chain(b"/").fold(fingerprint, step)
+}
 
 /// A name without its attributes.
 #[derive(Debug)]
@@ -43,6 +54,8 @@ struct State {
     /// Age of the attributes: when the oldest of them was asked for.
     since: Instant,
     end: bool,
+    /// Of all names, in their order.
+    fingerprint: u64,
     /// So many names came between two known ones that a page did not reach from one to the other: where to go on.
     resume: Option<(usize, Bytes)>,
 }
@@ -112,6 +125,24 @@ impl Directory {
         }
     }
 
+    /// What the next process must know to go on with it.
+    pub(super) fn open(&self) -> Open {
+        let state = self.state();
+        Open::Directory { inode: self.inode, names: state.items.len() as u64, fingerprint: state.fingerprint }
+    }
+
+    /// The offset at which the last of so many names is given; 0 for none.
+    pub(super) fn offset_of_last(names: u64) -> u64 {
+        names.checked_sub(1).map_or(0, |last| last + DOTS)
+    }
+
+    /// True if the first `names` of what was read are those of the fingerprint: then offsets mean the same.
+    pub(super) fn begins_with(&self, names: u64, fingerprint: u64) -> bool {
+        let state = self.state();
+        let first = usize::try_from(names).ok().and_then(|names| state.items.get(..names));
+        first.is_some_and(|items| items.iter().fold(EMPTY, |all, item| with_name(all, &item.name)) == fingerprint)
+    }
+
     /// The kernel starts again from the beginning: entries are read anew.
     pub(super) fn rewind(&self) {
         *self.state() = State::new(Instant::now());
@@ -160,7 +191,15 @@ fn index_of(offset: u64) -> usize {
 
 impl State {
     fn new(since: Instant) -> State {
-        State { items: Vec::new(), window: VecDeque::new(), window_start: 0, since, end: false, resume: None }
+        State {
+            items: Vec::new(),
+            window: VecDeque::new(),
+            window_start: 0,
+            since,
+            end: false,
+            fingerprint: EMPTY,
+            resume: None,
+        }
     }
 
     /// The first entry from `index` on that has not vanished; the number of entries when there is none. An offset beyond
@@ -184,6 +223,7 @@ impl State {
         }
         for Entry { name, attr } in page {
             let Some(attr) = attr else { continue };
+            self.fingerprint = with_name(self.fingerprint, &name);
             self.items.push(Item { name: name.as_ref().into(), inode: attr.inode, kind: attr.r#type(), gone: false });
             self.window.push_back(Some(attr));
         }
@@ -306,6 +346,25 @@ mod tests {
         let directory = Directory::new(3, 1);
         assert_eq!(read(&directory, &Master::with(0), 0, 10).len(), 2);
         assert!(directory.is_at_end(2));
+    }
+
+    #[test]
+    fn offsets_of_a_directory_read_anew_mean_the_same_only_if_nothing_before_them_changed() {
+        let mut master = Master::with(2500);
+        let first = Directory::new(3, 1);
+        let seen = read(&first, &master, 0, 100);
+        let Open::Directory { names, fingerprint, .. } = first.open() else { panic!("a directory") };
+        assert_eq!(names, 2500);
+        master.0.push(entry(5_000_000));
+        let again = Directory::new(3, 1);
+        read(&again, &master, Directory::offset_of_last(names), 100);
+        assert!(again.begins_with(names, fingerprint), "what came behind does not matter");
+        assert_eq!(read(&again, &master, seen[700].0, 100)[..1799], seen[701..]);
+        master.0.remove(7);
+        let changed = Directory::new(3, 1);
+        read(&changed, &master, 0, 100);
+        assert!(!changed.begins_with(names, fingerprint));
+        assert!(Directory::new(3, 1).begins_with(0, EMPTY), "nothing was read");
     }
 
     #[test]

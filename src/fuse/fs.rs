@@ -25,6 +25,7 @@ use super::dircache::{DirCache, Seen};
 use super::directory::Directory;
 use super::handles::{FileHandle, Handles};
 use super::inodes::{Inodes, Known, PageCache};
+use super::saved::Open;
 
 /// How long masters are waited for where something older can serve.
 const HASTY: Duration = Duration::from_secs(2);
@@ -187,7 +188,8 @@ impl Fs {
         if self.is_large(&file.source) && !file.is_local() {
             return None;
         }
-        Some(self.opened(inode, file))
+        // One that cannot be opened is tried again, with an error for the caller.
+        self.opened(inode, file).ok()
     }
 
     fn is_large(&self, source: &FileSource) -> bool {
@@ -200,21 +202,27 @@ impl Fs {
         if attr.r#type() == FileType::Directory {
             return Err(Error::new(ErrorKind::IsADirectory, format!("inode {inode} is a directory")));
         }
-        let source = match self.source_now(&attr) {
-            Some(source) => source,
-            None => self.source(&attr).await?,
-        };
-        let file = self.reader.open(source);
+        let file = self.open_source(&attr).await?;
         if self.is_large(&file.source) && !file.is_local() {
             self.reader.look_local(&file).await;
         }
-        Ok(self.opened(inode, file))
+        self.opened(inode, file)
     }
 
-    fn opened(&self, inode: u64, file: Arc<OpenFile>) -> (u64, PageCache) {
+    /// The content that attributes name.
+    pub(super) async fn open_source(&self, attr: &Attr) -> Result<Arc<OpenFile>> {
+        let source = match self.source_now(attr) {
+            Some(source) => source,
+            None => self.source(attr).await?,
+        };
+        Ok(self.reader.open(source))
+    }
+
+    fn opened(&self, inode: u64, file: Arc<OpenFile>) -> Result<(u64, PageCache)> {
         let direct = self.is_large(&file.source) && file.is_local();
-        let pages = self.inodes.opened(inode, file.source.version, direct);
-        (self.handles.add_file(inode, file), pages)
+        let version = file.source.version;
+        let number = self.handles.add_file(inode, file)?;
+        Ok((number, self.inodes.opened(inode, version, direct)))
     }
 
     fn source_now(&self, attr: &Attr) -> Option<FileSource> {
@@ -245,8 +253,8 @@ impl Fs {
 
     /// Closes a file.
     pub(super) fn release(&self, number: u64) {
-        if let Some(handle) = self.handles.take_file(number) {
-            self.inodes.closed(handle.inode, handle.file.source.version);
+        if let Some(Open::File { inode, version }) = self.handles.take_file(number) {
+            self.inodes.closed(inode, version);
         }
     }
 
@@ -297,12 +305,13 @@ impl Fs {
             return Err(Error::new(ErrorKind::NotADirectory, format!("inode {inode} is not a directory")));
         }
         let keep = self.inodes.listing_is_fresh(inode, self.ttl);
-        Ok((self.handles.add_directory(Directory::new(inode, attr.parent)), keep))
+        Ok((self.handles.add_directory(Directory::new(inode, attr.parent))?, keep))
     }
 
-    /// Fetches what is needed to give entries from `offset` on.
-    pub(super) async fn fetch_entries(&self, directory: &Directory, offset: u64) -> Result<()> {
+    /// Fetches what is needed to give entries from `offset` on; true if anything had to be fetched.
+    pub(super) async fn fetch_entries(&self, directory: &Directory, offset: u64) -> Result<bool> {
         let _one = directory.fetching.lock().await;
+        let mut fetched = false;
         while let Some(wanted) = directory.wanted(offset) {
             let asked = Instant::now();
             let page = self.patient.list_page(at_inode(directory.inode), wanted.after.clone(), 0).await?;
@@ -311,8 +320,9 @@ impl Fs {
                 self.listings.first_page(directory.inode, &page.entries, end);
             }
             directory.take(&wanted, page.entries, end, asked);
+            fetched = true;
         }
-        Ok(())
+        Ok(fetched)
     }
 
     /// What the cache of all workers can hold, and holds.

@@ -45,8 +45,6 @@ struct Inode {
     parent: u64,
     name: Box<[u8]>,
     lookups: u64,
-    /// Versions of the content that are open, with the number of handles.
-    open: Vec<(u64, u32)>,
     /// Version of the content that the kernel's page cache may hold.
     cached_version: Option<u64>,
     /// When the kernel was last given a listing to keep.
@@ -65,6 +63,8 @@ pub(super) enum PageCache {
 }
 
 type Names = HashMap<(u64, Box<[u8]>), u64>;
+/// Versions of the content of each inode that are open, with the number of handles.
+type Opens = HashMap<u64, Vec<(u64, u32)>>;
 
 /// All inodes the kernel knows.
 #[derive(Debug)]
@@ -72,11 +72,13 @@ pub(super) struct Inodes {
     shards: [Mutex<HashMap<u64, Inode>>; SHARDS],
     /// (directory, name) to inode, for lookups while no master answers.
     names: [Mutex<Names>; SHARDS],
+    /// Apart from the inodes: what the process before had open is known before its inode is.
+    opens: [Mutex<Opens>; SHARDS],
 }
 
 impl Inodes {
     pub(super) fn new() -> Inodes {
-        Inodes { shards: Default::default(), names: Default::default() }
+        Inodes { shards: Default::default(), names: Default::default(), opens: Default::default() }
     }
 
     fn shard(&self, inode: u64) -> MutexGuard<'_, HashMap<u64, Inode>> {
@@ -85,6 +87,10 @@ impl Inodes {
 
     fn names(&self, directory: u64) -> MutexGuard<'_, Names> {
         lock(&self.names[usize::try_from(directory).unwrap_or(0) % SHARDS])
+    }
+
+    fn opens(&self, inode: u64) -> MutexGuard<'_, Opens> {
+        lock(&self.opens[usize::try_from(inode).unwrap_or(0) % SHARDS])
     }
 
     /// The kernel learns an entry: one more lookup to be forgotten some day.
@@ -183,15 +189,22 @@ impl Inodes {
         Some(names.join(&b'/'))
     }
 
+    /// A handle for `version` is open; true if one for another version is, too.
+    pub(super) fn note_open(&self, inode: u64, version: u64) -> bool {
+        let mut opens = self.opens(inode);
+        let open = opens.entry(inode).or_default();
+        match open.iter_mut().find(|(open, _)| *open == version) {
+            Some((_, handles)) => *handles += 1,
+            None => open.push((version, 1)),
+        }
+        open.len() > 1
+    }
+
     /// A handle for `version` is opened; a `direct` one leaves the page cache to others.
     pub(super) fn opened(&self, inode: u64, version: u64, direct: bool) -> PageCache {
+        let other = self.note_open(inode, version);
         let mut shard = self.shard(inode);
         let Some(entry) = shard.get_mut(&inode) else { return PageCache::Bypass };
-        let other = entry.open.iter().any(|(open, _)| *open != version);
-        match entry.open.iter_mut().find(|(open, _)| *open == version) {
-            Some((_, handles)) => *handles += 1,
-            None => entry.open.push((version, 1)),
-        }
         if direct || other && entry.cached_version != Some(version) {
             return PageCache::Bypass;
         }
@@ -200,18 +213,21 @@ impl Inodes {
 
     /// True while a handle is open: its attributes serve although the name may be gone.
     pub(super) fn is_open(&self, inode: u64) -> bool {
-        self.shard(inode).get(&inode).is_some_and(|entry| !entry.open.is_empty())
+        self.opens(inode).contains_key(&inode)
     }
 
     /// A handle for `version` is closed.
     pub(super) fn closed(&self, inode: u64, version: u64) {
-        let mut shard = self.shard(inode);
-        let Some(entry) = shard.get_mut(&inode) else { return };
-        if let Some(at) = entry.open.iter().position(|(open, _)| *open == version) {
-            entry.open[at].1 -= 1;
-            if entry.open[at].1 == 0 {
-                entry.open.swap_remove(at);
+        let mut opens = self.opens(inode);
+        let Some(open) = opens.get_mut(&inode) else { return };
+        if let Some(at) = open.iter().position(|(open, _)| *open == version) {
+            open[at].1 -= 1;
+            if open[at].1 == 0 {
+                open.swap_remove(at);
             }
+        }
+        if open.is_empty() {
+            opens.remove(&inode);
         }
     }
 
@@ -236,15 +252,8 @@ impl Inodes {
 
 impl Inode {
     fn new(parent: u64, name: &[u8], known: &Known) -> Inode {
-        let mut inode = Inode {
-            known: known.clone(),
-            parent,
-            name: name.into(),
-            lookups: 0,
-            open: Vec::new(),
-            cached_version: None,
-            listed: None,
-        };
+        let mut inode =
+            Inode { known: known.clone(), parent, name: name.into(), lookups: 0, cached_version: None, listed: None };
         detach(&mut inode.known.attr);
         inode
     }
@@ -323,6 +332,23 @@ mod tests {
         assert_eq!(inodes.opened(5, 11, false), PageCache::Drop, "the pages are still of the old version");
         assert_eq!(inodes.opened(5, 11, false), PageCache::Keep);
         assert_eq!(inodes.opened(5, 11, true), PageCache::Bypass, "asked for");
+    }
+
+    #[test]
+    fn pages_of_a_version_that_was_open_before_we_came_are_not_mixed_with_others() {
+        let inodes = Inodes::new();
+        inodes.note_open(5, 10);
+        inodes.entered(1, b"f", known(5));
+        assert_eq!(inodes.opened(5, 11, false), PageCache::Bypass);
+        inodes.closed(5, 11);
+        assert_eq!(inodes.opened(5, 10, false), PageCache::Drop, "which pages the kernel has is not known");
+        inodes.closed(5, 10);
+        inodes.closed(5, 10);
+        assert!(!inodes.is_open(5));
+        inodes.note_open(6, 1);
+        inodes.entered(1, b"g", known(6));
+        inodes.forget(6, 1);
+        assert!(inodes.is_open(6), "lookups of the process before are not counted here");
     }
 
     #[test]

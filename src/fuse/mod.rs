@@ -6,13 +6,17 @@ mod directory;
 mod errno;
 mod fs;
 mod handles;
+mod handover;
+mod inherit;
 mod inodes;
 mod mountpoint;
+mod saved;
+mod session;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use fuser::{BackgroundSession, Config, MountOption, SessionACL};
+use fuser::BackgroundSession;
 
 use crate::client::mounts::Mounts;
 use crate::client::reader::Reader;
@@ -25,25 +29,31 @@ use crate::telemetry::http::{self, Probe};
 use crate::ufs;
 
 use fs::Fs;
+use handover::{Held, Link, Taken};
+use session::Served;
 
 pub use mountpoint::{is_mounted, unmount};
 
 /// How often the mount table is looked at, and whether the kernel still serves the mount.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Serves a mount until `stop`, or until somebody unmounts it.
+/// Serves a mount until `stop`, or until somebody unmounts it. A mount that a keeper holds is left to the next process: then
+/// this one ends here and now.
 ///
 /// *Errors*: what keeps it from mounting, with the way out.
 pub async fn run(config: FuseConfig, stop: Shutdown) -> Result<()> {
     let http_port = server::bind(&format!("{}:{}", config.bind, config.http_port), "fuse.http.port").await?;
-    mountpoint::prepare(&config.mount, config.create_mount)?;
     let channel = MasterChannel::new(&config.client);
     let mounts = Arc::new(Mounts::new(channel.clone()));
     let reader = Reader::new(channel.clone(), mounts.clone(), Some(ufs::Registry::default()));
     reader.start_tidying();
     let workers = reader.workers().clone();
     let fs = Fs::new(&config, channel.clone(), mounts.clone(), reader);
-    let session = mount(&config, fs.clone())?;
+    let (Served { session, handover }, link) = serve(&config, &fs).await?;
+    let held = Held::default();
+    if let (Some(socket), Some(handover)) = (config.handover_socket.clone(), handover) {
+        tokio::spawn(handover::keep_held(socket, handover, link, held.clone()));
+    }
     // What opening needs beside attributes is asked for now: masters may be gone when it is needed.
     let (early, list) = (mounts.clone(), workers);
     tokio::spawn(async move { tokio::join!(early.keep_fresh(), list.all()) });
@@ -66,34 +76,41 @@ pub async fn run(config: FuseConfig, stop: Shutdown) -> Result<()> {
         }
         mounts.keep_fresh().await;
     };
+    if held.get() && !session.guard.is_finished() {
+        leave(&outcome);
+    }
     ends.cancel();
     end(session, &config);
     outcome
 }
 
-fn mount(config: &FuseConfig, fs: Arc<Fs>) -> Result<BackgroundSession> {
-    let mut options = Config::default();
-    // The kernel checks permissions, refuses writes, and says whose mount it is.
-    options.mount_options = vec![
-        MountOption::FSName("jindofs".to_owned()),
-        MountOption::Subtype("jindofs".to_owned()),
-        MountOption::RO,
-        MountOption::NoSuid,
-        MountOption::NoDev,
-        MountOption::DefaultPermissions,
-    ];
-    options.acl = if config.allow_other { SessionACL::All } else { SessionACL::Owner };
-    options.n_threads = Some(config.threads);
-    options.clone_fd = true;
-    let adapter = adapter::Adapter::new(fs, tokio::runtime::Handle::current());
-    fuser::spawn_mount(adapter, &config.mount, &options).map_err(|error| {
-        let hint = match error.raw_os_error() {
-            Some(libc::EPERM | libc::EACCES) => ": run it as root, or set user_allow_other in /etc/fuse.conf",
-            Some(libc::ENODEV | libc::ENOENT) => ": is /dev/fuse there?",
-            _ => "",
-        };
-        Error::from(error).context(format!("cannot mount at {}{hint}", config.mount.display()))
-    })
+/// Goes on with the mount that another process has left, or mounts anew.
+async fn serve(config: &FuseConfig, fs: &Arc<Fs>) -> Result<(Served, Option<Link>)> {
+    let taken = match &config.handover_socket {
+        Some(socket) => handover::take(socket, &config.mount).await?,
+        None => None,
+    };
+    if let Some(Taken { device, fuse, state, link }) = taken {
+        match session::take_over(config, fs, device.clone(), fuse, state) {
+            Ok(served) => return Ok((served, Some(link))),
+            Err(error) => {
+                tracing::error!(%error, "what the process before has left is given up, and a new mount is made");
+                link.discard(&device).await?;
+            }
+        }
+    }
+    mountpoint::prepare(&config.mount, config.create_mount)?;
+    session::mount(config, fs).map(|served| (served, None))
+}
+
+/// Ends the process without an answer to what the kernel has asked: it asks the next one. Ending in order would drop those
+/// requests, and each that is dropped is an error for somebody who reads.
+fn leave(outcome: &Result<()>) -> ! {
+    match outcome {
+        Ok(()) => tracing::info!("the mount is left to the next process"),
+        Err(error) => tracing::error!(%error, "the mount is left to the next process"),
+    }
+    std::process::exit(outcome.as_ref().map_or_else(|error| i32::from(error.exit_code()), |()| 0));
 }
 
 /// Unmounts; a mount that is in use vanishes from the tree and lives on for those who use it until they let go.

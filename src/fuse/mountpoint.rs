@@ -4,10 +4,14 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use rustix::mount::UnmountFlags;
 
 use crate::error::{Error, ErrorKind, Result};
+
+/// How long a mount may take to answer before it counts as one that lives.
+const ANSWER: Duration = Duration::from_secs(5);
 
 /// Makes a directory fit to be mounted on: what a killed process left there is cleared, and if `create`, it is made.
 ///
@@ -15,8 +19,8 @@ use crate::error::{Error, ErrorKind, Result};
 pub(super) fn prepare(mount: &Path, create: bool) -> Result<()> {
     if is_mounted(mount) {
         // Attributes may come from the kernel's cache; this goes to the process, if there is one.
-        match rustix::fs::statvfs(mount) {
-            Err(rustix::io::Errno::NOTCONN | rustix::io::Errno::CONNABORTED) => {
+        match ask(mount) {
+            Some(Err(rustix::io::Errno::NOTCONN | rustix::io::Errno::CONNABORTED)) => {
                 tracing::info!(mount = %mount.display(), "a mount whose process is gone is cleared");
                 unmount(mount)?;
                 return prepare(mount, create);
@@ -44,16 +48,34 @@ pub(super) fn prepare(mount: &Path, create: bool) -> Result<()> {
     }
 }
 
+/// What the process behind a mount answers; `None` if it does not.
+fn ask(mount: &Path) -> Option<rustix::io::Result<()>> {
+    let (sender, answer) = std::sync::mpsc::channel();
+    let mount = mount.to_owned();
+    // Nothing ends a question that nobody answers: it keeps a thread of its own.
+    std::thread::spawn(move || sender.send(rustix::fs::statvfs(&mount).map(drop)));
+    answer.recv_timeout(ANSWER).ok()
+}
+
 /// True if a FUSE file system is mounted at exactly this directory, alive or not.
 pub fn is_mounted(mount: &Path) -> bool {
-    let Ok(table) = std::fs::read("/proc/self/mountinfo") else { return false };
+    device(mount).is_some()
+}
+
+/// Device number, "major:minor", of the FUSE file system that is mounted at exactly this directory, alive or not.
+pub(super) fn device(mount: &Path) -> Option<String> {
+    let table = std::fs::read("/proc/self/mountinfo").ok()?;
     let wanted = resolve(mount);
-    table.split(|byte| *byte == b'\n').any(|line| {
+    let line = |line: &[u8]| {
         let mut fields = line.split(|byte| *byte == b' ');
-        let at = fields.nth(4).map(unescape);
-        let kind = fields.skip_while(|field| *field != b"-").nth(1);
-        at.as_deref() == Some(&wanted) && kind.is_some_and(|kind| kind.starts_with(b"fuse"))
-    })
+        let device = fields.nth(2)?.to_owned();
+        let at = fields.nth(1).map(unescape)?;
+        let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
+        (at == wanted).then(|| (device, kind.to_owned()))
+    };
+    // The last one lies on top.
+    let (device, kind) = table.split(|byte| *byte == b'\n').filter_map(line).next_back()?;
+    if kind.starts_with(b"fuse") { String::from_utf8(device).ok() } else { None }
 }
 
 /// The path as the mount table has it. Only the directory above is looked at: asking a dead mount itself fails.

@@ -2,7 +2,6 @@
 //! the leader, and calls to workers.
 
 pub mod channel;
-pub mod packets;
 pub mod remote;
 pub mod server;
 pub mod source;

@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use super::fill::Filler;
 use super::store::BlockFile;
 use crate::error::{Error, ErrorKind, Result};
-use crate::rpc::packets::{PACKET_MAX, PacketListener, Packets};
+use jindofs_packets::{PACKET_MAX, PacketListener, Packets};
 use crate::rpc::status::to_detail;
 use crate::runtime::Shutdown;
 use crate::types::BLOCK_SIZE;
@@ -102,7 +102,7 @@ impl Connection {
             Err(error) => (LocalReply { error: Some(to_detail(&error)), ..LocalReply::default() }, None),
         };
         let packet = LocalReply { id, ..reply }.encode_to_vec();
-        if let Err(error) = self.packets.send(&packet, descriptor.as_ref().map(AsFd::as_fd)).await {
+        if let Err(error) = self.packets.send(&packet, descriptor.as_ref().map(AsFd::as_fd).as_slice()).await {
             tracing::debug!(%error, "local reader is gone");
         }
     }

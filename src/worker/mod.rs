@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use crate::config::{ClientConfig, WorkerConfig};
 use crate::error::{Error, Result};
 use crate::rpc::channel::MasterChannel;
-use crate::rpc::packets::PacketListener;
+use jindofs_packets::PacketListener;
 use crate::rpc::server;
 use crate::runtime::Shutdown;
 use crate::telemetry::http::{self, Probe};

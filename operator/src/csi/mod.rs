@@ -5,6 +5,7 @@
 
 mod health;
 mod identity;
+mod keeper;
 mod mounts;
 mod node;
 mod published;
@@ -22,8 +23,10 @@ use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
+use crate::desired::handover_socket;
 use crate::http::Ready;
 use health::Health;
+use keeper::Keeper;
 use published::{Published, Volume};
 use turns::Turns;
 
@@ -41,6 +44,8 @@ pub struct Options {
     pub kubelet: PathBuf,
     /// Directory below which the clients of this node mount.
     pub mounts: PathBuf,
+    /// How long a mount waits for the next client.
+    pub handover_timeout: Duration,
 }
 
 fn listen(socket: &Path) -> Result<UnixListener, String> {
@@ -66,6 +71,8 @@ pub async fn run(options: Options, ready: Ready, stop: impl Future<Output = ()>)
     let listener = listen(&socket)?;
     let register = options.kubelet.join("plugins_registry").join(format!("{}-reg.sock", options.driver));
     let registrar = listen(&register)?;
+    let handover = keeper::listen(&handover_socket(&options.mounts))?;
+    let keeper = Arc::new(Keeper::new(published.clone(), options.handover_timeout));
     let (turns, health) = (Turns::default(), Health::default());
     let node = node::NodeService::new(options.clone(), published.clone(), turns.clone(), health.clone());
     let serve = Server::builder()
@@ -73,25 +80,36 @@ pub async fn run(options: Options, ready: Ready, stop: impl Future<Output = ()>)
         .add_service(NodeServer::new(node))
         .serve_with_incoming(UnixListenerStream::new(listener));
     let plugin = registration::info(&options.driver, &socket);
-    let rebind = async {
-        loop {
-            for volume in published.stale() {
-                tokio::spawn(bind_again(volume, published.clone(), turns.clone(), health.clone()));
-            }
-            tokio::time::sleep(LOOK).await;
-        }
-    };
     ready.set();
     tracing::info!(driver = options.driver, node = options.node, socket = %socket.display(), "serving the kubelet");
     let outcome = tokio::select! {
         served = serve => served.map_err(|error| format!("the plugin's socket: {error}")),
         () = registration::serve(registrar, plugin) => Err("the registration socket has ended".to_owned()),
-        () = rebind => Ok(()),
+        () = keep_bound(published, turns, health) => Ok(()),
+        () = keep_tidy(keeper.clone()) => Ok(()),
+        () = keeper.serve(handover) => Ok(()),
         () = stop => Ok(()),
     };
     // The kubelet takes a socket that is gone for a plugin that is gone, and mounts nothing more until it comes back.
     let _ = std::fs::remove_file(&register);
     outcome
+}
+
+async fn keep_bound(published: Arc<Published>, turns: Turns, health: Health) {
+    loop {
+        for volume in published.stale() {
+            tokio::spawn(bind_again(volume, published.clone(), turns.clone(), health.clone()));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Apart from binding: what blocks there may wait for what is let go of here.
+async fn keep_tidy(keeper: Arc<Keeper>) {
+    loop {
+        keeper.clone().tidied().await;
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 /// Binds a volume to the client that came back, unless it does not answer or somebody works on the target: the next look is

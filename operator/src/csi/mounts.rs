@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
@@ -22,6 +22,13 @@ pub(super) struct Mounted {
     pub(super) kind: String,
     /// Writes are refused by this mount, whatever the file system does.
     pub(super) read_only: bool,
+}
+
+impl Mounted {
+    /// True for the mount of a client.
+    pub(super) fn is_fuse(&self) -> bool {
+        self.kind.starts_with("fuse")
+    }
 }
 
 /// The mount table of this process, in the order of mounting.
@@ -74,6 +81,15 @@ pub(super) fn open(volume: &Path, directory: &Path) -> io::Result<OwnedFd> {
         }
     }
     Ok(opened?)
+}
+
+/// Device of what is open, as the mount table has it. The file system is not asked.
+///
+/// *Errors*: those of statx(2).
+pub(super) fn device(opened: &OwnedFd) -> io::Result<String> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let found = rustix::fs::statx(opened, c"", flags, StatxFlags::empty())?;
+    Ok(format!("{}:{}", found.stx_dev_major, found.stx_dev_minor))
 }
 
 /// Shows at `target` a directory that is open.

@@ -19,7 +19,7 @@ use tonic::{Request, Response, Status};
 
 use super::Options;
 use super::health::{self, Health};
-use super::mounts::{table, top};
+use super::mounts::{Mounted, table, top};
 use super::published::{Published, Volume};
 use super::request::{below, given, reads_only, source, target};
 use super::turns::{Turn, Turns};
@@ -39,7 +39,7 @@ pub(super) struct NodeService {
 }
 
 fn is_mounted(path: &Path) -> bool {
-    table().is_ok_and(|table| top(&table, path).is_some_and(|one| one.kind.starts_with("fuse")))
+    table().is_ok_and(|table| top(&table, path).is_some_and(Mounted::is_fuse))
 }
 
 /// The turn ends with the work, not with a caller who does not wait for it.

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use tonic::Status;
 
-use super::mounts::{Mounted, bind, open, table, top, unmount_all};
+use super::mounts::{Mounted, bind, device, open, table, top, unmount_all};
 use crate::fingerprint::fingerprint;
 
 /// A volume, or a directory of it, at a target of the kubelet.
@@ -33,6 +33,12 @@ pub(super) struct Volume {
 impl Volume {
     fn show(&self) -> Result<(), Status> {
         let directory = open(&self.source, &self.directory).map_err(|error| self.not_opened(&error))?;
+        let opened = device(&directory).map_err(|error| failed("looking at", &self.source, &error))?;
+        // It may have been taken away since it was waited for; then what lies below it has been opened.
+        if !top(&mounts()?, &self.source).is_some_and(|client| client.is_fuse() && client.device == opened) {
+            let message = format!("the client's mount at {} has just ended", self.source.display());
+            return Err(Status::unavailable(message));
+        }
         bind(&directory, &self.target, self.read_only).map_err(|error| failed("mounting at", &self.target, &error))
     }
 
@@ -160,6 +166,28 @@ impl Published {
         self.forget(target)
     }
 
+    /// Takes a client's mount away wherever it is, but not what is bound at targets: there the next one is bound on top.
+    ///
+    /// *Errors*: of umount(2).
+    pub(super) fn end(&self, device: &str) -> io::Result<()> {
+        let (volumes, table) = (self.volumes().clone(), table()?);
+        let places = table.iter().filter(|one| one.device == device && !volumes.contains_key(&one.at));
+        for place in places.filter(|one| top(&table, &one.at) == Some(*one)) {
+            unmount_all(&place.at)?;
+        }
+        Ok(())
+    }
+
+    /// True if a target shows this mount, or is about to: a volume is remembered before it is shown.
+    ///
+    /// *Errors*: when the mount table cannot be read.
+    pub(super) fn needs(&self, device: &str) -> io::Result<bool> {
+        let (volumes, table) = (self.volumes().clone(), table()?);
+        let shown = table.iter().any(|one| one.device == device && volumes.contains_key(&one.at));
+        let mut sources = volumes.values().filter_map(|volume| top(&table, &volume.source));
+        Ok(shown || sources.any(|source| source.device == device))
+    }
+
     /// Volumes that show the mount of a client that is gone while a new one is there.
     pub(super) fn stale(&self) -> Vec<Volume> {
         let volumes: Vec<Volume> = self.volumes().values().cloned().collect();
@@ -185,7 +213,7 @@ impl Published {
 
 fn is_stale(volume: &Volume, table: &[Mounted]) -> bool {
     let (source, target) = (top(table, &volume.source), top(table, &volume.target));
-    source.zip(target).is_some_and(|(source, target)| source.device != target.device && source.kind.starts_with("fuse"))
+    source.zip(target).is_some_and(|(source, target)| source.device != target.device && source.is_fuse())
 }
 
 /// What is not there has been removed.

@@ -1,6 +1,7 @@
 //! The FUSE client: a DaemonSet on the nodes where pods use the Dataset, and the volume and claim those pods name.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::apps::v1::{DaemonSet, DaemonSetSpec, DaemonSetUpdateStrategy};
 use k8s_openapi::api::core::v1::{
@@ -20,6 +21,11 @@ use crate::crd::Component;
 pub const NODE_DIRECTORY: &str = "/runtime-mnt/jindo";
 /// Name of a mount in its directory, as Fluid has it.
 pub const MOUNT_NAME: &str = "jindofs-fuse";
+/// In the directory of all mounts: where the node plugin has the socket at which it holds mounts while their pods are replaced.
+const HANDOVER_DIRECTORY: &str = ".handover";
+const HANDOVER_SOCKET: &str = "keeper.sock";
+/// Where the pod sees it.
+const POD_HANDOVER_DIRECTORY: &str = "/handover";
 /// Where the pod sees the directory of its mount.
 const POD_DIRECTORY: &str = "/jfs";
 /// Class of volumes that nobody provisions.
@@ -33,6 +39,11 @@ const SCRAPED: &str = "prometheus.fuse.fluid.io/scrape";
 /// Label that no node has: a DaemonSet that selects by it runs nothing.
 const NOWHERE: &str = "jindofs.io/disabled";
 
+/// Socket at which the node plugin holds mounts, by the directory of all mounts.
+pub fn handover_socket(mounts: &Path) -> PathBuf {
+    mounts.join(HANDOVER_DIRECTORY).join(HANDOVER_SOCKET)
+}
+
 /// Directory on the node that holds the mount.
 fn node_directory(input: &Input<'_>) -> String {
     format!("{NODE_DIRECTORY}/{}/{}", input.names.namespace, input.names.name)
@@ -45,6 +56,7 @@ pub(super) fn settings(input: &Input<'_>) -> Settings {
         ("fuse.mount", format!("{POD_DIRECTORY}/{MOUNT_NAME}")),
         ("fuse.mount.create", "true".to_owned()),
         ("fuse.http.port", FUSE_HTTP.to_string()),
+        ("fuse.handover.socket", format!("{POD_HANDOVER_DIRECTORY}/{HANDOVER_SOCKET}")),
     ];
     let derived = derived.map(|(key, value)| (key.to_owned(), value)).into();
     overlaid(derived, [&input.of_role(Role::Fuse), &input.runtime.spec.fuse.properties])
@@ -79,17 +91,24 @@ fn component(input: &Input<'_>) -> Component {
 
 pub(super) fn daemon_set(input: &Input<'_>) -> DaemonSet {
     let names = &input.names;
-    let path = HostPathVolumeSource { path: node_directory(input), type_: Some("DirectoryOrCreate".to_owned()) };
+    let on_node = |name: &str, path: String| Volume {
+        name: name.to_owned(),
+        host_path: Some(HostPathVolumeSource { path, type_: Some("DirectoryOrCreate".to_owned()) }),
+        ..Volume::default()
+    };
     let process = Process {
         ports: vec![("http", FUSE_HTTP)],
         http: FUSE_HTTP,
-        volumes: vec![Volume { name: "mounts".to_owned(), host_path: Some(path), ..Volume::default() }],
-        mounts: vec![VolumeMount {
-            name: "mounts".to_owned(),
-            mount_path: POD_DIRECTORY.to_owned(),
-            mount_propagation: Some("Bidirectional".to_owned()),
-            ..VolumeMount::default()
-        }],
+        volumes: vec![on_node("mounts", node_directory(input)), on_node("handover", format!("{NODE_DIRECTORY}/{HANDOVER_DIRECTORY}"))],
+        mounts: vec![
+            VolumeMount {
+                name: "mounts".to_owned(),
+                mount_path: POD_DIRECTORY.to_owned(),
+                mount_propagation: Some("Bidirectional".to_owned()),
+                ..VolumeMount::default()
+            },
+            pods::at("handover", POD_HANDOVER_DIRECTORY),
+        ],
         root: true,
         privileged: true,
         grace: 60,
@@ -100,7 +119,7 @@ pub(super) fn daemon_set(input: &Input<'_>) -> DaemonSet {
         metadata: names.meta(names.of(Role::Fuse), Some(Role::Fuse)),
         spec: Some(DaemonSetSpec {
             selector: names.label_selector(Role::Fuse),
-            // A restart takes the mount from those who read: when is for the user to say.
+            // A restart makes readers wait, and on an older kernel takes the mount from them: when is for the user to say.
             update_strategy: Some(DaemonSetUpdateStrategy { type_: Some("OnDelete".to_owned()), rolling_update: None }),
             template: pods,
             ..DaemonSetSpec::default()

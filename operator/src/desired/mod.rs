@@ -23,7 +23,7 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 
 pub use check::{Problem, problems};
-pub use fuse::{MOUNT_NAME, NODE_DIRECTORY, claim, volume};
+pub use fuse::{MOUNT_NAME, NODE_DIRECTORY, claim, handover_socket, volume};
 pub use masters::{OWNED, metadata_claims, named_claim, replicas};
 pub use mounts::table as mount_table;
 pub use names::{MANAGER, Names, Role};

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
 use crate::error::{Error, Result};
-use crate::rpc::packets::{PACKET_MAX, Packets};
+use jindofs_packets::{PACKET_MAX, Packets};
 use crate::rpc::status::from_detail;
 
 use file::CacheFile;
@@ -80,7 +80,7 @@ impl Drop for LocalFile {
         let request = LocalRequest { id: 0, op: Some(Op::Close(LocalClose { lease: self.lease })) };
         // Without a runtime the process is about to end, and every lease with it.
         if let Ok(runtime) = tokio::runtime::Handle::try_current().or_else(|_| link.runtime.clone().ok_or(())) {
-            runtime.spawn(async move { link.packets.send(&request.encode_to_vec(), None).await });
+            runtime.spawn(async move { link.packets.send(&request.encode_to_vec(), &[]).await });
         }
     }
 }
@@ -170,7 +170,7 @@ impl Link {
         let forget = Forget { shared: &self.shared, id };
         let gone = || Error::unavailable("the worker on this host is gone");
         let packet = LocalRequest { id, op: Some(op) }.encode_to_vec();
-        if !self.is_alive() || self.packets.send(&packet, None).await.is_err() {
+        if !self.is_alive() || self.packets.send(&packet, &[]).await.is_err() {
             self.shared.end();
             return Err(gone());
         }
@@ -214,12 +214,12 @@ impl Shared {
 
 async fn receive(packets: Arc<Packets>, shared: Arc<Shared>) {
     let mut buffer = vec![0; PACKET_MAX];
-    while let Ok(Some((length, descriptor))) = packets.receive(&mut buffer).await {
+    while let Ok(Some((length, descriptors))) = packets.receive(&mut buffer).await {
         let Ok(reply) = LocalReply::decode(&buffer[..length]) else { break };
         let waiting = shared.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&reply.id);
         if let Some(waiting) = waiting {
             // Whoever waited may have given up at this very moment.
-            let _ = waiting.send((reply, descriptor));
+            let _ = waiting.send((reply, descriptors.into_iter().next()));
         }
     }
     shared.end();

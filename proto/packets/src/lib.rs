@@ -1,4 +1,4 @@
-//! Packets over a Unix socket of this host (`SOCK_SEQPACKET`), each with at most one file descriptor (`SCM_RIGHTS`).
+//! Packets over a Unix socket of this host (`SOCK_SEQPACKET`), each with a few file descriptors at most (`SCM_RIGHTS`).
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -14,6 +14,8 @@ use tokio::io::unix::AsyncFd;
 
 /// Largest packet.
 pub const PACKET_MAX: usize = 96 << 10;
+/// Most descriptors of a packet.
+pub const DESCRIPTORS_MAX: usize = 2;
 
 const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
 
@@ -38,16 +40,16 @@ impl Packets {
 
     /// Sends one packet.
     ///
-    /// *Errors*: when the other end is gone, or the packet is too large. *Cancel-safe*: it is sent whole or not at all.
-    pub async fn send(&self, packet: &[u8], descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    /// *Errors*: when the other end is gone, the packet is too large, or has more than [`DESCRIPTORS_MAX`] descriptors.
+    /// *Cancel-safe*: it is sent whole or not at all.
+    pub async fn send(&self, packet: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         loop {
             let mut ready = self.0.writable().await?;
             let sent = ready.try_io(|socket| {
-                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
                 let mut ancillary = SendAncillaryBuffer::new(&mut space);
-                let descriptors = descriptor.as_slice();
-                if !descriptors.is_empty() {
-                    ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
+                if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
+                    return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors for one packet"));
                 }
                 Ok(sendmsg(socket, &[IoSlice::new(packet)], &mut ancillary, SendFlags::NOSIGNAL)?)
             });
@@ -58,26 +60,26 @@ impl Packets {
         }
     }
 
-    /// Receives one packet into `buffer`; its length and descriptor, or `None` when the other end is gone.
+    /// Receives one packet into `buffer`; its length and descriptors, or `None` when the other end is gone.
     ///
     /// *Errors*: the system's; `InvalidData` for a packet that is longer than the buffer. *Cancel-safe*.
-    pub async fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<(usize, Option<OwnedFd>)>> {
+    pub async fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<(usize, Vec<OwnedFd>)>> {
         loop {
             let mut ready = self.0.readable().await?;
             let received = ready.try_io(|socket| {
-                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
                 let mut ancillary = RecvAncillaryBuffer::new(&mut space);
                 let packet = recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
-                let mut descriptor = None;
+                let mut descriptors = Vec::new();
                 for message in ancillary.drain() {
-                    if let RecvAncillaryMessage::ScmRights(descriptors) = message {
-                        descriptor = descriptors.into_iter().next().or(descriptor);
+                    if let RecvAncillaryMessage::ScmRights(some) = message {
+                        descriptors.extend(some);
                     }
                 }
                 if packet.flags.contains(rustix::net::ReturnFlags::TRUNC) {
                     return Err(io::Error::new(io::ErrorKind::InvalidData, "a packet is longer than allowed"));
                 }
-                Ok((packet.bytes, descriptor))
+                Ok((packet.bytes, descriptors))
             });
             match received {
                 Ok(Ok((0, _))) => return Ok(None),
@@ -86,6 +88,13 @@ impl Packets {
                 Err(_would_block) => {}
             }
         }
+    }
+
+    /// User at the other end.
+    ///
+    /// *Errors*: the system's.
+    pub fn peer_uid(&self) -> io::Result<u32> {
+        Ok(rustix::net::sockopt::socket_peercred(&self.0)?.uid.as_raw())
     }
 }
 
@@ -143,17 +152,19 @@ mod tests {
         let file = dir.path().join("f");
         std::fs::write(&file, b"content").expect("write");
         let file = std::fs::File::open(&file).expect("open");
-        client.send(b"one", None).await.expect("send");
-        client.send(b"two", Some(file.as_fd())).await.expect("send");
+        let dir = std::fs::File::open(dir.path()).expect("open");
+        client.send(b"one", &[]).await.expect("send");
+        client.send(b"two", &[file.as_fd(), dir.as_fd()]).await.expect("send");
         let mut buffer = [0; 16];
-        let (length, descriptor) = server.receive(&mut buffer).await.expect("receive").expect("a packet");
-        assert_eq!((&buffer[..length], descriptor.is_some()), (&b"one"[..], false));
-        let (length, descriptor) = server.receive(&mut buffer).await.expect("receive").expect("a packet");
+        let (length, descriptors) = server.receive(&mut buffer).await.expect("receive").expect("a packet");
+        assert_eq!((&buffer[..length], descriptors.len()), (&b"one"[..], 0));
+        let (length, mut descriptors) = server.receive(&mut buffer).await.expect("receive").expect("a packet");
         assert_eq!(&buffer[..length], b"two");
         let mut content = String::new();
-        std::fs::File::from(descriptor.expect("a descriptor")).read_to_string(&mut content).expect("read");
+        assert_eq!(descriptors.len(), 2);
+        std::fs::File::from(descriptors.remove(0)).read_to_string(&mut content).expect("read");
         assert_eq!(content, "content");
-        client.send(&[7; 17], None).await.expect("send");
+        client.send(&[7; 17], &[]).await.expect("send");
         assert!(server.receive(&mut buffer).await.is_err(), "too long");
         drop(client);
         assert!(server.receive(&mut buffer).await.expect("receive").is_none());

@@ -1,0 +1,240 @@
+//! Holds the mounts of FUSE clients while they are replaced: a reader waits for the next client instead of failing.
+//!
+//! The kernel ends a mount when the last descriptor of `/dev/fuse` that belongs to it is closed. Each client gives us a second
+//! one, with a file that says what is open, and its successor gets both from us. A mount that no client serves is let go of
+//! when no volume shows it any more, or when no client came for too long; then a new one is bound in its place.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use jindofs_packets::{PACKET_MAX, PacketListener, Packets};
+use jindofs_proto::v1::{HandoverOp, HandoverOutcome, HandoverReply, HandoverRequest};
+use prost::Message;
+
+use super::mounts::table;
+use super::published::Published;
+
+/// Pause after a connection that could not be accepted.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// The mounts that are held.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    published: Arc<Published>,
+    patience: Duration,
+    clients: AtomicU64,
+    /// By device number.
+    held: Mutex<HashMap<String, Held>>,
+}
+
+#[derive(Debug)]
+struct Held {
+    fuse: OwnedFd,
+    state: OwnedFd,
+    server: Server,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Server {
+    /// The client of this connection.
+    Client(u64),
+    /// Nobody, since then.
+    Gone(Instant),
+}
+
+/// What a client is answered.
+type Answer = Result<Vec<OwnedFd>, (HandoverOutcome, String)>;
+
+fn refused(message: impl Into<String>) -> (HandoverOutcome, String) {
+    (HandoverOutcome::Refused, message.into())
+}
+
+/// Listens at `socket`, in a directory that nobody but root may enter.
+///
+/// *Errors*: what keeps it from it, with the path.
+pub(super) fn listen(socket: &Path) -> Result<PacketListener, String> {
+    let at = |error: std::io::Error| format!("{}: {error}", socket.display());
+    if let Some(directory) = socket.parent() {
+        std::fs::create_dir_all(directory).map_err(at)?;
+        std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700)).map_err(at)?;
+    }
+    PacketListener::bind(socket).map_err(at)
+}
+
+impl Keeper {
+    /// Lets go of a mount that no client has served for `patience`.
+    pub(super) fn new(published: Arc<Published>, patience: Duration) -> Keeper {
+        Keeper { published, patience, clients: AtomicU64::new(1), held: Mutex::default() }
+    }
+
+    fn held(&self) -> MutexGuard<'_, HashMap<String, Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Answers every client.
+    pub(super) async fn serve(self: Arc<Self>, listener: PacketListener) {
+        loop {
+            match listener.accept().await {
+                Ok(packets) => {
+                    let this = self.clone();
+                    tokio::spawn(async move { this.converse(packets).await });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a client could not be accepted");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Follows one client until it ends.
+    async fn converse(self: Arc<Self>, packets: Packets) {
+        match packets.peer_uid() {
+            Ok(0) => {}
+            other => {
+                tracing::warn!(?other, "a client that is not root is hung up on");
+                return;
+            }
+        }
+        let client = self.clients.fetch_add(1, Ordering::Relaxed);
+        if let Err(error) = self.answer_all(client, &packets).await {
+            tracing::warn!(%error, "a client is hung up on");
+        }
+        if self.left(client) {
+            self.tidied().await;
+        }
+    }
+
+    async fn answer_all(&self, client: u64, packets: &Packets) -> std::io::Result<()> {
+        let mut buffer = vec![0; PACKET_MAX];
+        while let Some((length, descriptors)) = packets.receive(&mut buffer).await? {
+            let request = HandoverRequest::decode(&buffer[..length])?;
+            let (reply, descriptors) = match self.act(client, &request, descriptors) {
+                Ok(descriptors) => {
+                    let outcome = HandoverOutcome::Done.into();
+                    (HandoverReply { outcome, message: String::new() }, descriptors)
+                }
+                Err((outcome, message)) => {
+                    if outcome == HandoverOutcome::Refused {
+                        tracing::warn!(device = request.device, message, "a client is refused");
+                    }
+                    (HandoverReply { outcome: outcome.into(), message }, Vec::new())
+                }
+            };
+            let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+            packets.send(&reply.encode_to_vec(), &descriptors).await?;
+        }
+        Ok(())
+    }
+
+    fn act(&self, client: u64, request: &HandoverRequest, descriptors: Vec<OwnedFd>) -> Answer {
+        let device = request.device.as_str();
+        match request.op() {
+            HandoverOp::Offer => self.offered(client, device, descriptors),
+            HandoverOp::Take => self.take(client, device),
+            HandoverOp::Discard => self.discard(client, device),
+            HandoverOp::Unspecified => Err(refused("the request asks for nothing that is known here")),
+        }
+    }
+
+    fn offered(&self, client: u64, device: &str, descriptors: Vec<OwnedFd>) -> Answer {
+        let [fuse, state]: [OwnedFd; 2] =
+            descriptors.try_into().map_err(|_| refused("an offer brings two descriptors"))?;
+        let file = std::fs::File::from(fuse);
+        if !file.metadata().is_ok_and(|found| found.file_type().is_char_device()) {
+            return Err(refused("the first descriptor is not one of /dev/fuse"));
+        }
+        let table = table().map_err(|error| refused(error.to_string()))?;
+        if !table.iter().any(|one| one.device == device && one.is_fuse()) {
+            return Err(refused(format!("no FUSE mount with the device {device} is seen here")));
+        }
+        tracing::info!(device, client, "holds the mount of a client");
+        let held = Held { fuse: file.into(), state, server: Server::Client(client) };
+        self.held().insert(device.to_owned(), held);
+        Ok(Vec::new())
+    }
+
+    fn take(&self, client: u64, device: &str) -> Answer {
+        let mut held = self.held();
+        let Some(one) = held.get_mut(device) else {
+            return Err((HandoverOutcome::Unknown, format!("nothing is held of {device}")));
+        };
+        if matches!(one.server, Server::Client(_)) {
+            return Err((HandoverOutcome::Served, format!("another client serves {device}")));
+        }
+        let copies = one.fuse.try_clone().and_then(|fuse| Ok(vec![fuse, one.state.try_clone()?]));
+        let copies = copies.map_err(|error| refused(error.to_string()))?;
+        one.server = Server::Client(client);
+        tracing::info!(device, client, "gives the mount to the next client");
+        Ok(copies)
+    }
+
+    fn discard(&self, client: u64, device: &str) -> Answer {
+        let mut held = self.held();
+        if held.get(device).is_none_or(|one| one.server != Server::Client(client)) {
+            return Err(refused(format!("{device} is not served by this client")));
+        }
+        held.remove(device);
+        drop(held);
+        tracing::warn!(device, "the client cannot go on with this mount: it ends");
+        self.published.end(device).map_err(|error| refused(error.to_string()))?;
+        Ok(Vec::new())
+    }
+
+    /// A client has ended; true if it served anything.
+    fn left(&self, client: u64) -> bool {
+        let mut any = false;
+        for (device, one) in self.held().iter_mut().filter(|(_, one)| one.server == Server::Client(client)) {
+            tracing::info!(device, client, "the client of a mount has ended");
+            one.server = Server::Gone(Instant::now());
+            any = true;
+        }
+        any
+    }
+
+    fn drop_unserved(&self, device: &str) -> bool {
+        let mut held = self.held();
+        let unserved = held.get(device).is_some_and(|one| matches!(one.server, Server::Gone(_)));
+        unserved && held.remove(device).is_some()
+    }
+
+    /// Lets go of what nobody serves and nobody needs, or nobody has served for too long.
+    pub(super) async fn tidied(self: Arc<Self>) {
+        if let Err(error) = tokio::task::spawn_blocking(move || self.tidy()).await {
+            tracing::error!(%error, "letting go of mounts broke off");
+        }
+    }
+
+    /// May block.
+    fn tidy(&self) {
+        let unserved = |(device, one): (&String, &Held)| match one.server {
+            Server::Gone(since) => Some((device.clone(), since)),
+            Server::Client(_) => None,
+        };
+        let unserved: Vec<(String, Instant)> = self.held().iter().filter_map(unserved).collect();
+        for (device, since) in unserved {
+            if let Err(error) = self.let_go(&device, since.elapsed()) {
+                tracing::warn!(device, %error, "a mount without a client was not taken away");
+            }
+        }
+    }
+
+    fn let_go(&self, device: &str, waited: Duration) -> std::io::Result<()> {
+        let late = waited >= self.patience;
+        if !late && self.published.needs(device)? {
+            return Ok(());
+        }
+        // First the kernel is told: others may wait for this very mount, with locks in their hands.
+        if !self.drop_unserved(device) {
+            return Ok(());
+        }
+        let why = if late { "no client came" } else { "no volume shows it" };
+        tracing::warn!(device, seconds = waited.as_secs(), why, "a mount ends that no client serves");
+        self.published.end(device)
+    }
+}

@@ -1,0 +1,82 @@
+//! What the process before had open, opened again when the kernel first uses it: by inode and version, from the masters.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::error::{Error, ErrorKind, Result};
+
+use super::directory::Directory;
+use super::fs::Fs;
+use super::handles::FileHandle;
+use super::saved::Open;
+
+fn unknown(number: u64) -> Error {
+    Error::internal(format!("the kernel names a handle {number} that nobody gave it"))
+}
+
+fn stale(what: String) -> Error {
+    Error::new(ErrorKind::Stale, what)
+}
+
+impl Fs {
+    /// Reads through a file handle of the process before.
+    ///
+    /// *Errors*: `Stale` when the file is gone or has another content by now.
+    pub(super) async fn read_inherited(self: &Arc<Self>, number: u64, offset: u64, size: u32) -> Result<Bytes> {
+        let handle = self.open_inherited(number).await?;
+        let length = handle.file.source.length.saturating_sub(offset).min(u64::from(size));
+        if length == 0 {
+            return Ok(Bytes::new());
+        }
+        self.read_ahead(&handle, offset, length, &tokio::runtime::Handle::current());
+        self.read(&handle, offset, length).await
+    }
+
+    async fn open_inherited(self: &Arc<Self>, number: u64) -> Result<Arc<FileHandle>> {
+        let Some(Open::File { inode, version }) = self.handles.inherited(number) else {
+            return self.handles.file(number).ok_or_else(|| unknown(number));
+        };
+        let gone = |error: Error| match error.kind {
+            ErrorKind::NotFound => stale(format!("inode {inode} was removed while no client served this mount")),
+            _ => error,
+        };
+        let attr = self.attr(inode).await.map_err(gone)?.attr;
+        let file = self.open_source(&attr).await.map_err(gone)?;
+        if file.source.version != version {
+            return Err(stale(format!("inode {inode} was replaced while no client served this mount")));
+        }
+        Ok(self.handles.adopt_file(number, inode, file))
+    }
+
+    /// The directory behind a handle, with the entries from `offset` on at hand.
+    ///
+    /// *Errors*: `Stale` when the process before has begun a listing that cannot be gone on with.
+    pub(super) async fn read_directory(self: &Arc<Self>, number: u64, offset: u64) -> Result<Arc<Directory>> {
+        let directory = match self.handles.directory(number) {
+            Some(directory) => directory,
+            None => self.open_inherited_directory(number, offset).await?,
+        };
+        if self.fetch_entries(&directory, offset).await? {
+            // Before the kernel is given what was fetched.
+            self.handles.note_directory(number, &directory)?;
+        }
+        Ok(directory)
+    }
+
+    async fn open_inherited_directory(self: &Arc<Self>, number: u64, offset: u64) -> Result<Arc<Directory>> {
+        let Some(Open::Directory { inode, names, fingerprint }) = self.handles.inherited(number) else {
+            return self.handles.directory(number).ok_or_else(|| unknown(number));
+        };
+        let directory = Directory::new(inode, self.attr(inode).await?.attr.parent);
+        // An offset counts the names before it: they must be those it was given for.
+        if offset > 0 && names > 0 {
+            self.fetch_entries(&directory, Directory::offset_of_last(names)).await?;
+            if !directory.begins_with(names, fingerprint) {
+                let what = "changed while it was listed and no client served this mount: list it again";
+                return Err(stale(format!("the directory with inode {inode} {what}")));
+            }
+        }
+        Ok(self.handles.adopt_directory(number, directory))
+    }
+}

@@ -1,0 +1,234 @@
+//! What the next process must know to serve a mount that this one leaves: how the kernel was greeted, and what it has open.
+//!
+//! It lies in a file in memory whose descriptor the keeper holds beside that of `/dev/fuse`. It is written before the kernel
+//! is answered and cleared before a close is: a process that is killed in between leaves an entry too many, never one too few.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::{Mutex, PoisonError};
+
+use rustix::fs::{MemfdFlags, memfd_create};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Says what the file is, and in which form.
+const MAGIC: u64 = u64::from_be_bytes(*b"JFSFUSE\x01");
+const HEAD: usize = 40;
+const ENTRY: usize = 40;
+
+/// What was agreed with the kernel when it was mounted, which holds as long as the mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Greeting {
+    /// Version of the protocol, as the kernel said it.
+    pub(super) version: (u32, u32),
+    /// Capabilities that both have.
+    pub(super) capabilities: u64,
+    /// Most bytes the kernel reads ahead.
+    pub(super) max_readahead: u32,
+}
+
+/// Something the kernel has open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Open {
+    /// A file, by its content.
+    File { inode: u64, version: u64 },
+    /// A directory of which so many names were read; the fingerprint is of all of them, in their order.
+    Directory { inode: u64, names: u64, fingerprint: u64 },
+}
+
+/// The file in memory.
+#[derive(Debug)]
+pub(super) struct Saved {
+    file: File,
+    greeting: Greeting,
+    /// How often the mount was taken over: numbers of handles of different processes never meet.
+    turn: u32,
+    places: Mutex<Places>,
+}
+
+#[derive(Debug, Default)]
+struct Places {
+    by_handle: HashMap<u64, u64>,
+    free: Vec<u64>,
+    end: u64,
+}
+
+fn at(place: u64) -> u64 {
+    HEAD as u64 + place * ENTRY as u64
+}
+
+fn word(bytes: &[u8], index: usize) -> u64 {
+    let bytes = bytes.get(index * 8..index * 8 + 8).and_then(|bytes| bytes.try_into().ok());
+    bytes.map_or(0, u64::from_le_bytes)
+}
+
+fn words<const N: usize>(words: [u64; N]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+impl Open {
+    fn encode(self, number: u64) -> Vec<u8> {
+        match self {
+            Open::File { inode, version } => words([1, number, inode, version, 0]),
+            Open::Directory { inode, names, fingerprint } => words([2, number, inode, names, fingerprint]),
+        }
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Option<(u64, Open)>> {
+        let [kind, number, inode, third, fourth] = [0, 1, 2, 3, 4].map(|index| word(bytes, index));
+        let open = match kind {
+            0 => return Ok(None),
+            1 => Open::File { inode, version: third },
+            2 => Open::Directory { inode, names: third, fingerprint: fourth },
+            other => return Err(corrupted(format!("an entry of kind {other}"))),
+        };
+        Ok(Some((number, open)))
+    }
+}
+
+fn corrupted(what: String) -> Error {
+    Error::new(ErrorKind::Corrupted, format!("what the process before has left cannot be read: {what}"))
+}
+
+impl Saved {
+    /// An empty one, for a mount that is new.
+    ///
+    /// *Errors*: when there is no memory for it.
+    pub(super) fn new(greeting: Greeting) -> io::Result<Saved> {
+        let file = File::from(memfd_create(c"jindofs-fuse", MemfdFlags::CLOEXEC)?);
+        let saved = Saved { file, greeting, turn: 0, places: Mutex::default() };
+        saved.write_head()?;
+        Ok(saved)
+    }
+
+    /// The one another process has left, and what the kernel had open there, by handle.
+    ///
+    /// *Errors*: `Corrupted` when it is of another release or of something else.
+    pub(super) fn take(descriptor: OwnedFd) -> Result<(Saved, HashMap<u64, Open>)> {
+        let file = File::from(descriptor);
+        let size = usize::try_from(file.metadata()?.len()).map_err(|_| corrupted("its size".to_owned()))?;
+        let mut bytes = vec![0; size];
+        file.read_exact_at(&mut bytes, 0)?;
+        if size < HEAD || word(&bytes, 0) != MAGIC {
+            return Err(corrupted("it is of another release".to_owned()));
+        }
+        let halves = |index| {
+            let word = word(&bytes, index).to_le_bytes();
+            let half = |from: usize| u32::from_le_bytes([word[from], word[from + 1], word[from + 2], word[from + 3]]);
+            (half(0), half(4))
+        };
+        let (max_readahead, turn) = halves(3);
+        let greeting = Greeting { version: halves(1), capabilities: word(&bytes, 2), max_readahead };
+        let (mut open, mut places) = (HashMap::new(), Places::default());
+        for (place, entry) in (0..).zip(bytes[HEAD..].chunks_exact(ENTRY)) {
+            places.end = place + 1;
+            match Open::decode(entry)? {
+                Some((number, one)) => {
+                    places.by_handle.insert(number, place);
+                    open.insert(number, one);
+                }
+                None => places.free.push(place),
+            }
+        }
+        let saved = Saved { file, greeting, turn: turn.wrapping_add(1), places: Mutex::new(places) };
+        saved.write_head()?;
+        Ok((saved, open))
+    }
+
+    fn write_head(&self) -> io::Result<()> {
+        let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+        let Greeting { version, capabilities, max_readahead } = self.greeting;
+        let head = [MAGIC, pair(version.0, version.1), capabilities, pair(max_readahead, self.turn), 0];
+        self.file.write_all_at(&words(head), 0)
+    }
+
+    pub(super) fn greeting(&self) -> Greeting {
+        self.greeting
+    }
+
+    /// Smallest number that no process before has given to a handle.
+    pub(super) fn first_handle(&self) -> u64 {
+        u64::from(self.turn) << 40 | 1
+    }
+
+    /// Notes what a handle stands for, or what has become of it.
+    ///
+    /// *Errors*: when there is no memory for it; then the kernel must not be given the handle.
+    pub(super) fn put(&self, number: u64, open: Open) -> io::Result<()> {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = match places.by_handle.get(&number) {
+            Some(place) => *place,
+            None => places.free.pop().unwrap_or(places.end),
+        };
+        self.file.write_all_at(&open.encode(number), at(place))?;
+        places.end = places.end.max(place + 1);
+        places.by_handle.insert(number, place);
+        Ok(())
+    }
+
+    /// Forgets a handle.
+    pub(super) fn remove(&self, number: u64) {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(place) = places.by_handle.remove(&number) else { return };
+        match self.file.write_all_at(&[0; ENTRY], at(place)) {
+            Ok(()) => places.free.push(place),
+            // The next process takes it for open: it costs an entry and some page cache.
+            Err(error) => tracing::warn!(%error, "a closed handle stays noted"),
+        }
+    }
+}
+
+impl AsFd for Saved {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GREETING: Greeting = Greeting { version: (7, 45), capabilities: 1 << 39 | 5, max_readahead: 4 << 20 };
+
+    fn again(saved: &Saved) -> (Saved, HashMap<u64, Open>) {
+        Saved::take(saved.as_fd().try_clone_to_owned().expect("a descriptor")).expect("taken")
+    }
+
+    #[test]
+    fn the_next_process_finds_what_is_open_and_gives_numbers_nobody_gave_before() {
+        let saved = Saved::new(GREETING).expect("memory");
+        let file = Open::File { inode: 5, version: u64::MAX };
+        let directory = |names| Open::Directory { inode: 6, names, fingerprint: names * 7 };
+        saved.put(saved.first_handle(), file).expect("noted");
+        saved.put(2, file).expect("noted");
+        saved.put(3, directory(0)).expect("noted");
+        saved.put(3, directory(1000)).expect("noted");
+        saved.remove(2);
+        let (next, open) = again(&saved);
+        assert_eq!(open, [(1, file), (3, directory(1000))].into());
+        assert_eq!(next.greeting(), GREETING);
+        assert!(next.first_handle() > 1 << 39);
+        next.put(next.first_handle(), file).expect("in the free place");
+        next.remove(3);
+        let (third, open) = again(&next);
+        assert_eq!(open, [(1, file), (next.first_handle(), file)].into());
+        assert!(third.first_handle() > next.first_handle());
+        assert_eq!(third.file.metadata().expect("stat").len(), at(3), "places are used again");
+    }
+
+    #[test]
+    fn what_is_no_such_file_is_refused() {
+        let saved = Saved::new(GREETING).expect("memory");
+        saved.file.write_all_at(&words([9]), at(0)).expect("written");
+        saved.file.set_len(at(1)).expect("longer");
+        let taken = |saved: &Saved| Saved::take(saved.as_fd().try_clone_to_owned().expect("a descriptor"));
+        assert_eq!(taken(&saved).expect_err("an unknown kind").kind, ErrorKind::Corrupted);
+        saved.file.write_all_at(b"JFSFUSE2", 0).expect("written");
+        assert_eq!(taken(&saved).expect_err("another release").kind, ErrorKind::Corrupted);
+        saved.file.set_len(3).expect("shorter");
+        assert_eq!(taken(&saved).expect_err("cut off").kind, ErrorKind::Corrupted);
+    }
+}

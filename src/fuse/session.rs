@@ -1,0 +1,190 @@
+//! The connection to the kernel: a new mount, or one that another process has left.
+//!
+//! fuser serves nothing before it was greeted, and the kernel greets a mount once. For a mount that is taken over the
+//! greeting is said again by us, through a socket that stands where `/dev/fuse` will be.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+
+use fuser::{BackgroundSession, Config, InitFlags, MountOption, Session, SessionACL};
+use rustix::io::DupFlags;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+use crate::config::FuseConfig;
+use crate::error::{Error, ErrorKind, Result};
+
+use super::adapter::Adapter;
+use super::fs::Fs;
+use super::mountpoint;
+use super::saved::{Greeting, Open, Saved};
+
+/// `FUSE_INIT`.
+const INIT: u32 = 26;
+/// `FUSE_NOTIFY_RESEND`: the kernel asks again whatever was asked and not answered.
+const RESEND: i32 = 7;
+
+/// What another process needs to serve this mount.
+#[derive(Debug)]
+pub(super) struct Handover {
+    /// Device number of the mount, "major:minor".
+    pub(super) device: String,
+    pub(super) fuse: OwnedFd,
+    pub(super) saved: Arc<Saved>,
+}
+
+/// A mount that is served.
+#[derive(Debug)]
+pub(super) struct Served {
+    pub(super) session: BackgroundSession,
+    /// `None` when nobody is to take it over, or the kernel does not let them.
+    pub(super) handover: Option<Handover>,
+}
+
+fn options(config: &FuseConfig) -> Config {
+    let mut options = Config::default();
+    // The kernel checks permissions, refuses writes, and says whose mount it is.
+    options.mount_options = vec![
+        MountOption::FSName("jindofs".to_owned()),
+        MountOption::Subtype("jindofs".to_owned()),
+        MountOption::RO,
+        MountOption::NoSuid,
+        MountOption::NoDev,
+        MountOption::DefaultPermissions,
+    ];
+    options.acl = if config.allow_other { SessionACL::All } else { SessionACL::Owner };
+    options.n_threads = Some(config.threads);
+    // What was read from a clone of the descriptor fails when that is closed, however many hold the original.
+    options.clone_fd = config.handover_socket.is_none();
+    options
+}
+
+/// Mounts anew.
+///
+/// *Errors*: the system's, with the way out.
+pub(super) fn mount(config: &FuseConfig, fs: &Arc<Fs>) -> Result<Served> {
+    let adapter = Adapter::new(fs.clone(), tokio::runtime::Handle::current());
+    let greeting = adapter.greeting();
+    let session = Session::new(adapter, &config.mount, &options(config)).map_err(|error| {
+        let hint = match error.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => ": run it as root, or set user_allow_other in /etc/fuse.conf",
+            Some(libc::ENODEV | libc::ENOENT) => ": is /dev/fuse there?",
+            _ => "",
+        };
+        Error::from(error).context(format!("cannot mount at {}{hint}", config.mount.display()))
+    })?;
+    let mut handover = None;
+    if config.handover_socket.is_some()
+        && let Some(greeting) = greeting.get()
+    {
+        if greeting.capabilities & InitFlags::FUSE_HAS_RESEND.bits() == 0 {
+            tracing::warn!("this kernel cannot repeat requests (Linux 6.9 can): the mount ends with this process");
+        } else {
+            let saved = Arc::new(Saved::new(*greeting)?);
+            fs.handles.save_in(saved.clone(), HashMap::new());
+            let device = mountpoint::device(&config.mount)
+                .ok_or_else(|| Error::internal(format!("{} was unmounted at once", config.mount.display())))?;
+            handover = Some(Handover { device, fuse: session.as_fd().try_clone_to_owned()?, saved });
+        }
+    }
+    Ok(Served { session: session.spawn()?, handover })
+}
+
+/// Serves a mount that another process has left, with what it had open: `fuse` and `state` are what it left.
+///
+/// *Errors*: `Unsupported` when that process promised the kernel something we do not do, `Corrupted` when it is of another
+/// release.
+pub(super) fn take_over(
+    config: &FuseConfig,
+    fs: &Arc<Fs>,
+    device: String,
+    fuse: OwnedFd,
+    state: OwnedFd,
+) -> Result<Served> {
+    let (saved, open) = Saved::take(state)?;
+    let greeting = saved.greeting();
+    let (near, far) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        .map_err(std::io::Error::from)?;
+    let mut far = File::from(far);
+    far.write_all(&request(&greeting))?;
+    let options = options(config);
+    let adapter = Adapter::new(fs.clone(), tokio::runtime::Handle::current());
+    let session = Session::from_fd(adapter, near, options.acl, options)?;
+    let mut reply = [0; 128];
+    let length = far.read(&mut reply)?;
+    let ours = capabilities(&reply[..length]);
+    if ours != greeting.capabilities {
+        let message = format!("it was mounted with the capabilities {:#x}, we have {ours:#x}", greeting.capabilities);
+        return Err(Error::new(ErrorKind::Unsupported, message));
+    }
+    // SAFETY: the session owns this number and keeps it open; we never close it, and what it stands for is replaced whole.
+    let mut place = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(session.as_fd().as_raw_fd()) });
+    rustix::io::dup3(&fuse, &mut place, DupFlags::CLOEXEC).map_err(std::io::Error::from)?;
+    // Before anything is read: what is read afterwards is answered by us.
+    File::from(fuse.try_clone()?).write_all(&notice(RESEND))?;
+    tracing::info!(device, handles = open.len(), "goes on with the mount of the process before");
+    for one in open.values() {
+        if let Open::File { inode, version } = one {
+            fs.inodes.note_open(*inode, *version);
+        }
+    }
+    let saved = Arc::new(saved);
+    fs.handles.save_in(saved.clone(), open);
+    Ok(Served { session: session.spawn()?, handover: Some(Handover { device, fuse, saved }) })
+}
+
+/// The kernel's greeting, as it said it then.
+fn request(greeting: &Greeting) -> Vec<u8> {
+    let capabilities = greeting.capabilities | InitFlags::FUSE_INIT_EXT.bits();
+    let mut bytes = Vec::with_capacity(104);
+    bytes.extend(104_u32.to_ne_bytes());
+    bytes.extend(INIT.to_ne_bytes());
+    // Number of the request; inode, user, group, process and padding are nothing.
+    bytes.extend(1_u64.to_ne_bytes());
+    bytes.extend([0; 24]);
+    for word in [greeting.version.0, greeting.version.1, greeting.max_readahead] {
+        bytes.extend(word.to_ne_bytes());
+    }
+    for half in [capabilities & u64::from(u32::MAX), capabilities >> 32] {
+        bytes.extend(u32::try_from(half).unwrap_or(0).to_ne_bytes());
+    }
+    bytes.extend([0; 44]);
+    bytes
+}
+
+/// Capabilities that an answer to the greeting asks for.
+fn capabilities(reply: &[u8]) -> u64 {
+    let word = |at: usize| {
+        let bytes = reply.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
+        u64::from(bytes.map_or(0, u32::from_ne_bytes))
+    };
+    // Behind 16 bytes of header: major, minor, read-ahead, flags; flags2 after 16 bytes more.
+    (word(28) | word(48) << 32) & !InitFlags::FUSE_INIT_EXT.bits()
+}
+
+/// Something said to the kernel without being asked.
+fn notice(code: i32) -> Vec<u8> {
+    [&16_u32.to_ne_bytes()[..], &code.to_ne_bytes(), &0_u64.to_ne_bytes()].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_greeting_is_as_long_as_it_says_and_an_answer_is_read_where_the_kernel_reads_it() {
+        let capabilities = InitFlags::FUSE_HAS_RESEND.bits() | 1;
+        let said = request(&Greeting { version: (7, 45), capabilities, max_readahead: 9 });
+        assert_eq!((said.len(), &said[..4]), (104, &104_u32.to_ne_bytes()[..]));
+        assert_eq!(said[52..56], (1_u32 | 1 << 30).to_ne_bytes(), "low half, with the mark that a high one follows");
+        assert_eq!(said[56..60], (1_u32 << 7).to_ne_bytes());
+        let mut reply = [0; 80];
+        reply[28..32].copy_from_slice(&(1_u32 | 1 << 30).to_ne_bytes());
+        reply[48..52].copy_from_slice(&(1_u32 << 7).to_ne_bytes());
+        assert_eq!(super::capabilities(&reply), capabilities);
+        assert_eq!(notice(RESEND), [16, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    }
+}
