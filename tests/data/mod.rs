@@ -4,6 +4,7 @@ mod bad_input;
 mod cache;
 mod drain;
 mod faults;
+mod handover;
 mod metadata;
 mod mount;
 mod oss;

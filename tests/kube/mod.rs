@@ -1,6 +1,7 @@
 //! On a real Kubernetes: `make kube-test`. The resources of the guide as the API server takes them, and masters in pods that
 //! are deleted, lose their volumes and their nodes.
 
+mod client;
 mod guide;
 mod install;
 mod loads;
