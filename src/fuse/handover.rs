@@ -57,7 +57,7 @@ impl Link {
             let (length, descriptors) = received.ok_or_else(|| Error::unavailable("the keeper has hung up"))?;
             let reply = HandoverReply::decode(&buffer[..length])
                 .map_err(|error| Error::new(ErrorKind::Corrupted, format!("the keeper's answer: {error}")))?;
-            Ok((reply, descriptors))
+            Ok::<_, Error>((reply, descriptors))
         };
         let late = |_| Error::unavailable(format!("the keeper did not answer within {} s", ANSWER.as_secs()));
         tokio::time::timeout(ANSWER, exchange).await.map_err(late)?

@@ -110,7 +110,7 @@ fn leave(outcome: &Result<()>) -> ! {
         Ok(()) => tracing::info!("the mount is left to the next process"),
         Err(error) => tracing::error!(%error, "the mount is left to the next process"),
     }
-    std::process::exit(outcome.as_ref().map_or_else(|error| i32::from(error.exit_code()), |()| 0));
+    std::process::exit(outcome.as_ref().map_or_else(|error| i32::from(error.exit_code()), |_| 0));
 }
 
 /// Unmounts; a mount that is in use vanishes from the tree and lives on for those who use it until they let go.

@@ -220,6 +220,10 @@ async fn a_client_or_the_plugin_killed_while_files_are_read_is_a_pause_for_reade
     let mut node = Node::start(120).await;
     node.publish().await;
     let bytes = content(600_000, 1);
+    let cold = |round| content(300_000, 100 + round);
+    for round in 0..rounds(20) {
+        node.store(&format!("cold-{round}"), &cold(round));
+    }
     let reader = Reader::start(node.store("warm", &bytes), bytes);
     for round in 0..rounds(20) {
         if round % 3 == 2 {
@@ -228,8 +232,7 @@ async fn a_client_or_the_plugin_killed_while_files_are_read_is_a_pause_for_reade
             node.plugin.wait_for("holds the mount of a client");
         }
         // A read that the client has begun and cannot end: the worker stands still.
-        let cold = content(300_000, 100 + round);
-        let file = File::open(node.store(&format!("cold-{round}"), &cold)).expect("open");
+        let (file, cold) = (File::open(node.path(&format!("cold-{round}"))).expect("open"), cold(round));
         node.site.cluster.dev.pause("worker-0").expect("paused");
         let read = std::thread::spawn(move || read_past_cache(&file, &cold));
         after(Duration::from_millis(50));

@@ -121,7 +121,7 @@ impl Keeper {
                 }
                 Err((outcome, message)) => {
                     if outcome == HandoverOutcome::Refused {
-                        tracing::warn!(device = request.device, message, "a client is refused");
+                        tracing::warn!(device = request.device, why = message, "a client is refused");
                     }
                     (HandoverReply { outcome: outcome.into(), message }, Vec::new())
                 }

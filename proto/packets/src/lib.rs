@@ -94,7 +94,7 @@ impl Packets {
     ///
     /// *Errors*: the system's.
     pub fn peer_uid(&self) -> io::Result<u32> {
-        Ok(rustix::net::sockopt::socket_peercred(&self.0)?.uid.as_raw())
+        Ok(rustix::net::sockopt::socket_peercred(self.0.get_ref())?.uid.as_raw())
     }
 }
 
