@@ -95,9 +95,9 @@ impl Keeper {
     /// Follows one client until it ends.
     async fn converse(self: Arc<Self>, packets: Packets) {
         match packets.peer_uid() {
-            Ok(0) => {}
+            Ok(uid) if uid == 0 || uid == rustix::process::geteuid().as_raw() => {}
             other => {
-                tracing::warn!(?other, "a client that is not root is hung up on");
+                tracing::warn!(user = ?other, "a client of another user is hung up on");
                 return;
             }
         }
@@ -236,5 +236,90 @@ impl Keeper {
         let why = if late { "no client came" } else { "no volume shows it" };
         tracing::warn!(device, seconds = waited.as_secs(), why, "a mount ends that no client serves");
         self.published.end(device)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Bench {
+        directory: std::path::PathBuf,
+        keeper: Arc<Keeper>,
+    }
+
+    impl Bench {
+        fn start() -> Bench {
+            let directory = std::env::temp_dir().join(format!("jindofs-keeper-{}", uuid::Uuid::new_v4()));
+            let published = Arc::new(Published::open(directory.join("published")).expect("opened"));
+            let keeper = Arc::new(Keeper::new(published, Duration::from_secs(120)));
+            let listener = listen(&directory.join("s/keeper.sock")).expect("listens");
+            tokio::spawn(keeper.clone().serve(listener));
+            Bench { directory, keeper }
+        }
+
+        fn connect(&self) -> Packets {
+            Packets::connect(&self.directory.join("s/keeper.sock")).expect("connected")
+        }
+    }
+
+    impl Drop for Bench {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.directory);
+        }
+    }
+
+    async fn call(packets: &Packets, op: HandoverOp, descriptors: &[std::os::fd::BorrowedFd<'_>]) -> HandoverReply {
+        let request = HandoverRequest { device: "0:999999".to_owned(), op: op.into() };
+        packets.send(&request.encode_to_vec(), descriptors).await.expect("sent");
+        let mut buffer = [0; 4096];
+        let (length, _) = packets.receive(&mut buffer).await.expect("received").expect("an answer");
+        HandoverReply::decode(&buffer[..length]).expect("a reply")
+    }
+
+    #[tokio::test]
+    async fn what_is_no_mount_is_refused_with_the_reason_and_what_is_no_request_is_hung_up_on() {
+        let bench = Bench::start();
+        let mode = std::fs::metadata(bench.directory.join("s")).expect("stat").permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+        let client = bench.connect();
+        assert_eq!(call(&client, HandoverOp::Take, &[]).await.outcome(), HandoverOutcome::Unknown);
+        let (file, null) = (std::fs::File::open("/proc/self/exe"), std::fs::File::open("/dev/null"));
+        let (file, null) = (file.expect("opened"), null.expect("opened"));
+        let offers: [(&[_], &str); 3] = [
+            (&[], "two descriptors"),
+            (&[file.as_fd(), file.as_fd()], "/dev/fuse"),
+            (&[null.as_fd(), file.as_fd()], "0:999999"),
+        ];
+        for (descriptors, word) in offers {
+            let reply = call(&client, HandoverOp::Offer, descriptors).await;
+            assert_eq!(reply.outcome(), HandoverOutcome::Refused);
+            assert!(reply.message.contains(word), "{}", reply.message);
+        }
+        for op in [HandoverOp::Discard, HandoverOp::Unspecified] {
+            assert_eq!(call(&client, op, &[]).await.outcome(), HandoverOutcome::Refused);
+        }
+        client.send(b"\xff\xff", &[]).await.expect("sent");
+        assert!(client.receive(&mut [0; 16]).await.expect("received").is_none());
+    }
+
+    #[tokio::test]
+    async fn a_mount_is_given_to_one_client_at_a_time_and_let_go_of_when_the_last_one_ends_and_nothing_shows_it() {
+        let bench = Bench::start();
+        let file = || OwnedFd::from(std::fs::File::open("/dev/null").expect("opened"));
+        let held = Held { fuse: file(), state: file(), server: Server::Gone(Instant::now()) };
+        bench.keeper.held().insert("0:999999".to_owned(), held);
+        let (first, second) = (bench.connect(), bench.connect());
+        assert_eq!(call(&first, HandoverOp::Take, &[]).await.outcome(), HandoverOutcome::Done);
+        assert_eq!(call(&second, HandoverOp::Take, &[]).await.outcome(), HandoverOutcome::Served);
+        bench.keeper.tidy();
+        assert_eq!(bench.keeper.held().len(), 1, "it is served");
+        drop(first);
+        let gone = async {
+            while !bench.keeper.held().is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), gone).await.expect("nobody needs it");
     }
 }
