@@ -87,8 +87,7 @@ fn main() -> ExitCode {
         }
         Command::CsiNode { node, driver, kubelet_dir, mounts_dir, handover_timeout, http_port } => {
             let handover_timeout = Duration::from_secs(handover_timeout);
-            let options =
-                csi::Options { driver, node, kubelet: kubelet_dir, mounts: mounts_dir, handover_timeout };
+            let options = csi::Options { driver, node, kubelet: kubelet_dir, mounts: mounts_dir, handover_timeout };
             daemon(http_port, async |ready, stop| csi::run(options, ready, stop).await)
         }
     };

@@ -12,10 +12,10 @@ use tokio::sync::Semaphore;
 use super::fill::Filler;
 use super::store::BlockFile;
 use crate::error::{Error, ErrorKind, Result};
-use jindofs_packets::{PACKET_MAX, PacketListener, Packets};
 use crate::rpc::status::to_detail;
 use crate::runtime::Shutdown;
 use crate::types::BLOCK_SIZE;
+use jindofs_packets::{PACKET_MAX, PacketListener, Packets};
 
 /// Requests of one connection worked on at the same time.
 const REQUESTS: usize = 64;

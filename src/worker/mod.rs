@@ -19,11 +19,11 @@ use tokio::task::JoinSet;
 use crate::config::{ClientConfig, WorkerConfig};
 use crate::error::{Error, Result};
 use crate::rpc::channel::MasterChannel;
-use jindofs_packets::PacketListener;
 use crate::rpc::server;
 use crate::runtime::Shutdown;
 use crate::telemetry::http::{self, Probe};
 use crate::types::MESSAGE_BYTES_MAX;
+use jindofs_packets::PacketListener;
 
 use fill::Filler;
 use heartbeat::Heart;

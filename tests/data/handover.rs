@@ -19,9 +19,6 @@ use super::{Site, content, start};
 use crate::support::cluster::{PATIENCE, binary};
 use crate::support::{after, free_port, fuse_works, rounds, wait_for};
 
-/// Directory of all mounts of a node.
-const MOUNTS: &str = "/runtime-mnt/jindo";
-
 /// A cluster with one worker, a client, and a node plugin that shows its mount at a target.
 struct Node {
     site: Site,
@@ -53,13 +50,18 @@ impl Plugin {
         let mut command = Command::new(binary("jindofs").with_file_name("jindofs-operator"));
         command.args(["csi-node", "--node", "n", "--http-port", &free_port().to_string()]);
         command.arg("--kubelet-dir").arg(dir.join("kubelet"));
-        command.arg("--handover-socket").arg(Plugin::socket(dir));
+        command.arg("--mounts-dir").arg(Plugin::mounts(dir));
         command.args(["--handover-timeout", &timeout.to_string()]);
         command.stdin(Stdio::null()).stdout(log).spawn().expect("jindofs-operator runs")
     }
 
+    /// Directory of all mounts.
+    fn mounts(dir: &Path) -> PathBuf {
+        dir.join("mounts")
+    }
+
     fn socket(dir: &Path) -> PathBuf {
-        dir.join("handover/keeper.sock")
+        Plugin::mounts(dir).join(".handover/keeper.sock")
     }
 
     /// Waits until the running one has logged `what`.
@@ -91,9 +93,9 @@ impl Plugin {
 
 impl Node {
     async fn start(timeout: u64) -> Node {
-        let mnt = Path::new(MOUNTS).join(format!("test-{:08x}", rand::random::<u32>())).join("jindofs-fuse");
-        std::fs::create_dir_all(&mnt).expect("made");
         let dir = tempfile::tempdir().expect("tempdir").keep();
+        let mnt = Plugin::mounts(&dir).join("default/demo/jindofs-fuse");
+        std::fs::create_dir_all(&mnt).expect("made");
         let plugin = Plugin::start(&dir, timeout);
         let site = start(1, |dev| {
             dev.workers = 1;
@@ -159,8 +161,6 @@ impl Drop for Node {
         let _ = self.site.cluster.dev.kill("fuse-0");
         while jindofs::fuse::is_mounted(&self.target) && jindofs::fuse::unmount(&self.target).is_ok() {}
         let _ = jindofs::fuse::unmount(&self.mnt);
-        let _ =
-            std::fs::remove_dir(&self.mnt).and_then(|()| std::fs::remove_dir(self.mnt.parent().unwrap_or(&self.mnt)));
         if !std::thread::panicking() {
             let _ = std::fs::remove_dir_all(&self.plugin.dir);
         }

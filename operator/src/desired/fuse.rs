@@ -99,7 +99,10 @@ pub(super) fn daemon_set(input: &Input<'_>) -> DaemonSet {
     let process = Process {
         ports: vec![("http", FUSE_HTTP)],
         http: FUSE_HTTP,
-        volumes: vec![on_node("mounts", node_directory(input)), on_node("handover", format!("{NODE_DIRECTORY}/{HANDOVER_DIRECTORY}"))],
+        volumes: vec![
+            on_node("mounts", node_directory(input)),
+            on_node("handover", format!("{NODE_DIRECTORY}/{HANDOVER_DIRECTORY}")),
+        ],
         mounts: vec![
             VolumeMount {
                 name: "mounts".to_owned(),

@@ -16,8 +16,8 @@ use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
 use crate::error::{Error, Result};
-use jindofs_packets::{PACKET_MAX, Packets};
 use crate::rpc::status::from_detail;
+use jindofs_packets::{PACKET_MAX, Packets};
 
 use file::CacheFile;
 
