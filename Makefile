@@ -23,15 +23,17 @@ TOOLS := $(JINDOFS_CACHE)/tools
 TEST ?=
 # What `make image` calls the image.
 IMAGE ?= localhost/jindofs:dev
+FLUID_IMAGE ?= localhost/jindofs-fluid:dev
 # `make bench BENCH="meta --seconds 2"` measures a part.
 BENCH ?=
 
-.PHONY: help build demo image manifest kube-up kube-down kube-test test verify fix bench needs tools clean
+.PHONY: help build demo image fluid-image manifest kube-up kube-down kube-test test verify fix bench needs tools clean
 
 help:
 	@echo "make build   release binaries, linked as bin/jindofs, bin/jindoctl and bin/jindofs-operator"
 	@echo "make demo    the whole cluster with a killed leader and a lost disk: watch it recover"
 	@echo "make image   bin/jindofs-image.tar: an OCI archive, made without Docker"
+	@echo "make fluid-image  bin/jindofs-fluid-image.tar: the image for Fluid's own controllers"
 	@echo "make manifest  the whole installation for Kubernetes as one YAML"
 	@echo "make test    all tests: real processes, kill -9, lost and broken disks, a Kubernetes of three nodes"
 	@echo "make kube-up | kube-test | kube-down   a Kubernetes of three nodes on this machine, and the tests that need one"
@@ -53,6 +55,10 @@ demo: build
 
 image: build
 	@deploy/image/pack $(CARGO_TARGET_DIR)/release bin/jindofs-image.tar $(IMAGE)
+
+# The image that an existing Fluid runs: see deploy/fluid-image/README.md.
+fluid-image: build
+	@deploy/image/pack $(CARGO_TARGET_DIR)/release bin/jindofs-fluid-image.tar $(FLUID_IMAGE) --fluid
 
 manifest:
 	@deploy/manifest $(IMAGE)
@@ -77,8 +83,9 @@ ifdef KUBECONFIG
 kube-test: build
 	$(CARGO) test $(EVERYTHING) -- --ignored --test-threads=1 kube::
 else
-kube-test: image kube-up
+kube-test: image fluid-image kube-up
 	@tests/kube/cluster/load bin/jindofs-image.tar
+	@tests/kube/cluster/load bin/jindofs-fluid-image.tar
 	KUBECONFIG=$${JINDOFS_KUBE_DIR:-$(JINDOFS_CACHE)/kube/run}/admin.kubeconfig KUBECTL=$(KUBE_BIN)/kubectl \
 		JINDOFS_KUBE_SINCE=$$(date -u +%FT%TZ) $(CARGO) test $(EVERYTHING) -- --ignored --test-threads=1 kube::
 endif

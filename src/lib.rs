@@ -7,6 +7,7 @@ pub mod config;
 pub mod dev;
 pub mod docs;
 pub mod error;
+pub mod fluid;
 pub mod fuse;
 pub mod master;
 pub mod rpc;

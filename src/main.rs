@@ -6,6 +6,7 @@ use clap::{Arg, ArgMatches, Command};
 use jindofs::config::keys::Role;
 use jindofs::config::{FuseConfig, MasterConfig, Settings, WorkerConfig, explain, flags};
 use jindofs::error::{Error, Result};
+use jindofs::fluid::{self, Asked};
 use jindofs::runtime::{Shutdown, shutdown_on_signal};
 
 #[global_allocator]
@@ -17,10 +18,14 @@ fn main() -> ExitCode {
     }
     let matches = cli().get_matches();
     let outcome = match matches.subcommand() {
-        Some(("master", found)) => run_role(Role::Master, found),
-        Some(("worker", found)) => run_role(Role::Worker, found),
-        Some(("fuse", found)) => run_role(Role::Fuse, found),
+        Some(("master", found)) => from_flags(Role::Master, found),
+        Some(("worker", found)) => from_flags(Role::Worker, found),
+        Some(("fuse", found)) => from_flags(Role::Fuse, found),
         Some(("check-config", found)) => check_config(found),
+        Some(("fluid", found)) => fluid::run(found).and_then(|asked| match asked {
+            Asked::Run(launch) => run_role(launch.role, &launch.settings, launch.role == Role::Master),
+            Asked::Done => Ok(()),
+        }),
         Some(("dev", found)) => jindofs::dev::command::run(found),
         Some(("version", _)) => {
             println!("jindofs {}", env!("CARGO_PKG_VERSION"));
@@ -45,6 +50,7 @@ fn cli() -> Command {
         .subcommand(flags::command(Role::Worker, "Runs a worker: it caches blocks of files"))
         .subcommand(flags::command(Role::Fuse, "Mounts the file system on a directory"))
         .subcommand(jindofs::dev::command::command())
+        .subcommand(fluid::command())
         .subcommand(
             Command::new("check-config")
                 .about("Explains the effective settings of a role and where each comes from; exits with 2 on errors")
@@ -59,10 +65,14 @@ fn fail(error: &Error) -> ExitCode {
     ExitCode::from(error.exit_code())
 }
 
-/// Reads the settings first, so that a mistake in them is told before anything is touched.
-fn run_role(role: Role, matches: &ArgMatches) -> Result<()> {
-    let settings = flags::settings(role, matches)?;
-    explain::check(&settings)?;
+fn from_flags(role: Role, matches: &ArgMatches) -> Result<()> {
+    run_role(role, &flags::settings(role, matches)?, false)
+}
+
+/// Checks the settings first, so that a mistake in them is told before anything is touched. A master founds its cluster by
+/// itself only where nobody else can be asked to.
+fn run_role(role: Role, settings: &Settings, founds: bool) -> Result<()> {
+    explain::check(settings)?;
     jindofs::telemetry::init_logging();
     jindofs::telemetry::http::init_metrics();
     jindofs::runtime::raise_descriptor_limit();
@@ -72,7 +82,11 @@ fn run_role(role: Role, matches: &ArgMatches) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name(role.name()).build()?;
     let outcome = runtime.block_on(async {
         let shutdown = shutdown_on_signal()?;
-        start(role, &settings, shutdown).await
+        if founds {
+            let config = MasterConfig::from_settings(settings)?;
+            tokio::spawn(async move { fluid::founding::found(&config).await });
+        }
+        start(role, settings, shutdown).await
     });
     // A blocking call that hangs (a dead disk, a dead mount) must not keep a role from ending.
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));

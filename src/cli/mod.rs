@@ -2,7 +2,7 @@
 
 mod bench;
 mod cluster;
-mod fs;
+pub(crate) mod fs;
 mod load;
 mod mount;
 mod output;

@@ -19,6 +19,16 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for the next bytes of a body.
 const IO_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// Makes TLS and HTTP ready, once.
+pub(super) fn prepare() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // Fails when there is one already, which is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        opendal_http_transport_reqwest::install_default();
+    });
+}
+
 /// A prefix of a bucket.
 #[derive(Debug)]
 pub(super) struct Bucket {
@@ -39,12 +49,7 @@ impl Bucket {
         check_endpoint: &'static str,
         options: &Options,
     ) -> Result<Bucket> {
-        static CRYPTO: Once = Once::new();
-        CRYPTO.call_once(|| {
-            // Fails when there is one already, which is as good.
-            let _ = rustls::crypto::ring::default_provider().install_default();
-            opendal_http_transport_reqwest::install_default();
-        });
+        prepare();
         let place = format!("bucket {bucket} at {}", endpoint.unwrap_or("the default endpoint"));
         let operator = Operator::new(service)
             .map_err(|error| Error::invalid(format!("{place}: {error}")))?

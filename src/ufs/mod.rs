@@ -8,6 +8,7 @@ mod options;
 mod oss;
 mod registry;
 mod retry;
+mod role;
 mod s3;
 
 use bytes::Bytes;

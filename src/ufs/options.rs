@@ -24,6 +24,7 @@ const OSS: &[(&str, bool)] = &[
     ("fs.oss.securityToken", true),
     ("fs.oss.addressingStyle", false),
     ("fs.oss.roleArn", false),
+    ("fs.oss.assumeRoleArn", false),
     ("fs.oss.oidcProviderArn", false),
     ("fs.oss.oidcTokenFile", false),
     ("fs.oss.stsEndpoint", false),
@@ -108,7 +109,10 @@ pub fn validate(uri: &str, options: &Options) -> Result<()> {
         }
         match store {
             Store::S3 => check_s3(options)?,
-            Store::Oss => drop(oss_endpoint(uri, endpoint, options)?),
+            Store::Oss => {
+                oss_endpoint(uri, endpoint, options)?;
+                check_role(options)?;
+            }
         }
         owner(options)?;
     }
@@ -126,6 +130,29 @@ fn check_s3(options: &Options) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// A role is assumed by somebody: by keys, or by the token of a pod, which needs three options.
+fn check_role(options: &Options) -> Result<()> {
+    const TOKEN: [&str; 2] = ["fs.oss.oidcProviderArn", "fs.oss.oidcTokenFile"];
+    let given = |name: &str| options.contains_key(name);
+    let (role, keys) = (given("fs.oss.roleArn"), given("fs.oss.accessKeyId"));
+    if role && !keys {
+        for name in TOKEN.into_iter().filter(|name| !given(name)) {
+            return Err(Error::invalid(format!(
+                "fs.oss.roleArn needs {name}, or fs.oss.accessKeyId and fs.oss.accessKeySecret: nobody else can assume it"
+            )));
+        }
+    }
+    for name in TOKEN.into_iter().chain(["fs.oss.assumeRoleArn", "fs.oss.stsEndpoint"]) {
+        if given(name) && !role {
+            return Err(Error::invalid(format!("{name} has no effect without fs.oss.roleArn: add it, or leave it out")));
+        }
+    }
+    if keys && let Some(name) = TOKEN.into_iter().find(|name| given(name)) {
+        return Err(Error::invalid(format!("{name} has no effect beside fs.oss.accessKeyId: leave one of the two out")));
+    }
+    Ok(())
 }
 
 /// Endpoint of an `oss://` uri, as an URL: from its option, else from the uri. `https` unless it says otherwise.
@@ -255,6 +282,8 @@ mod tests {
         assert!(refusal("oss://b", &[("fs.oss.endpoint", "https://host/bucket")]).contains("without bucket"));
         assert!(refusal("oss://b.host", &[("fs.oss.addressingStyle", "p")]).contains("virtual, path or cname"));
         assert!(refusal("oss://b.host", &[("fs.oss.accessKeySecret", "x")]).contains("inline"));
+        assert!(refusal("oss://b.host", &[("fs.oss.roleArn", "r")]).contains("needs fs.oss.oidcProviderArn"));
+        assert!(refusal("oss://b.host", &[("fs.oss.stsEndpoint", "h")]).contains("without fs.oss.roleArn"));
         assert!(refusal("s3://b", &[("fs.ufs.fileMode", "9")]).contains("octal"));
         assert!(refusal("local:///x", &[("fs.s3.region", "x")]).contains("takes none"));
     }

@@ -1,40 +1,54 @@
 //! `oss://bucket/prefix`: Alibaba Cloud OSS.
 
-use super::Options;
 use super::bucket::Bucket;
 use super::options::value;
+use super::role::{Place, RoleBucket};
+use super::{Ufs, retry::Retry};
 use crate::error::Result;
 
-/// The bucket, signed for with keys from options, or with those of a role. Nothing is contacted.
-pub(super) fn open(bucket: &str, prefix: &str, endpoint: &str, options: &Options) -> Result<Bucket> {
-    let option = |name| value(options, name);
+/// What requests are signed with.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Keys {
+    pub(super) id: String,
+    pub(super) secret: String,
+    pub(super) token: Option<String>,
+}
+
+/// The bucket, with keys from its options, with those of a role, or with none. Nothing is contacted.
+///
+/// *Errors*: `FailedPrecondition` when a key cannot be read.
+pub(super) fn open(place: Place) -> Result<std::sync::Arc<dyn Ufs>> {
+    let option = |name| value(&place.options, name);
+    if option("fs.oss.roleArn")?.is_some() {
+        return Ok(std::sync::Arc::new(Retry(RoleBucket::new(place, with_keys)?)));
+    }
+    let keys = match (option("fs.oss.accessKeyId")?, option("fs.oss.accessKeySecret")?) {
+        (Some(id), Some(secret)) => Some(Keys { id, secret, token: option("fs.oss.securityToken")? }),
+        _ => None,
+    };
+    Ok(std::sync::Arc::new(Retry(reach(&place, keys.as_ref())?)))
+}
+
+fn with_keys(place: &Place, keys: &Keys) -> Result<Bucket> {
+    reach(place, Some(keys))
+}
+
+fn reach(place: &Place, keys: Option<&Keys>) -> Result<Bucket> {
+    let Place { bucket, prefix, endpoint, options } = place;
     let mut service = opendal::services::Oss::default().bucket(bucket).root(&format!("/{prefix}")).endpoint(endpoint);
-    if let Some(style) = option("fs.oss.addressingStyle")? {
+    if let Some(style) = value(options, "fs.oss.addressingStyle")? {
         service = service.addressing_style(&style);
     }
-    let keys = (option("fs.oss.accessKeyId")?, option("fs.oss.accessKeySecret")?);
-    let role = option("fs.oss.roleArn")?;
-    if let (None, None) = (&keys.0, &role) {
+    service = match keys {
+        Some(keys) => {
+            let service = service.access_key_id(&keys.id).access_key_secret(&keys.secret);
+            match &keys.token {
+                Some(token) => service.security_token(token),
+                None => service,
+            }
+        }
         // A public bucket. Never what lies about in the environment of a node.
-        service = service.skip_signature();
-    }
-    if let (Some(id), Some(secret)) = keys {
-        service = service.access_key_id(&id).access_key_secret(&secret);
-    }
-    if let Some(token) = option("fs.oss.securityToken")? {
-        service = service.security_token(&token);
-    }
-    if let Some(role) = role {
-        service = service.role_arn(&role).role_session_name("jindofs");
-    }
-    if let Some(provider) = option("fs.oss.oidcProviderArn")? {
-        service = service.oidc_provider_arn(&provider);
-    }
-    if let Some(file) = option("fs.oss.oidcTokenFile")? {
-        service = service.oidc_token_file(&file);
-    }
-    if let Some(sts) = option("fs.oss.stsEndpoint")? {
-        service = service.sts_endpoint(&sts);
-    }
+        None => service.skip_signature(),
+    };
     Bucket::new(service, bucket, Some(endpoint), "check fs.oss.endpoint", options)
 }

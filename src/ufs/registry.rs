@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::options::{Place, Store, oss_endpoint, parse, secrets_fingerprint};
-use super::{Options, Ufs, local::Local, oss, retry::Retry, s3, validate};
+use super::{Options, Ufs, local::Local, oss, retry::Retry, role, s3, validate};
 use crate::error::Result;
 
 /// How long rotated secrets may go unnoticed.
@@ -51,7 +51,7 @@ impl Registry {
             }
             Place::Bucket { store: Store::Oss, bucket, prefix, endpoint } => {
                 let endpoint = oss_endpoint(uri, endpoint, options)?;
-                Arc::new(Retry(oss::open(&bucket, &prefix, &endpoint, options)?))
+                oss::open(role::Place { bucket, prefix, endpoint, options: options.clone() })?
             }
         };
         if opened.len() >= OPEN_MAX {

@@ -94,6 +94,9 @@ fn every_mistake_is_named_with_what_to_write_instead() {
         said.contains("localhost/nothing:here").then_some(said)
     });
     println!("{message}");
+    // No master leads that could be asked whether another pod may take its place.
+    space.ok(&["patch", "jindo", "demo", "--type=merge", "-p", r#"{"spec":{"jindoVersion":null}}"#]);
+    told(&space, "DatasetReady");
     delete(&space);
     space.ok(&["delete", "pvc", "demo-jindo-master-meta", "--timeout=60s"]);
     create(&space, PVC);

@@ -2,6 +2,7 @@
 //! are deleted, lose their volumes and their nodes.
 
 mod client;
+mod fluid;
 mod guide;
 mod install;
 mod loads;

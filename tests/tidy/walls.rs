@@ -1,7 +1,7 @@
 //! Who may import whom.
 //!
 //! ```text
-//! types <- error <- { config, runtime, telemetry } <- { rpc | ufs } <- { master | worker | client } <- { fuse | cli } <- dev, main
+//! types <- error <- { config, runtime, telemetry } <- { rpc | ufs } <- { master | worker | client } <- { fuse | cli } <- { dev | fluid } <- main
 //! ```
 //! A room sees what lies below it. Rooms in braces with commas see each other, rooms apart by bars never do: `master`,
 //! `worker` and `client` meet on the wire.
@@ -16,7 +16,7 @@ const LAYERS: [(&[&str], bool); 7] = [
     (&["rpc", "ufs"], false),
     (&["master", "worker", "client"], false),
     (&["fuse", "cli"], false),
-    (&["dev"], false),
+    (&["dev", "fluid"], false),
 ];
 
 /// Inside the master: (room, rooms beside it that it must not see).

@@ -3,14 +3,13 @@
 
 use std::sync::Arc;
 
-use jindofs_proto::v1::MemberStatus;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::ResourceExt;
 use kube::api::{DeleteParams, Preconditions};
 
 use super::apply::gone;
 use super::masters::Masters;
-use super::members::{address, away};
+use super::members::spare;
 use super::pair::Pair;
 use crate::desired::{self, Input, Role};
 
@@ -44,21 +43,8 @@ impl Pair {
             if desired::replicas(input) == 1 {
                 return Ok(Some(format!("claim {name} {why}, and its master is the only one: nothing is deleted")));
             }
-            if let Some(held) = away(desired::replicas(input), pods, &pod) {
+            if let Err(held) = spare(input, pods, masters, ordinal).await {
                 return Ok(Some(format!("claim {name} {why}; it is not exchanged yet: {held}")));
-            }
-            let own = address(input, ordinal);
-            let Some((leader, status)) = masters.leader() else { return Ok(None) };
-            let member: Option<&MemberStatus> = status.members.iter().find(|member| member.raft_address == own);
-            if let Some(member) = member
-                && let Ok(Some(held)) | Err(held) = masters.must_not_restart(member.id).await
-            {
-                return Ok(Some(format!("claim {name} {why}; it is not exchanged yet: {held}")));
-            }
-            if leader == pod
-                && let Err(held) = masters.transfer().await
-            {
-                return Ok(Some(format!("claim {name} {why}; {pod} does not hand over yet: {held}")));
             }
             let this = Preconditions { uid: claim.uid(), resource_version: None };
             let params = DeleteParams { preconditions: Some(this), ..DeleteParams::default() };

@@ -10,7 +10,7 @@ use kube::{Api, ResourceExt};
 
 use super::masters::{Masters, Said};
 use super::pair::Pair;
-use crate::desired::{Input, MASTER_RAFT, replicas};
+use crate::desired::{self, Input, MASTER_RAFT, replicas};
 
 /// Label of a pod: the version of the StatefulSet's template it was made from.
 const REVISION: &str = "controller-revision-hash";
@@ -66,47 +66,56 @@ pub(super) fn away(wanted: i32, pods: &[Arc<Pod>], taken: &str) -> Option<String
     (ready < others).then(|| format!("{ready} of the {others} other masters are ready"))
 }
 
+/// Makes sure that the others can do without a master for a while, and that it does not lead.
+///
+/// *Errors*: why it must stay for now.
+pub(super) async fn spare(input: &Input<'_>, pods: &[Arc<Pod>], masters: &Masters, ordinal: i32) -> Said<()> {
+    let pod = format!("{}-{ordinal}", input.names.of(desired::Role::Master));
+    if let Some(why) = away(replicas(input), pods, &pod) {
+        return Err(why);
+    }
+    let Some((leader, status)) = masters.leader() else { return Err("no master leads".to_owned()) };
+    let own = address(input, ordinal);
+    if let Some(member) = status.members.iter().find(|member| member.raft_address == own)
+        && let Ok(Some(why)) | Err(why) = masters.must_not_restart(member.id).await
+    {
+        return Err(why);
+    }
+    if leader == pod {
+        masters.transfer().await.map_err(|why| format!("it does not hand over: {why}"))?;
+    }
+    Ok(())
+}
+
+fn ordinal(pod: &Pod) -> Option<i32> {
+    pod.name_any().rsplit_once('-')?.1.parse().ok()
+}
+
 impl Pair {
     /// Restarts one master that is not as it should be, if the others can do without it; the leader last, and only after
     /// it has handed over. Returns why nothing happens now, if something is to be done.
     pub(super) async fn roll(
         &self,
+        input: &Input<'_>,
         set: &StatefulSet,
         pods: &[Arc<Pod>],
         masters: &Masters,
     ) -> Result<Option<String>, kube::Error> {
+        let leader = masters.leader().map(|(leader, _)| leader);
         let mut old: Vec<&Arc<Pod>> = pods.iter().filter(|pod| outdated(set, pod)).collect();
-        if old.is_empty() {
-            return Ok(None);
+        // Where nobody leads a new image may be what is missing: nothing is taken from anybody by one that is not ready.
+        old.retain(|pod| leader.is_some() || !super::waiting::ready(pod));
+        old.sort_by_key(|pod| (leader.as_deref() == Some(pod.name_any().as_str()), pod.name_any()));
+        let Some(next) = old.first() else { return Ok(None) };
+        let name = next.name_any();
+        if let Some(ordinal) = ordinal(next)
+            && leader.is_some()
+            && replicas(input) > 1
+            && let Err(why) = spare(input, pods, masters, ordinal).await
+        {
+            return Ok(Some(format!("{name} is not restarted yet: {why}")));
         }
-        let Some((leader, _)) = masters.leader() else {
-            // Nobody leads: a new image may be what is missing. Nothing is taken from anybody.
-            return self
-                .restart(&old[0].name_any())
-                .await
-                .map(|()| Some(format!("{} is restarted", old[0].name_any())));
-        };
-        old.sort_by_key(|pod| (pod.name_any() == leader, pod.name_any()));
-        let next = old[0].name_any();
-        let Some(id) = masters.status(&next).and_then(|status| status.self_.as_ref()).map(|own| own.id) else {
-            return self.restart(&next).await.map(|()| Some(format!("{next} is restarted: it does not answer")));
-        };
-        let wanted = set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
-        if let Some(why) = away(wanted, pods, &next) {
-            return Ok(Some(format!("{next} is not restarted yet: {why}")));
-        }
-        if wanted > 1 {
-            match masters.must_not_restart(id).await {
-                Ok(None) => {}
-                Ok(Some(why)) | Err(why) => return Ok(Some(format!("{next} is not restarted yet: {why}"))),
-            }
-            if next == leader
-                && let Err(why) = masters.transfer().await
-            {
-                return Ok(Some(format!("{next} does not hand over yet: {why}")));
-            }
-        }
-        self.restart(&next).await.map(|()| Some(format!("{next} is restarted")))
+        self.restart(&name).await.map(|()| Some(format!("{name} is restarted")))
     }
 
     async fn restart(&self, pod: &str) -> Result<(), kube::Error> {

@@ -183,6 +183,11 @@ impl Pair {
         let (size, draining) = self.workers_size(input, &masters).await;
         objects.workers.spec.get_or_insert_default().replicas = Some(size);
         self.apply_all(input, objects).await?;
+        if let Some(live) = live.filter(|_| stage == Stage::Settled && masters.leader().is_none())
+            && let Some(doing) = self.roll(input, live, &pods, &masters).await?
+        {
+            tracing::info!(name = self.name, doing, "no master leads");
+        }
         if let Err(trouble) = self.found(input, input.runtime, own, &masters).await? {
             report::cluster(&masters, own.cluster.get_or_insert_default());
             let blocked = if trouble.passing { self.blocked(&pods).await? } else { None };
@@ -222,13 +227,14 @@ impl Pair {
             trouble = self.blocked(&pods).await?;
         }
         if stage == Stage::Settled {
-            let mut doing = self.exchange_claim(input, &pods, &masters).await?;
-            if doing.is_none()
-                && let Some(live) = live
-            {
-                doing = self.roll(live, &pods, &masters).await?;
-            }
-            trouble = trouble.or_else(|| doing.map(|doing| Trouble::passing("Updating", doing)));
+            let claim = self.exchange_claim(input, &pods, &masters).await?;
+            // That the claim of a sole master must stay is no reason to keep its pod as it is.
+            let waits = claim.is_some() && desired::replicas(input) > 1;
+            let rolled = match live {
+                Some(live) if !waits => self.roll(input, live, &pods, &masters).await?,
+                _ => None,
+            };
+            trouble = trouble.or_else(|| rolled.or(claim).map(|doing| Trouble::passing("Updating", doing)));
         }
         Ok(Found { trouble, bound: true })
     }

@@ -189,15 +189,19 @@ async fn rm(namespace: &Namespace, path: &OsString, recursive: bool) -> Result<(
     }
 }
 
+/// What lies at and below a path.
 #[derive(Debug, Default, Serialize)]
-struct Totals {
-    bytes: u64,
-    files: u64,
-    directories: u64,
+pub(crate) struct Totals {
+    pub(crate) bytes: u64,
+    pub(crate) files: u64,
+    pub(crate) directories: u64,
 }
 
-async fn count(common: &Common, namespace: &Namespace, path: &OsString) -> Result<()> {
-    let attr = namespace.lookup(at_path(path.clone().into_vec())).await?;
+/// Counts what lies at and below a path.
+///
+/// *Errors*: those of the namespace.
+pub(crate) async fn totals(namespace: &Namespace, path: Vec<u8>) -> Result<Totals> {
+    let attr = namespace.lookup(at_path(path)).await?;
     let mut totals = Totals::default();
     let mut waiting = Vec::new();
     let mut take = |attr: &Attr, waiting: &mut Vec<u64>| {
@@ -216,6 +220,11 @@ async fn count(common: &Common, namespace: &Namespace, path: &OsString) -> Resul
             take(&entry?.attr.unwrap_or_default(), &mut waiting);
         }
     }
+    Ok(totals)
+}
+
+async fn count(common: &Common, namespace: &Namespace, path: &OsString) -> Result<()> {
+    let totals = totals(namespace, path.clone().into_vec()).await?;
     print(common.output, &totals, &["BYTES", "FILES", "DIRECTORIES"], |_| {
         vec![vec![totals.bytes.to_string(), totals.files.to_string(), totals.directories.to_string()]]
     })

@@ -1,0 +1,208 @@
+//! Keys for a while, which a role is given by the token service of the cloud (STS): for the token of a pod (RRSA), or for
+//! keys. They are renewed before they end.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use reqsign_aliyun_oss::{
+    AssumeRoleCredentialProvider, AssumeRoleWithOidcCredentialProvider, Credential, StaticCredentialProvider,
+};
+use reqsign_core::{Context, HttpSend, ProvideCredential, ProvideCredentialDyn};
+use tokio::sync::Mutex;
+
+use super::bucket::Bucket;
+use super::options::{Options, value};
+use super::oss::Keys;
+use super::{Entry, Listing, Ufs};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Keys are renewed when they have less than this left.
+const MARGIN: Duration = Duration::from_secs(300);
+/// Pause after a renewal that failed while the last keys are still good.
+const PAUSE: Duration = Duration::from_secs(30);
+/// Longest wait for the token service.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// What the token service calls us in its records.
+const SESSION: &str = "jindofs";
+
+type Provider = Arc<dyn ProvideCredentialDyn<Credential = Credential>>;
+
+/// A bucket that is reached with the keys of a role.
+#[derive(Debug)]
+pub(super) struct RoleBucket {
+    context: Context,
+    provider: Provider,
+    /// For people.
+    role: String,
+    open: fn(&Place, &Keys) -> Result<Bucket>,
+    place: Place,
+    current: Mutex<Option<Current>>,
+}
+
+/// Where a bucket lies and how it is reached.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    pub(super) bucket: String,
+    pub(super) prefix: String,
+    pub(super) endpoint: String,
+    pub(super) options: Options,
+}
+
+#[derive(Debug)]
+struct Current {
+    bucket: Arc<Bucket>,
+    /// Then new keys are asked for.
+    renew: SystemTime,
+    /// Then these are refused.
+    ends: SystemTime,
+}
+
+impl RoleBucket {
+    /// The bucket with the keys of the role that its options name. Nothing is contacted.
+    ///
+    /// *Errors*: `FailedPrecondition` when a key cannot be read.
+    pub(super) fn new(place: Place, open: fn(&Place, &Keys) -> Result<Bucket>) -> Result<RoleBucket> {
+        let role = value(&place.options, "fs.oss.roleArn")?.unwrap_or_default();
+        let provider = provider(&place.options, &role)?;
+        super::bucket::prepare();
+        let http = reqwest::Client::builder().timeout(TIMEOUT).build();
+        let http = http.map_err(|error| Error::internal(error.without_url().to_string()))?;
+        let context = Context::new().with_file_read(reqsign_file_read_tokio::TokioFileRead).with_http_send(Http(http));
+        Ok(RoleBucket { context, provider, role, open, place, current: Mutex::default() })
+    }
+
+    /// The bucket with keys that are good. *Cancel-safe*.
+    async fn bucket(&self) -> Result<Arc<Bucket>> {
+        let mut current = self.current.lock().await;
+        let now = SystemTime::now();
+        if let Some(known) = current.as_ref().filter(|known| now < known.renew) {
+            return Ok(known.bucket.clone());
+        }
+        match self.renewed().await {
+            Ok(new) => Ok(current.insert(new).bucket.clone()),
+            Err(error) => match current.as_mut().filter(|known| now < known.ends) {
+                Some(known) => {
+                    tracing::warn!(%error, "keys of a role are not renewed yet, the last ones are still good");
+                    known.renew = now + PAUSE;
+                    Ok(known.bucket.clone())
+                }
+                None => Err(error),
+            },
+        }
+    }
+
+    async fn renewed(&self) -> Result<Current> {
+        let failed = |why: String| {
+            let role = &self.role;
+            let way = "check fs.oss.roleArn, fs.oss.oidcProviderArn, fs.oss.oidcTokenFile, fs.oss.stsEndpoint and the keys";
+            Error::new(ErrorKind::PermissionDenied, format!("no keys are had for the role {role}: {way}: {why}"))
+        };
+        let given = self.provider.provide_credential_dyn(&self.context).await.map_err(|error| failed(words(&error)))?;
+        let given = given.ok_or_else(|| failed("nothing says who assumes it".to_owned()))?;
+        let keys = Keys { id: given.access_key_id, secret: given.access_key_secret, token: given.security_token };
+        let ends = given.expires_in.map_or_else(|| SystemTime::now() + MARGIN * 2, |time| time.as_system_time());
+        tracing::info!(role = self.role, "keys of a role are had");
+        Ok(Current { bucket: Arc::new((self.open)(&self.place, &keys)?), renew: ends - MARGIN, ends })
+    }
+}
+
+/// Who gives the keys: the token of a pod or keys make us `role`, and that one the further role, if there is one.
+fn provider(options: &Options, role: &str) -> Result<Provider> {
+    let sts = value(options, "fs.oss.stsEndpoint")?;
+    let assume = |base: Provider, role: &str| -> Provider {
+        let one = AssumeRoleCredentialProvider::new().with_base_provider(Base(base)).with_role_arn(role);
+        let one = one.with_role_session_name(SESSION);
+        Arc::new(match &sts {
+            Some(endpoint) => one.with_sts_endpoint(endpoint),
+            None => one,
+        })
+    };
+    let first: Provider = match (value(options, "fs.oss.accessKeyId")?, value(options, "fs.oss.accessKeySecret")?) {
+        (Some(id), Some(secret)) => {
+            let keys = StaticCredentialProvider::new(&id, &secret);
+            let keys = match value(options, "fs.oss.securityToken")? {
+                Some(token) => keys.with_security_token(&token),
+                None => keys,
+            };
+            assume(Arc::new(keys), role)
+        }
+        _ => {
+            let oidc = AssumeRoleWithOidcCredentialProvider::new().with_role_arn(role).with_role_session_name(SESSION);
+            let oidc = match &sts {
+                Some(endpoint) => oidc.with_sts_endpoint(endpoint),
+                None => oidc,
+            };
+            let given = |name: &str| options.get(name).map(|text| text.trim_start_matches("file:").to_owned());
+            let (issuer, file) = (given("fs.oss.oidcProviderArn"), given("fs.oss.oidcTokenFile"));
+            Arc::new(
+                oidc.with_oidc_provider_arn(issuer.unwrap_or_default()).with_oidc_token_file(file.unwrap_or_default()),
+            )
+        }
+    };
+    Ok(match value(options, "fs.oss.assumeRoleArn")? {
+        Some(further) => assume(first, &further),
+        None => first,
+    })
+}
+
+/// A provider that another one begins with.
+#[derive(Debug)]
+struct Base(Provider);
+
+impl ProvideCredential for Base {
+    type Credential = Credential;
+
+    async fn provide_credential(&self, context: &Context) -> reqsign_core::Result<Option<Credential>> {
+        self.0.provide_credential_dyn(context).await
+    }
+}
+
+/// An error with its causes.
+fn words(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text = format!("{text}: {next}");
+        cause = next.source();
+    }
+    text.chars().take(600).collect()
+}
+
+/// Requests to the token service.
+#[derive(Debug)]
+struct Http(reqwest::Client);
+
+impl HttpSend for Http {
+    async fn http_send(&self, request: http::Request<Bytes>) -> reqsign_core::Result<http::Response<Bytes>> {
+        // The token stands in the address, which must not be told.
+        let failed = |error: reqwest::Error| {
+            reqsign_core::Error::unexpected("the token service is not reached").with_source(error.without_url())
+        };
+        let request = reqwest::Request::try_from(request).map_err(failed)?;
+        let answer = self.0.execute(request).await.map_err(failed)?;
+        let status = answer.status();
+        let mut response = http::Response::new(answer.bytes().await.map_err(failed)?);
+        *response.status_mut() = status;
+        Ok(response)
+    }
+}
+
+impl Ufs for RoleBucket {
+    fn list<'a>(&'a self, path: &'a [u8]) -> BoxFuture<'a, Result<Listing>> {
+        Box::pin(async move { self.bucket().await?.list(path).await })
+    }
+
+    fn stat<'a>(&'a self, path: &'a [u8]) -> BoxFuture<'a, Result<Option<Entry>>> {
+        Box::pin(async move { self.bucket().await?.stat(path).await })
+    }
+
+    fn read<'a>(&'a self, path: &'a [u8], token: &'a [u8], offset: u64, length: u64) -> BoxFuture<'a, Result<Bytes>> {
+        Box::pin(async move { self.bucket().await?.read(path, token, offset, length).await })
+    }
+
+    fn check(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move { self.bucket().await?.check().await })
+    }
+}
