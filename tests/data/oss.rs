@@ -88,3 +88,32 @@ async fn wrong_keys_are_named_and_rotated_ones_are_noticed() {
         (site.ctl(&["fs", "cat", "/oss/b"]).stdout == b"b").then_some(())
     });
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_is_assumed_with_the_token_of_the_pod_and_a_refused_token_is_named() {
+    let site = start(1, |options| options.mounts.clear()).await;
+    let oss = OssServer::start(&site.s3).await.expect("an OSS server");
+    site.put("data/f", b"for those with the role").await;
+    oss.accept_only(Keys { secret: "of an hour".to_owned(), token: Some("temporary".to_owned()) });
+    let token = secret(&site, "oidc-token", "who I am");
+    let options = [
+        format!("fs.oss.endpoint={}", oss.endpoint()),
+        format!("fs.oss.stsEndpoint={}", oss.endpoint()),
+        format!("fs.oss.oidcTokenFile={}", token.display()),
+        "fs.oss.addressingStyle=path".to_owned(),
+        "fs.oss.roleArn=acs:ram::1:role/reader".to_owned(),
+        "fs.oss.oidcProviderArn=acs:ram::1:oidc-provider/cluster".to_owned(),
+    ];
+    let mut arguments = vec!["mount", "add", "/oss", "oss://bucket/data"];
+    for option in &options {
+        arguments.extend(["-O", option]);
+    }
+    oss.give_keys_for("somebody else");
+    let refused = site.ctl(&arguments);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("signing credential"), "{said}");
+    oss.give_keys_for("who I am");
+    let output = site.ctl(&arguments);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(site.ctl_ok(&["fs", "cat", "/oss/f"]), b"for those with the role");
+}

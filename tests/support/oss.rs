@@ -39,6 +39,7 @@ pub struct Keys {
 pub struct OssServer {
     pub address: SocketAddr,
     keys: Arc<Mutex<Keys>>,
+    oidc: Arc<Mutex<Option<String>>>,
 }
 
 impl OssServer {
@@ -53,11 +54,16 @@ impl OssServer {
         let behind = s3.unguarded()?;
         let listener = tokio::net::TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
-        let checked = keys.clone();
+        let oidc = Arc::new(Mutex::new(None));
+        let (checked, shown) = (keys.clone(), oidc.clone());
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
-                let (behind, keys) = (behind.clone(), checked.clone());
-                let service = service_fn(move |request| answer(request, behind.clone(), keys.clone()));
+                let (behind, keys, oidc) = (behind.clone(), checked.clone(), shown.clone());
+                let service = service_fn(move |request| {
+                    let keys = keys.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                    let oidc = oidc.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                    answer(request, behind.clone(), keys, oidc)
+                });
                 tokio::spawn(async move {
                     let server = Builder::new(TokioExecutor::new());
                     // A client that hangs up is no concern of ours.
@@ -65,11 +71,16 @@ impl OssServer {
                 });
             }
         });
-        Ok(OssServer { address, keys })
+        Ok(OssServer { address, keys, oidc })
     }
 
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// From now on whoever shows this token is given the keys that are accepted, as by the token service (STS) of the cloud.
+    pub fn give_keys_for(&self, oidc_token: &str) {
+        *self.oidc.lock().unwrap_or_else(PoisonError::into_inner) = Some(oidc_token.to_owned());
     }
 
     /// From now on only these are accepted.
@@ -81,10 +92,13 @@ impl OssServer {
 async fn answer(
     request: Request<Incoming>,
     behind: S3Service,
-    keys: Arc<Mutex<Keys>>,
+    keys: Keys,
+    oidc: Option<String>,
 ) -> Result<Response<Body>, s3s::HttpError> {
-    let keys = keys.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let (mut parts, body) = request.into_parts();
+    if let Some(asked) = parameters(&parts.uri).get("Action") {
+        return Ok(assume_role(asked, &parts.uri, &keys, oidc.as_deref()));
+    }
     if let Some(bucket) = virtual_host(&parts) {
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
         parts.uri = format!("/{bucket}{path}").parse().expect("a path behind a bucket is a path");
@@ -97,6 +111,31 @@ async fn answer(
     }
     parts.headers.remove("authorization");
     behind.call(Request::from_parts(parts, Body::from(body))).await
+}
+
+fn parameters(uri: &hyper::Uri) -> BTreeMap<String, String> {
+    let plain = |text: &str| percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned();
+    let pairs = uri.query().unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
+    pairs.map(|(name, value)| (plain(name), plain(&value.replace('+', " ")))).collect()
+}
+
+/// What the token service answers: the keys as temporary ones, for an hour.
+fn assume_role(action: &str, uri: &hyper::Uri, keys: &Keys, oidc: Option<&str>) -> Response<Body> {
+    let given = parameters(uri);
+    let complete = ["RoleArn", "OIDCProviderArn", "RoleSessionName"].iter().all(|name| given.contains_key(*name));
+    let known = oidc.is_some() && given.get("OIDCToken").map(String::as_str) == oidc;
+    let (status, body) = if action == "AssumeRoleWithOIDC" && complete && known {
+        let keys = serde_json::json!({
+            "AccessKeyId": ACCESS_KEY, "AccessKeySecret": keys.secret,
+            "SecurityToken": keys.token.as_deref().unwrap_or_default(), "Expiration": "2099-01-01T00:00:00Z",
+        });
+        (StatusCode::OK, serde_json::json!({ "Credentials": keys }))
+    } else {
+        (StatusCode::BAD_REQUEST, serde_json::json!({"Code": "AuthenticationFail.OIDCToken.Invalid"}))
+    };
+    let mut answer = Response::new(Body::from(bytes::Bytes::from(body.to_string())));
+    *answer.status_mut() = status;
+    answer
 }
 
 /// The bucket, where the host names it before the endpoint.
