@@ -146,11 +146,15 @@ fn check_role(options: &Options) -> Result<()> {
     }
     for name in TOKEN.into_iter().chain(["fs.oss.assumeRoleArn", "fs.oss.stsEndpoint"]) {
         if given(name) && !role {
-            return Err(Error::invalid(format!("{name} has no effect without fs.oss.roleArn: add it, or leave it out")));
+            return Err(Error::invalid(format!(
+                "{name} has no effect without fs.oss.roleArn: add it, or leave it out"
+            )));
         }
     }
     if keys && let Some(name) = TOKEN.into_iter().find(|name| given(name)) {
-        return Err(Error::invalid(format!("{name} has no effect beside fs.oss.accessKeyId: leave one of the two out")));
+        return Err(Error::invalid(format!(
+            "{name} has no effect beside fs.oss.accessKeyId: leave one of the two out"
+        )));
     }
     Ok(())
 }

@@ -96,7 +96,8 @@ impl RoleBucket {
     async fn renewed(&self) -> Result<Current> {
         let failed = |why: String| {
             let role = &self.role;
-            let way = "check fs.oss.roleArn, fs.oss.oidcProviderArn, fs.oss.oidcTokenFile, fs.oss.stsEndpoint and the keys";
+            let way =
+                "check fs.oss.roleArn, fs.oss.oidcProviderArn, fs.oss.oidcTokenFile, fs.oss.stsEndpoint and the keys";
             Error::new(ErrorKind::PermissionDenied, format!("no keys are had for the role {role}: {way}: {why}"))
         };
         let given = self.provider.provide_credential_dyn(&self.context).await.map_err(|error| failed(words(&error)))?;

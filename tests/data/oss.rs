@@ -1,13 +1,14 @@
 //! Files of an OSS bucket: signed for with keys from files, which may be wrong, temporary, or change under us.
 
 use std::path::Path;
+use std::process::Output;
 
 use super::{BLOCK, Site, content, start};
-use crate::support::oss::{ACCESS_KEY, Keys, OssServer, SECRET_KEY};
+use crate::support::oss::{ACCESS_KEY, GUEST, Keys, OssServer, READER, SECRET_KEY};
 use crate::support::wait_for;
 
 /// Mounts `oss://bucket/data` at `/oss`.
-fn mount(site: &Site, oss: &OssServer, secret: &Path, more: &[String]) -> std::process::Output {
+fn mount(site: &Site, oss: &OssServer, secret: &Path, more: &[String]) -> Output {
     let mut options = vec![
         format!("fs.oss.endpoint={}", oss.endpoint()),
         "fs.oss.addressingStyle=path".to_owned(),
@@ -15,12 +16,21 @@ fn mount(site: &Site, oss: &OssServer, secret: &Path, more: &[String]) -> std::p
         format!("fs.oss.accessKeySecret=file:{}", secret.display()),
     ];
     options.extend_from_slice(more);
+    add(site, &options)
+}
+
+fn add(site: &Site, options: &[String]) -> Output {
     let mut arguments = vec!["mount", "add", "/oss", "oss://bucket/data"];
-    for option in &options {
+    for option in options {
         arguments.extend(["-O", option]);
     }
     site.ctl(&arguments)
 }
+
+/// When keys of a role end.
+const FAR: &str = "2099-01-01T00:00:00Z";
+/// They have to be had anew for each use.
+const PAST: &str = "2020-01-01T00:00:00Z";
 
 fn secret(site: &Site, name: &str, value: &str) -> std::path::PathBuf {
     let path = site.dir.path().join(name);
@@ -89,31 +99,54 @@ async fn wrong_keys_are_named_and_rotated_ones_are_noticed() {
     });
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_role_is_assumed_with_the_token_of_the_pod_and_a_refused_token_is_named() {
-    let site = start(1, |options| options.mounts.clear()).await;
-    let oss = OssServer::start(&site.s3).await.expect("an OSS server");
-    site.put("data/f", b"for those with the role").await;
-    oss.accept_only(Keys { secret: "of an hour".to_owned(), token: Some("temporary".to_owned()) });
-    let token = secret(&site, "oidc-token", "who I am");
-    let options = [
+/// Mounts the bucket with the keys of a role, which is assumed with the token in a file.
+fn mount_as(site: &Site, oss: &OssServer, token: &Path, role: &str, more: &[String]) -> Output {
+    let mut options = vec![
         format!("fs.oss.endpoint={}", oss.endpoint()),
         format!("fs.oss.stsEndpoint={}", oss.endpoint()),
         format!("fs.oss.oidcTokenFile={}", token.display()),
         "fs.oss.addressingStyle=path".to_owned(),
-        "fs.oss.roleArn=acs:ram::1:role/reader".to_owned(),
+        format!("fs.oss.roleArn={role}"),
         "fs.oss.oidcProviderArn=acs:ram::1:oidc-provider/cluster".to_owned(),
     ];
-    let mut arguments = vec!["mount", "add", "/oss", "oss://bucket/data"];
-    for option in &options {
-        arguments.extend(["-O", option]);
-    }
-    oss.give_keys_for("somebody else");
-    let refused = site.ctl(&arguments);
+    options.extend_from_slice(more);
+    add(site, &options)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_is_assumed_with_the_token_of_the_pod_and_a_refused_token_is_named_and_not_repeated() {
+    let site = start(1, |options| options.mounts.clear()).await;
+    let oss = OssServer::start(&site.s3).await.expect("an OSS server");
+    site.put("data/f", b"for those with the role").await;
+    oss.accept_only(Keys { secret: "of an hour".to_owned(), token: Some("temporary".to_owned()) });
+    let token = secret(&site, "oidc-token", "who-I-am");
+    oss.give_keys_for("somebody else", FAR);
+    let refused = mount_as(&site, &oss, &token, READER, &[]);
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(!refused.status.success() && said.contains("signing credential"), "{said}");
-    oss.give_keys_for("who I am");
-    let output = site.ctl(&arguments);
+    assert!(!refused.status.success() && said.contains("fs.oss.oidcTokenFile"), "{said}");
+    assert!(said.contains("AuthenticationFail") && !said.contains("who-I-am"), "{said}");
+    oss.give_keys_for("who-I-am", FAR);
+    let output = mount_as(&site, &oss, &token, READER, &[]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(site.ctl_ok(&["fs", "cat", "/oss/f"]), b"for those with the role");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_role_becomes_another_and_keys_that_end_are_renewed_with_the_token_that_is_there_then() {
+    let site = start(1, |options| options.mounts.clear()).await;
+    let oss = OssServer::start(&site.s3).await.expect("an OSS server");
+    for name in ["a", "b"] {
+        site.put(&format!("data/{name}"), name.as_bytes()).await;
+    }
+    oss.accept_only(Keys { secret: "first".to_owned(), token: Some("token-1".to_owned()) });
+    let token = secret(&site, "oidc-token", "who-I-am");
+    oss.give_keys_for("who-I-am", PAST);
+    let further = format!("fs.oss.assumeRoleArn={READER}");
+    let output = mount_as(&site, &oss, &token, GUEST, &[further]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(site.ctl_ok(&["fs", "cat", "/oss/a"]), b"a");
+    secret(&site, "oidc-token", "who-I-am-now");
+    oss.give_keys_for("who-I-am-now", PAST);
+    oss.accept_only(Keys { secret: "second".to_owned(), token: Some("token-2".to_owned()) });
+    assert_eq!(site.ctl_ok(&["fs", "cat", "/oss/b"]), b"b");
 }

@@ -34,12 +34,25 @@ pub struct Keys {
     pub token: Option<String>,
 }
 
+/// A role whose keys are accepted.
+pub const READER: &str = "acs:ram::1:role/reader";
+/// A role that may become a reader.
+pub const GUEST: &str = "acs:ram::1:role/guest";
+
+/// Whom keys are given.
+#[derive(Debug, Clone, Default)]
+struct Sts {
+    token: Option<String>,
+    /// When the keys end.
+    ends: String,
+}
+
 /// A running server; it ends with the runtime it was started on.
 #[derive(Debug, Clone)]
 pub struct OssServer {
     pub address: SocketAddr,
     keys: Arc<Mutex<Keys>>,
-    oidc: Arc<Mutex<Option<String>>>,
+    sts: Arc<Mutex<Sts>>,
 }
 
 impl OssServer {
@@ -54,15 +67,15 @@ impl OssServer {
         let behind = s3.unguarded()?;
         let listener = tokio::net::TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
-        let oidc = Arc::new(Mutex::new(None));
-        let (checked, shown) = (keys.clone(), oidc.clone());
+        let sts = Arc::new(Mutex::new(Sts::default()));
+        let (checked, shown) = (keys.clone(), sts.clone());
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
-                let (behind, keys, oidc) = (behind.clone(), checked.clone(), shown.clone());
+                let (behind, keys, sts) = (behind.clone(), checked.clone(), shown.clone());
                 let service = service_fn(move |request| {
                     let keys = keys.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                    let oidc = oidc.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                    answer(request, behind.clone(), keys, oidc)
+                    let sts = sts.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                    answer(request, behind.clone(), keys, sts)
                 });
                 tokio::spawn(async move {
                     let server = Builder::new(TokioExecutor::new());
@@ -71,16 +84,17 @@ impl OssServer {
                 });
             }
         });
-        Ok(OssServer { address, keys, oidc })
+        Ok(OssServer { address, keys, sts })
     }
 
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// From now on whoever shows this token is given the keys that are accepted, as by the token service (STS) of the cloud.
-    pub fn give_keys_for(&self, oidc_token: &str) {
-        *self.oidc.lock().unwrap_or_else(PoisonError::into_inner) = Some(oidc_token.to_owned());
+    /// From now on whoever shows this token is given keys, which end at `ends`.
+    pub fn give_keys_for(&self, oidc_token: &str, ends: &str) {
+        let sts = Sts { token: Some(oidc_token.to_owned()), ends: ends.to_owned() };
+        *self.sts.lock().unwrap_or_else(PoisonError::into_inner) = sts;
     }
 
     /// From now on only these are accepted.
@@ -93,11 +107,11 @@ async fn answer(
     request: Request<Incoming>,
     behind: S3Service,
     keys: Keys,
-    oidc: Option<String>,
+    sts: Sts,
 ) -> Result<Response<Body>, s3s::HttpError> {
     let (mut parts, body) = request.into_parts();
     if let Some(asked) = parameters(&parts.uri).get("Action") {
-        return Ok(assume_role(asked, &parts.uri, &keys, oidc.as_deref()));
+        return Ok(assume_role(asked, &parts.uri, &keys, &sts));
     }
     if let Some(bucket) = virtual_host(&parts) {
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
@@ -119,23 +133,32 @@ fn parameters(uri: &hyper::Uri) -> BTreeMap<String, String> {
     pairs.map(|(name, value)| (plain(name), plain(&value.replace('+', " ")))).collect()
 }
 
-/// What the token service answers: the keys as temporary ones, for an hour.
-fn assume_role(action: &str, uri: &hyper::Uri, keys: &Keys, oidc: Option<&str>) -> Response<Body> {
+/// What the token service (STS) of the cloud answers. Whoever shows the token of a pod is made [`READER`] with the keys that are
+/// accepted, or [`GUEST`] with keys that are good for nothing but to become a reader.
+fn assume_role(action: &str, uri: &hyper::Uri, keys: &Keys, sts: &Sts) -> Response<Body> {
     let given = parameters(uri);
-    let complete = ["RoleArn", "OIDCProviderArn", "RoleSessionName"].iter().all(|name| given.contains_key(*name));
-    let known = oidc.is_some() && given.get("OIDCToken").map(String::as_str) == oidc;
-    let (status, body) = if action == "AssumeRoleWithOIDC" && complete && known {
-        let keys = serde_json::json!({
-            "AccessKeyId": ACCESS_KEY, "AccessKeySecret": keys.secret,
-            "SecurityToken": keys.token.as_deref().unwrap_or_default(), "Expiration": "2099-01-01T00:00:00Z",
-        });
-        (StatusCode::OK, serde_json::json!({ "Credentials": keys }))
-    } else {
-        (StatusCode::BAD_REQUEST, serde_json::json!({"Code": "AuthenticationFail.OIDCToken.Invalid"}))
+    let is = |name: &str, value: &str| given.get(name).map(String::as_str) == Some(value);
+    let complete = |names: &[&str]| names.iter().all(|name| given.contains_key(*name));
+    let of_pod = action == "AssumeRoleWithOIDC"
+        && complete(&["OIDCProviderArn", "RoleSessionName"])
+        && sts.token.as_deref().is_some_and(|token| is("OIDCToken", token));
+    let of_guest = action == "AssumeRole" && complete(&["Signature"]) && is("SecurityToken", GUEST);
+    let (id, secret, token) = match () {
+        () if (of_pod || of_guest) && is("RoleArn", READER) => {
+            (ACCESS_KEY, keys.secret.as_str(), keys.token.as_deref().unwrap_or_default())
+        }
+        () if of_pod && is("RoleArn", GUEST) => ("guest-key", "guest-secret", GUEST),
+        () => {
+            let refused = serde_json::json!({"Code": "AuthenticationFail"});
+            let mut answer = Response::new(Body::from(bytes::Bytes::from(refused.to_string())));
+            *answer.status_mut() = StatusCode::BAD_REQUEST;
+            return answer;
+        }
     };
-    let mut answer = Response::new(Body::from(bytes::Bytes::from(body.to_string())));
-    *answer.status_mut() = status;
-    answer
+    let keys = serde_json::json!({
+        "AccessKeyId": id, "AccessKeySecret": secret, "SecurityToken": token, "Expiration": sts.ends,
+    });
+    Response::new(Body::from(bytes::Bytes::from(serde_json::json!({ "Credentials": keys }).to_string())))
 }
 
 /// The bucket, where the host names it before the endpoint.
