@@ -4,6 +4,7 @@
 mod client;
 mod fluid;
 mod guide;
+mod idle;
 mod install;
 mod loads;
 mod masters;

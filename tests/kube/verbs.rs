@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::site::install;
 
 const RBAC: &str = include_str!("../../deploy/kustomize/rbac.yaml");
-const OPERATOR: &str = "system:serviceaccount:jindofs-system:jindofs-operator";
+pub const OPERATOR: &str = "system:serviceaccount:jindofs-system:jindofs-operator";
 /// When the run of all tests began, in UTC as `2026-01-02T03:04:05Z`: only then can a right be called unused.
 const SINCE: &str = "JINDOFS_KUBE_SINCE";
 /// Rights that no test uses, and why they are given all the same.
@@ -61,7 +61,7 @@ fn forbidden(event: &Value) -> bool {
 }
 
 /// The log of the cluster that the tests bring along; none of another one.
-fn audit_log() -> Option<PathBuf> {
+pub fn audit_log() -> Option<PathBuf> {
     let config = std::env::var("KUBECONFIG").ok()?;
     let log = Path::new(&config).parent()?.join("logs/audit.log");
     log.exists().then_some(log)
