@@ -4,5 +4,6 @@ pub mod controller;
 pub mod crd;
 pub mod csi;
 pub mod desired;
+mod events;
 pub mod fingerprint;
 pub mod http;

@@ -111,14 +111,24 @@ fn a_killed_fuse_pod_or_node_plugin_is_a_pause_and_both_at_once_end_open_files_o
     assert_eq!(sum.split(' ').next(), stored.split(' ').next(), "byte for byte");
     assert!(!said().contains("WRONG"), "{}", said());
 
-    // Nobody is left who could hold the mount: files that are open are lost, new opens go on.
-    kill(&node, &[PLUGIN[1], FUSE[1]]);
+    // Nobody is left who could hold the mount: files that are open are lost, new opens go on, and the pod is told.
     let small = guide.ok(&format!("md5sum {}", oss.files.join("small").display()));
-    eventually("new opens go on", || {
-        let read = guide.run("kubectl exec reader -c anew -- md5sum /data/small");
-        let read = String::from_utf8_lossy(&read.stdout).into_owned();
-        (read.split(' ').next() == small.split(' ').next()).then_some(())
-    });
+    for times in 1..=2 {
+        kill(&node, &[PLUGIN[1], FUSE[1]]);
+        eventually("the pod is told", || {
+            let told = "kubectl get events --field-selector reason=MountReplaced -o json";
+            let told: serde_json::Value = serde_json::from_str(&guide.ok(told)).ok()?;
+            let event = told["items"].as_array()?.iter().find(|one| one["involvedObject"]["name"] == "reader")?;
+            let seen = event["series"]["count"].as_u64().unwrap_or(1);
+            assert!(event["message"].as_str()?.contains("HostToContainer"), "{event}");
+            (seen >= times).then_some(())
+        });
+        eventually("new opens go on", || {
+            let read = guide.run("kubectl exec reader -c anew -- md5sum /data/small");
+            let read = String::from_utf8_lossy(&read.stdout).into_owned();
+            (read.split(' ').next() == small.split(' ').next()).then_some(())
+        });
+    }
     guide.ok("kubectl delete -f reader.yaml --timeout=60s");
     guide.ok("kubectl delete -f dataset.yaml -f pvc.yaml -f secret.yaml");
     let left = "grep -E 'runtime-mnt|jindofs-fuse' /proc/self/mountinfo || true";

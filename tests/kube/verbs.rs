@@ -1,5 +1,5 @@
-//! Rights: what the operator asked of the API server while all other tests ran, against what it may ask. The name of this
-//! module makes it the last of them.
+//! Rights: what the operator and the node plugin asked of the API server while all other tests ran, against what they may ask.
+//! The name of this module makes it the last of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -10,10 +10,11 @@ use super::site::install;
 
 const RBAC: &str = include_str!("../../deploy/kustomize/rbac.yaml");
 pub const OPERATOR: &str = "system:serviceaccount:jindofs-system:jindofs-operator";
+/// Accounts, and what their roles are called.
+const ACCOUNTS: [(&str, &str); 2] =
+    [(OPERATOR, "jindofs-operator"), ("system:serviceaccount:jindofs-system:jindofs-csi", "jindofs-csi")];
 /// When the run of all tests began, in UTC as `2026-01-02T03:04:05Z`: only then can a right be called unused.
 const SINCE: &str = "JINDOFS_KUBE_SINCE";
-/// Rights that no test uses, and why they are given all the same.
-const UNUSED: [(&str, &str); 0] = [];
 
 /// `verb resource.group`, or `verb resource/part.group`.
 fn right(verb: &str, resource: &str, group: &str) -> String {
@@ -24,11 +25,14 @@ fn strings(value: &Value) -> Vec<&str> {
     value.as_array().into_iter().flatten().filter_map(Value::as_str).collect()
 }
 
-/// Everything that roles of the installation give.
-fn granted(rbac: &str) -> BTreeSet<String> {
+/// Everything that the roles of this name give.
+fn granted(rbac: &str, role: &str) -> BTreeSet<String> {
     let mut rights = BTreeSet::new();
     for document in rbac.split("\n---\n") {
         let document: Value = serde_saphyr::from_str(document).expect("yaml");
+        if document["metadata"]["name"] != role {
+            continue;
+        }
         for rule in document["rules"].as_array().into_iter().flatten() {
             for group in strings(&rule["apiGroups"]) {
                 for resource in strings(&rule["resources"]) {
@@ -77,7 +81,7 @@ fn order() -> Vec<String> {
 
 #[test]
 #[ignore = "needs a Kubernetes cluster: make kube-test"]
-fn whatever_the_operator_may_do_it_has_done_and_nothing_it_did_was_forbidden() {
+fn whatever_operator_and_plugin_may_do_they_have_done_and_nothing_they_did_was_forbidden() {
     install();
     let Some(path) = audit_log() else {
         assert!(
@@ -91,40 +95,45 @@ fn whatever_the_operator_may_do_it_has_done_and_nothing_it_did_was_forbidden() {
     assert!(last.starts_with("kube::verbs::"), "{last} runs after this one, which must be the last");
     let since = std::env::var(SINCE).ok();
     let text = std::fs::read_to_string(&path).expect("the audit log");
-    let mut used: BTreeMap<String, usize> = BTreeMap::new();
+    let mut used: BTreeMap<(&str, String), usize> = BTreeMap::new();
     let mut refused = BTreeSet::new();
     for line in text.lines() {
         let event: Value = serde_json::from_str(line).expect("one event a line");
         let (user, at) = (event["user"]["username"].as_str(), event["requestReceivedTimestamp"].as_str());
         let recent = since.as_deref().is_none_or(|since| at.unwrap_or_default() >= since);
-        if user != Some(OPERATOR) || forbidden(&event) {
+        let account = ACCOUNTS.iter().find(|(account, _)| user == Some(*account)).filter(|_| !forbidden(&event));
+        match account {
+            Some((account, _)) => {
+                needed(&event).into_iter().for_each(|right| *used.entry((*account, right)).or_default() += 1);
+            }
             // What an operator of an earlier run was refused is nothing against this one.
-            if recent {
+            None if recent => {
                 let what = needed(&event).join(", ");
                 refused.insert(format!("{}: {what} {}", user.unwrap_or("?"), event["requestURI"]));
             }
-        } else {
-            needed(&event).into_iter().for_each(|right| *used.entry(right).or_default() += 1);
+            None => {}
         }
     }
     assert!(refused.is_empty(), "forbidden, or by one that has no rights, in {}: {refused:#?}", path.display());
-    assert!(used.keys().any(|right| right.starts_with("watch datasets")), "the log holds what we do: {used:#?}");
+    assert!(used.keys().any(|(_, right)| right.starts_with("watch datasets")), "the log holds what we do: {used:#?}");
     if since.is_none() {
         eprintln!("left out: which rights were never used, as not all tests ran ({SINCE} is not set)");
         return;
     }
-    let mut unused = granted(RBAC);
-    unused.retain(|right| !used.contains_key(right) && UNUSED.iter().all(|(known, _)| known != right));
-    assert!(unused.is_empty(), "granted and never used, take them away: {unused:#?}");
-    let needless: Vec<&str> =
-        UNUSED.iter().map(|(right, _)| *right).filter(|right| used.contains_key(*right)).collect();
-    assert!(needless.is_empty(), "used after all: {needless:?}");
+    for (account, role) in ACCOUNTS {
+        let mut unused = granted(RBAC, role);
+        unused.retain(|right| !used.contains_key(&(account, right.clone())));
+        assert!(unused.is_empty(), "granted to {account} and never used, take them away: {unused:#?}");
+    }
 }
 
 #[test]
 fn a_right_is_found_where_it_is_given_and_where_it_is_used() {
     let rights = granted(
-        "rules:\n- apiGroups: [a.io]\n  resources: [x, x/status]\n  verbs: [get, patch]\n---\nrules:\n- apiGroups: ['']\n  resources: [pods]\n  verbs: [list]\n",
+        "metadata: {name: r}\nrules:\n- apiGroups: [a.io]\n  resources: [x, x/status]\n  verbs: [get, patch]\n---\n\
+         metadata: {name: r}\nrules:\n- apiGroups: ['']\n  resources: [pods]\n  verbs: [list]\n---\n\
+         metadata: {name: other}\nrules:\n- apiGroups: ['']\n  resources: [secrets]\n  verbs: [get]\n",
+        "r",
     );
     let expected = ["get x.a.io", "get x/status.a.io", "list pods", "patch x.a.io", "patch x/status.a.io"];
     assert_eq!(rights.iter().map(String::as_str).collect::<Vec<_>>(), expected);
@@ -137,5 +146,6 @@ fn a_right_is_found_where_it_is_given_and_where_it_is_used() {
     assert_eq!(needed(&event(200)), ["patch x/status.a.io"]);
     assert_eq!(needed(&event(201)), ["patch x/status.a.io", "create x/status.a.io"]);
     assert!(forbidden(&event(403)) && !forbidden(&event(404)));
-    assert!(granted(RBAC).contains("get deployments.apps"), "the file is read");
+    assert!(granted(RBAC, "jindofs-operator").contains("get deployments.apps"), "the file is read");
+    assert!(granted(RBAC, "jindofs-csi").contains("create events.events.k8s.io"), "the file is read");
 }

@@ -26,17 +26,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ObjectReference;
-use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::events::Recorder;
 use kube::{Api, Client};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 
+use crate::events::{News, publish, recorder};
 use crate::http::Ready;
 use load::Load;
 use pair::Pair;
-use status::News;
 use world::{Key, World};
 
+/// Who tells events.
+const PROGRAM: &str = "jindofs-operator";
 /// Longest pause after something failed.
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 /// Changes come in bursts: they are looked at together.
@@ -76,8 +78,8 @@ pub async fn run(options: Options, ready: Ready, stop: impl Future<Output = ()>)
             name: Some(options.identity.clone()),
             ..ObjectReference::default()
         };
-        let news = News { reason: "FluidPresent".to_owned(), note: why.clone(), warning: true };
-        status::publish(&recorder(client, &options), &pod, news).await;
+        let news = News::new("FluidPresent", why.clone(), true);
+        publish(&recorder(client, PROGRAM, &options.identity), &pod, news).await;
         return Err(why);
     }
     let mut election = lease::Election::new(client.clone(), &options.namespace, options.identity.clone());
@@ -111,14 +113,9 @@ async fn refuse_beside_fluid(client: &Client) -> Result<(), String> {
     Ok(())
 }
 
-fn recorder(client: Client, options: &Options) -> Recorder {
-    let reporter = Reporter { controller: "jindofs-operator".to_owned(), instance: Some(options.identity.clone()) };
-    Recorder::new(client, reporter)
-}
-
 async fn act(client: Client, options: Options) {
     let (wake, mut woken) = mpsc::unbounded_channel();
-    let recorder = recorder(client.clone(), &options);
+    let recorder = recorder(client.clone(), PROGRAM, &options.identity);
     let world = World::watch(client, &wake).await;
     let site = Site { world, options: Arc::new(options), recorder };
     let mut bells: HashMap<Key, Arc<Notify>> = HashMap::new();

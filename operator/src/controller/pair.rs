@@ -16,12 +16,13 @@ use serde_json::json;
 use super::apply::{FIELD_MANAGER, apply};
 use super::convert::{self, Stage};
 use super::masters::Masters;
-use super::status::{News, Trouble, name_unsupported, set, unset};
+use super::status::{Trouble, name_unsupported, set, unset};
 use super::{Site, members, mounts, report, waiting, workers};
 use crate::crd::{
     DATASET_FINALIZER, Dataset, DatasetStatus, HcfsStatus, JindoRuntime, RUNTIME_FINALIZER, RuntimeRef, RuntimeStatus,
 };
 use crate::desired::{self, Input, MASTER_RPC, Names, Objects, Role};
+use crate::events::News;
 
 /// Pause while something is on its way.
 const SOON: Duration = Duration::from_secs(1);

@@ -9,9 +9,10 @@ use serde_json::json;
 
 use super::apply::gone;
 use super::pair::Pair;
-use super::status::{News, Trouble, set};
+use super::status::{Trouble, set};
 use crate::crd::{DATASET_FINALIZER, Dataset, JindoRuntime, RUNTIME_FINALIZER};
 use crate::desired::{MANAGER, Names};
+use crate::events::News;
 
 /// Pause between two looks at what is on its way out.
 const LOOK: Duration = Duration::from_secs(1);

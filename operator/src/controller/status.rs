@@ -1,19 +1,16 @@
 //! Conditions and events: each change of a condition is told once, in words of what to do.
 
-use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Resource, ResourceExt};
 
 use super::Site;
 use crate::crd::Condition;
 use crate::desired::Unsupported;
+use crate::events::{News, publish};
 
 /// Type and reason of the condition that names fields without effect.
 pub(super) const UNSUPPORTED: &str = "UnsupportedField";
-/// Most bytes of an event's note.
-const NOTE_MAX: usize = 1024;
 
 /// What keeps a resource from being as it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,21 +30,6 @@ impl Trouble {
     /// Something that only takes its time.
     pub(super) fn passing(reason: impl Into<String>, message: impl Into<String>) -> Trouble {
         Trouble { passing: true, ..Trouble::new(reason, message) }
-    }
-}
-
-/// What is to be told as an event.
-#[derive(Debug)]
-pub(super) struct News {
-    pub(super) reason: String,
-    pub(super) note: String,
-    pub(super) warning: bool,
-}
-
-impl News {
-    /// Something that happened, and is no condition.
-    pub(super) fn new(reason: &str, note: String, warning: bool) -> News {
-        News { reason: reason.to_owned(), note, warning }
     }
 }
 
@@ -110,29 +92,6 @@ impl Site {
     }
 }
 
-/// The note of an event, of which Kubernetes takes no longer one; the condition has it whole.
-fn shortened(note: String) -> String {
-    const REST: &str = " ... (see the conditions)";
-    if note.len() <= NOTE_MAX {
-        return note;
-    }
-    format!("{}{REST}", &note[..note.floor_char_boundary(NOTE_MAX - REST.len())])
-}
-
-/// Records an event. That it cannot be told is logged and is no reason to stop.
-pub(super) async fn publish(recorder: &Recorder, about: &ObjectReference, news: News) {
-    let event = Event {
-        type_: if news.warning { EventType::Warning } else { EventType::Normal },
-        reason: news.reason,
-        note: Some(shortened(news.note)),
-        action: "Reconcile".to_owned(),
-        secondary: None,
-    };
-    if let Err(error) = recorder.publish(&event, about).await {
-        tracing::warn!(%error, "an event was not recorded");
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,13 +108,6 @@ mod tests {
         assert_eq!(all[0].last_transition_time, since);
         assert!(set(&mut all, "Ready", Ok(("DatasetReady", "bound"))).is_some());
         assert_eq!((all.len(), all[0].status.as_str()), (1, "True"));
-    }
-
-    #[test]
-    fn a_note_that_is_too_long_for_an_event_is_cut_between_characters() {
-        assert_eq!(shortened("short".to_owned()), "short");
-        let cut = shortened("\u{e4}".repeat(1000));
-        assert!(cut.len() <= NOTE_MAX && cut.len() > NOTE_MAX - 3 && cut.ends_with("(see the conditions)"), "{cut}");
     }
 
     #[test]

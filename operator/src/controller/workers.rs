@@ -11,8 +11,9 @@ use kube::ResourceExt;
 
 use super::masters::{Masters, Said};
 use super::pair::Pair;
-use super::status::{News, Trouble};
+use super::status::Trouble;
 use crate::desired::{self, Input, Role};
+use crate::events::News;
 
 /// Said to workers that leave because fewer are asked for: those that people drain are not ours to bring back.
 const REASON: &str = "scale-in";

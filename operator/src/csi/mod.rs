@@ -1,6 +1,6 @@
 //! The CSI node plugin: shows the mount of the FUSE client on a node to the pods that use its Dataset.
 //!
-//! It has no right to change anything in Kubernetes: which node runs a client is the operator's business; the plugin waits
+//! It has no right in Kubernetes but to tell events: which node runs a client is the operator's business; the plugin waits
 //! until the mount is there and binds it to where the kubelet wants it.
 
 mod health;
@@ -11,6 +11,7 @@ mod node;
 mod published;
 mod registration;
 mod request;
+mod told;
 mod turns;
 
 use std::path::{Path, PathBuf};
@@ -28,6 +29,7 @@ use crate::http::Ready;
 use health::Health;
 use keeper::Keeper;
 use published::{Published, Volume};
+use told::Told;
 use turns::Turns;
 
 /// How often mounts are compared with what they show.
@@ -79,13 +81,14 @@ pub async fn run(options: Options, ready: Ready, stop: impl Future<Output = ()>)
         .add_service(IdentityServer::new(identity::IdentityService { driver: options.driver.clone() }))
         .add_service(NodeServer::new(node))
         .serve_with_incoming(UnixListenerStream::new(listener));
+    let told = Told::new(&options.node).await;
     let plugin = registration::info(&options.driver, &socket);
     ready.set();
     tracing::info!(driver = options.driver, node = options.node, socket = %socket.display(), "serving the kubelet");
     let outcome = tokio::select! {
         served = serve => served.map_err(|error| format!("the plugin's socket: {error}")),
         () = registration::serve(registrar, plugin) => Err("the registration socket has ended".to_owned()),
-        () = keep_bound(published, turns, health) => Ok(()),
+        () = keep_bound(published, turns, health, told) => Ok(()),
         () = keep_tidy(keeper.clone()) => Ok(()),
         () = keeper.serve(handover) => Ok(()),
         () = stop => Ok(()),
@@ -95,10 +98,10 @@ pub async fn run(options: Options, ready: Ready, stop: impl Future<Output = ()>)
     outcome
 }
 
-async fn keep_bound(published: Arc<Published>, turns: Turns, health: Health) {
+async fn keep_bound(published: Arc<Published>, turns: Turns, health: Health, told: Told) {
     loop {
         for volume in published.stale() {
-            tokio::spawn(bind_again(volume, published.clone(), turns.clone(), health.clone()));
+            tokio::spawn(bind_again(volume, published.clone(), turns.clone(), health.clone(), told.clone()));
         }
         tokio::time::sleep(LOOK).await;
     }
@@ -114,16 +117,19 @@ async fn keep_tidy(keeper: Arc<Keeper>) {
 
 /// Binds a volume to the client that came back, unless it does not answer or somebody works on the target: the next look is
 /// soon.
-async fn bind_again(volume: Volume, published: Arc<Published>, turns: Turns, health: Health) {
+async fn bind_again(volume: Volume, published: Arc<Published>, turns: Turns, health: Health, told: Told) {
     if health.usage(&volume.source).await.is_err() {
         return;
     }
     let Some(turn) = turns.take(volume.target.display().to_string()) else { return };
+    let shown = volume.clone();
     let work = move || {
         let _turn = turn;
-        published.rebind(&volume);
+        published.rebind(&shown)
     };
-    if let Err(error) = tokio::task::spawn_blocking(work).await {
-        tracing::error!(%error, "binding again broke off");
+    match tokio::task::spawn_blocking(work).await {
+        Ok(true) => told.replaced(&volume).await,
+        Ok(false) => {}
+        Err(error) => tracing::error!(%error, "binding again broke off"),
     }
 }

@@ -22,6 +22,7 @@ use super::health::{self, Health};
 use super::mounts::{Mounted, table, top};
 use super::published::{Published, Volume};
 use super::request::{below, given, reads_only, source, target};
+use super::told::Pod;
 use super::turns::{Turn, Turns};
 
 /// How long one call waits for a client to mount; the kubelet asks again.
@@ -113,12 +114,12 @@ impl Node for NodeService {
         let target = target(&request.target_path, &self.options.kubelet)?;
         let read_only = reads_only(request.volume_capability.as_ref())? || request.readonly;
         let source = source(&request.volume_context, &self.options.mounts)?;
-        let directory = below(&request.volume_context)?;
+        let (directory, pod) = (below(&request.volume_context)?, Pod::of(&request.volume_context));
         let turn = self.turn(target.display().to_string())?;
         // After a restart of the node nothing is staged, and the kubelet may not stage again.
         self.mounted(&source).await?;
         let published = self.published.clone();
-        let volume = Volume { volume, target, source, directory, read_only };
+        let volume = Volume { volume, target, source, directory, read_only, pod };
         blocking(turn, move || published.publish(volume)).await?;
         Ok(Response::new(NodePublishVolumeResponse {}))
     }

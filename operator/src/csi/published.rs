@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use tonic::Status;
 
 use super::mounts::{Mounted, bind, device, open, table, top, unmount_all};
+use super::told::Pod;
 use crate::fingerprint::fingerprint;
 
 /// A volume, or a directory of it, at a target of the kubelet.
@@ -28,6 +29,9 @@ pub(super) struct Volume {
     pub(super) directory: PathBuf,
     /// Writes are refused.
     pub(super) read_only: bool,
+    /// Whom it is for, where that is known.
+    #[serde(default)]
+    pub(super) pod: Option<Pod>,
 }
 
 impl Volume {
@@ -195,19 +199,21 @@ impl Published {
         volumes.into_iter().filter(|volume| is_stale(volume, &table)).collect()
     }
 
-    /// Binds such a volume anew, on top of the dead one. Pods with the propagation `HostToContainer` see it at once, others when
-    /// they are restarted.
-    pub(super) fn rebind(&self, volume: &Volume) {
+    /// Binds such a volume anew, on top of the dead one; true if that was done. Pods with the propagation `HostToContainer` see
+    /// it at once, others when they are restarted.
+    pub(super) fn rebind(&self, volume: &Volume) -> bool {
         // It may have been unpublished or bound since it was looked at.
         if self.at(&volume.target).as_ref() != Some(volume) || !table().is_ok_and(|table| is_stale(volume, &table)) {
-            return;
+            return false;
         }
-        match volume.show() {
+        let shown = volume.show();
+        match &shown {
             Ok(()) => tracing::info!(target = %volume.target.display(), "bound to the client that came back"),
             Err(error) => {
                 tracing::warn!(target = %volume.target.display(), error = error.message(), "not bound again")
             }
         }
+        shown.is_ok()
     }
 }
 

@@ -1,0 +1,78 @@
+//! What the plugin tells pods: that the mount they had is another one now.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::Client;
+use kube::runtime::events::Recorder;
+use serde::{Deserialize, Serialize};
+
+use super::published::Volume;
+use crate::events::{News, publish, recorder};
+
+/// The pod that a volume is published for, as the kubelet names it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Pod {
+    namespace: String,
+    name: String,
+    uid: String,
+}
+
+impl Pod {
+    /// The pod that a request is about; none where nobody says.
+    pub(super) fn of(context: &BTreeMap<String, String>) -> Option<Pod> {
+        let said = |what: &str| context.get(&format!("csi.storage.k8s.io/pod.{what}")).cloned();
+        Some(Pod { namespace: said("namespace")?, name: said("name")?, uid: said("uid")? })
+    }
+}
+
+/// Tells pods by events, inside of Kubernetes.
+#[derive(Clone)]
+pub(super) struct Told(Option<Recorder>);
+
+impl Told {
+    pub(super) async fn new(node: &str) -> Told {
+        match Client::try_default().await {
+            Ok(client) => Told(Some(recorder(client, "jindofs-csi", node))),
+            Err(error) => {
+                tracing::info!(%error, "no Kubernetes to talk to: pods are told nothing");
+                Told(None)
+            }
+        }
+    }
+
+    /// Another mount was bound in the place of one that ended.
+    pub(super) async fn replaced(&self, volume: &Volume) {
+        let (Some(recorder), Some(pod)) = (&self.0, &volume.pod) else { return };
+        let about = ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Pod".to_owned()),
+            namespace: Some(pod.namespace.clone()),
+            name: Some(pod.name.clone()),
+            uid: Some(pod.uid.clone()),
+            ..ObjectReference::default()
+        };
+        let note = format!(
+            "the mount of volume {} has ended and another one is bound in its place: files that were open are lost, and \
+             containers that do not mount it with mountPropagation HostToContainer see it only after the pod is restarted",
+            volume.volume
+        );
+        publish(recorder, &about, News::new("MountReplaced", note, true)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pod_is_known_where_the_kubelet_names_it_whole() {
+        let said = |names: &[&str]| {
+            let pairs = names.iter().map(|name| (format!("csi.storage.k8s.io/pod.{name}"), (*name).to_owned()));
+            Pod::of(&pairs.collect())
+        };
+        let pod = Pod { namespace: "namespace".into(), name: "name".into(), uid: "uid".into() };
+        assert_eq!(said(&["namespace", "name", "uid"]), Some(pod));
+        assert_eq!(said(&["namespace", "name"]), None);
+    }
+}
