@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use prost::Message;
 
-const FILES: [&str; 11] = [
+const FILES: [&str; 12] = [
     "jindofs/v1/common.proto",
     "jindofs/v1/namespace.proto",
     "jindofs/v1/block.proto",

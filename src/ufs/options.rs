@@ -137,19 +137,17 @@ fn check_role(options: &Options) -> Result<()> {
     const TOKEN: [&str; 2] = ["fs.oss.oidcProviderArn", "fs.oss.oidcTokenFile"];
     let given = |name: &str| options.contains_key(name);
     let (role, keys) = (given("fs.oss.roleArn"), given("fs.oss.accessKeyId"));
-    if role && !keys {
-        for name in TOKEN.into_iter().filter(|name| !given(name)) {
-            return Err(Error::invalid(format!(
-                "fs.oss.roleArn needs {name}, or fs.oss.accessKeyId and fs.oss.accessKeySecret: nobody else can assume it"
-            )));
-        }
+    if role
+        && !keys
+        && let Some(name) = TOKEN.into_iter().find(|name| !given(name))
+    {
+        return Err(Error::invalid(format!(
+            "fs.oss.roleArn needs {name}, or fs.oss.accessKeyId and fs.oss.accessKeySecret: nobody else can assume it"
+        )));
     }
-    for name in TOKEN.into_iter().chain(["fs.oss.assumeRoleArn", "fs.oss.stsEndpoint"]) {
-        if given(name) && !role {
-            return Err(Error::invalid(format!(
-                "{name} has no effect without fs.oss.roleArn: add it, or leave it out"
-            )));
-        }
+    let mut of_role = TOKEN.into_iter().chain(["fs.oss.assumeRoleArn", "fs.oss.stsEndpoint"]);
+    if let Some(name) = of_role.find(|name| given(name) && !role) {
+        return Err(Error::invalid(format!("{name} has no effect without fs.oss.roleArn: add it, or leave it out")));
     }
     if keys && let Some(name) = TOKEN.into_iter().find(|name| given(name)) {
         return Err(Error::invalid(format!(

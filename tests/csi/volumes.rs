@@ -116,7 +116,8 @@ async fn a_wrong_request_is_told_what_is_wrong_and_leaves_nothing_behind() {
     unpublish.target_path = "/".to_owned();
     assert_eq!(node.node_unpublish_volume(unpublish).await.expect_err("refused").code(), Code::InvalidArgument);
     node.node_publish_volume(site.publish(0, "pod")).await.expect("published");
-    let wrong: [(fn(&mut NodeGetVolumeStatsRequest), Code); 4] = [
+    type WrongStats = (fn(&mut NodeGetVolumeStatsRequest), Code);
+    let wrong: [WrongStats; 4] = [
         (|asked| asked.volume_id.clear(), Code::InvalidArgument),
         (|asked| asked.volume_path.clear(), Code::InvalidArgument),
         (|asked| asked.volume_path = "/".to_owned(), Code::NotFound),

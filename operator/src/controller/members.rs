@@ -105,7 +105,7 @@ impl Pair {
         let mut old: Vec<&Arc<Pod>> = pods.iter().filter(|pod| outdated(set, pod)).collect();
         // Where nobody leads a new image may be what is missing: nothing is taken from anybody by one that is not ready.
         old.retain(|pod| leader.is_some() || !super::waiting::ready(pod));
-        old.sort_by_key(|pod| (leader.as_deref() == Some(pod.name_any().as_str()), pod.name_any()));
+        old.sort_by_key(|pod| (leader == Some(pod.name_any().as_str()), pod.name_any()));
         let Some(next) = old.first() else { return Ok(None) };
         let name = next.name_any();
         if let Some(ordinal) = ordinal(next)

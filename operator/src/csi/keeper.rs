@@ -251,7 +251,7 @@ mod tests {
     impl Bench {
         fn start() -> Bench {
             let directory = std::env::temp_dir().join(format!("jindofs-keeper-{}", uuid::Uuid::new_v4()));
-            let published = Arc::new(Published::open(directory.join("published")).expect("opened"));
+            let published = Arc::new(Published::load(directory.join("published")).expect("opened"));
             let keeper = Arc::new(Keeper::new(published, Duration::from_secs(120)));
             let listener = listen(&directory.join("s/keeper.sock")).expect("listens");
             tokio::spawn(keeper.clone().serve(listener));
