@@ -34,6 +34,14 @@ const DIFFERENCES: &[(&[&str], &str)] = &[
         ],
         "by these the operator knows which volumes and claims it may delete",
     ),
+    (
+        &["+NetworkPolicy demo-jindofs*"],
+        "nobody but the runtime, the operator and clients is to call masters and workers",
+    ),
+    (
+        &["+DaemonSet demo-jindofs-fuse * mount /handover", "+DaemonSet demo-jindofs-fuse volume handover *"],
+        "the node plugin holds the mount while the client is replaced",
+    ),
     (&["-ConfigMap demo-jindofs-client-config*"], "nothing reads it: clients find the masters in fuse.toml"),
     (
         &["-ConfigMap demo-jindofs-config file *", "+ConfigMap demo-jindofs-config file *"],
