@@ -63,7 +63,7 @@ fluid-image: build
 manifest:
 	@deploy/manifest $(IMAGE)
 
-test: needs
+test: build
 	$(CARGO) test $(EVERYTHING) -- --test-threads=2 $(TEST)
 	@if [ -n "$(TEST)" ]; then :; elif why=$$(tests/kube/cluster/available); then \
 		ended=0; $(MAKE) --no-print-directory kube-test || ended=$$?; \

@@ -359,7 +359,8 @@ mod tests {
         let again = Directory::new(3, 1);
         read(&again, &master, Directory::offset_of_last(names), 100);
         assert!(again.begins_with(names, fingerprint), "what came behind does not matter");
-        assert_eq!(read(&again, &master, seen[700].0, 100)[..1799], seen[701..]);
+        let rest = &seen[701..];
+        assert_eq!(read(&again, &master, seen[700].0, 100)[..rest.len()], *rest);
         master.0.remove(7);
         let changed = Directory::new(3, 1);
         read(&changed, &master, 0, 100);

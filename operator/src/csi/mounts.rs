@@ -107,15 +107,22 @@ pub(super) fn bind(source: &OwnedFd, target: &Path, read_only: bool) -> io::Resu
     Ok(())
 }
 
+/// Takes away what is mounted on top at `target`, alive or dead; nothing, if nothing is.
+///
+/// *Errors*: those of umount(2).
+pub(super) fn unmount(target: &Path) -> io::Result<()> {
+    match rustix::mount::unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+        Ok(()) | Err(Errno::INVAL) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Takes away everything that is mounted at `target`, alive or dead.
 ///
 /// *Errors*: those of umount(2).
 pub(super) fn unmount_all(target: &Path) -> io::Result<()> {
     while top(&table()?, target).is_some() {
-        match rustix::mount::unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-            Ok(()) | Err(rustix::io::Errno::INVAL) => {}
-            Err(error) => return Err(error.into()),
-        }
+        unmount(target)?;
     }
     Ok(())
 }

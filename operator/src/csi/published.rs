@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use tonic::Status;
 
-use super::mounts::{Mounted, bind, device, open, table, top, unmount_all};
+use super::mounts::{Mounted, bind, device, open, table, top, unmount, unmount_all};
 use super::told::Pod;
 use crate::fingerprint::fingerprint;
 
@@ -174,10 +174,12 @@ impl Published {
     ///
     /// *Errors*: of umount(2).
     pub(super) fn end(&self, device: &str) -> io::Result<()> {
-        let (volumes, table) = (self.volumes().clone(), table()?);
-        let places = table.iter().filter(|one| one.device == device && !volumes.contains_key(&one.at));
-        for place in places.filter(|one| top(&table, &one.at) == Some(*one)) {
-            unmount_all(&place.at)?;
+        let (volumes, now) = (self.volumes().clone(), table()?);
+        // Each place as often as it was there: the next client may mount at once, and under the same number.
+        for place in now.iter().rev().filter(|one| one.device == device && !volumes.contains_key(&one.at)) {
+            if top(&table()?, &place.at).is_some_and(|top| top.device == device) {
+                unmount(&place.at)?;
+            }
         }
         Ok(())
     }
