@@ -89,7 +89,19 @@ pub(super) async fn take(socket: &Path, mount: &Path) -> Result<Option<Taken>> {
                 return Ok(None);
             }
         };
-        let (reply, descriptors) = link.call(HandoverOp::Take, &device, &[]).await?;
+        let (reply, descriptors) = match link.call(HandoverOp::Take, &device, &[]).await {
+            Ok(answer) => answer,
+            // It may be on its way out itself.
+            Err(error) if started.elapsed() < SUCCESSION => {
+                tracing::debug!(%error, "the keeper is asked again");
+                tokio::time::sleep(AGAIN).await;
+                continue;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the keeper does not answer, what is mounted is left to nobody");
+                return Ok(None);
+            }
+        };
         match reply.outcome() {
             HandoverOutcome::Done => return taken(device, descriptors, link).map(Some),
             HandoverOutcome::Unknown => return Ok(None),

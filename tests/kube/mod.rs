@@ -39,7 +39,7 @@ impl Namespace {
         let name = format!("{test}-{:04x}", rand::random::<u16>());
         let space = Namespace { name };
         let definitions = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/crd.yaml");
-        ok(&kubectl(&["apply", "-f", definitions]));
+        ok(&kubectl(&["apply", "--server-side", "--force-conflicts", "-f", definitions]));
         ok(&kubectl(&[
             "wait",
             "--for=condition=Established",

@@ -141,7 +141,10 @@ impl Drop for Guide {
         if std::thread::panicking() {
             super::show("default");
             // The next test finds the names free.
-            self.run("for one in pod dataset pvc secret; do kubectl delete -f $one.yaml --ignore-not-found --timeout=30s; done");
+            self.run(
+                "ls *.yaml | grep -vE '^(dataset|pvc|secret)' | sed 's/^/-f /' | xargs kubectl delete --ignore-not-found --timeout=30s
+                 for one in dataset pvc secret; do kubectl delete -f $one.yaml --ignore-not-found --timeout=60s; done",
+            );
         }
     }
 }

@@ -89,13 +89,6 @@ impl Packets {
             }
         }
     }
-
-    /// User at the other end.
-    ///
-    /// *Errors*: the system's.
-    pub fn peer_uid(&self) -> io::Result<u32> {
-        Ok(rustix::net::sockopt::socket_peercred(self.0.get_ref())?.uid.as_raw())
-    }
 }
 
 /// A socket that is listened on.
