@@ -13,9 +13,9 @@ mod plugin;
 mod resources;
 mod running;
 mod sanity;
+mod scale_in;
 mod site;
 mod verbs;
-mod workers;
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
