@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
-use kube::runtime::events::Recorder;
 use serde::{Deserialize, Serialize};
 
 use super::published::Volume;
@@ -28,12 +27,12 @@ impl Pod {
 
 /// Tells pods by events, inside of Kubernetes.
 #[derive(Clone)]
-pub(super) struct Told(Option<Recorder>);
+pub(super) struct Told(Option<(Client, String)>);
 
 impl Told {
     pub(super) async fn new(node: &str) -> Told {
         match Client::try_default().await {
-            Ok(client) => Told(Some(recorder(client, "jindofs-csi", node))),
+            Ok(client) => Told(Some((client, node.to_owned()))),
             Err(error) => {
                 tracing::info!(%error, "no Kubernetes to talk to: pods are told nothing");
                 Told(None)
@@ -43,7 +42,7 @@ impl Told {
 
     /// Another mount was bound in the place of one that ended.
     pub(super) async fn replaced(&self, volume: &Volume) {
-        let (Some(recorder), Some(pod)) = (&self.0, &volume.pod) else { return };
+        let (Some((client, node)), Some(pod)) = (&self.0, &volume.pod) else { return };
         let about = ObjectReference {
             api_version: Some("v1".to_owned()),
             kind: Some("Pod".to_owned()),
@@ -57,7 +56,9 @@ impl Told {
              containers that do not mount it with mountPropagation HostToContainer see it only after the pod is restarted",
             volume.volume
         );
-        publish(recorder, &about, News::new("MountReplaced", note, true)).await;
+        // One that remembers would change its last event instead of creating one, which is another right.
+        let recorder = recorder(client.clone(), "jindofs-csi", node);
+        publish(&recorder, &about, News::new("MountReplaced", note, true)).await;
     }
 }
 
