@@ -25,9 +25,8 @@ impl Runtime {
         let oss = Oss::start(&[("large", content(3_000_000, 5)), ("dir/inner", b"x".to_vec())]);
         let space = Namespace::new(test);
         create_secret(&space);
-        assert!(space.feed(&["create"], PVC).status.success());
-        let created = space.feed(&["create"], &objects(&space.name, masters));
-        assert!(created.status.success(), "{}", text(&created));
+        space.create(PVC);
+        space.create(&objects(&space.name, masters));
         Runtime { space, oss, masters }
     }
 
@@ -169,7 +168,7 @@ fn three_masters_of_an_existing_fluid_outlive_the_first_one_with_its_memory() {
         let status = space.json(&["get", "daemonset", "demo-jindofs-fuse"]);
         (status["status"]["numberReady"] == 1).then_some(())
     });
-    assert!(space.feed(&["create"], &reader(&space.name, node)).status.success());
+    space.create(&reader(&space.name, node));
     space.ok(&["wait", "--for=condition=Ready", "pod/reader", "--timeout=120s"]);
     let large =
         std::process::Command::new("md5sum").arg(runtime.oss.files.join("large")).output().expect("md5sum runs");

@@ -218,7 +218,7 @@ fn three_empty_masters_found_one_cluster_and_none_before_the_slowest_has_come() 
         "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {{name: {claim}}}\nspec: {{accessModes: [ReadWriteOnce], \
          storageClassName: nobody, resources: {{requests: {{storage: 1Gi}}}}}}\n"
     );
-    assert!(site.space.feed(&["create"], &blocked).status.success());
+    site.space.create(&blocked);
     site.create();
     let waits = eventually("two masters run and the third is named", || {
         let pods = site.space.json(&["get", "pods", "-l", "role=jindofs-master"]);

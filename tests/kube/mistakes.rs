@@ -15,11 +15,6 @@ fn told(space: &Namespace, wanted: &str) -> String {
     })
 }
 
-fn create(space: &Namespace, yaml: &str) {
-    let created = space.feed(&["create"], yaml);
-    assert!(created.status.success(), "{}", text(&created));
-}
-
 fn delete(space: &Namespace) {
     space.ok(&["delete", "dataset,jindoruntime", "--all", "--timeout=60s"]);
     // Pods of the next case have the same names.
@@ -38,10 +33,10 @@ fn every_mistake_is_named_with_what_to_write_instead() {
         good.replacen(from, to, 1)
     };
     let (only_dataset, only_runtime) = good.split_once("\n---\n").expect("two documents");
-    create(&space, only_dataset);
+    space.create(only_dataset);
     assert!(told(&space, "RuntimeNotFound").contains("create one"));
     delete(&space);
-    create(&space, only_runtime);
+    space.create(only_runtime);
     eventually("the runtime says that nothing is to be served", || {
         let found = space.json(&["get", "jindoruntime", "demo"]);
         (found["status"]["conditions"][0]["reason"] == "DatasetNotFound").then_some(())
@@ -59,35 +54,35 @@ fn every_mistake_is_named_with_what_to_write_instead() {
         (small("  mounts:\n", &format!("  mounts:\n{again}")), "OverlappingMounts", "/below"),
     ];
     for (yaml, reason, word) in mistakes {
-        create(&space, &yaml);
+        space.create(&yaml);
         let message = told(&space, reason);
         assert!(message.contains(word), "{reason}: {message}");
         delete(&space);
     }
 
-    create(&space, &PVC.replace("30Gi", "1Mi"));
-    create(&space, &good);
+    space.create(&PVC.replace("30Gi", "1Mi"));
+    space.create(&good);
     assert!(told(&space, "ClaimTooSmall").contains("256Mi"));
     delete(&space);
     space.ok(&["delete", "pvc", "demo-jindo-master-meta", "--timeout=60s"]);
-    create(&space, PVC);
-    create(&space, &good);
+    space.create(PVC);
+    space.create(&good);
     let message = told(&space, "FailedMount");
     assert!(message.contains("secret \"access-key\" not found"), "{message}");
     delete(&space);
     let keys = ["--from-literal=fs.oss.accessKeyId=nobody", "--from-literal=fs.oss.accessKeySecret=wrong"];
     space.ok(&[&["create", "secret", "generic", "access-key"], &keys[..]].concat());
-    create(&space, &good);
+    space.create(&good);
     let message = told(&space, "RuntimeMountUfsFailed");
     println!("wrong keys: {message}");
     assert!(message.contains("oss://guide/data"), "{message}");
     delete(&space);
     space.ok(&["delete", "secret", "access-key"]);
     create_secret(&space);
-    create(
-        &space,
-        &small("  replicas: 2\n", "  replicas: 2\n  jindoVersion: {image: localhost/nothing, imageTag: here}\n"),
-    );
+    space.create(&small(
+        "  replicas: 2\n",
+        "  replicas: 2\n  jindoVersion: {image: localhost/nothing, imageTag: here}\n",
+    ));
     let message = eventually("the image is named", || {
         let found = space.json(&["get", "dataset", "demo"]);
         let said = found["status"]["conditions"][0]["message"].as_str()?.to_owned();
@@ -99,8 +94,8 @@ fn every_mistake_is_named_with_what_to_write_instead() {
     told(&space, "DatasetReady");
     delete(&space);
     space.ok(&["delete", "pvc", "demo-jindo-master-meta", "--timeout=60s"]);
-    create(&space, PVC);
-    create(&space, &small("oss://guide/data", "oss://nowhere/data"));
+    space.create(PVC);
+    space.create(&small("oss://guide/data", "oss://nowhere/data"));
     let message = told(&space, "RuntimeMountUfsFailed");
     assert!(message.contains("oss://nowhere/data"), "{message}");
     // Corrected in place, it goes on.
@@ -122,15 +117,15 @@ fn metadata_is_never_silently_left_behind_nor_started_empty() {
     let _oss = Oss::start(&[("small", b"hello\n".to_vec())]);
     let space = Namespace::new("metadata");
     create_secret(&space);
-    create(&space, PVC);
+    space.create(PVC);
     let one = dataset().replace("12Gi", "64Mi");
-    create(&space, &one);
+    space.create(&one);
     told(&space, "DatasetReady");
     let uuid = |space: &Namespace| space.ok(&["get", "jindo", "demo", "-o", "jsonpath={.status.cluster.uuid}"]);
     let founded = uuid(&space);
     delete(&space);
     let three = one.replacen("  master:\n", "  master:\n    replicas: 3\n", 1);
-    create(&space, &three);
+    space.create(&three);
     let message = told(&space, "ClaimHoldsCluster");
     assert!(message.contains(&founded) && message.contains("set master.replicas to 1"), "{message}");
     space.ok(&["patch", "jindo", "demo", "--type=merge", "-p", r#"{"spec":{"master":{"replicas":1}}}"#]);
@@ -140,7 +135,7 @@ fn metadata_is_never_silently_left_behind_nor_started_empty() {
     space.ok(&["delete", "pvc", "demo-jindo-master-meta", "--wait=false"]);
     space.ok(&["delete", "pod", "demo-jindofs-master-0"]);
     space.ok(&["wait", "--for=delete", "pvc/demo-jindo-master-meta", "--timeout=60s"]);
-    create(&space, PVC);
+    space.create(PVC);
     let message = told(&space, "MetadataLost");
     assert!(message.contains(&founded) && message.contains("delete the JindoRuntime"), "{message}");
     assert_eq!(space.json(&["get", "dataset", "demo"])["status"]["phase"], "Failed");
@@ -190,9 +185,9 @@ fn fields_without_effect_are_named_where_they_stand_until_they_are_taken_out() {
         "  replicas: 2\n  user: somebody\n",
         1,
     );
-    create(&space, &yaml);
+    space.create(&yaml);
     let load = "apiVersion: data.fluid.io/v1alpha1\nkind: DataLoad\nmetadata: {name: demo}\nspec: {dataset: {name: demo}, loadMetadata: true}\n";
-    create(&space, load);
+    space.create(load);
     let set = [("dataset", "spec.mounts[0].shared"), ("jindoruntime", "spec.user"), ("dataload", "spec.loadMetadata")];
     for (kind, path) in set {
         let message = eventually(&format!("the {kind} names {path}"), || named(&space, kind));

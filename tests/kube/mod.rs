@@ -70,6 +70,12 @@ impl Namespace {
         child.wait_with_output().expect("kubectl ends")
     }
 
+    /// Creates what `yaml` says, which must be taken.
+    #[track_caller]
+    fn create(&self, yaml: &str) {
+        ok(&self.feed(&["create"], yaml));
+    }
+
     fn json(&self, arguments: &[&str]) -> serde_json::Value {
         serde_json::from_str(&self.ok(&[arguments, &["-o", "json"]].concat())).expect("JSON")
     }

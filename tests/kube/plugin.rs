@@ -1,6 +1,7 @@
 //! The node plugin is killed, and away for a while: pods that read go on, and a pod that starts meanwhile waits for it.
 
-use super::site::{KEY, Oss, PVC, SECRET, dataset, install};
+use super::running::create_secret;
+use super::site::{Oss, PVC, dataset, install};
 use super::{Namespace, eventually, kubectl, ok, text};
 use crate::data::content;
 
@@ -85,12 +86,9 @@ fn pods_that_read_go_on_while_the_plugin_is_killed_and_a_pod_that_starts_while_i
     install();
     let _oss = Oss::start(&[("large", content(3_000_000, 7)), ("dir/inner", b"x".to_vec())]);
     let space = Namespace::new("plugin");
-    let keys =
-        [format!("--from-literal=fs.oss.accessKeyId={KEY}"), format!("--from-literal=fs.oss.accessKeySecret={SECRET}")];
-    space.ok(&["create", "secret", "generic", "access-key", &keys[0], &keys[1]]);
+    create_secret(&space);
     for yaml in [PVC, &dataset().replace("12Gi", "64Mi"), READER] {
-        let created = space.feed(&["create"], yaml);
-        assert!(created.status.success(), "{}", text(&created));
+        space.create(yaml);
     }
     eventually("the reader reads", || text(&space.kubectl(&["logs", "reader"])).starts_with("begun").then_some(()));
     let node = space.ok(&["get", "pod", "reader", "-o", "jsonpath={.spec.nodeName}"]);
@@ -103,7 +101,7 @@ fn pods_that_read_go_on_while_the_plugin_is_killed_and_a_pod_that_starts_while_i
     eventually("no plugin is there", || {
         system(&["get", "pods", "-l", "app.kubernetes.io/name=jindofs-csi", "-o", "name"]).is_empty().then_some(())
     });
-    assert!(space.feed(&["create"], &late(&node)).status.success());
+    space.create(&late(&node));
     let waits = eventually("the kubelet says what it waits for", || {
         let events = space.ok(&["get", "events", "--field-selector", "involvedObject.name=late", "-o", "json"]);
         let events: serde_json::Value = serde_json::from_str(&events).expect("JSON");

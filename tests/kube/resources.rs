@@ -34,8 +34,7 @@ fn a_field_nobody_knows_is_kept_and_a_value_that_cannot_be_is_refused() {
     let space = Namespace::new("fields");
     let (dataset, runtime) = GUIDE.split_once("\n---\n").expect("two documents");
     let later = runtime.replace("  master:\n", "  later: {deep: [1, two]}\n  master:\n    later: true\n");
-    let created = space.feed(&["create"], &later);
-    assert!(created.status.success(), "{}", text(&created));
+    space.create(&later);
     let kept = space.json(&["get", "jindo", "demo"]);
     assert_eq!(kept["spec"]["later"], serde_json::json!({"deep": [1, "two"]}));
     assert_eq!(kept["spec"]["master"]["later"], true);

@@ -94,15 +94,14 @@ pub fn prepare(test: &str, masters: usize) -> Site {
     let oss = Oss::start(&[("large", content(3_000_000, 5)), ("dir/inner", b"x".to_vec())]);
     let space = Namespace::new(test);
     create_secret(&space);
-    assert!(space.feed(&["create"], PVC).status.success());
+    space.create(PVC);
     Site { space, masters: Cell::new(masters), _oss: oss }
 }
 
 impl Site {
     /// Creates the resources, and does not wait for them.
     pub fn create(&self) {
-        let created = self.space.feed(&["create"], &resources(self.masters.get()));
-        assert!(created.status.success(), "{}", text(&created));
+        self.space.create(&resources(self.masters.get()));
     }
 
     /// Waits until everything runs; a reader and a writer begin.
@@ -111,8 +110,7 @@ impl Site {
         self.wait_ready(self.masters.get());
         let writer = WRITER.replace("IMAGE", IMAGE).replace("MASTERS", &self.addresses());
         for pod in [READER, &writer] {
-            let created = self.space.feed(&["create"], pod);
-            assert!(created.status.success(), "{}", text(&created));
+            self.space.create(pod);
         }
         self.space.ok(&["wait", "--for=condition=Ready", "pod/reader", "pod/writer", "--timeout=120s"]);
         eventually("the reader reads", || self.space.ok(&["logs", "reader"]).contains("begun").then_some(()));
