@@ -11,7 +11,8 @@ export CARGO_TARGET_DIR := $(JINDOFS_CACHE)/target
 export CCACHE_DIR := $(JINDOFS_CACHE)/ccache
 export CCACHE_MAXSIZE := 3G
 export CC := ccache gcc
-export CXX := ccache g++
+# clang needs a quarter less time than g++ for RocksDB.
+export CXX := ccache clang++
 export CARGO_TERM_COLOR ?= auto
 
 # Where rustup puts what `needs` installs.

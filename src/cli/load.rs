@@ -11,13 +11,11 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use jindofs_proto::v1::{JobInfo, JobState};
 use serde::Serialize;
 
-use super::Common;
 use super::output::{print, size};
+use super::{Common, PARTIAL};
 use crate::error::Result;
 
 const LOOK: Duration = Duration::from_millis(200);
-/// Exit code when some files could not be loaded.
-const PARTIAL: u8 = 5;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -79,12 +77,13 @@ pub(super) async fn run(common: &Common, arguments: Arguments) -> Result<ExitCod
     namespace.session().close().await;
     let mut job = submitted.map_err(|error| error.context(shown))?;
     let bar = bar();
-    while job.state() == JobState::Running && !arguments.detach {
-        tokio::time::sleep(LOOK).await;
-        job = namespace.job(job.id).await?;
-        bar.set_length(job.bytes_total);
-        bar.set_position(job.bytes_done);
-        bar.set_message(format!("{} of {} files", job.files_done, job.files_total));
+    if !arguments.detach {
+        let show = |job: &JobInfo| {
+            bar.set_length(job.bytes_total);
+            bar.set_position(job.bytes_done);
+            bar.set_message(format!("{} of {} files", job.files_done, job.files_total));
+        };
+        job = namespace.follow_job(job, LOOK, show).await?;
     }
     bar.finish_and_clear();
     let row = row(&job);

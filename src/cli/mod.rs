@@ -21,6 +21,9 @@ use crate::config::ClientConfig;
 use crate::error::{Error, Result};
 use output::Format;
 
+/// Exit code when a part could not be done.
+const PARTIAL: u8 = 5;
+
 /// Looks after a JindoFS cluster. Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 no leader or unavailable, 5 partial.
 #[derive(Debug, Parser)]
 #[command(name = "jindoctl", version)]

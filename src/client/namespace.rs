@@ -1,15 +1,16 @@
 //! The typed API of the masters: one method per call, errors as data, mutations exactly once.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{self, Stream};
 use jindofs_proto::v1::{
     AddMountRequest, Attr, BatchOp, BatchRequest, CancelJobRequest, ChangeMountRequest, CreateRequest, DirEntry, Entry,
-    GetJobRequest, JobInfo, LayoutRequest, LayoutResponse, ListJobsRequest, ListMountsRequest, ListMountsResponse,
-    ListRequest, ListResponse, LookupRequest, MkdirRequest, Mount, MutationResponse, OpId, RemoveMountRequest,
-    RenameRequest, RmdirRequest, SetAttrRequest, SubmitLoadRequest, SymlinkRequest, Target, UnlinkRequest,
-    WorkersRequest, WorkersResponse, batch_result, target,
+    GetJobRequest, JobInfo, JobState, LayoutRequest, LayoutResponse, ListJobsRequest, ListMountsRequest,
+    ListMountsResponse, ListRequest, ListResponse, LookupRequest, MkdirRequest, Mount, MutationResponse, OpId,
+    RemoveMountRequest, RenameRequest, RmdirRequest, SetAttrRequest, SubmitLoadRequest, SymlinkRequest, Target,
+    UnlinkRequest, WorkersRequest, WorkersResponse, batch_result, target,
 };
 use tonic::transport::Channel;
 use tonic::{Response, Status};
@@ -266,6 +267,19 @@ impl Namespace {
     pub async fn job(&self, id: u64) -> Result<JobInfo> {
         let send = |to| async move { job(to).get_job(GetJobRequest { id }).await };
         self.channel.call_leader("job", send).await?.job.ok_or_else(|| missing("job"))
+    }
+
+    /// Looks at a job until it has ended, with `pause` between two looks, and shows what each finds. Cancel-safe: the job
+    /// itself goes on.
+    ///
+    /// *Errors*: as [`Namespace::job`].
+    pub async fn follow_job(&self, mut job: JobInfo, pause: Duration, show: impl Fn(&JobInfo)) -> Result<JobInfo> {
+        while job.state() == JobState::Running {
+            tokio::time::sleep(pause).await;
+            job = self.job(job.id).await?;
+            show(&job);
+        }
+        Ok(job)
     }
 
     /// All jobs the cluster remembers.

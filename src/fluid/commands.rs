@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use futures::StreamExt;
-use jindofs_proto::v1::{ChangeMountRequest, FileType, JobState, MetaPolicy, Mount, WorkerState};
+use jindofs_proto::v1::{ChangeMountRequest, FileType, JobInfo, JobState, MetaPolicy, Mount, WorkerState};
 
 use super::cacheset::{FILE, Policies};
 use super::cfg::{Cfg, WORKER};
@@ -148,15 +148,14 @@ impl Commands {
         if asked.names_only {
             return totals(&self.namespace, asked.path.into_bytes()).await.map(drop);
         }
-        let mut job = self.namespace.submit_load(asked.path.as_bytes()).await?;
-        while job.state() == JobState::Running {
-            tokio::time::sleep(LOOK).await;
-            job = self.namespace.job(job.id).await?;
+        let job = self.namespace.submit_load(asked.path.as_bytes()).await?;
+        let tell = |job: &JobInfo| {
             println!(
                 "{} of {} files, {} of {} bytes",
                 job.files_done, job.files_total, job.bytes_done, job.bytes_total
             );
-        }
+        };
+        let job = self.namespace.follow_job(job, LOOK, tell).await?;
         match job.state() {
             JobState::Done => Ok(()),
             _ => Err(Error::internal(format!("{}: {}", asked.path, job.message))),

@@ -192,11 +192,10 @@ pub(super) fn client(cfg: &Cfg, mount: &str, arguments: &[String]) -> Result<Lau
 ///
 /// *Errors*: those of the settings.
 pub(super) fn command(cfg: &Cfg, variables: Variables<'_>) -> Result<Settings> {
-    let mut taken = Taken::from(cfg, CLIENT, Role::Ctl, |key| key.name != MASTERS);
-    if variables("CLIENT_NAMESPACE_RPC_ADDRESS").is_some() {
-        taken.remove(MASTERS);
-    }
-    taken.launch(Role::Ctl, variables).map(|launch| launch.settings)
+    let named = variables("CLIENT_NAMESPACE_RPC_ADDRESS").is_some();
+    Taken::from(cfg, CLIENT, Role::Ctl, |key| key.name != MASTERS || named)
+        .launch(Role::Ctl, variables)
+        .map(|launch| launch.settings)
 }
 
 #[cfg(test)]

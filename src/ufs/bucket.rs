@@ -171,14 +171,18 @@ impl Bucket {
             _ => (ErrorKind::UnderStorage, "it answers with an error"),
         };
         let at = if path.is_empty() { String::new() } else { format!("{path} in ") };
-        Error::new(kind, format!("under-storage {at}{}: {hint}: {}", self.place, brief(error)))
+        Error::new(kind, format!("under-storage {at}{}: {hint}: {}", self.place, words(error)))
     }
 }
 
 /// The message of an error without its context, which may hold headers.
-fn brief(error: &opendal::Error) -> String {
-    let mut text = format!("{} ({})", error.message(), error.kind());
-    let mut cause = std::error::Error::source(error);
+fn words(error: &opendal::Error) -> String {
+    with_causes(format!("{} ({})", error.message(), error.kind()), error)
+}
+
+/// What an error says, followed by its causes, as far as a person would read.
+pub(super) fn with_causes(mut text: String, error: &dyn std::error::Error) -> String {
+    let mut cause = error.source();
     while let Some(next) = cause {
         text = format!("{text}: {next}");
         cause = next.source();

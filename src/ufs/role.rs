@@ -12,7 +12,7 @@ use reqsign_aliyun_oss::{
 use reqsign_core::{Context, HttpSend, ProvideCredential, ProvideCredentialDyn};
 use tokio::sync::Mutex;
 
-use super::bucket::Bucket;
+use super::bucket::{Bucket, with_causes};
 use super::options::{Options, value};
 use super::oss::Keys;
 use super::{Entry, Listing, Ufs};
@@ -100,7 +100,11 @@ impl RoleBucket {
                 "check fs.oss.roleArn, fs.oss.oidcProviderArn, fs.oss.oidcTokenFile, fs.oss.stsEndpoint and the keys";
             Error::new(ErrorKind::PermissionDenied, format!("no keys are had for the role {role}: {way}: {why}"))
         };
-        let given = self.provider.provide_credential_dyn(&self.context).await.map_err(|error| failed(words(&error)))?;
+        let given = self
+            .provider
+            .provide_credential_dyn(&self.context)
+            .await
+            .map_err(|error| failed(with_causes(error.to_string(), &error)))?;
         let given = given.ok_or_else(|| failed("nothing says who assumes it".to_owned()))?;
         let keys = Keys { id: given.access_key_id, secret: given.access_key_secret, token: given.security_token };
         let ends = given.expires_in.map_or_else(|| SystemTime::now() + MARGIN * 2, |time| time.as_system_time());
@@ -158,17 +162,6 @@ impl ProvideCredential for Base {
     async fn provide_credential(&self, context: &Context) -> reqsign_core::Result<Option<Credential>> {
         self.0.provide_credential_dyn(context).await
     }
-}
-
-/// An error with its causes.
-fn words(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text = format!("{text}: {next}");
-        cause = next.source();
-    }
-    text.chars().take(600).collect()
 }
 
 /// Requests to the token service.

@@ -7,6 +7,7 @@ use clap::Args;
 use jindofs_proto::v1::{DrainState, WorkerInfo, WorkerState};
 
 use super::{BY_HAND, ids};
+use crate::cli::PARTIAL;
 use crate::cli::output::size;
 use crate::client::admin;
 use crate::error::{Error, ErrorKind, Result};
@@ -14,8 +15,6 @@ use crate::rpc::channel::MasterChannel;
 
 /// Pause between two looks.
 const LOOK: Duration = Duration::from_millis(300);
-/// Exit code when a part could not be moved.
-const PARTIAL: u8 = 5;
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Arguments {
