@@ -9,10 +9,12 @@ pub mod readahead;
 pub mod reader;
 pub mod session;
 pub mod workers;
+pub mod writer;
 
 pub use namespace::{Namespace, at_entry, at_inode, at_path};
 pub use reader::{OpenFile, Reader};
 pub use session::{OpGuard, Session};
+pub use writer::Writer;
 
 /// Name of this host, for people and for finding the worker on the same host.
 pub fn hostname() -> String {

@@ -6,11 +6,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::stream::{self, Stream};
 use jindofs_proto::v1::{
-    AddMountRequest, Attr, BatchOp, BatchRequest, CancelJobRequest, ChangeMountRequest, CreateRequest, DirEntry, Entry,
-    GetJobRequest, JobInfo, JobState, LayoutRequest, LayoutResponse, ListJobsRequest, ListMountsRequest,
-    ListMountsResponse, ListRequest, ListResponse, LookupRequest, MkdirRequest, Mount, MutationResponse, OpId,
-    RemoveMountRequest, RenameRequest, RmdirRequest, SetAttrRequest, SubmitLoadRequest, SymlinkRequest, Target,
-    UnlinkRequest, WorkersRequest, WorkersResponse, batch_result, target,
+    AddMountRequest, Attr, BatchOp, BatchRequest, BeginWriteRequest, BeginWriteResponse, CancelJobRequest,
+    ChangeMountRequest, CreateRequest, DirEntry, EndWriteRequest, Entry, GetJobRequest, JobInfo, JobState,
+    LayoutRequest, LayoutResponse, ListJobsRequest, ListMountsRequest, ListMountsResponse, ListRequest, ListResponse,
+    LookupRequest, MkdirRequest, Mount, MutationResponse, OpId, RemoveMountRequest, RenameRequest, RmdirRequest,
+    SetAttrRequest, StoredContent, SubmitLoadRequest, SymlinkRequest, Target, UnlinkRequest, WorkersRequest,
+    WorkersResponse, batch_result, target,
 };
 use tonic::transport::Channel;
 use tonic::{Response, Status};
@@ -183,6 +184,33 @@ impl Namespace {
             async move { namespace(to).rmdir(request).await }
         };
         self.mutate("rmdir", send).await.map(drop)
+    }
+
+    /// Announces that new content of a file below a mount is going to be stored, made from the version `base_token`; empty
+    /// for a file that was never stored. It lasts until [`Namespace::end_write`], or until the session ends.
+    ///
+    /// *Errors*: `Stale` when the file is of another version by now, `Busy` while somebody else changes it, `ReadOnly`; as
+    /// [`Namespace::create`].
+    pub async fn begin_write(&self, inode: u64, base_token: Bytes) -> Result<BeginWriteResponse> {
+        let request = BeginWriteRequest { op: None, inode, base_token };
+        let send = |to, op| {
+            let request = BeginWriteRequest { op, ..request.clone() };
+            async move { namespace(to).begin_write(request).await }
+        };
+        self.mutate("begin a write", send).await
+    }
+
+    /// Says what came of a write: what lies in the under-storage now, or `None` when nothing was stored or nobody knows. Then
+    /// a master looks. Returns the attributes of the file; `None` when it is gone.
+    ///
+    /// *Errors*: `Stale` when the write was ended otherwise; as [`Namespace::create`].
+    pub async fn end_write(&self, intent: u64, stored: Option<StoredContent>) -> Result<Option<Attr>> {
+        let request = EndWriteRequest { op: None, intent, stored };
+        let send = |to, op| {
+            let request = EndWriteRequest { op, ..request.clone() };
+            async move { namespace(to).end_write(request).await }
+        };
+        Ok(self.mutate("end a write", send).await?.attr)
     }
 
     /// Up to [`BATCH_MAX`] mutations as one log entry, each with an outcome of its own, in order.

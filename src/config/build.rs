@@ -324,6 +324,14 @@ fn client(r: &mut Reader<'_>) -> ClientConfig {
     }
 }
 
+/// Where a FUSE client stages what is written; each process has a directory of its own unless told otherwise.
+fn staging_dir(given: &str) -> PathBuf {
+    match given {
+        "" => std::env::temp_dir().join(format!("jindofs-staging-{}", std::process::id())),
+        given => PathBuf::from(given),
+    }
+}
+
 impl FuseConfig {
     /// The settings of a FUSE client.
     ///
@@ -340,6 +348,16 @@ impl FuseConfig {
         if let Some(socket) = &handover_socket {
             check_socket(&mut r, name, socket);
         }
+        let writable = r.flag("fuse.writable");
+        if writable && handover_socket.is_some() {
+            let problem = "cannot be combined with fuse.handover.socket: what is written and not stored yet could not be \
+                           handed over; unset one of them";
+            r.complain("fuse.writable", problem);
+        }
+        let staging_bytes = r.size("fuse.staging.size");
+        if writable && staging_bytes == 0 {
+            r.complain("fuse.staging.size", "must be more than zero");
+        }
         let config = FuseConfig {
             client: client(&mut r),
             mount: PathBuf::from(r.text("fuse.mount")),
@@ -348,6 +366,9 @@ impl FuseConfig {
             allow_other: r.flag("fuse.allow-other"),
             attr_ttl: r.parse("fuse.attr-ttl", value::duration),
             offline_max_staleness: r.parse("fuse.offline-max-staleness", value::duration),
+            writable,
+            staging_dir: staging_dir(r.text("fuse.staging.dir")),
+            staging_bytes,
             direct_io_min_size: r.parse("fuse.direct-io-min-size", value::size),
             threads,
             http_port: r.port("fuse.http.port"),
@@ -453,5 +474,20 @@ mod tests {
         assert_eq!((ctl.rpc_timeout.as_secs(), fuse.client.rpc_timeout.as_secs()), (10, 120));
         let set = settings(Role::Ctl, &[masters, "fs.jindocache.rpc.timeout=30000"]);
         assert_eq!(ClientConfig::from_settings(&set).expect("valid").rpc_timeout.as_secs(), 30);
+    }
+
+    #[test]
+    fn a_writable_mount_stages_in_a_directory_of_its_own_and_cannot_be_handed_over() {
+        let (masters, mount) = ("fs.jindocache.namespace.rpc.address=a:1", "fuse.mount=/m");
+        let fuse =
+            |more: &[&str]| FuseConfig::from_settings(&settings(Role::Fuse, &[&[masters, mount][..], more].concat()));
+        let config = fuse(&[]).expect("valid");
+        assert!(!config.writable && config.staging_dir.to_string_lossy().contains("jindofs-staging-"));
+        assert_eq!(config.staging_bytes, 10 << 30);
+        let config = fuse(&["fuse.writable=true", "fuse.staging.dir=/s", "fuse.staging.size=1Mi"]).expect("valid");
+        assert!(config.writable);
+        assert_eq!((config.staging_dir.as_path(), config.staging_bytes), (Path::new("/s"), 1 << 20));
+        let error = fuse(&["fuse.writable=true", "fuse.handover.socket=/h", "fuse.staging.size=0"]).expect_err("no");
+        assert!(error.message.contains("cannot be combined") && error.message.contains("more than zero"), "{error}");
     }
 }

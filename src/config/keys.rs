@@ -210,6 +210,15 @@ pub const KEYS: &[Key] = &[
         "How long the kernel may keep names and attributes that others may change."),
     key("fuse.offline-max-staleness", FUSE, Kind::Duration, "1h", "",
         "How long names, attributes and layouts seen before serve while no master answers."),
+    key("fuse.writable", FUSE, Kind::Bool, "false", "",
+        "Let files be written and names be changed through the mount. Content is stored when a file is closed or synced. \
+         Cannot be combined with fuse.handover.socket: what is not stored yet could not be handed over."),
+    key("fuse.staging.dir", FUSE, Kind::Path, "", "",
+        "Directory of what is written and not stored yet; its files have no names and vanish with the process. Default: \
+         jindofs-staging-PID in the system's directory for temporary files."),
+    key("fuse.staging.size", FUSE, Kind::Size, "10Gi", "",
+        "Most bytes that are written and not stored yet, over all open files; whoever writes more is told that there is \
+         no space."),
     key("fuse.direct-io-min-size", FUSE, Kind::Size, "64MiB", "",
         "Files from this size on that are wholly cached on this host are read past the kernel's page cache: large reads \
          are twice as fast and memory is not used twice, reads below 32 KiB are slower. 0 turns it off."),

@@ -129,6 +129,12 @@ pub struct FuseConfig {
     pub attr_ttl: Duration,
     /// How long cached attributes and layouts serve while no master answers (`fuse.offline-max-staleness`).
     pub offline_max_staleness: Duration,
+    /// Let files and names be changed through the mount.
+    pub writable: bool,
+    /// Directory of what is written and not stored yet.
+    pub staging_dir: PathBuf,
+    /// Most bytes there.
+    pub staging_bytes: u64,
     /// Smallest file, bytes, that is read past the page cache once it is wholly on this host; 0 for none.
     pub direct_io_min_size: u64,
     /// Threads that answer the kernel.

@@ -46,6 +46,7 @@ pub fn command() -> Command {
                 .value_parser(value_parser!(PathBuf))
                 .action(ArgAction::Append),
         )
+        .arg(flag("writable", "Let files be written through every --mount"))
         .arg(
             Arg::new("set")
                 .long("set")
@@ -114,6 +115,7 @@ fn options(matches: &ArgMatches) -> Result<DevOptions> {
     }
     options.fast_elections = matches.get_flag("fast-elections");
     options.supervise = matches.get_flag("supervise");
+    options.writable = matches.get_flag("writable");
     options.mounts = matches.get_many::<PathBuf>("mount").into_iter().flatten().cloned().collect();
     options.ufs = matches.get_many::<String>("ufs").into_iter().flatten().map(|text| UfsMount::parse(text)).collect();
     for text in matches.get_many::<String>("ufs-option").into_iter().flatten() {

@@ -43,6 +43,8 @@ pub struct DevOptions {
     pub workers: usize,
     /// FUSE clients, by mount point.
     pub mounts: Vec<PathBuf>,
+    /// Let files be written through them.
+    pub writable: bool,
     /// Under-storage to mount in the namespace.
     pub ufs: Vec<UfsMount>,
     /// Options of every one of them, in Fluid's names.
@@ -82,6 +84,7 @@ impl DevOptions {
             masters: 3,
             workers: 0,
             mounts: Vec::new(),
+            writable: false,
             ufs: Vec::new(),
             ufs_options: BTreeMap::new(),
             fast_elections: false,

@@ -127,11 +127,16 @@ fn worker(options: &DevOptions, number: usize, masters: &str, grpc: Port, http: 
 }
 
 fn fuse(options: &DevOptions, number: usize, masters: &str, mount: PathBuf, http: Port) -> Spec {
-    let settings = vec![
+    let mut settings = vec![
         ("fs.jindocache.namespace.rpc.address", masters.to_owned()),
         ("fuse.mount", mount.display().to_string()),
         ("fuse.bind", "127.0.0.1".to_owned()),
         ("fuse.http.port", http.number().to_string()),
     ];
+    if options.writable {
+        let staging = options.dir.join(format!("fuse-{number}")).join("staging");
+        settings.push(("fuse.writable", true.to_string()));
+        settings.push(("fuse.staging.dir", staging.display().to_string()));
+    }
     Spec { mount: Some(mount), ..spec(options, Role::Fuse, number, settings, http) }
 }

@@ -2,30 +2,27 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use fuser::{
-    BsdFileFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
-    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request, TimeOrNow,
+    BsdFileFlags, FileHandle, Filesystem, FopenFlags, INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenFlags,
+    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyIoctl, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
-use jindofs_proto::v1::{Attr, FileType as Kind};
 use tokio::runtime::Handle;
 
-use crate::error::Error;
+use crate::error::Result;
 
-use super::directory::Directory;
+use super::answer::{GENERATION, attributes, enter, errno, failed, give, give_plus, made, nanoseconds, opened, show};
+use super::attributes::Change;
 use super::errno::Errno;
 use super::fs::Fs;
-use super::inodes::{Known, PageCache};
+use super::greet::greet;
+use super::inodes::Known;
 use super::saved::Greeting;
-
-/// Read-ahead of the kernel, bytes.
-const READ_AHEAD: u32 = 4 << 20;
-/// Requests the kernel keeps under way for reading ahead.
-const BACKGROUND: u16 = 64;
-const GENERATION: Generation = Generation(0);
+use super::staging::Place;
 
 /// Serves one mount.
 pub(super) struct Adapter {
@@ -57,139 +54,51 @@ impl Adapter {
             }
         });
     }
-}
 
-fn errno(number: Errno) -> fuser::Errno {
-    fuser::Errno::from_i32(number.0)
-}
-
-/// The errno of an error; what people must look after is logged.
-fn failed(what: &str, inode: u64, error: &Error) -> fuser::Errno {
-    let number = Errno::from(error);
-    if number.0 == libc::EIO {
-        tracing::warn!(what, inode, %error, "the kernel is told EIO");
-    }
-    errno(number)
-}
-
-fn time(ns: i64) -> SystemTime {
-    let magnitude = Duration::from_nanos(ns.unsigned_abs());
-    if ns >= 0 { UNIX_EPOCH + magnitude } else { UNIX_EPOCH.checked_sub(magnitude).unwrap_or(UNIX_EPOCH) }
-}
-
-fn kind(kind: Kind) -> FileType {
-    match kind {
-        Kind::Directory => FileType::Directory,
-        Kind::Symlink => FileType::Symlink,
-        Kind::File | Kind::Unspecified => FileType::RegularFile,
-    }
-}
-
-fn attributes(attr: &Attr) -> FileAttr {
-    let mtime = time(attr.mtime_ns);
-    FileAttr {
-        ino: INodeNo(attr.inode),
-        size: attr.size,
-        blocks: attr.size.div_ceil(512),
-        atime: mtime,
-        mtime,
-        ctime: time(attr.ctime_ns),
-        crtime: mtime,
-        kind: kind(attr.r#type()),
-        perm: u16::try_from(attr.mode & 0o7777).unwrap_or(0),
-        nlink: attr.nlink.max(1),
-        uid: attr.uid,
-        gid: attr.gid,
-        rdev: 0,
-        blksize: 128 << 10,
-        flags: 0,
-    }
-}
-
-fn enter(fs: &Fs, parent: u64, name: &[u8], known: Known, reply: ReplyEntry) {
-    let (ttl, attr) = (fs.ttl_of(&known), attributes(&known.attr));
-    fs.inodes.entered(parent, name, known);
-    reply.entry(&ttl, &attr, GENERATION);
-}
-
-fn opened(number: u64, pages: PageCache, reply: ReplyOpen) {
-    // Nothing is written, so a close has nothing to flush.
-    let flags = FopenFlags::FOPEN_NOFLUSH
-        | match pages {
-            PageCache::Keep => FopenFlags::FOPEN_KEEP_CACHE,
-            PageCache::Drop => FopenFlags::empty(),
-            PageCache::Bypass => FopenFlags::FOPEN_DIRECT_IO,
-        };
-    reply.opened(FileHandle(number), flags);
-}
-
-fn give_plus(fs: &Fs, directory: &Directory, offset: u64, mut reply: ReplyDirectoryPlus) {
-    let own = fs.inodes.get(directory.inode);
-    directory.give(offset, |given| {
-        let (known, dot);
-        match (given.attr, &own) {
-            (Some(attr), _) => {
-                known = Known::new(attr.clone(), given.since);
-                dot = false;
+    /// Answers with an entry once it is there; `name` is its name.
+    fn enter_later(
+        &self,
+        (what, parent, name): (&'static str, INodeNo, Vec<u8>),
+        reply: ReplyEntry,
+        work: impl Future<Output = Result<Known>> + Send + 'static,
+    ) {
+        let fs = self.fs.clone();
+        self.runtime.spawn(async move {
+            match work.await {
+                Ok(known) => enter(&fs, parent.0, &name, known, reply),
+                Err(error) => reply.error(failed(what, parent.0, &error)),
             }
-            // The kernel takes nothing but the name and number of the dots.
-            (None, own) => {
-                let attr = own.as_ref().map(|own| own.attr.clone()).unwrap_or_default();
-                known = Known::new(Attr { inode: given.inode, ..attr }, given.since);
-                dot = true;
-            }
-        }
-        let ttl = fs.ttl_of(&known);
-        let name = OsStr::from_bytes(given.name);
-        let full = reply.add(INodeNo(given.inode), given.next, name, &ttl, &attributes(&known.attr), GENERATION);
-        if !full && !dot {
-            fs.inodes.entered(directory.inode, given.name, known);
-        }
-        full
-    });
-    if directory.is_at_end(offset) {
-        fs.inodes.listed(directory.inode, directory.opened);
+        });
     }
-    reply.ok();
-}
 
-fn give(directory: &Directory, offset: u64, mut reply: ReplyDirectory) {
-    directory.give(offset, |given| {
-        reply.add(INodeNo(given.inode), given.next, kind(given.kind), OsStr::from_bytes(given.name))
-    });
-    reply.ok();
+    /// Answers once something is done.
+    fn end_later(
+        &self,
+        (what, inode): (&'static str, INodeNo),
+        reply: ReplyEmpty,
+        work: impl Future<Output = Result<()>> + Send + 'static,
+    ) {
+        self.runtime.spawn(async move {
+            match work.await {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(failed(what, inode.0, &error)),
+            }
+        });
+    }
+
+    /// Stores what was written.
+    fn store(&self, what: &'static str, inode: INodeNo, reply: ReplyEmpty) {
+        if self.fs.is_stored(inode.0) {
+            return reply.ok();
+        }
+        let fs = self.fs.clone();
+        self.end_later((what, inode), reply, async move { fs.sync(inode.0).await });
+    }
 }
 
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        let wanted = [
-            InitFlags::FUSE_DO_READDIRPLUS,
-            InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_CACHE_SYMLINKS,
-            InitFlags::FUSE_MAX_PAGES,
-            InitFlags::FUSE_ASYNC_DIO,
-            // Files past the page cache can still be mapped.
-            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
-            // Requests that a process took with it when it died can be had again.
-            InitFlags::FUSE_HAS_RESEND,
-        ];
-        // These two fuser asks for by itself.
-        let mut agreed = config.capabilities() & (InitFlags::FUSE_ASYNC_READ | InitFlags::FUSE_BIG_WRITES);
-        for flag in wanted {
-            match config.add_capabilities(flag) {
-                Ok(()) => agreed |= flag,
-                Err(_) => tracing::info!(?flag, "the kernel does not know this capability, it is left out"),
-            }
-        }
-        let version = config.kernel_abi();
-        // The kernel may allow less: then the most it allows is set.
-        let max_readahead = match config.set_max_readahead(READ_AHEAD) {
-            Ok(_) => READ_AHEAD,
-            Err(most) => config.set_max_readahead(most).map_or(0, |_| most),
-        };
-        let capabilities = agreed.bits();
-        let _ = self.greeting.set(Greeting { version: (version.0, version.1), capabilities, max_readahead });
-        let _ = config.set_max_background(BACKGROUND);
+        let _ = self.greeting.set(greet(config, self.fs.writable));
         Ok(())
     }
 
@@ -200,12 +109,8 @@ impl Filesystem for Adapter {
             None => {}
         }
         let (fs, name) = (self.fs.clone(), name.as_bytes().to_vec());
-        self.runtime.spawn(async move {
-            match fs.lookup(parent.0, &name).await {
-                Ok(known) => enter(&fs, parent.0, &name, known, reply),
-                Err(error) => reply.error(failed("lookup", parent.0, &error)),
-            }
-        });
+        let what = ("lookup", parent, name.clone());
+        self.enter_later(what, reply, async move { fs.lookup(parent.0, &name).await });
     }
 
     fn forget(&self, _: &Request, inode: INodeNo, lookups: u64) {
@@ -214,12 +119,12 @@ impl Filesystem for Adapter {
 
     fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         if let Some(known) = self.fs.attr_now(inode.0) {
-            return reply.attr(&self.fs.ttl_of(&known), &attributes(&known.attr));
+            return show(&self.fs, known, reply);
         }
         let fs = self.fs.clone();
         self.runtime.spawn(async move {
             match fs.attr(inode.0).await {
-                Ok(known) => reply.attr(&fs.ttl_of(&known), &attributes(&known.attr)),
+                Ok(known) => show(&fs, known, reply),
                 Err(error) => reply.error(failed("getattr", inode.0, &error)),
             }
         });
@@ -236,16 +141,17 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, _: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        if flags.0 & libc::O_ACCMODE != libc::O_RDONLY || flags.0 & libc::O_TRUNC != 0 {
+        let writes = flags.0 & libc::O_ACCMODE != libc::O_RDONLY || flags.0 & libc::O_TRUNC != 0;
+        if writes && !self.fs.writable {
             return reply.error(errno(Errno::READ_ONLY));
         }
-        if let Some((number, pages)) = self.fs.open_now(inode.0) {
-            return opened(number, pages, reply);
+        if !writes && let Some((number, pages)) = self.fs.open_now(inode.0) {
+            return opened(number, pages, writes, reply);
         }
         let fs = self.fs.clone();
         self.runtime.spawn(async move {
-            match fs.open(inode.0).await {
-                Ok((number, pages)) => opened(number, pages, reply),
+            match fs.open(inode.0, writes).await {
+                Ok((number, pages)) => opened(number, pages, writes, reply),
                 Err(error) => reply.error(failed("open", inode.0, &error)),
             }
         });
@@ -262,6 +168,12 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        if let Some(staged) = self.fs.staging.ready(inode.0) {
+            return match staged.read(offset, size) {
+                Ok(bytes) => reply.data(&bytes),
+                Err(error) => reply.error(failed("read", inode.0, &error)),
+            };
+        }
         let Some(handle) = self.fs.handles.file(number.0) else {
             return self.read_inherited(inode, number.0, offset, size, reply);
         };
@@ -289,6 +201,41 @@ impl Filesystem for Adapter {
         });
     }
 
+    fn write(
+        &self,
+        _: &Request,
+        inode: INodeNo,
+        number: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        flags: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        // What comes from the page cache later has its place, whatever handle it comes by.
+        let appends = flags.0 & libc::O_APPEND != 0 && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let place = if appends { Place::End } else { Place::At(offset) };
+        let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        let answer = move |written: Result<()>, reply: ReplyWrite| match written {
+            Ok(()) => reply.written(length),
+            Err(error) => reply.error(failed("write", inode.0, &error)),
+        };
+        if let Some(written) = self.fs.write_now(inode.0, place, data) {
+            return answer(written, reply);
+        }
+        let (fs, data) = (self.fs.clone(), data.to_vec());
+        self.runtime.spawn(async move { answer(fs.write(number.0, inode.0, place, &data).await, reply) });
+    }
+
+    fn flush(&self, _: &Request, inode: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        self.store("flush", inode, reply);
+    }
+
+    fn fsync(&self, _: &Request, inode: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        self.store("fsync", inode, reply);
+    }
+
     fn release(
         &self,
         _: &Request,
@@ -299,8 +246,12 @@ impl Filesystem for Adapter {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.fs.release(number.0);
-        reply.ok();
+        let Some(inode) = self.fs.release(number.0) else { return reply.ok() };
+        let fs = self.fs.clone();
+        self.runtime.spawn(async move {
+            fs.let_go(inode).await;
+            reply.ok();
+        });
     }
 
     fn opendir(&self, _: &Request, inode: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -349,6 +300,11 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
+    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        // Names are durable when the call that changed them returns.
+        reply.ok();
+    }
+
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
         let fs = self.fs.clone();
         self.runtime.spawn(async move {
@@ -359,6 +315,21 @@ impl Filesystem for Adapter {
             let files = fs.inodes.len() as u64;
             reply.statfs(blocks(totals.capacity), free, free, files, 0, block, 255, block);
         });
+    }
+
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: IoctlFlags,
+        _: u32,
+        _: &[u8],
+        _: u32,
+        reply: ReplyIoctl,
+    ) {
+        // Many programs ask every file whether it is a terminal.
+        reply.error(fuser::Errno::ENOTTY);
     }
 
     // Nothing has extended attributes; with this answer the kernel does not ask again.
@@ -379,54 +350,112 @@ impl Filesystem for Adapter {
         reply.error(fuser::Errno::ENOSYS);
     }
 
-    // The mount is read-only and the kernel refuses changes itself; these are for kernels that ask all the same.
-
     fn setattr(
         &self,
         _: &Request,
-        _: INodeNo,
-        _: Option<u32>,
-        _: Option<u32>,
-        _: Option<u32>,
-        _: Option<u64>,
+        inode: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        length: Option<u64>,
         _: Option<TimeOrNow>,
-        _: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
         _: Option<SystemTime>,
-        _: Option<FileHandle>,
+        number: Option<FileHandle>,
         _: Option<SystemTime>,
         _: Option<SystemTime>,
         _: Option<SystemTime>,
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        reply.error(errno(Errno::READ_ONLY));
+        // A new length sets the time by itself.
+        let mtime = mtime.filter(|time| length.is_none() || !matches!(time, TimeOrNow::Now));
+        let mtime_ns = mtime.map(nanoseconds);
+        let change = Change { mode: mode.map(|mode| mode & 0o7777), uid, gid, length, mtime_ns };
+        let fs = self.fs.clone();
+        self.runtime.spawn(async move {
+            match fs.set_attr(inode.0, number.map(|number| number.0), change).await {
+                Ok(known) => show(&fs, known, reply),
+                Err(error) => reply.error(failed("setattr", inode.0, &error)),
+            }
+        });
     }
 
-    fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
-        reply.error(errno(Errno::READ_ONLY));
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let (fs, name, made) = (self.fs.clone(), name.as_bytes().to_vec(), made(request, mode));
+        let exclusive = flags & libc::O_EXCL != 0;
+        self.runtime.spawn(async move {
+            match fs.create((parent.0, &name), made, exclusive).await {
+                Ok((known, number)) => {
+                    let (ttl, attr) = (fs.ttl_of(&known), attributes(&fs, &known.attr));
+                    reply.created(&ttl, &attr, GENERATION, FileHandle(number), FopenFlags::empty());
+                }
+                Err(error) => reply.error(failed("create", parent.0, &error)),
+            }
+        });
     }
 
-    fn mkdir(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
-        reply.error(errno(Errno::READ_ONLY));
+    fn mknod(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, _: u32, reply: ReplyEntry) {
+        if !matches!(mode & libc::S_IFMT, 0 | libc::S_IFREG) {
+            return reply.error(fuser::Errno::EPERM);
+        }
+        let (fs, name, made) = (self.fs.clone(), name.as_bytes().to_vec(), made(request, mode));
+        let what = ("mknod", parent, name.clone());
+        self.enter_later(what, reply, async move { fs.make_node((parent.0, &name), made).await });
     }
 
-    fn unlink(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        reply.error(errno(Errno::READ_ONLY));
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, reply: ReplyEntry) {
+        let (fs, name, made) = (self.fs.clone(), name.as_bytes().to_vec(), made(request, mode));
+        let what = ("mkdir", parent, name.clone());
+        self.enter_later(what, reply, async move { fs.make_directory((parent.0, &name), made).await });
     }
 
-    fn rmdir(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        reply.error(errno(Errno::READ_ONLY));
+    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, to: &Path, reply: ReplyEntry) {
+        let (fs, name, made) = (self.fs.clone(), name.as_bytes().to_vec(), made(request, 0o777));
+        let (to, what) = (to.as_os_str().as_bytes().to_vec(), ("symlink", parent, name.clone()));
+        self.enter_later(what, reply, async move { fs.make_symlink((parent.0, &name), &to, made).await });
     }
 
-    fn symlink(&self, _: &Request, _: INodeNo, _: &OsStr, _: &std::path::Path, reply: ReplyEntry) {
-        reply.error(errno(Errno::READ_ONLY));
+    fn link(&self, _: &Request, _: INodeNo, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
+        reply.error(fuser::Errno::EPERM);
     }
 
-    fn rename(&self, _: &Request, _: INodeNo, _: &OsStr, _: INodeNo, _: &OsStr, _: RenameFlags, reply: ReplyEmpty) {
-        reply.error(errno(Errno::READ_ONLY));
+    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (fs, name) = (self.fs.clone(), name.as_bytes().to_vec());
+        self.end_later(("unlink", parent), reply, async move { fs.remove_file((parent.0, &name)).await });
     }
 
-    fn create(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: i32, reply: ReplyCreate) {
-        reply.error(errno(Errno::READ_ONLY));
+    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (fs, name) = (self.fs.clone(), name.as_bytes().to_vec());
+        self.end_later(("rmdir", parent), reply, async move { fs.remove_directory((parent.0, &name)).await });
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        if flags.bits() & !RenameFlags::RENAME_NOREPLACE.bits() != 0 {
+            return reply.error(fuser::Errno::EINVAL);
+        }
+        let no_replace = flags.contains(RenameFlags::RENAME_NOREPLACE);
+        let (fs, from, to) = (self.fs.clone(), name.as_bytes().to_vec(), new_name.as_bytes().to_vec());
+        self.end_later(("rename", parent), reply, async move {
+            fs.rename((parent.0, &from), (new_parent.0, &to), no_replace).await
+        });
     }
 }

@@ -52,11 +52,27 @@ pub(super) struct DirCache {
 struct Inner {
     directories: LruCache<u64, Directory>,
     entries: usize,
+    /// Changes of our own so far.
+    changes: u64,
 }
 
 impl DirCache {
     pub(super) fn new() -> DirCache {
-        DirCache { inner: Mutex::new(Inner { directories: LruCache::sparse(DIRECTORIES), entries: 0 }) }
+        DirCache { inner: Mutex::new(Inner { directories: LruCache::sparse(DIRECTORIES), entries: 0, changes: 0 }) }
+    }
+
+    /// Number of changes of our own so far: a page that is asked for now is worth remembering if there were none since.
+    pub(super) fn changes(&self) -> u64 {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).changes
+    }
+
+    /// We have changed a directory, or something in it. Listings of it that are under way are forgotten too.
+    pub(super) fn changed(&self, directory: u64) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.changes += 1;
+        if let Some(dropped) = inner.directories.pop(&directory) {
+            inner.entries -= dropped.entries.len();
+        }
     }
 
     /// What is remembered of a name, at most `ttl` old.
@@ -91,13 +107,7 @@ impl DirCache {
 
     /// Begins a listing; pages are added with the returned time.
     pub(super) fn begin(&self, directory: u64) -> Instant {
-        let since = Instant::now();
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = inner.entry(directory);
-        let dropped = known.entries.len();
-        *known = Directory { since, listing: true, ..Directory::new() };
-        inner.entries -= dropped;
-        since
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).begin(directory)
     }
 
     /// Adds a page of the listing begun at `since`; ignored if another one was begun after it.
@@ -116,9 +126,16 @@ impl DirCache {
         inner.shrink();
     }
 
-    /// Remembers the first page of a listing that somebody else goes on with.
-    pub(super) fn first_page(&self, directory: u64, page: &[Entry], end: bool) {
-        let since = self.begin(directory);
+    /// Remembers the first page of a listing that somebody else goes on with, if nothing was changed by us since it was asked
+    /// for, when [`DirCache::changes`] was `changes`.
+    pub(super) fn first_page(&self, directory: u64, changes: u64, page: &[Entry], end: bool) {
+        let since = {
+            let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+            if inner.changes != changes {
+                return;
+            }
+            inner.begin(directory)
+        };
         self.add(directory, since, page, end);
         self.ended(directory, since);
     }
@@ -147,6 +164,15 @@ impl Inner {
             self.entries -= dropped.entries.len();
         }
         self.directories.get_or_insert_mut(directory, Directory::new)
+    }
+
+    fn begin(&mut self, directory: u64) -> Instant {
+        let since = Instant::now();
+        let known = self.entry(directory);
+        let dropped = known.entries.len();
+        *known = Directory { since, listing: true, ..Directory::new() };
+        self.entries -= dropped;
+        since
     }
 
     fn shrink(&mut self) {
@@ -194,7 +220,7 @@ mod tests {
     #[test]
     fn after_the_first_page_of_a_reader_a_streak_of_misses_still_asks_for_a_listing() {
         let cache = DirCache::new();
-        cache.first_page(1, &page(&["a"]), false);
+        cache.first_page(1, cache.changes(), &page(&["a"]), false);
         assert!(matches!(cache.get(1, b"a", TTL), Seen::Entry(_)));
         assert_eq!((0..20).filter(|_| cache.missed(1, TTL)).count(), 1);
     }
@@ -207,6 +233,23 @@ mod tests {
         assert_ne!(old, new);
         cache.add(1, old, &page(&["a"]), true);
         assert!(matches!(cache.get(1, b"a", TTL), Seen::Unknown));
+    }
+
+    #[test]
+    fn nothing_that_was_asked_for_before_a_change_of_our_own_is_remembered() {
+        let cache = DirCache::new();
+        let before = cache.changes();
+        let since = cache.begin(1);
+        cache.add(1, since, &page(&["a"]), false);
+        cache.changed(1);
+        assert!(matches!(cache.get(1, b"a", TTL), Seen::Unknown));
+        cache.add(1, since, &page(&["b"]), true);
+        cache.first_page(1, before, &page(&["b"]), true);
+        assert!(matches!(cache.get(1, b"a", TTL), Seen::Unknown), "not absent");
+        assert!(matches!(cache.get(1, b"b", TTL), Seen::Unknown));
+        cache.first_page(1, cache.changes(), &page(&["b"]), true);
+        assert!(matches!(cache.get(1, b"b", TTL), Seen::Entry(_)));
+        assert_eq!(cache.inner.lock().expect("lock").entries, 1);
     }
 
     #[test]

@@ -1,4 +1,5 @@
 //! What the file system means, without the kernel: names, attributes, listings and reads, also while no master answers.
+//! Opening is next door in `open`; changes are in `names`, `attributes` and `write`.
 //!
 //! Attributes and names are at most `fuse.attr-ttl` old. While no master answers, what was seen before serves for at most
 //! `fuse.offline-max-staleness`; what was never seen waits.
@@ -8,9 +9,9 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use jindofs_proto::v1::{Attr, FileSource, FileType, Target, WorkerState};
+use jindofs_proto::v1::{FileType, Target, WorkerState};
 
-use crate::client::OpenFile;
+use crate::client::Writer;
 use crate::client::layout_cache::LayoutCache;
 use crate::client::mounts::Mounts;
 use crate::client::namespace::{Namespace, at_entry, at_inode};
@@ -18,14 +19,13 @@ use crate::client::reader::Reader;
 use crate::config::FuseConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::channel::MasterChannel;
-use crate::rpc::source::source_of;
-use crate::types::version_of;
+use crate::ufs::Registry;
 
 use super::dircache::{DirCache, Seen};
 use super::directory::Directory;
 use super::handles::{FileHandle, Handles};
-use super::inodes::{Inodes, Known, PageCache};
-use super::saved::Open;
+use super::inodes::{Inodes, Known};
+use super::staging::Staging;
 
 /// How long masters are waited for where something older can serve.
 const HASTY: Duration = Duration::from_secs(2);
@@ -42,17 +42,21 @@ pub(super) struct Totals {
 /// The file system of one mount.
 pub(super) struct Fs {
     channel: MasterChannel,
-    patient: Namespace,
-    hasty: Namespace,
-    mounts: Arc<Mounts>,
-    reader: Arc<Reader>,
+    pub(super) patient: Arc<Namespace>,
+    pub(super) hasty: Namespace,
+    pub(super) mounts: Arc<Mounts>,
+    pub(super) reader: Arc<Reader>,
+    pub(super) writer: Writer,
     pub(super) inodes: Inodes,
-    listings: DirCache,
-    layouts: LayoutCache,
+    pub(super) listings: DirCache,
+    pub(super) layouts: LayoutCache,
     pub(super) handles: Handles,
+    pub(super) staging: Staging,
+    /// False for a mount that refuses changes; then nothing is ever staged.
+    pub(super) writable: bool,
     pub(super) ttl: Duration,
     staleness: Duration,
-    direct_min: u64,
+    pub(super) direct_min: u64,
     probing: AtomicBool,
 }
 
@@ -63,8 +67,10 @@ impl Fs {
         mounts: Arc<Mounts>,
         reader: Arc<Reader>,
     ) -> Arc<Fs> {
+        let patient = Arc::new(Namespace::with_channel(channel.clone()));
         Arc::new(Fs {
-            patient: Namespace::with_channel(channel.clone()),
+            writer: Writer::new(patient.clone(), mounts.clone(), Registry::default()),
+            patient,
             hasty: Namespace::with_channel(channel.with_timeout(HASTY.min(config.client.rpc_timeout))),
             channel,
             mounts,
@@ -73,6 +79,8 @@ impl Fs {
             listings: DirCache::new(),
             layouts: LayoutCache::default(),
             handles: Handles::new(),
+            staging: Staging::new(config.staging_dir.clone(), config.staging_bytes),
+            writable: config.writable,
             ttl: config.attr_ttl,
             staleness: config.offline_max_staleness,
             direct_min: config.direct_io_min_size,
@@ -162,6 +170,9 @@ impl Fs {
             return Ok(known);
         }
         let known = self.inodes.get(inode);
+        if let Some(known) = known.as_ref().filter(|_| self.staging.ready(inode).is_some_and(|it| it.is_unlinked())) {
+            return Ok(known.clone());
+        }
         match self.ask(at_inode(inode), known.clone()).await {
             Ok(news) => {
                 self.inodes.renew(news.clone());
@@ -178,96 +189,19 @@ impl Fs {
         known.fresh_for(self.ttl).unwrap_or(PROBE.min(self.ttl))
     }
 
-    /// Opens a file without waiting for anybody, if all that is needed is known.
-    pub(super) fn open_now(&self, inode: u64) -> Option<(u64, PageCache)> {
-        let known = self.attr_now(inode)?;
-        if known.attr.r#type() != FileType::File {
-            return None;
-        }
-        let file = self.reader.open(self.source_now(&known.attr)?);
-        if self.is_large(&file.source) && !file.is_local() {
-            return None;
-        }
-        // One that cannot be opened is tried again, with an error for the caller.
-        self.opened(inode, file).ok()
-    }
-
-    fn is_large(&self, source: &FileSource) -> bool {
-        self.direct_min > 0 && source.length >= self.direct_min
-    }
-
-    /// Opens a file for reading.
-    pub(super) async fn open(self: &Arc<Self>, inode: u64) -> Result<(u64, PageCache)> {
-        let attr = self.attr(inode).await?.attr;
-        if attr.r#type() == FileType::Directory {
-            return Err(Error::new(ErrorKind::IsADirectory, format!("inode {inode} is a directory")));
-        }
-        let file = self.open_source(&attr).await?;
-        if self.is_large(&file.source) && !file.is_local() {
-            self.reader.look_local(&file).await;
-        }
-        self.opened(inode, file)
-    }
-
-    /// The content that attributes name.
-    pub(super) async fn open_source(&self, attr: &Attr) -> Result<Arc<OpenFile>> {
-        let source = match self.source_now(attr) {
-            Some(source) => source,
-            None => self.source(attr).await?,
-        };
-        Ok(self.reader.open(source))
-    }
-
-    fn opened(&self, inode: u64, file: Arc<OpenFile>) -> Result<(u64, PageCache)> {
-        let direct = self.is_large(&file.source) && file.is_local();
-        let version = file.source.version;
-        let number = self.handles.add_file(inode, file)?;
-        Ok((number, self.inodes.opened(inode, version, direct)))
-    }
-
-    fn source_now(&self, attr: &Attr) -> Option<FileSource> {
-        if attr.mount_id == 0 {
-            return Some(source_of(attr, Vec::new()));
-        }
-        if let Some(source) = self.layouts.get(attr.inode, &attr.version_token, attr.size) {
-            return Some(source);
-        }
-        let mount = self.mounts.known(attr.mount_id)?;
-        Some(source_of(attr, self.inodes.path_below(mount.root_inode, attr.inode)?))
-    }
-
-    async fn source(&self, attr: &Attr) -> Result<FileSource> {
-        if let Some(mount) = self.mounts.get(attr.mount_id).await?
-            && let Some(path) = self.inodes.path_below(mount.root_inode, attr.inode)
-        {
-            return Ok(source_of(attr, path));
-        }
-        let source = self.patient.layout(attr.inode).await?.source;
-        let source = source.ok_or_else(|| Error::new(ErrorKind::Stale, "the file has moved out of its mount"))?;
-        if source.version != version_of(&attr.version_token) {
-            self.inodes.expire(attr.inode);
-        }
-        self.layouts.put(source.clone());
-        Ok(source)
-    }
-
-    /// Closes a file.
-    pub(super) fn release(&self, number: u64) {
-        if let Some(Open::File { inode, version }) = self.handles.take_file(number) {
-            self.inodes.closed(inode, version);
-        }
-    }
-
     /// Reads a range that is not here yet.
     pub(super) async fn read(&self, handle: &FileHandle, offset: u64, length: u64) -> Result<Bytes> {
-        let read = self.reader.read(&handle.file, offset, length).await;
+        let file = handle.current();
+        let read = self.reader.read(&file, offset, length).await;
         if let Err(error) = &read
             && error.kind == ErrorKind::Stale
         {
             // The next open sees the new version.
-            self.inodes.expire(handle.inode);
-            self.layouts.forget(handle.inode);
-            self.reader.forget(&handle.file.source);
+            self.found_stale(&file.source);
+            if let Some(moved) = self.moved(handle.inode, &file.source).await {
+                handle.has_moved(moved.clone());
+                return self.reader.read(&moved, offset, length).await;
+            }
         }
         read
     }
@@ -298,6 +232,12 @@ impl Fs {
         self.reader.count_local(bytes);
     }
 
+    /// Attributes as they are to be shown: the newest there are.
+    pub(super) fn newest(&self, known: Known) -> Known {
+        // What a mount that changes nothing is told comes in the order of time, or is as good as in it.
+        if self.writable { self.inodes.newest(known) } else { known }
+    }
+
     /// Opens a directory; true if a listing the kernel keeps may be used.
     pub(super) async fn open_directory(self: &Arc<Self>, inode: u64) -> Result<(u64, bool)> {
         let attr = self.attr(inode).await?.attr;
@@ -313,11 +253,11 @@ impl Fs {
         let _one = directory.fetching.lock().await;
         let mut fetched = false;
         while let Some(wanted) = directory.wanted(offset) {
-            let asked = Instant::now();
+            let (asked, changes) = (Instant::now(), self.listings.changes());
             let page = self.patient.list_page(at_inode(directory.inode), wanted.after.clone(), 0).await?;
             let end = page.end || page.entries.is_empty();
             if wanted.after.is_empty() {
-                self.listings.first_page(directory.inode, &page.entries, end);
+                self.listings.first_page(directory.inode, changes, &page.entries, end);
             }
             directory.take(&wanted, page.entries, end, asked);
             fetched = true;

@@ -17,11 +17,23 @@ pub(super) struct FileHandle {
     pub(super) inode: u64,
     pub(super) file: Arc<OpenFile>,
     pub(super) readahead: Mutex<Readahead>,
+    /// The same content under the path it has now, where that is known to be another.
+    moved: Mutex<Option<Arc<OpenFile>>>,
 }
 
 impl FileHandle {
     fn new(inode: u64, file: Arc<OpenFile>) -> Arc<FileHandle> {
-        Arc::new(FileHandle { inode, file, readahead: Mutex::default() })
+        Arc::new(FileHandle { inode, file, readahead: Mutex::default(), moved: Mutex::default() })
+    }
+
+    /// What to read from where nothing is at hand.
+    pub(super) fn current(&self) -> Arc<OpenFile> {
+        lock(&self.moved).as_ref().unwrap_or(&self.file).clone()
+    }
+
+    /// The file has another path since it was opened.
+    pub(super) fn has_moved(&self, to: Arc<OpenFile>) {
+        *lock(&self.moved) = Some(to);
     }
 
     fn open(&self) -> Open {

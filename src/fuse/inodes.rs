@@ -2,6 +2,8 @@
 //!
 //! An inode is kept as long as the kernel counts lookups of it, so the table is as large as the kernel's own.
 
+mod changes;
+
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -200,9 +202,9 @@ impl Inodes {
         open.len() > 1
     }
 
-    /// A handle for `version` is opened; a `direct` one leaves the page cache to others.
-    pub(super) fn opened(&self, inode: u64, version: u64, direct: bool) -> PageCache {
-        let other = self.note_open(inode, version);
+    /// How a handle that was noted may use the page cache; `other` if one for another version is open, too. A `direct` one
+    /// leaves it to others.
+    pub(super) fn pages(&self, inode: u64, version: u64, other: bool, direct: bool) -> PageCache {
         let mut shard = self.shard(inode);
         let Some(entry) = shard.get_mut(&inode) else { return PageCache::Bypass };
         if direct || other && entry.cached_version != Some(version) {
@@ -280,6 +282,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Inodes {
+        /// A handle for `version` is opened.
+        pub(super) fn opened(&self, inode: u64, version: u64, direct: bool) -> PageCache {
+            let other = self.note_open(inode, version);
+            self.pages(inode, version, other, direct)
+        }
+    }
 
     fn known(inode: u64) -> Known {
         Known::new(Attr { inode, ..Default::default() }, Instant::now())

@@ -1,17 +1,24 @@
 //! The FUSE client: the namespace as a kernel mount. This file only wires its rooms together.
 
 mod adapter;
+mod answer;
+mod attributes;
 mod dircache;
 mod directory;
 mod errno;
 mod fs;
+mod greet;
 mod handles;
 mod handover;
 mod inherit;
 mod inodes;
 mod mountpoint;
+mod names;
+mod open;
 mod saved;
 mod session;
+mod staging;
+mod write;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,6 +56,9 @@ pub async fn run(config: FuseConfig, stop: Shutdown) -> Result<()> {
     reader.start_tidying();
     let workers = reader.workers().clone();
     let fs = Fs::new(&config, channel.clone(), mounts.clone(), reader);
+    if config.writable {
+        fs.staging.prepare()?;
+    }
     let (Served { session, handover }, link) = serve(&config, &fs).await?;
     let held = Held::default();
     if let (Some(socket), Some(handover)) = (config.handover_socket.clone(), handover) {
@@ -81,6 +91,7 @@ pub async fn run(config: FuseConfig, stop: Shutdown) -> Result<()> {
     }
     ends.cancel();
     end(session, &config);
+    fs.settle().await;
     outcome
 }
 

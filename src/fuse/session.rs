@@ -46,11 +46,11 @@ pub(super) struct Served {
 
 fn options(config: &FuseConfig) -> Config {
     let mut options = Config::default();
-    // The kernel checks permissions, refuses writes, and says whose mount it is.
+    // The kernel checks permissions, refuses changes unless they are wanted, and says whose mount it is.
     options.mount_options = vec![
         MountOption::FSName("jindofs".to_owned()),
         MountOption::Subtype("jindofs".to_owned()),
-        MountOption::RO,
+        if config.writable { MountOption::RW } else { MountOption::RO },
         MountOption::NoSuid,
         MountOption::NoDev,
         MountOption::DefaultPermissions,

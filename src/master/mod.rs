@@ -2,6 +2,7 @@
 
 pub mod duties;
 pub mod http;
+pub mod intents;
 pub mod metadata;
 pub mod raft;
 pub mod service;
@@ -22,6 +23,7 @@ use crate::telemetry;
 use crate::types::MESSAGE_BYTES_MAX;
 use crate::ufs;
 
+use intents::Intents;
 use metadata::Metadata;
 use raft::{Handle, RaftService};
 use service::Parts;
@@ -38,8 +40,10 @@ pub async fn run(config: MasterConfig, stop: Shutdown) -> Result<()> {
     let http_port = server::bind(&listen(config.http_port), "namespace.http.port").await?;
     let handle = Handle::open(config.clone())?;
     let storage = Arc::new(ufs::Registry::default());
+    let metadata = Metadata::new(handle.clone(), storage.clone());
     let parts = Parts {
-        metadata: Metadata::new(handle.clone(), storage.clone()),
+        intents: Intents::new(handle.clone(), metadata.clone(), storage.clone()),
+        metadata,
         workers: Arc::new(view::Workers::new(config.worker_timeout)),
         sessions: Arc::new(view::Sessions::new(config.session_ttl)),
         drains: Arc::default(),

@@ -1,6 +1,7 @@
-//! Under-storage: where the files come from. A narrow, read-only trait over a local directory and object stores.
+//! Under-storage: where the files come from and go to. A narrow trait over a local directory and object stores.
 //!
-//! Every read is pinned to a version token: bytes of another version are never returned in its place.
+//! Every read is pinned to a version token: bytes of another version are never returned in its place. Every change says
+//! which version it expects to find, and may be repeated: found done, it is done.
 
 mod bucket;
 mod local;
@@ -10,6 +11,9 @@ mod registry;
 mod retry;
 mod role;
 mod s3;
+
+use std::fs::File;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -63,6 +67,48 @@ pub struct Listing {
     pub skipped: u64,
 }
 
+/// What a change expects to find where it writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expected<'a> {
+    /// Nothing.
+    Absent,
+    /// This very version.
+    Token(&'a [u8]),
+}
+
+/// Owner and permission bits of something new; object stores keep neither.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NewAttr {
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// Attributes to change; what is `None` stays.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AttrChange {
+    /// Permission bits.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Nanoseconds since the epoch.
+    pub mtime_ns: Option<i64>,
+}
+
+/// Content to be stored: a file of this host that nobody changes meanwhile.
+#[derive(Debug, Clone)]
+pub struct Content {
+    /// Open for reading; read by offset.
+    pub file: Arc<File>,
+    /// Bytes.
+    pub length: u64,
+}
+
 /// An under-storage below one uri. Paths are relative to it, without a leading '/'; empty for its root.
 pub trait Ufs: Send + Sync + std::fmt::Debug {
     /// Every entry of a directory. A directory that does not exist is empty: object stores know no other.
@@ -77,6 +123,76 @@ pub trait Ufs: Send + Sync + std::fmt::Debug {
     ///
     /// *Errors*: `Stale` when the content is another one or gone.
     fn read<'a>(&'a self, path: &'a [u8], token: &'a [u8], offset: u64, length: u64) -> BoxFuture<'a, Result<Bytes>>;
+
+    /// Stores the whole content of a file: readers see the old one or the new one, never a part. `intent` names the attempt:
+    /// what it leaves behind when it is cut off, [`Ufs::clean`] removes.
+    ///
+    /// *Errors*: `Stale` when something else is there than expected, `NoSpace`, `PermissionDenied` and the like: nothing was
+    /// changed. `OutcomeUnknown` when it may have been stored all the same.
+    ///
+    /// *Durability*: on `Ok` it survives a power cut, as far as the under-storage does.
+    fn put<'a>(
+        &'a self,
+        path: &'a [u8],
+        content: Content,
+        expected: Expected<'a>,
+        attr: NewAttr,
+        intent: u64,
+    ) -> BoxFuture<'a, Result<Entry>>;
+
+    /// Removes what a put that was cut off has left beside `path`; that there is nothing is no error.
+    fn clean<'a>(&'a self, path: &'a [u8], intent: u64) -> BoxFuture<'a, Result<()>>;
+
+    /// Makes a directory; one that exists is as good.
+    ///
+    /// *Errors*: `AlreadyExists` for something that is no directory.
+    fn make_directory<'a>(&'a self, path: &'a [u8], attr: NewAttr) -> BoxFuture<'a, Result<Entry>>;
+
+    /// Makes a symbolic link; one that leads to the same place is as good.
+    ///
+    /// *Errors*: `Unsupported` where there are none; `AlreadyExists`.
+    fn make_symlink<'a>(&'a self, path: &'a [u8], target: &'a [u8], attr: NewAttr) -> BoxFuture<'a, Result<Entry>>;
+
+    /// Removes a file of the version `token`, or a symbolic link for an empty one; that it is gone is no error.
+    ///
+    /// *Errors*: `Stale` when another version is there; `IsADirectory`.
+    fn remove<'a>(&'a self, path: &'a [u8], token: &'a [u8]) -> BoxFuture<'a, Result<()>>;
+
+    /// Removes an empty directory; that it is gone is no error.
+    ///
+    /// *Errors*: `NotEmpty`; `NotADirectory`.
+    fn remove_directory<'a>(&'a self, path: &'a [u8]) -> BoxFuture<'a, Result<()>>;
+
+    /// Moves a file, directory or link in one step; moved already (nothing at `from`, the thing at `to`) it is done. `token`
+    /// is that of a file, empty for others. Something at `to` is replaced if it is what is expected; an empty token stands
+    /// for an empty directory or a link.
+    ///
+    /// *Errors*: `Unsupported` where nothing can be moved in one step: then a file is copied with [`Ufs::copy`] and removed.
+    /// `Stale` when something else is at either end; `NotEmpty`.
+    fn rename<'a>(
+        &'a self,
+        from: &'a [u8],
+        token: &'a [u8],
+        to: &'a [u8],
+        expected: Expected<'a>,
+    ) -> BoxFuture<'a, Result<Entry>>;
+
+    /// Copies a file of the version `token` within the under-storage; returns the copy.
+    ///
+    /// *Errors*: `Unsupported` where [`Ufs::rename`] does it in one step, or for a file too large to be copied; `Stale` when
+    /// something else is at either end.
+    fn copy<'a>(
+        &'a self,
+        from: &'a [u8],
+        token: &'a [u8],
+        to: &'a [u8],
+        expected: Expected<'a>,
+    ) -> BoxFuture<'a, Result<Entry>>;
+
+    /// Changes attributes; returns them as they are then, or `None` where none are kept: then nothing was done.
+    ///
+    /// *Errors*: `NotFound`.
+    fn set_attr<'a>(&'a self, path: &'a [u8], change: AttrChange) -> BoxFuture<'a, Result<Option<Entry>>>;
 
     /// Finds out whether the place exists and may be read.
     ///
@@ -94,6 +210,11 @@ fn tidy(mut entries: Vec<Entry>, mut skipped: u64) -> Listing {
     entries.dedup_by(|later, first| later.name == first.name);
     skipped += (before - entries.len()) as u64;
     Listing { entries, skipped }
+}
+
+/// Disks block: off the threads that serve.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| Error::internal(format!("a disk task: {error}")))?
 }
 
 fn stale(path: &[u8]) -> Error {

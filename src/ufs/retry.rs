@@ -5,8 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
-use super::{Entry, Listing, Ufs};
-use crate::error::Result;
+use super::{AttrChange, Content, Entry, Expected, Listing, NewAttr, Ufs};
+use crate::error::{Error, ErrorKind, Result};
 
 /// Pauses between attempts; together they are shorter than what a reader waits for one worker.
 const PAUSES: [Duration; 4] =
@@ -19,15 +19,36 @@ pub(super) struct Retry<U>(pub(super) U);
 async fn again<T, F: Future<Output = Result<T>>>(attempt: impl Fn() -> F) -> Result<T> {
     for pause in PAUSES {
         match attempt().await {
-            Err(error) if error.is_retryable() => {
-                tracing::info!(%error, ?pause, "under-storage is asked again");
-                let jitter = pause.mul_f64(rand::random_range(0.5..1.0));
-                tokio::time::sleep(jitter).await;
-            }
+            Err(error) if error.is_retryable() => wait(pause, &error).await,
             done => return done,
         }
     }
     attempt().await
+}
+
+/// Content is stored again only while nothing was stored. Who then finds another version than expected may have found
+/// what an attempt before has stored late: that is not known to be a refusal.
+async fn store_again<T, F: Future<Output = Result<T>>>(attempt: impl Fn() -> F) -> Result<T> {
+    let mut pauses = PAUSES.into_iter();
+    let mut repeated = false;
+    loop {
+        let error = match attempt().await {
+            Err(error) => error,
+            stored => return stored,
+        };
+        match (error.kind, pauses.next()) {
+            (ErrorKind::Unavailable | ErrorKind::Timeout, Some(pause)) => wait(pause, &error).await,
+            (ErrorKind::Stale, _) if repeated => return Err(Error { kind: ErrorKind::OutcomeUnknown, ..error }),
+            _ => return Err(error),
+        }
+        repeated = true;
+    }
+}
+
+async fn wait(pause: Duration, error: &Error) {
+    tracing::info!(%error, ?pause, "under-storage is asked again");
+    let jitter = pause.mul_f64(rand::random_range(0.5..1.0));
+    tokio::time::sleep(jitter).await;
 }
 
 impl<U: Ufs> Ufs for Retry<U> {
@@ -43,8 +64,89 @@ impl<U: Ufs> Ufs for Retry<U> {
         Box::pin(again(move || self.0.read(path, token, offset, length)))
     }
 
+    fn put<'a>(
+        &'a self,
+        path: &'a [u8],
+        content: Content,
+        expected: Expected<'a>,
+        attr: NewAttr,
+        intent: u64,
+    ) -> BoxFuture<'a, Result<Entry>> {
+        Box::pin(store_again(move || self.0.put(path, content.clone(), expected, attr, intent)))
+    }
+
+    fn clean<'a>(&'a self, path: &'a [u8], intent: u64) -> BoxFuture<'a, Result<()>> {
+        Box::pin(again(move || self.0.clean(path, intent)))
+    }
+
+    fn make_directory<'a>(&'a self, path: &'a [u8], attr: NewAttr) -> BoxFuture<'a, Result<Entry>> {
+        Box::pin(again(move || self.0.make_directory(path, attr)))
+    }
+
+    fn make_symlink<'a>(&'a self, path: &'a [u8], target: &'a [u8], attr: NewAttr) -> BoxFuture<'a, Result<Entry>> {
+        Box::pin(again(move || self.0.make_symlink(path, target, attr)))
+    }
+
+    fn remove<'a>(&'a self, path: &'a [u8], token: &'a [u8]) -> BoxFuture<'a, Result<()>> {
+        Box::pin(again(move || self.0.remove(path, token)))
+    }
+
+    fn remove_directory<'a>(&'a self, path: &'a [u8]) -> BoxFuture<'a, Result<()>> {
+        Box::pin(again(move || self.0.remove_directory(path)))
+    }
+
+    fn rename<'a>(
+        &'a self,
+        from: &'a [u8],
+        token: &'a [u8],
+        to: &'a [u8],
+        expected: Expected<'a>,
+    ) -> BoxFuture<'a, Result<Entry>> {
+        Box::pin(again(move || self.0.rename(from, token, to, expected)))
+    }
+
+    fn copy<'a>(
+        &'a self,
+        from: &'a [u8],
+        token: &'a [u8],
+        to: &'a [u8],
+        expected: Expected<'a>,
+    ) -> BoxFuture<'a, Result<Entry>> {
+        Box::pin(again(move || self.0.copy(from, token, to, expected)))
+    }
+
+    fn set_attr<'a>(&'a self, path: &'a [u8], change: AttrChange) -> BoxFuture<'a, Result<Option<Entry>>> {
+        Box::pin(again(move || self.0.set_attr(path, change)))
+    }
+
     /// Whoever adds a mount waits for the answer: a wrong address is told at once.
     fn check(&self) -> BoxFuture<'_, Result<()>> {
         self.0.check()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    /// What comes of a put whose attempts end as told, and how many attempts are left.
+    async fn stored_after(attempts: &[Result<(), ErrorKind>]) -> (Result<(), ErrorKind>, usize) {
+        let left = RefCell::new(attempts.iter());
+        let next = || left.borrow_mut().next().copied().unwrap_or(Err(ErrorKind::Internal));
+        let stored = store_again(|| std::future::ready(next().map_err(|kind| Error::new(kind, "told")))).await;
+        let left = left.borrow().len();
+        (stored.map_err(|error| error.kind), left)
+    }
+
+    #[tokio::test]
+    async fn content_is_stored_again_only_while_nothing_was_stored() {
+        use ErrorKind::{OutcomeUnknown, Stale, Timeout, Unavailable};
+        assert_eq!(stored_after(&[Err(Unavailable), Ok(())]).await, (Ok(()), 0));
+        assert_eq!(stored_after(&[Err(Timeout), Ok(())]).await, (Ok(()), 0));
+        assert_eq!(stored_after(&[Err(OutcomeUnknown), Ok(())]).await, (Err(OutcomeUnknown), 1));
+        assert_eq!(stored_after(&[Err(Stale), Ok(())]).await, (Err(Stale), 1));
+        assert_eq!(stored_after(&[Err(Unavailable), Err(Stale), Ok(())]).await, (Err(OutcomeUnknown), 1));
     }
 }

@@ -15,7 +15,7 @@ use tokio::sync::Mutex;
 use super::bucket::{Bucket, with_causes};
 use super::options::{Options, value};
 use super::oss::Keys;
-use super::{Entry, Listing, Ufs};
+use super::{AttrChange, Content, Entry, Expected, Listing, NewAttr, Ufs};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Keys are renewed when they have less than this left.
@@ -194,6 +194,61 @@ impl Ufs for RoleBucket {
 
     fn read<'a>(&'a self, path: &'a [u8], token: &'a [u8], offset: u64, length: u64) -> BoxFuture<'a, Result<Bytes>> {
         Box::pin(async move { self.bucket().await?.read(path, token, offset, length).await })
+    }
+
+    fn put<'a>(
+        &'a self,
+        path: &'a [u8],
+        content: Content,
+        expected: Expected<'a>,
+        attr: NewAttr,
+        intent: u64,
+    ) -> BoxFuture<'a, Result<Entry>> {
+        Box::pin(async move { self.bucket().await?.put(path, content, expected, attr, intent).await })
+    }
+
+    fn clean<'a>(&'a self, path: &'a [u8], intent: u64) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move { self.bucket().await?.clean(path, intent).await })
+    }
+
+    fn make_directory<'a>(&'a self, path: &'a [u8], attr: NewAttr) -> BoxFuture<'a, Result<Entry>> {
+        Box::pin(async move { self.bucket().await?.make_directory(path, attr).await })
+    }
+
+    fn make_symlink<'a>(&'a self, path: &'a [u8], target: &'a [u8], attr: NewAttr) -> BoxFuture<'a, Result<Entry>> {
+        Box::pin(async move { self.bucket().await?.make_symlink(path, target, attr).await })
+    }
+
+    fn remove<'a>(&'a self, path: &'a [u8], token: &'a [u8]) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move { self.bucket().await?.remove(path, token).await })
+    }
+
+    fn remove_directory<'a>(&'a self, path: &'a [u8]) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move { self.bucket().await?.remove_directory(path).await })
+    }
+
+    fn rename<'a>(
+        &'a self,
+        from: &'a [u8],
+        token: &'a [u8],
+        to: &'a [u8],
+        expected: Expected<'a>,
+    ) -> BoxFuture<'a, Result<Entry>> {
+        Box::pin(async move { self.bucket().await?.rename(from, token, to, expected).await })
+    }
+
+    fn copy<'a>(
+        &'a self,
+        from: &'a [u8],
+        token: &'a [u8],
+        to: &'a [u8],
+        expected: Expected<'a>,
+    ) -> BoxFuture<'a, Result<Entry>> {
+        Box::pin(async move { self.bucket().await?.copy(from, token, to, expected).await })
+    }
+
+    fn set_attr<'a>(&'a self, path: &'a [u8], change: AttrChange) -> BoxFuture<'a, Result<Option<Entry>>> {
+        Box::pin(async move { self.bucket().await?.set_attr(path, change).await })
     }
 
     fn check(&self) -> BoxFuture<'_, Result<()>> {

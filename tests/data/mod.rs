@@ -9,6 +9,7 @@ mod metadata;
 mod mount;
 mod oss;
 mod start;
+mod writes;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

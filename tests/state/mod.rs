@@ -1,6 +1,7 @@
 //! The deterministic core against a model of it, on real stores, without processes.
 
 mod format;
+mod intents;
 mod model;
 mod replicas;
 mod workers;

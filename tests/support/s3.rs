@@ -1,20 +1,24 @@
 //! A real S3 server over HTTP with signatures: s3s with files behind it. Ours in front of it honours `If-Match`, which it
-//! ignores on reads, counts requests, and fails on demand. Objects are stored through S3 itself.
+//! ignores on reads, keeps the markers of empty directories apart, where it has real directories, counts requests, and fails
+//! on demand. Objects are stored through S3 itself.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
 use s3s::auth::SimpleAuth;
 use s3s::dto::{
-    CreateBucketInput, CreateBucketOutput, ETag, ETagCondition, GetObjectInput, GetObjectOutput, HeadBucketInput,
-    HeadBucketOutput, HeadObjectInput, HeadObjectOutput, ListObjectsV2Input, ListObjectsV2Output, Object,
-    PutObjectInput, PutObjectOutput,
+    AbortMultipartUploadInput, AbortMultipartUploadOutput, CommonPrefix, CompleteMultipartUploadInput,
+    CompleteMultipartUploadOutput, CopyObjectInput, CopyObjectOutput, CreateBucketInput, CreateBucketOutput,
+    CreateMultipartUploadInput, CreateMultipartUploadOutput, DeleteObjectInput, DeleteObjectOutput, ETag,
+    ETagCondition, GetObjectInput, GetObjectOutput, HeadBucketInput, HeadBucketOutput, HeadObjectInput,
+    HeadObjectOutput, ListObjectsV2Input, ListObjectsV2Output, Object, PutObjectInput, PutObjectOutput,
+    UploadPartInput, UploadPartOutput,
 };
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
@@ -29,6 +33,9 @@ pub struct Control {
     gets: Mutex<HashMap<String, u64>>,
     lists: AtomicU64,
     fail_next: AtomicU64,
+    puts: AtomicU64,
+    /// Empty objects whose names end with '/', as bucket and key.
+    markers: Mutex<BTreeSet<(String, String)>>,
     /// Keys listed beside the real ones: what a file system behind the server cannot hold, `a` beside `a/b`.
     ghosts: Mutex<Vec<String>>,
 }
@@ -42,6 +49,15 @@ impl Control {
     /// Listings so far.
     pub fn lists(&self) -> u64 {
         self.lists.load(Ordering::SeqCst)
+    }
+
+    /// Objects and parts of them stored so far.
+    pub fn puts(&self) -> u64 {
+        self.puts.load(Ordering::SeqCst)
+    }
+
+    fn markers(&self) -> MutexGuard<'_, BTreeSet<(String, String)>> {
+        self.markers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The next `count` requests are answered with 503 SlowDown.
@@ -64,6 +80,7 @@ impl Control {
 }
 
 struct Front {
+    root: PathBuf,
     inner: FileSystem,
     control: Arc<Control>,
 }
@@ -93,12 +110,75 @@ impl S3 for Front {
     }
 
     async fn put_object(&self, req: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
+        self.control.gate()?;
+        self.control.puts.fetch_add(1, Ordering::SeqCst);
+        if req.input.key.ends_with('/') {
+            self.control.markers().insert((req.input.bucket, req.input.key));
+            return Ok(S3Response::new(PutObjectOutput { e_tag: Some(marker()), ..PutObjectOutput::default() }));
+        }
         self.inner.put_object(req).await
     }
 
     async fn head_object(&self, req: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
         self.control.gate()?;
+        let HeadObjectInput { bucket, key, .. } = &req.input;
+        if key.ends_with('/') {
+            let there = self.control.markers().contains(&(bucket.clone(), key.clone()));
+            let output = HeadObjectOutput {
+                content_length: Some(0),
+                e_tag: Some(marker()),
+                last_modified: Some(std::time::SystemTime::now().into()),
+                ..HeadObjectOutput::default()
+            };
+            return if there { Ok(S3Response::new(output)) } else { Err(s3_error!(NoSuchKey)) };
+        }
+        if self.root.join(bucket).join(key).is_dir() {
+            return Err(s3_error!(NoSuchKey));
+        }
         self.inner.head_object(req).await
+    }
+
+    async fn copy_object(&self, req: S3Request<CopyObjectInput>) -> S3Result<S3Response<CopyObjectOutput>> {
+        self.control.gate()?;
+        self.inner.copy_object(req).await
+    }
+
+    async fn delete_object(&self, req: S3Request<DeleteObjectInput>) -> S3Result<S3Response<DeleteObjectOutput>> {
+        self.control.gate()?;
+        if req.input.key.ends_with('/') {
+            self.control.markers().remove(&(req.input.bucket, req.input.key));
+            return Ok(S3Response::new(DeleteObjectOutput::default()));
+        }
+        self.inner.delete_object(req).await
+    }
+
+    async fn create_multipart_upload(
+        &self,
+        req: S3Request<CreateMultipartUploadInput>,
+    ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
+        self.control.gate()?;
+        self.inner.create_multipart_upload(req).await
+    }
+
+    async fn upload_part(&self, req: S3Request<UploadPartInput>) -> S3Result<S3Response<UploadPartOutput>> {
+        self.control.gate()?;
+        self.control.puts.fetch_add(1, Ordering::SeqCst);
+        self.inner.upload_part(req).await
+    }
+
+    async fn complete_multipart_upload(
+        &self,
+        req: S3Request<CompleteMultipartUploadInput>,
+    ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
+        self.control.gate()?;
+        self.inner.complete_multipart_upload(req).await
+    }
+
+    async fn abort_multipart_upload(
+        &self,
+        req: S3Request<AbortMultipartUploadInput>,
+    ) -> S3Result<S3Response<AbortMultipartUploadOutput>> {
+        self.inner.abort_multipart_upload(req).await
     }
 
     async fn get_object(&self, req: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
@@ -125,6 +205,7 @@ impl S3 for Front {
         self.control.lists.fetch_add(1, Ordering::SeqCst);
         self.control.gate()?;
         let (prefix, bucket) = (req.input.prefix.clone().unwrap_or_default(), req.input.bucket.clone());
+        let delimiter = req.input.delimiter.clone();
         let bare = pass(&req, HeadObjectInput::default());
         let mut listed = self.inner.list_objects_v2(req).await?;
         // Listings of a real store carry etags.
@@ -132,6 +213,9 @@ impl S3 for Front {
             let key = object.key.clone().unwrap_or_default();
             let input = HeadObjectInput { bucket: bucket.clone(), key, ..HeadObjectInput::default() };
             object.e_tag = self.inner.head_object(pass(&bare, input)).await?.output.e_tag;
+        }
+        for (_, key) in self.control.markers().iter().filter(|(of, key)| *of == bucket && key.starts_with(&prefix)) {
+            list_marker(&mut listed.output, &prefix, delimiter.as_deref(), key);
         }
         let ghosts = self.control.ghosts.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for key in ghosts.into_iter().filter(|key| key.starts_with(&prefix)) {
@@ -148,9 +232,34 @@ impl S3 for Front {
     }
 }
 
+fn marker() -> ETag {
+    ETag::Strong("d41d8cd98f00b204e9800998ecf8427e".into())
+}
+
+/// As a store does that knows objects only.
+fn list_marker(listed: &mut ListObjectsV2Output, prefix: &str, delimiter: Option<&str>, key: &str) {
+    let below = delimiter.and_then(|delimiter| Some(key[prefix.len()..].find(delimiter)? + delimiter.len()));
+    if let Some(length) = below {
+        let common = CommonPrefix { prefix: Some(key[..prefix.len() + length].to_owned()) };
+        let all = listed.common_prefixes.get_or_insert_default();
+        if !all.iter().any(|one| one.prefix == common.prefix) {
+            all.push(common);
+        }
+        return;
+    }
+    let object = Object {
+        key: Some(key.to_owned()),
+        size: Some(0),
+        last_modified: Some(std::time::SystemTime::now().into()),
+        e_tag: Some(marker()),
+        ..Object::default()
+    };
+    listed.contents.get_or_insert_default().push(object);
+}
+
 fn service(root: &Path, control: &Arc<Control>, guarded: bool) -> io::Result<S3Service> {
     let inner = FileSystem::new(root).map_err(|error| io::Error::other(format!("{error:?}")))?;
-    let mut builder = S3ServiceBuilder::new(Front { inner, control: control.clone() });
+    let mut builder = S3ServiceBuilder::new(Front { root: root.to_owned(), inner, control: control.clone() });
     if guarded {
         builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
     }

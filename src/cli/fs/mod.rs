@@ -1,14 +1,17 @@
 //! `jindoctl fs`: the namespace, for people.
 
 mod content;
+mod store;
+mod tree;
 
 use clap::Subcommand;
 use futures::StreamExt;
-use jindofs_proto::v1::{Attr, CreateRequest, FileType, MkdirRequest};
+use jindofs_proto::v1::{Attr, FileType};
 use serde::Serialize;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::Common;
 use super::output::{name, print};
@@ -41,6 +44,13 @@ pub(super) enum Command {
         path: OsString,
         /// Local file or directory; it must not exist.
         to: PathBuf,
+    },
+    /// Stores a local file below a mount, as a new file or in the place of one.
+    Put {
+        /// Local file; `-` reads standard input.
+        from: PathBuf,
+        /// Absolute path.
+        path: OsString,
     },
     /// Makes a directory.
     Mkdir {
@@ -89,7 +99,7 @@ impl Command {
     /// The path an error is about.
     fn path(&self) -> String {
         match self {
-            Command::Cat { path } | Command::Get { path, .. } => path,
+            Command::Cat { path } | Command::Get { path, .. } | Command::Put { path, .. } => path,
             Command::Ls { path } | Command::Stat { path } | Command::Mkdir { path, .. } | Command::Create { path } => {
                 path
             }
@@ -127,7 +137,7 @@ fn cells(row: &Row) -> Vec<String> {
 }
 
 pub(super) async fn run(common: &Common, command: Command) -> Result<()> {
-    let namespace = common.namespace()?;
+    let namespace = Arc::new(common.namespace()?);
     let path = command.path();
     let outcome = act(common, &namespace, command).await.map_err(|error| error.context(path));
     // What was done is done; a session that is not closed expires.
@@ -135,7 +145,7 @@ pub(super) async fn run(common: &Common, command: Command) -> Result<()> {
     outcome
 }
 
-async fn act(common: &Common, namespace: &Namespace, command: Command) -> Result<()> {
+async fn act(common: &Common, namespace: &Arc<Namespace>, command: Command) -> Result<()> {
     let at = |path: &OsString| at_path(path.clone().into_vec());
     match command {
         Command::Ls { path } => ls(common, namespace, &path).await,
@@ -146,15 +156,9 @@ async fn act(common: &Common, namespace: &Namespace, command: Command) -> Result
         }
         Command::Cat { path } => content::cat(namespace, path.into_vec()).await,
         Command::Get { recursive, path, to } => content::get(namespace, path.into_vec(), &to, recursive).await,
-        Command::Mkdir { parents, path } => {
-            let request = MkdirRequest { target: Some(at(&path)), mode: 0o755, parents, ..MkdirRequest::default() };
-            namespace.mkdir(request).await.map(|_| ())
-        }
-        Command::Create { path } => {
-            let target = Some(at(&path));
-            let request = CreateRequest { target, mode: 0o644, exclusive: true, ..CreateRequest::default() };
-            namespace.create(request).await.map(|_| ())
-        }
+        Command::Put { from, path } => store::put(namespace, &from, path.into_vec()).await,
+        Command::Mkdir { parents, path } => tree::make(namespace, path.into_vec(), parents).await,
+        Command::Create { path } => store::create(namespace, path.into_vec()).await,
         Command::Mv { no_clobber, from, to } => namespace.rename(at(&from), at(&to), no_clobber).await.map(|_| ()),
         Command::Rm { recursive, path } => rm(namespace, &path, recursive).await,
         Command::Du { path } | Command::Count { path } => count(common, namespace, &path).await,
@@ -180,7 +184,7 @@ async fn rm(namespace: &Namespace, path: &OsString, recursive: bool) -> Result<(
     let target = || at_path(path.clone().into_vec());
     let attr = namespace.lookup(target()).await?;
     match (attr.r#type(), recursive) {
-        (FileType::Directory, true) => namespace.rmdir(target(), true).await,
+        (FileType::Directory, true) => tree::remove(namespace, target(), attr.inode).await,
         (FileType::Directory, false) => Err(Error::new(
             crate::error::ErrorKind::IsADirectory,
             "it is a directory: use -r to remove it with its content",

@@ -1,6 +1,7 @@
 //! Work the leader does by itself, as tasks that run on every master and act only while it leads.
 
 mod drain;
+mod intents;
 mod jobs;
 mod purge;
 mod sessions;
@@ -13,6 +14,7 @@ use crate::runtime::Shutdown;
 pub async fn run(parts: Parts, stop: Shutdown) {
     tokio::join!(
         purge::run(parts.handle.clone(), stop.clone()),
+        intents::run(parts.clone(), stop.clone()),
         sessions::run(parts.clone(), stop.clone()),
         jobs::run(parts.clone(), stop.clone()),
         drain::run(parts.clone(), stop.clone()),

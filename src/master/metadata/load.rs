@@ -141,7 +141,8 @@ fn pages(blank: LoadEntries, entries: impl Iterator<Item = UfsEntry>) -> Vec<Loa
     pages
 }
 
-fn convert(entry: ufs::Entry) -> UfsEntry {
+/// An entry of the under-storage, as the log takes it.
+pub(crate) fn convert(entry: ufs::Entry) -> UfsEntry {
     let mut made = UfsEntry {
         name: entry.name.into(),
         size: entry.size,

@@ -12,6 +12,8 @@ use crate::master::state::query::{self, ListStep, LookupStep};
 use crate::rpc::source::source_of;
 use crate::ufs;
 
+pub(super) use load::convert;
+
 use load::Loads;
 
 /// A page of a directory.

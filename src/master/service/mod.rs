@@ -19,6 +19,7 @@ use tokio::net::TcpListener;
 use tonic::{Response, Status};
 
 use crate::error::{Error, Result};
+use crate::master::intents::Intents;
 use crate::master::metadata::Metadata;
 use crate::master::raft::Handle;
 use crate::master::view::{Drains, Progress, Sessions, Sizes, Workers};
@@ -35,6 +36,8 @@ pub struct Parts {
     pub handle: Handle,
     /// The read side of the tree.
     pub metadata: Metadata,
+    /// Changes below mounts.
+    pub intents: Intents,
     /// Under-storages.
     pub storage: Arc<ufs::Registry>,
     /// Workers, as they report.

@@ -5,11 +5,11 @@ use jindofs_proto::store::v1::command::Command as Kind;
 use jindofs_proto::store::v1::outcome::Outcome as Answer;
 use jindofs_proto::v1::namespace_server::Namespace;
 use jindofs_proto::v1::{
-    AddMountRequest, BatchRequest, BatchResponse, ChangeMountRequest, CloseSessionRequest, CloseSessionResponse,
-    CreateRequest, ListMountsRequest, ListMountsResponse, ListRequest, ListResponse, LookupRequest, LookupResponse,
-    MkdirRequest, MountResponse, MutationResponse, OpId, OpenSessionRequest, OpenSessionResponse, RemoveMountRequest,
-    RenameRequest, RenewSessionRequest, RenewSessionResponse, RmdirRequest, SetAttrRequest, SymlinkRequest, Target,
-    UnlinkRequest,
+    AddMountRequest, BatchRequest, BatchResponse, BeginWriteRequest, BeginWriteResponse, ChangeMountRequest,
+    CloseSessionRequest, CloseSessionResponse, CreateRequest, EndWriteRequest, ListMountsRequest, ListMountsResponse,
+    ListRequest, ListResponse, LookupRequest, LookupResponse, MkdirRequest, MountResponse, MutationResponse, OpId,
+    OpenSessionRequest, OpenSessionResponse, RemoveMountRequest, RenameRequest, RenewSessionRequest,
+    RenewSessionResponse, RmdirRequest, SetAttrRequest, SymlinkRequest, Target, UnlinkRequest,
 };
 use tonic::{Request, Response, Status};
 
@@ -35,11 +35,33 @@ fn target(target: Option<Target>) -> Result<Target> {
 impl NamespaceService {
     async fn mutate(&self, op: Option<OpId>, kind: Kind) -> Result<Response<MutationResponse>, Status> {
         self.numbered(op.as_ref()).map_err(refused)?;
-        let attr = match propose(&self.0.handle, op, kind).await.map_err(refused)? {
+        let attr = match self.0.intents.execute(op, kind).await.map_err(refused)? {
             Answer::Attr(attr) => Some(attr),
             _ => None,
         };
         Ok(Response::new(MutationResponse { attr }))
+    }
+
+    async fn begin_write(&self, request: BeginWriteRequest) -> Result<BeginWriteResponse> {
+        self.numbered(request.op.as_ref())?;
+        let inode = request.inode;
+        let intent = match self.0.intents.execute(request.op.clone(), Kind::BeginWrite(request)).await? {
+            Answer::Pending(pending) => pending.intent,
+            other => return Err(Error::internal(format!("the begin of a write was answered with {other:?}"))),
+        };
+        let store = self.0.handle.read().await?;
+        let (mount, ufs_path) = query::ufs_path(&store.view(), inode)?;
+        let attr = query::attr(&store.view(), inode)?;
+        Ok(BeginWriteResponse { intent, mount_id: mount.id, ufs_path: ufs_path.into(), attr: Some(attr) })
+    }
+
+    async fn end_write(&self, request: EndWriteRequest) -> Result<MutationResponse> {
+        self.numbered(request.op.as_ref())?;
+        let attr = match self.0.intents.settle(request.op.clone(), Kind::EndWrite(request)).await? {
+            Answer::Attr(attr) => Some(attr),
+            _ => None,
+        };
+        Ok(MutationResponse { attr })
     }
 
     async fn lookup(&self, request: LookupRequest) -> Result<LookupResponse> {
@@ -195,6 +217,14 @@ impl Namespace for NamespaceService {
 
     async fn batch(&self, request: Request<BatchRequest>) -> Result<Response<BatchResponse>, Status> {
         NamespaceService::batch(self, request.into_inner()).await.map(Response::new).map_err(refused)
+    }
+
+    async fn begin_write(&self, request: Request<BeginWriteRequest>) -> Result<Response<BeginWriteResponse>, Status> {
+        answer(NamespaceService::begin_write(self, request.into_inner()).await)
+    }
+
+    async fn end_write(&self, request: Request<EndWriteRequest>) -> Result<Response<MutationResponse>, Status> {
+        answer(NamespaceService::end_write(self, request.into_inner()).await)
     }
 
     async fn add_mount(&self, request: Request<AddMountRequest>) -> Result<Response<MountResponse>, Status> {

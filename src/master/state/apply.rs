@@ -10,7 +10,7 @@ use jindofs_proto::store::v1::{Command, Done, Outcome};
 use super::context::Ctx;
 use super::fault::{Fault, Step, detail};
 use super::session::{self, Gate};
-use super::{StoreError, Txn, job, load, member, mount, namespace, purge, worker};
+use super::{StoreError, Txn, content, intent, job, load, member, mount, namespace, purge, worker};
 
 /// Applies the command of log entry `index`.
 ///
@@ -35,6 +35,7 @@ pub fn apply(txn: &mut dyn Txn, index: u64, command: &Command) -> Result<Outcome
         },
     };
     let mut ctx = Ctx::load(txn, index, command.time_ns)?;
+    ctx.op.clone_from(&command.op);
     let outcome = match run(&mut ctx, body) {
         Ok(body) => answer(body),
         Err(Fault::Refused(error)) => answer(Answer::Error(detail(error))),
@@ -56,7 +57,7 @@ pub(super) fn done() -> Answer {
     Answer::Done(Done {})
 }
 
-fn run(ctx: &mut Ctx<'_>, body: &Body) -> Step<Answer> {
+pub(super) fn run(ctx: &mut Ctx<'_>, body: &Body) -> Step<Answer> {
     match body {
         Body::Found(request) => member::found(ctx, request),
         Body::AdmitMember(request) => member::admit(ctx, request),
@@ -77,6 +78,9 @@ fn run(ctx: &mut Ctx<'_>, body: &Body) -> Step<Answer> {
         Body::Unlink(request) => namespace::unlink(ctx, request),
         Body::Rmdir(request) => namespace::rmdir(ctx, request),
         Body::Batch(request) => namespace::batch(ctx, request),
+        Body::BeginWrite(request) => content::begin_write(ctx, request),
+        Body::EndWrite(request) => content::end_write(ctx, request),
+        Body::FinishIntent(request) => intent::finish(ctx, request),
         Body::AddMount(request) => mount::add(ctx, request),
         Body::ChangeMount(request) => mount::change(ctx, request),
         Body::RemoveMount(request) => mount::remove(ctx, request),

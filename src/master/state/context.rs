@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use jindofs_proto::store::v1::{CounterRow, GcRow, InodeRow, StatRow};
-use jindofs_proto::v1::FileType;
+use jindofs_proto::v1::{FileType, OpId};
 
+use super::intent::Finishing;
 use super::{StoreError, Table, Txn, View, keys, rows};
 
 /// The work area of one command. [`Ctx::finish`] writes counters and statistics back.
@@ -15,6 +16,12 @@ pub(crate) struct Ctx<'a> {
     pub(crate) index: u64,
     /// The logical clock: never runs backwards, whatever the leaders' clocks do.
     pub(crate) now: i64,
+    /// The client's operation that the command is, if it is one.
+    pub(crate) op: Option<OpId>,
+    /// Part of a batch.
+    pub(crate) batched: bool,
+    /// Set while a change is made here that the under-storage has made already.
+    pub(crate) finishing: Option<Finishing>,
     /// Counters; new ids come from here only.
     pub(crate) counters: CounterRow,
     loaded: CounterRow,
@@ -27,7 +34,17 @@ impl<'a> Ctx<'a> {
         let loaded = rows::counters(&*txn)?;
         let mut counters = loaded;
         counters.clock_ns = counters.clock_ns.max(time_ns);
-        Ok(Ctx { txn, index, now: counters.clock_ns, counters, loaded, deltas: BTreeMap::new() })
+        Ok(Ctx {
+            txn,
+            index,
+            now: counters.clock_ns,
+            op: None,
+            batched: false,
+            finishing: None,
+            counters,
+            loaded,
+            deltas: BTreeMap::new(),
+        })
     }
 
     /// Reads.
@@ -40,6 +57,12 @@ impl<'a> Ctx<'a> {
         let id = self.counters.next_inode;
         self.counters.next_inode += 1;
         id
+    }
+
+    /// A new intent number, never given before; 0 stands for none.
+    pub(crate) fn new_intent(&mut self) -> u64 {
+        self.counters.next_intent += 1;
+        self.counters.next_intent
     }
 
     /// Counts an inode in (`sign` 1) or out (-1) of the statistics of its mount.

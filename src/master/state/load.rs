@@ -161,7 +161,8 @@ impl Load {
                 let Some(row) = rows::inode(ctx.view(), there.inode)? else {
                     return Err(StoreError(format!("an entry names inode {}, which has no row", there.inode)));
                 };
-                if self.younger(row.born_index) {
+                // What is being changed, or not stored yet, is known better here.
+                if self.younger(row.born_index) || row.intent != 0 {
                     return Ok(());
                 }
                 if row.r#type() == entry.r#type() {
@@ -234,7 +235,7 @@ impl Load {
         let Some(row) = rows::inode(ctx.view(), there.inode)? else {
             return Err(StoreError(format!("an entry names inode {}, which has no row", there.inode)));
         };
-        if self.younger(there.born_index) || self.younger(row.born_index) {
+        if self.younger(there.born_index) || self.younger(row.born_index) || row.intent != 0 {
             return Ok(());
         }
         self.drop_inode(ctx, there, row);
@@ -258,11 +259,14 @@ impl Load {
 
 /// Copies what the under-storage says into a row.
 fn fill(ctx: &Ctx<'_>, row: &mut InodeRow, entry: &UfsEntry) {
-    row.mode = entry.mode & 0o7777;
-    row.uid = entry.uid;
-    row.gid = entry.gid;
+    if !row.own_attr {
+        (row.mode, row.uid, row.gid) = (entry.mode & 0o7777, entry.uid, entry.gid);
+    }
+    // A time that was set here holds for the content it was set for.
+    if !row.own_attr || row.version_token != entry.version_token {
+        row.mtime_ns = entry.mtime_ns;
+    }
     row.size = if entry.r#type() == FileType::Directory { 0 } else { entry.size };
-    row.mtime_ns = entry.mtime_ns;
     row.version_token = entry.version_token.clone();
     row.symlink_target = entry.symlink_target.clone();
     row.ctime_ns = ctx.now;

@@ -4,14 +4,17 @@
 //! way the commands were grouped into transactions; digests compare them. [`query`] is the read side.
 
 mod apply;
+mod content;
 mod context;
 mod fault;
+mod intent;
 mod job;
 pub mod keys;
 mod load;
 mod member;
 mod mount;
 mod namespace;
+pub mod plan;
 mod purge;
 pub mod query;
 mod reply;

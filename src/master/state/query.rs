@@ -1,12 +1,12 @@
 //! The read side: what services and duties ask. Each call reads one view, so its answer is consistent in itself.
 
 use bytes::Bytes;
-use jindofs_proto::store::v1::{ClusterRow, CounterRow, InodeRow, Member, SessionRow, StatRow, WorkerRow};
+use jindofs_proto::store::v1::{ClusterRow, CounterRow, InodeRow, IntentRow, Member, SessionRow, StatRow, WorkerRow};
 use jindofs_proto::v1::{Attr, Entry, FileSource, FileType, JobInfo, MetaPolicy, Mount, Target};
 
 use super::fault::{Fault, Step, refuse};
 use super::resolve::{self, Reach};
-use super::{Table, View, job, keys, member, rows, worker};
+use super::{StoreError, Table, View, intent, job, keys, member, rows, session, worker};
 use crate::error::{Error, ErrorKind};
 use crate::rpc::source::source_of;
 use crate::types::{LIST_PAGE_MAX, NsPath};
@@ -275,7 +275,25 @@ pub fn sessions(view: &dyn View) -> Result<Vec<([u8; 16], SessionRow)>, Error> {
 
 /// True if the client has a live session.
 pub fn session_exists(view: &dyn View, client_id: &[u8]) -> Result<bool, Error> {
-    Ok(rows::read::<SessionRow>(view, Table::Session, client_id)?.is_some_and(|row| row.ended_ns == 0))
+    Ok(session::lives(view, client_id)?)
+}
+
+/// The intent with this id.
+pub fn intent(view: &dyn View, id: u64) -> Result<Option<IntentRow>, Error> {
+    Ok(intent::get(view, id)?)
+}
+
+/// Up to a thousand intents after the one with the id `after`, in the order in which they began.
+pub fn intents(view: &dyn View, after: u64) -> Result<Vec<(u64, IntentRow)>, Error> {
+    let found = view.scan(Table::Intent, &[], &keys::id(after), CHUNK)?;
+    let decoded =
+        found.into_iter().map(|(key, value)| Ok((keys::id_of(&key), rows::decode(Table::Intent, &key, value)?)));
+    Ok(decoded.collect::<Result<_, StoreError>>()?)
+}
+
+/// The row of an inode, with what clients are not told.
+pub fn inode(view: &dyn View, id: u64) -> Result<Option<InodeRow>, Error> {
+    Ok(rows::inode(view, id)?)
 }
 
 /// Every member there ever was, by id; see `retired`.

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use jindofs_proto::store::v1::{DentryRow, InodeRow};
-use jindofs_proto::v1::{FileType, Mount, Target, target};
+use jindofs_proto::v1::{FileType, Target, target};
 
 use super::fault::{Step, refuse, show};
 use super::{View, keys, rows};
@@ -160,27 +160,23 @@ pub(crate) fn is_root(target: Option<&Target>) -> bool {
     }
 }
 
-/// Why a change under `mount` is refused.
-pub(crate) fn refuse_write<T>(mount: &Mount) -> Step<T> {
-    let path = show(&mount.path);
-    if mount.read_only {
-        return refuse(ErrorKind::ReadOnly, format!("the mount at {path:?} is read-only"));
-    }
-    refuse(
-        ErrorKind::Unsupported,
-        format!("writes to under-storage are not supported yet: {path:?} is a mount of {}", mount.ufs_uri),
-    )
-}
-
-/// Refuses a change under the mount `mount_id`; passes outside of any.
-pub(crate) fn outside_mounts(view: &dyn View, mount_id: u32) -> Step {
+/// Refuses a change under the mount `mount_id` if it is read-only or gone; passes outside of any.
+pub(crate) fn writable(view: &dyn View, mount_id: u32) -> Step {
     if mount_id == 0 {
         return Ok(());
     }
     match rows::mount(view, mount_id)? {
-        Some(mount) => refuse_write(&mount),
+        Some(mount) if mount.read_only => {
+            refuse(ErrorKind::ReadOnly, format!("the mount at {:?} is read-only", show(&mount.path)))
+        }
+        Some(_) => Ok(()),
         None => refuse(ErrorKind::NotFound, "the mount of this path was removed"),
     }
+}
+
+/// True if the under-storage of a mount keeps mode, owner and a time that can be set.
+pub(crate) fn keeps_attributes(view: &dyn View, mount_id: u32) -> Step<bool> {
+    Ok(rows::mount(view, mount_id)?.is_some_and(|mount| mount.ufs_uri.starts_with("local://")))
 }
 
 /// Ancestors of the inode `id` with the row `row`, itself first, up to and without the root: (inode, name).

@@ -12,7 +12,7 @@ use jindofs_proto::v1::OpId;
 use super::apply::done;
 use super::context::Ctx;
 use super::fault::{Step, refuse};
-use super::{StoreError, Table, Txn, keys, reply, rows};
+use super::{StoreError, Table, Txn, View, keys, reply, rows};
 use crate::error::ErrorKind;
 
 /// Most operations of one client from the lowest one it has no answer for: further ones must wait.
@@ -97,6 +97,26 @@ impl Ticket {
         reply::keep(txn, &self.client_id, &mut self.row, self.seq, outcome);
         rows::write(txn, Table::Session, &self.client_id, &self.row);
     }
+}
+
+/// Stores the final outcome of an operation that was answered with "pending". Without the session nobody will ask.
+pub(super) fn replace(txn: &mut dyn Txn, op: &OpId, outcome: &Outcome) -> Result<(), StoreError> {
+    let Some(mut row) = rows::read::<SessionRow>(txn, Table::Session, &op.client_id)?.filter(|row| row.ended_ns == 0)
+    else {
+        return Ok(());
+    };
+    if op.seq < row.acked_below {
+        return Ok(());
+    }
+    row.replies.retain(|reply| reply.seq != op.seq);
+    reply::keep(txn, &op.client_id, &mut row, op.seq, outcome);
+    rows::write(txn, Table::Session, &op.client_id, &row);
+    Ok(())
+}
+
+/// True while a client's session lives.
+pub(super) fn lives(view: &dyn View, client_id: &[u8]) -> Result<bool, StoreError> {
+    Ok(rows::read::<SessionRow>(view, Table::Session, client_id)?.is_some_and(|row| row.ended_ns == 0))
 }
 
 fn check_client_id(client_id: &[u8]) -> Step {

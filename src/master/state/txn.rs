@@ -25,13 +25,15 @@ pub enum Table {
     Worker,
     /// job id(8) -> JobRow.
     Job,
+    /// intent id(8) -> IntentRow.
+    Intent,
     /// Fixed keys: cluster, counters, applied log id, membership.
     Meta,
 }
 
 impl Table {
     /// Every table, in the order digests are computed in.
-    pub const ALL: [Table; 11] = [
+    pub const ALL: [Table; 12] = [
         Table::Dentry,
         Table::Inode,
         Table::Mount,
@@ -42,6 +44,7 @@ impl Table {
         Table::Member,
         Table::Worker,
         Table::Job,
+        Table::Intent,
         Table::Meta,
     ];
 
@@ -58,6 +61,7 @@ impl Table {
             Table::Member => "member",
             Table::Worker => "worker",
             Table::Job => "job",
+            Table::Intent => "intent",
             Table::Meta => "meta",
         }
     }

@@ -17,6 +17,7 @@ pub(crate) fn batch(ctx: &mut Ctx<'_>, request: &BatchRequest) -> Step<Answer> {
         return refuse(ErrorKind::InvalidArgument, message);
     }
     let mut results = Vec::with_capacity(request.ops.len());
+    ctx.batched = true;
     for op in &request.ops {
         let result = match one(ctx, op) {
             Ok(Answer::Attr(attr)) => Body::Ok(MutationResponse { attr: Some(attr) }),

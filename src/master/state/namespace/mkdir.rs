@@ -1,5 +1,6 @@
 //! Directories.
 
+use jindofs_proto::store::v1::command::Command as Body;
 use jindofs_proto::store::v1::outcome::Outcome as Answer;
 use jindofs_proto::v1::{Attr, FileType, MkdirRequest, target};
 
@@ -7,6 +8,7 @@ use super::{insert, new_row, place};
 use crate::error::ErrorKind;
 use crate::master::state::context::Ctx;
 use crate::master::state::fault::{Step, refuse, show};
+use crate::master::state::intent::{self, Hold};
 use crate::master::state::resolve::{self, Place, Reach, is_root};
 use crate::master::state::rows;
 use crate::types::{NsPath, ROOT_INODE};
@@ -23,11 +25,17 @@ pub(crate) fn mkdir(ctx: &mut Ctx<'_>, request: &MkdirRequest) -> Step<Answer> {
     if place.entry.is_some() {
         return refuse(ErrorKind::AlreadyExists, format!("{:?} exists", show(&place.name)));
     }
+    if intent::is_due(ctx, place.row.mount_id) {
+        return intent::begin(ctx, Body::Mkdir(request.clone()), &[Hold::Name(&place)]);
+    }
     Ok(Answer::Attr(make(ctx, place, request)))
 }
 
 fn make(ctx: &mut Ctx<'_>, place: Place, request: &MkdirRequest) -> Attr {
-    let row = new_row(ctx, &place, FileType::Directory, request.mode, request.uid, request.gid);
+    let mut row = new_row(ctx, &place, FileType::Directory, request.mode, request.uid, request.gid);
+    intent::adopt(ctx, &mut row);
+    // Nothing is in it yet, and whatever comes is known.
+    row.complete = row.mount_id != 0;
     let (id, row) = insert(ctx, place, row);
     rows::attr(id, &row)
 }
@@ -37,6 +45,7 @@ fn make_all(ctx: &mut Ctx<'_>, request: &MkdirRequest) -> Step<Attr> {
         Reach::Inode(id) => id,
         Reach::Missing { last: true, .. } => {
             let place = place(ctx, request.target.as_ref())?;
+            outside_mounts(place.row.mount_id)?;
             return Ok(make(ctx, place, request));
         }
         Reach::Missing { directory, .. } => return make_path(ctx, directory, request),
@@ -56,7 +65,7 @@ fn make_path(ctx: &mut Ctx<'_>, deepest: u64, request: &MkdirRequest) -> Step<At
     };
     let mut parent = deepest;
     let mut row = resolve::directory(ctx.view(), deepest)?;
-    resolve::outside_mounts(ctx.view(), row.mount_id)?;
+    outside_mounts(row.mount_id)?;
     let present = depth_of(ctx, deepest, &path)?;
     let mut made = rows::attr(parent, &row);
     for name in path.names().skip(present) {
@@ -66,6 +75,14 @@ fn make_path(ctx: &mut Ctx<'_>, deepest: u64, request: &MkdirRequest) -> Step<At
         row = resolve::directory(ctx.view(), parent)?;
     }
     Ok(made)
+}
+
+/// Each directory below a mount is one change of the under-storage.
+fn outside_mounts(mount_id: u32) -> Step {
+    match mount_id {
+        0 => Ok(()),
+        _ => refuse(ErrorKind::Unsupported, "below a mount directories are made one by one: make its parents first"),
+    }
 }
 
 /// How many names of `path` lead to `directory`, which lies on it.

@@ -1,5 +1,7 @@
-//! Changes of the tree outside any mount, one file per command. Every command first checks, then writes: a refused one
-//! has changed nothing.
+//! Changes of the tree, one file per command. Every command first checks, then writes: a refused one has changed nothing.
+//!
+//! Below a mount a command that has passed its checks is recorded as an intent, and run again when the under-storage has
+//! made the change (see `intent`).
 
 mod batch;
 mod create;
@@ -26,19 +28,19 @@ use jindofs_proto::v1::{FileType, Target, target};
 use super::context::Ctx;
 use super::fault::{Step, refuse, show};
 use super::resolve::{self, Place};
-use super::{Table, View, rows};
+use super::{Table, View, intent, keys, rows};
 use crate::error::ErrorKind;
 use crate::types::NsPath;
 
 /// Permission bits that are kept.
-const MODE_BITS: u32 = 0o7777;
+pub(super) const MODE_BITS: u32 = 0o7777;
 /// Largest file, bytes: what a signed file offset can name.
 const SIZE_MAX: u64 = i64::MAX as u64;
 
 /// The slot of `target` in a directory that may be changed.
 fn place(ctx: &Ctx<'_>, target: Option<&Target>) -> Step<Place> {
     let (mount_id, place) = resolve::slot(ctx.view(), target)?;
-    resolve::outside_mounts(ctx.view(), mount_id)?;
+    resolve::writable(ctx.view(), mount_id)?;
     let place = place?;
     if names_directory_by_inode(target) {
         still_there(ctx, place.parent, &place.row)?;
@@ -128,12 +130,28 @@ fn touched(ctx: &Ctx<'_>, row: &mut InodeRow) {
 }
 
 /// Takes the entry at `place` out of its directory; its inode (`id`, `row`) is freed.
-fn remove(ctx: &mut Ctx<'_>, mut place: Place, id: u64, row: &InodeRow) {
-    ctx.txn.delete(Table::Dentry, &place.key());
-    ctx.txn.delete(Table::Inode, &super::keys::id(id));
-    ctx.count(row, -1);
-    left(ctx, &mut place.row, row);
+pub(super) fn remove(ctx: &mut Ctx<'_>, mut place: Place, id: u64, row: InodeRow) {
+    unlink_name(ctx, &place);
+    left(ctx, &mut place.row, &row);
     rows::put_inode(ctx.txn, place.parent, &place.row);
+    free(ctx, id, row);
+}
+
+/// Takes a name away; below a mount no listing that began earlier may bring it back.
+fn unlink_name(ctx: &mut Ctx<'_>, place: &Place) {
+    match place.row.mount_id {
+        0 => ctx.txn.delete(Table::Dentry, &place.key()),
+        _ => intent::bury(ctx, &place.key()),
+    }
+}
+
+/// Frees an inode that has no name any more. A directory of a mount may hold tombstones, which purges take away.
+fn free(ctx: &mut Ctx<'_>, id: u64, row: InodeRow) {
+    if rows::is_dir(&row) && row.mount_id != 0 {
+        return detach(ctx, id, row);
+    }
+    ctx.txn.delete(Table::Inode, &keys::id(id));
+    ctx.count(&row, -1);
 }
 
 /// Cuts the tree at `id` loose: nothing in it leads to the root any more. Purges free it.

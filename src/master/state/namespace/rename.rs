@@ -1,5 +1,6 @@
 //! Rename: one step, whatever it moves or replaces.
 
+use jindofs_proto::store::v1::command::Command as Body;
 use jindofs_proto::store::v1::outcome::Outcome as Answer;
 use jindofs_proto::store::v1::{DentryRow, InodeRow};
 use jindofs_proto::v1::RenameRequest;
@@ -8,8 +9,9 @@ use super::{entered, left, link, names_directory_by_inode, no_mount_below, not_a
 use crate::error::ErrorKind;
 use crate::master::state::context::Ctx;
 use crate::master::state::fault::{Step, refuse, show};
+use crate::master::state::intent::{self, Hold};
 use crate::master::state::resolve::{self, Place};
-use crate::master::state::{Table, keys, rows};
+use crate::master::state::rows;
 
 /// Renames as POSIX says: replaces a file by a file and an empty directory by a directory.
 pub(crate) fn rename(ctx: &mut Ctx<'_>, request: &RenameRequest) -> Step<Answer> {
@@ -31,6 +33,16 @@ pub(crate) fn rename(ctx: &mut Ctx<'_>, request: &RenameRequest) -> Step<Answer>
         Some(there) => Some((there, replaceable(ctx, &row, &to, &there)?)),
         None => None,
     };
+    if row.unstored {
+        return refuse(ErrorKind::Busy, "the file is not stored yet: close it first");
+    }
+    if intent::is_due(ctx, from.row.mount_id) {
+        let target = match &replaced {
+            Some((there, old)) => Hold::Inode(there.inode, old),
+            None => Hold::Name(&to),
+        };
+        return intent::begin(ctx, Body::Rename(request.clone()), &[Hold::Inode(entry.inode, &row), target]);
+    }
     Ok(Answer::Attr(rows::attr(entry.inode, &relink(ctx, from, to, entry, row, replaced))))
 }
 
@@ -41,7 +53,7 @@ fn places(ctx: &Ctx<'_>, request: &RenameRequest) -> Step<(Place, Place)> {
     if from_mount != to_mount {
         return refuse(ErrorKind::CrossMount, "a rename cannot cross the border of a mount");
     }
-    resolve::outside_mounts(ctx.view(), from_mount)?;
+    resolve::writable(ctx.view(), from_mount)?;
     let (from, to) = (from?, to?);
     for (target, place) in [(&request.from, &from), (&request.to, &to)] {
         if names_directory_by_inode(target.as_ref()) {
@@ -80,7 +92,7 @@ fn relink(
     mut row: InodeRow,
     replaced: Option<(DentryRow, InodeRow)>,
 ) -> InodeRow {
-    ctx.txn.delete(Table::Dentry, &from.key());
+    super::unlink_name(ctx, &from);
     link(ctx, &to.key(), entry.inode, row.r#type());
     left(ctx, &mut from.row, &row);
     let same_directory = from.parent == to.parent;
@@ -90,15 +102,15 @@ fn relink(
         rows::put_inode(ctx.txn, from.parent, &from.row);
     }
     if let Some((there, old)) = replaced {
-        ctx.txn.delete(Table::Inode, &keys::id(there.inode));
-        ctx.count(&old, -1);
         left(ctx, &mut to.row, &old);
+        super::free(ctx, there.inode, old);
     }
     entered(ctx, &mut to.row, &row);
     rows::put_inode(ctx.txn, to.parent, &to.row);
     row.parent = to.parent;
     row.name = to.name;
     row.ctime_ns = ctx.now;
+    intent::adopt(ctx, &mut row);
     rows::put_inode(ctx.txn, entry.inode, &row);
     row
 }

@@ -1,5 +1,6 @@
 //! Removal of directories. A tree vanishes with one entry; its inodes are freed by bounded purges.
 
+use jindofs_proto::store::v1::command::Command as Body;
 use jindofs_proto::store::v1::outcome::Outcome as Answer;
 use jindofs_proto::v1::RmdirRequest;
 
@@ -8,6 +9,7 @@ use crate::error::ErrorKind;
 use crate::master::state::apply::done;
 use crate::master::state::context::Ctx;
 use crate::master::state::fault::{Step, refuse, show};
+use crate::master::state::intent::{self, Hold};
 use crate::master::state::{Table, rows};
 
 /// Removes a directory; with `recursive` everything below it as well.
@@ -20,8 +22,14 @@ pub(crate) fn rmdir(ctx: &mut Ctx<'_>, request: &RmdirRequest) -> Step<Answer> {
     }
     not_a_mount_root(&place, &row)?;
     if row.entries == 0 {
-        remove(ctx, place, entry.inode, &row);
+        if intent::is_due(ctx, place.row.mount_id) {
+            return intent::begin(ctx, Body::Rmdir(request.clone()), &[Hold::Inode(entry.inode, &row)]);
+        }
+        remove(ctx, place, entry.inode, row);
         return Ok(done());
+    }
+    if request.recursive && place.row.mount_id != 0 {
+        return refuse(ErrorKind::Unsupported, "below a mount a tree is removed entry by entry: empty it first");
     }
     if !request.recursive {
         return refuse(ErrorKind::NotEmpty, format!("{:?} is not empty", show(&place.name)));

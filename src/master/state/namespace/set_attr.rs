@@ -1,6 +1,7 @@
 //! Attributes.
 
 use jindofs_proto::store::v1::InodeRow;
+use jindofs_proto::store::v1::command::Command as Body;
 use jindofs_proto::store::v1::outcome::Outcome as Answer;
 use jindofs_proto::v1::{FileType, SetAttrRequest};
 
@@ -8,6 +9,7 @@ use super::{MODE_BITS, SIZE_MAX, still_there};
 use crate::error::ErrorKind;
 use crate::master::state::context::Ctx;
 use crate::master::state::fault::{Step, refuse};
+use crate::master::state::intent::{self, Hold};
 use crate::master::state::resolve::{self, Reach};
 use crate::master::state::rows;
 
@@ -17,23 +19,30 @@ pub(crate) fn set_attr(ctx: &mut Ctx<'_>, request: &SetAttrRequest) -> Step<Answ
         Reach::Inode(id) => id,
         Reach::Missing { directory, name, .. } => {
             let mount_id = rows::inode(ctx.view(), directory)?.map_or(0, |row| row.mount_id);
-            resolve::outside_mounts(ctx.view(), mount_id)?;
+            resolve::writable(ctx.view(), mount_id)?;
             return Err(resolve::missing(&name).into());
         }
     };
     let Some(mut row) = rows::inode(ctx.view(), id)? else { return resolve::no_inode(id) };
-    resolve::outside_mounts(ctx.view(), row.mount_id)?;
+    resolve::writable(ctx.view(), row.mount_id)?;
     still_there(ctx, id, &row)?;
     if let Some(size) = request.size {
         check_size(&row, size)?;
     }
+    if !row.unstored && intent::is_due(ctx, row.mount_id) {
+        return intent::begin(ctx, Body::SetAttr(request.clone()), &[Hold::Inode(id, &row)]);
+    }
     change(ctx, &mut row, request);
+    intent::adopt(ctx, &mut row);
     rows::put_inode(ctx.txn, id, &row);
     Ok(Answer::Attr(rows::attr(id, &row)))
 }
 
 fn check_size(row: &InodeRow, size: u64) -> Step {
     match row.r#type() {
+        _ if row.mount_id != 0 => {
+            refuse(ErrorKind::InvalidArgument, "the size of a file below a mount is that of the content stored last")
+        }
         FileType::Directory => refuse(ErrorKind::IsADirectory, "a directory has no size to set"),
         FileType::File if size <= SIZE_MAX => Ok(()),
         FileType::File => {

@@ -1,5 +1,6 @@
 //! Symbolic links: stored, never followed.
 
+use jindofs_proto::store::v1::command::Command as Body;
 use jindofs_proto::store::v1::outcome::Outcome as Answer;
 use jindofs_proto::v1::{FileType, SymlinkRequest};
 
@@ -7,6 +8,7 @@ use super::{insert, new_row, place};
 use crate::error::ErrorKind;
 use crate::master::state::context::Ctx;
 use crate::master::state::fault::{Step, refuse, show};
+use crate::master::state::intent::{self, Hold};
 use crate::master::state::resolve::is_root;
 use crate::master::state::rows;
 use crate::types::PATH_MAX;
@@ -31,6 +33,10 @@ pub(crate) fn symlink(ctx: &mut Ctx<'_>, request: &SymlinkRequest) -> Step<Answe
     let mut row = new_row(ctx, &place, FileType::Symlink, 0o777, request.uid, request.gid);
     row.size = to.len() as u64;
     row.symlink_target = to.clone();
+    if intent::is_due(ctx, place.row.mount_id) {
+        return intent::begin(ctx, Body::Symlink(request.clone()), &[Hold::Name(&place)]);
+    }
+    intent::adopt(ctx, &mut row);
     let (id, row) = insert(ctx, place, row);
     Ok(Answer::Attr(rows::attr(id, &row)))
 }

@@ -1,5 +1,6 @@
 //! Removal of files and symlinks.
 
+use jindofs_proto::store::v1::command::Command as Body;
 use jindofs_proto::store::v1::outcome::Outcome as Answer;
 use jindofs_proto::v1::UnlinkRequest;
 
@@ -8,7 +9,8 @@ use crate::error::ErrorKind;
 use crate::master::state::apply::done;
 use crate::master::state::context::Ctx;
 use crate::master::state::fault::{Step, refuse, show};
-use crate::master::state::rows;
+use crate::master::state::intent::{self, Hold};
+use crate::master::state::{content, rows};
 
 /// Removes a file or symlink.
 pub(crate) fn unlink(ctx: &mut Ctx<'_>, request: &UnlinkRequest) -> Step<Answer> {
@@ -19,6 +21,11 @@ pub(crate) fn unlink(ctx: &mut Ctx<'_>, request: &UnlinkRequest) -> Step<Answer>
     if rows::is_dir(&row) {
         return refuse(ErrorKind::IsADirectory, format!("{:?} is a directory", show(&place.name)));
     }
-    remove(ctx, place, entry.inode, &row);
+    if row.unstored {
+        content::unmade(ctx, &row)?;
+    } else if intent::is_due(ctx, place.row.mount_id) {
+        return intent::begin(ctx, Body::Unlink(request.clone()), &[Hold::Inode(entry.inode, &row)]);
+    }
+    remove(ctx, place, entry.inode, row);
     Ok(done())
 }

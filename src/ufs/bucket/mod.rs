@@ -1,7 +1,11 @@
 //! Object stores through `OpenDAL`: listings, versions by etag, and what to do about errors. How each store is reached says
 //! a module of its name.
 
+mod change;
+mod put;
+
 use std::sync::Once;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,13 +15,16 @@ use opendal::layers::TimeoutLayer;
 use opendal::{Builder, EntryMode, Metadata, Operator};
 
 use super::options::{self, Options, Owner};
-use super::{Entry, Kind, Listing, Ufs, stale, tidy};
+use super::{AttrChange, Content, Entry, Expected, Kind, Listing, NewAttr, Ufs, stale, tidy};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Longest wait for an answer without a body.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for the next bytes of a body.
 const IO_TIMEOUT: Duration = Duration::from_secs(20);
+/// Longest wait for content to be taken: the parts under way and the whole they become, or a copy of
+/// [`change::COPY_MAX`] bytes on the store's side at 43 MiB/s.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Makes TLS and HTTP ready, once.
 pub(super) fn prepare() {
@@ -33,6 +40,10 @@ pub(super) fn prepare() {
 #[derive(Debug)]
 pub(super) struct Bucket {
     operator: Operator,
+    /// The same with more patience: for content that is stored.
+    patient: Operator,
+    /// The store has been found to know no conditions for what is written.
+    unconditional: AtomicBool,
     owner: Owner,
     /// For people: endpoint and bucket.
     place: String,
@@ -51,10 +62,16 @@ impl Bucket {
     ) -> Result<Bucket> {
         prepare();
         let place = format!("bucket {bucket} at {}", endpoint.unwrap_or("the default endpoint"));
-        let operator = Operator::new(service)
-            .map_err(|error| Error::invalid(format!("{place}: {error}")))?
-            .layer(TimeoutLayer::default().with_timeout(TIMEOUT).with_io_timeout(IO_TIMEOUT));
-        Ok(Bucket { operator, owner: options::owner(options)?, place, check_endpoint })
+        let service = Operator::new(service).map_err(|error| Error::invalid(format!("{place}: {error}")))?;
+        let waits = |io| TimeoutLayer::default().with_timeout(TIMEOUT).with_io_timeout(io);
+        Ok(Bucket {
+            operator: service.clone().layer(waits(IO_TIMEOUT)),
+            patient: service.layer(waits(CHANGE_TIMEOUT)),
+            unconditional: AtomicBool::new(false),
+            owner: options::owner(options)?,
+            place,
+            check_endpoint,
+        })
     }
 
     async fn list_now(&self, path: &[u8]) -> Result<Listing> {
@@ -161,9 +178,13 @@ impl Bucket {
 
     fn failed(&self, path: &str, error: &opendal::Error) -> Error {
         use opendal::ErrorKind as Theirs;
+        let says = |code: &str| error.message().contains(code);
         let (kind, hint) = match error.kind() {
             Theirs::NotFound => (ErrorKind::NotFound, "check that the bucket exists"),
-            _ if error.message().contains("NoSuchBucket") => (ErrorKind::NotFound, "the bucket does not exist"),
+            _ if says("NoSuchBucket") => (ErrorKind::NotFound, "the bucket does not exist"),
+            _ if says("QuotaExceeded") || says("StorageFull") => (ErrorKind::NoSpace, "it is full"),
+            _ if says("KeyTooLong") => (ErrorKind::NameTooLong, "the path is too long for it"),
+            _ if cannot(error) => (ErrorKind::Unsupported, "it cannot do that"),
             Theirs::PermissionDenied => (ErrorKind::PermissionDenied, "check access key and secret"),
             Theirs::RateLimited => (ErrorKind::Unavailable, "it asks for fewer requests"),
             // A connection that cannot be made, or breaks, and what the store itself calls passing.
@@ -173,6 +194,12 @@ impl Bucket {
         let at = if path.is_empty() { String::new() } else { format!("{path} in ") };
         Error::new(kind, format!("under-storage {at}{}: {hint}: {}", self.place, words(error)))
     }
+}
+
+/// The client knows that the store cannot do it, or the store answers so.
+fn cannot(error: &opendal::Error) -> bool {
+    let answered = || error.message().contains("NotImplemented") || error.to_string().contains("status: 501");
+    error.kind() == opendal::ErrorKind::Unsupported || answered()
 }
 
 /// The message of an error without its context, which may hold headers.
@@ -195,6 +222,21 @@ fn key_of(path: &[u8]) -> Option<&str> {
     std::str::from_utf8(path).ok().filter(|path| path.split('/').all(|name| name.trim() == name))
 }
 
+/// The key of what is to be changed.
+///
+/// *Errors*: `InvalidArgument` for a path that no key can express.
+fn key_to_change(path: &[u8]) -> Result<&str> {
+    key_of(path).filter(|key| !key.is_empty()).ok_or_else(|| {
+        let path = String::from_utf8_lossy(path);
+        let rule = "names must be UTF-8 and neither begin nor end with a blank";
+        Error::invalid(format!("{path:?} cannot be the name of an object: {rule}"))
+    })
+}
+
+fn unsupported(path: &[u8], why: &str) -> Error {
+    Error::new(ErrorKind::Unsupported, format!("{}: {why}", String::from_utf8_lossy(path)))
+}
+
 impl Ufs for Bucket {
     fn list<'a>(&'a self, path: &'a [u8]) -> BoxFuture<'a, Result<Listing>> {
         Box::pin(self.list_now(path))
@@ -208,7 +250,78 @@ impl Ufs for Bucket {
         Box::pin(self.read_now(path, token, offset, length))
     }
 
+    fn put<'a>(
+        &'a self,
+        path: &'a [u8],
+        content: Content,
+        expected: Expected<'a>,
+        _attr: NewAttr,
+        _intent: u64,
+    ) -> BoxFuture<'a, Result<Entry>> {
+        Box::pin(async move { self.put_now(path, &content, expected).await })
+    }
+
+    /// Nothing is left beside the path. Parts of an upload that was cut off are not seen by anybody, and are removed by
+    /// the store, by a rule of the bucket for incomplete uploads.
+    fn clean<'a>(&'a self, _path: &'a [u8], _intent: u64) -> BoxFuture<'a, Result<()>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn make_directory<'a>(&'a self, path: &'a [u8], _attr: NewAttr) -> BoxFuture<'a, Result<Entry>> {
+        Box::pin(self.make_directory_now(path))
+    }
+
+    fn make_symlink<'a>(&'a self, path: &'a [u8], _target: &'a [u8], _attr: NewAttr) -> BoxFuture<'a, Result<Entry>> {
+        Box::pin(std::future::ready(Err(unsupported(path, "an object store has no symbolic links"))))
+    }
+
+    fn remove<'a>(&'a self, path: &'a [u8], token: &'a [u8]) -> BoxFuture<'a, Result<()>> {
+        Box::pin(self.remove_now(path, token))
+    }
+
+    fn remove_directory<'a>(&'a self, path: &'a [u8]) -> BoxFuture<'a, Result<()>> {
+        Box::pin(self.remove_directory_now(path))
+    }
+
+    fn rename<'a>(
+        &'a self,
+        from: &'a [u8],
+        _token: &'a [u8],
+        _to: &'a [u8],
+        _expected: Expected<'a>,
+    ) -> BoxFuture<'a, Result<Entry>> {
+        Box::pin(std::future::ready(Err(unsupported(from, "an object store renames nothing in one step"))))
+    }
+
+    fn copy<'a>(
+        &'a self,
+        from: &'a [u8],
+        token: &'a [u8],
+        to: &'a [u8],
+        expected: Expected<'a>,
+    ) -> BoxFuture<'a, Result<Entry>> {
+        Box::pin(self.copy_now(from, token, to, expected))
+    }
+
+    /// An object has neither owner nor mode, and its time is that of its content.
+    fn set_attr<'a>(&'a self, _path: &'a [u8], _change: AttrChange) -> BoxFuture<'a, Result<Option<Entry>>> {
+        Box::pin(std::future::ready(Ok(None)))
+    }
+
     fn check(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(self.check_now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_that_no_key_expresses_is_refused_before_it_is_changed() {
+        for path in [&b""[..], b"a/ b", b"a /b", b"\xff"] {
+            assert_eq!(key_to_change(path).expect_err("no key").kind, ErrorKind::InvalidArgument);
+        }
+        assert_eq!(key_to_change("a/\u{e4} b".as_bytes()), Ok("a/\u{e4} b"));
     }
 }

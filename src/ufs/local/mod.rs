@@ -1,18 +1,26 @@
 //! `local:///dir`: a directory of this host. Entries below it are opened without following any symbolic link, so that
-//! nothing outside is ever read.
+//! nothing outside is ever read or changed.
 
-use std::ffi::OsStr;
+mod attributes;
+mod names;
+mod place;
+mod put;
+#[cfg(test)]
+mod tests;
+
+use std::ffi::{CString, OsStr};
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, open, openat2};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, open, openat2, readlinkat};
 
-use super::{Entry, Kind, Listing, Ufs, stale, tidy};
+use self::place::is_temporary;
+use super::{AttrChange, Content, Entry, Expected, Kind, Listing, NewAttr, Ufs, blocking, stale, tidy};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A local directory.
@@ -41,6 +49,9 @@ impl Local {
     }
 
     fn list_now(&self, path: &[u8]) -> Result<Listing> {
+        if is_temporary(path) {
+            return Ok(Listing::default());
+        }
         let directory = match self.open_below(path, OFlags::RDONLY | OFlags::DIRECTORY) {
             Ok(directory) => directory,
             Err(error) if gone(&error) && !path.is_empty() => {
@@ -50,16 +61,19 @@ impl Local {
             Err(error) => return Err(self.failed(path, &error)),
         };
         // By its descriptor: a directory renamed meanwhile is still the one that was asked for.
-        let by_fd = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&directory)));
         let (mut entries, mut skipped) = (Vec::new(), 0);
-        for item in std::fs::read_dir(&by_fd).map_err(|error| self.failed(path, &error))? {
+        for item in std::fs::read_dir(by_fd(&directory)).map_err(|error| self.failed(path, &error))? {
             let item = item.map_err(|error| self.failed(path, &error))?;
+            let name = item.file_name();
+            if is_temporary(name.as_bytes()) {
+                continue;
+            }
             let metadata = match item.metadata() {
                 Ok(metadata) => metadata,
                 Err(error) if gone(&error) => continue,
                 Err(error) => return Err(self.failed(path, &error)),
             };
-            match entry_of(item.file_name().as_bytes(), &metadata, &item.path()) {
+            match entry_of(name.as_bytes(), &metadata, || readlinkat(&directory, &*name, Vec::<u8>::new())) {
                 Some(entry) => entries.push(entry),
                 None => skipped += 1,
             }
@@ -68,6 +82,9 @@ impl Local {
     }
 
     fn stat_now(&self, path: &[u8]) -> Result<Option<Entry>> {
+        if is_temporary(path) {
+            return Ok(None);
+        }
         let opened = match self.open_below(path, OFlags::PATH | OFlags::NOFOLLOW) {
             Ok(opened) => opened,
             Err(error) if gone(&error) => {
@@ -76,12 +93,14 @@ impl Local {
             }
             Err(error) => return Err(self.failed(path, &error)),
         };
-        let metadata = opened.metadata().map_err(|error| self.failed(path, &error))?;
         let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-        Ok(entry_of(name, &metadata, &self.root.join(OsStr::from_bytes(path))))
+        entry_of_opened(name, &opened).map_err(|error| self.failed(path, &error))
     }
 
     fn read_now(&self, path: &[u8], token: &[u8], offset: u64, length: u64) -> Result<Bytes> {
+        if is_temporary(path) {
+            return Err(stale(path));
+        }
         let file = match self.open_below(path, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK) {
             Ok(file) => file,
             Err(error) if gone(&error) => {
@@ -118,6 +137,14 @@ impl Local {
             io::ErrorKind::NotFound => ErrorKind::NotFound,
             io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
             io::ErrorKind::NotADirectory => ErrorKind::NotADirectory,
+            io::ErrorKind::IsADirectory => ErrorKind::IsADirectory,
+            io::ErrorKind::AlreadyExists => ErrorKind::AlreadyExists,
+            io::ErrorKind::DirectoryNotEmpty => ErrorKind::NotEmpty,
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
+            io::ErrorKind::ReadOnlyFilesystem => ErrorKind::ReadOnly,
+            io::ErrorKind::InvalidFilename => ErrorKind::NameTooLong,
+            io::ErrorKind::InvalidInput => ErrorKind::InvalidArgument,
+            io::ErrorKind::CrossesDevices => ErrorKind::CrossMount,
             _ => ErrorKind::UnderStorage,
         };
         Error::new(kind, format!("under-storage {}: {error}", at.display()))
@@ -135,8 +162,18 @@ fn token_of(metadata: &Metadata) -> Vec<u8> {
     format!("{mtime}-{}-{}", metadata.size(), metadata.ino()).into_bytes()
 }
 
+/// A path to what is open, whatever it is called by now.
+fn by_fd(opened: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(opened)))
+}
+
 /// `None` for what is neither file, directory nor symlink.
-fn entry_of(name: &[u8], metadata: &Metadata, path: &Path) -> Option<Entry> {
+fn entry_of_opened(name: &[u8], opened: &File) -> io::Result<Option<Entry>> {
+    Ok(entry_of(name, &opened.metadata()?, || readlinkat(opened, "", Vec::<u8>::new())))
+}
+
+/// `None` for what is neither file, directory nor symlink.
+fn entry_of(name: &[u8], metadata: &Metadata, target: impl FnOnce() -> rustix::io::Result<CString>) -> Option<Entry> {
     let kind = metadata.file_type();
     let kind = if kind.is_file() {
         Kind::File
@@ -148,7 +185,7 @@ fn entry_of(name: &[u8], metadata: &Metadata, path: &Path) -> Option<Entry> {
         return None;
     };
     let symlink_target = match kind {
-        Kind::Symlink => std::fs::read_link(path).ok()?.into_os_string().as_bytes().to_vec(),
+        Kind::Symlink => target().ok()?.into_bytes(),
         Kind::File | Kind::Directory => Vec::new(),
     };
     Some(Entry {
@@ -164,9 +201,17 @@ fn entry_of(name: &[u8], metadata: &Metadata, path: &Path) -> Option<Entry> {
     })
 }
 
-/// Disks block: off the threads that serve.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| Error::internal(format!("a disk task: {error}")))?
+/// What is expected, to be taken to another thread.
+fn owned(expected: Expected<'_>) -> Option<Vec<u8>> {
+    match expected {
+        Expected::Absent => None,
+        Expected::Token(token) => Some(token.to_vec()),
+    }
+}
+
+/// What [`owned`] was made of.
+fn borrowed(expected: &Option<Vec<u8>>) -> Expected<'_> {
+    expected.as_deref().map_or(Expected::Absent, Expected::Token)
 }
 
 impl Ufs for Local {
@@ -185,35 +230,73 @@ impl Ufs for Local {
         Box::pin(blocking(move || this.read_now(&path, &token, offset, length)))
     }
 
+    fn put<'a>(
+        &'a self,
+        path: &'a [u8],
+        content: Content,
+        expected: Expected<'a>,
+        attr: NewAttr,
+        intent: u64,
+    ) -> BoxFuture<'a, Result<Entry>> {
+        let (this, path, expected) = (self.clone(), path.to_vec(), owned(expected));
+        Box::pin(blocking(move || this.put_now(&path, &content, borrowed(&expected), attr, intent)))
+    }
+
+    fn clean<'a>(&'a self, path: &'a [u8], intent: u64) -> BoxFuture<'a, Result<()>> {
+        let (this, path) = (self.clone(), path.to_vec());
+        Box::pin(blocking(move || this.clean_now(&path, intent)))
+    }
+
+    fn make_directory<'a>(&'a self, path: &'a [u8], attr: NewAttr) -> BoxFuture<'a, Result<Entry>> {
+        let (this, path) = (self.clone(), path.to_vec());
+        Box::pin(blocking(move || this.make_directory_now(&path, attr)))
+    }
+
+    fn make_symlink<'a>(&'a self, path: &'a [u8], target: &'a [u8], attr: NewAttr) -> BoxFuture<'a, Result<Entry>> {
+        let (this, path, target) = (self.clone(), path.to_vec(), target.to_vec());
+        Box::pin(blocking(move || this.make_symlink_now(&path, &target, attr)))
+    }
+
+    fn remove<'a>(&'a self, path: &'a [u8], token: &'a [u8]) -> BoxFuture<'a, Result<()>> {
+        let (this, path, token) = (self.clone(), path.to_vec(), token.to_vec());
+        Box::pin(blocking(move || this.remove_now(&path, &token)))
+    }
+
+    fn remove_directory<'a>(&'a self, path: &'a [u8]) -> BoxFuture<'a, Result<()>> {
+        let (this, path) = (self.clone(), path.to_vec());
+        Box::pin(blocking(move || this.remove_directory_now(&path)))
+    }
+
+    fn rename<'a>(
+        &'a self,
+        from: &'a [u8],
+        token: &'a [u8],
+        to: &'a [u8],
+        expected: Expected<'a>,
+    ) -> BoxFuture<'a, Result<Entry>> {
+        let (this, from, token, to) = (self.clone(), from.to_vec(), token.to_vec(), to.to_vec());
+        let expected = owned(expected);
+        Box::pin(blocking(move || this.rename_now(&from, &token, &to, borrowed(&expected))))
+    }
+
+    fn copy<'a>(
+        &'a self,
+        from: &'a [u8],
+        _token: &'a [u8],
+        _to: &'a [u8],
+        _expected: Expected<'a>,
+    ) -> BoxFuture<'a, Result<Entry>> {
+        let message = format!("{}: a local directory renames in one step", String::from_utf8_lossy(from));
+        Box::pin(std::future::ready(Err(Error::new(ErrorKind::Unsupported, message))))
+    }
+
+    fn set_attr<'a>(&'a self, path: &'a [u8], change: AttrChange) -> BoxFuture<'a, Result<Option<Entry>>> {
+        let (this, path) = (self.clone(), path.to_vec());
+        Box::pin(blocking(move || this.set_attr_now(&path, change).map(Some)))
+    }
+
     fn check(&self) -> BoxFuture<'_, Result<()>> {
         let this = self.clone();
         Box::pin(blocking(move || this.check_root()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_replaced_file_is_stale_and_links_never_lead_outside() {
-        let dir = tempfile::tempdir().expect("tempdir");
-        std::fs::create_dir(dir.path().join("d")).expect("mkdir");
-        std::fs::write(dir.path().join("d/f"), b"hello").expect("write");
-        std::os::unix::fs::symlink("/etc", dir.path().join("out")).expect("symlink");
-        let ufs = Local::new(dir.path().to_owned());
-        let entry = ufs.stat_now(b"d/f").expect("stat").expect("there");
-        assert_eq!(&ufs.read_now(b"d/f", &entry.token, 1, 10).expect("read")[..], b"ello");
-        std::fs::write(dir.path().join("d/f2"), b"other").expect("write");
-        std::fs::rename(dir.path().join("d/f2"), dir.path().join("d/f")).expect("rename");
-        assert_eq!(ufs.read_now(b"d/f", &entry.token, 0, 5).expect_err("replaced").kind, ErrorKind::Stale);
-        assert_eq!(ufs.stat_now(b"out/passwd").expect("stat"), None);
-        assert_eq!(ufs.read_now(b"out/passwd", b"", 0, 1).expect_err("outside").kind, ErrorKind::Stale);
-        let names: Vec<_> =
-            ufs.list_now(b"").expect("list").entries.into_iter().map(|one| (one.name, one.kind)).collect();
-        assert_eq!(names, [(b"d".to_vec(), Kind::Directory), (b"out".to_vec(), Kind::Symlink)]);
-        assert_eq!(ufs.list_now(b"nothing").expect("empty").entries.len(), 0);
-        drop(dir);
-        assert_eq!(ufs.list_now(b"d").expect_err("the root is gone").kind, ErrorKind::NotFound);
     }
 }

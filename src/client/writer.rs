@@ -1,0 +1,63 @@
+//! Storing file content: straight into the under-storage, between an intent of the masters and its end.
+//!
+//! *Promises.* A file is stored as a whole, and only while it still is of the version the content was made from: a second
+//! writer whose base is gone is told `Stale`. `Ok` means that the under-storage has it and the masters know it. After an
+//! error the file is what it was before, unless the error says that nobody knows; then a master finds out.
+
+use std::sync::Arc;
+
+use jindofs_proto::v1::{Attr, BeginWriteResponse, StoredContent};
+
+use super::mounts::Mounts;
+use super::namespace::Namespace;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ufs::{Content, Entry, Expected, NewAttr, Registry};
+
+/// The way of content out of one client process.
+#[derive(Debug)]
+pub struct Writer {
+    namespace: Arc<Namespace>,
+    mounts: Arc<Mounts>,
+    storage: Registry,
+}
+
+impl Writer {
+    /// A writer. `namespace` must be the one that creates the files: what is made in a session ends with it.
+    pub fn new(namespace: Arc<Namespace>, mounts: Arc<Mounts>, storage: Registry) -> Writer {
+        Writer { namespace, mounts, storage }
+    }
+
+    /// Stores the whole content of a file below a mount. `attr` names the file and the version that `content` was made from.
+    /// Returns the attributes of the new version.
+    ///
+    /// Not cancel-safe: dropped half-way it leaves the file to nobody else until the session ends.
+    ///
+    /// *Errors*: `Stale` when the file is of another version by now; `Busy`; what the under-storage says; `OutcomeUnknown`.
+    pub async fn store(&self, attr: &Attr, content: Content) -> Result<Attr> {
+        let begun = self.namespace.begin_write(attr.inode, attr.version_token.clone()).await?;
+        let entry = match self.put(&begun, &attr.version_token, content).await {
+            Ok(entry) => entry,
+            Err(error) => {
+                // Best effort: a master looks too when the session ends.
+                if let Err(second) = self.namespace.end_write(begun.intent, None).await {
+                    tracing::warn!(inode = attr.inode, error = %second, "a write that failed is not ended yet");
+                }
+                return Err(error);
+            }
+        };
+        let stored = StoredContent { version_token: entry.token.into(), size: entry.size, mtime_ns: entry.mtime_ns };
+        let attr = self.namespace.end_write(begun.intent, Some(stored)).await?;
+        attr.ok_or_else(|| Error::new(ErrorKind::NotFound, "the file was removed while it was stored"))
+    }
+
+    async fn put(&self, begun: &BeginWriteResponse, base: &[u8], content: Content) -> Result<Entry> {
+        let mount = self.mounts.get(begun.mount_id).await?.ok_or_else(|| {
+            Error::new(ErrorKind::Stale, format!("mount {} of the file does not exist any more", begun.mount_id))
+        })?;
+        let storage = self.storage.open(&mount.ufs_uri, &mount.options)?;
+        let expected = if base.is_empty() { Expected::Absent } else { Expected::Token(base) };
+        let attr = begun.attr.as_ref().ok_or_else(|| Error::internal("begin a write: the answer lacks attributes"))?;
+        let attr = NewAttr { mode: attr.mode, uid: attr.uid, gid: attr.gid };
+        storage.put(&begun.ufs_path, content, expected, attr, begun.intent).await
+    }
+}

@@ -1,0 +1,163 @@
+//! Answers in the kernel's words: attributes, times, error numbers, entries of directories.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fuser::{
+    FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEntry, ReplyOpen, Request, TimeOrNow,
+};
+use jindofs_proto::v1::{Attr, FileType as Kind};
+
+use crate::error::Error;
+use crate::runtime::now_ns;
+
+use super::directory::Directory;
+use super::errno::Errno;
+use super::fs::Fs;
+use super::inodes::{Known, PageCache};
+use super::names::Made;
+
+pub(super) const GENERATION: Generation = Generation(0);
+
+pub(super) fn errno(number: Errno) -> fuser::Errno {
+    fuser::Errno::from_i32(number.0)
+}
+
+/// The errno of an error; what people must look after is logged.
+pub(super) fn failed(what: &str, inode: u64, error: &Error) -> fuser::Errno {
+    let number = Errno::from(error);
+    if number.0 == libc::EIO {
+        tracing::warn!(what, inode, %error, "the kernel is told EIO");
+    }
+    errno(number)
+}
+
+fn time(ns: i64) -> SystemTime {
+    let magnitude = Duration::from_nanos(ns.unsigned_abs());
+    if ns >= 0 { UNIX_EPOCH + magnitude } else { UNIX_EPOCH.checked_sub(magnitude).unwrap_or(UNIX_EPOCH) }
+}
+
+/// Nanoseconds since the epoch; as far as they reach.
+pub(super) fn nanoseconds(time: TimeOrNow) -> i64 {
+    let time = match time {
+        TimeOrNow::Now => return now_ns(),
+        TimeOrNow::SpecificTime(time) => time,
+    };
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(since) => i64::try_from(since.as_nanos()).unwrap_or(i64::MAX),
+        Err(before) => i64::try_from(before.duration().as_nanos()).map_or(i64::MIN, |ns| -ns),
+    }
+}
+
+/// Whose request it is, for something new with this mode.
+pub(super) fn made(request: &Request, mode: u32) -> Made {
+    Made { mode, uid: request.uid(), gid: request.gid() }
+}
+
+fn kind(kind: Kind) -> FileType {
+    match kind {
+        Kind::Directory => FileType::Directory,
+        Kind::Symlink => FileType::Symlink,
+        Kind::File | Kind::Unspecified => FileType::RegularFile,
+    }
+}
+
+/// Attributes as handles of this mount see them.
+pub(super) fn attributes(fs: &Fs, attr: &Attr) -> FileAttr {
+    let attr = fs.staging.overlay(attr);
+    let mtime = time(attr.mtime_ns);
+    FileAttr {
+        ino: INodeNo(attr.inode),
+        size: attr.size,
+        blocks: attr.size.div_ceil(512),
+        atime: mtime,
+        mtime,
+        ctime: time(attr.ctime_ns),
+        crtime: mtime,
+        kind: kind(attr.r#type()),
+        perm: u16::try_from(attr.mode & 0o7777).unwrap_or(0),
+        nlink: attr.nlink.max(1),
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: 0,
+        blksize: 128 << 10,
+        flags: 0,
+    }
+}
+
+pub(super) fn enter(fs: &Fs, parent: u64, name: &[u8], known: Known, reply: ReplyEntry) {
+    let known = fs.newest(known);
+    let (ttl, attr) = (fs.ttl_of(&known), attributes(fs, &known.attr));
+    fs.inodes.entered(parent, name, known);
+    reply.entry(&ttl, &attr, GENERATION);
+}
+
+pub(super) fn show(fs: &Fs, known: Known, reply: ReplyAttr) {
+    let known = fs.newest(known);
+    reply.attr(&fs.ttl_of(&known), &attributes(fs, &known.attr));
+}
+
+pub(super) fn opened(number: u64, pages: PageCache, writes: bool, reply: ReplyOpen) {
+    // Where nothing is written a close has nothing to flush.
+    let flush = if writes { FopenFlags::empty() } else { FopenFlags::FOPEN_NOFLUSH };
+    let flags = flush
+        | match pages {
+            PageCache::Keep => FopenFlags::FOPEN_KEEP_CACHE,
+            PageCache::Drop => FopenFlags::empty(),
+            PageCache::Bypass => FopenFlags::FOPEN_DIRECT_IO,
+        };
+    reply.opened(FileHandle(number), flags);
+}
+
+pub(super) fn give_plus(fs: &Fs, directory: &Directory, offset: u64, mut reply: ReplyDirectoryPlus) {
+    let own = fs.inodes.get(directory.inode);
+    directory.give(offset, |given| {
+        let (known, dot);
+        match (given.attr, &own) {
+            (Some(attr), _) => {
+                known = fs.newest(Known::new(attr.clone(), given.since));
+                dot = false;
+            }
+            // The kernel takes nothing but the name and number of the dots.
+            (None, own) => {
+                let attr = own.as_ref().map(|own| own.attr.clone()).unwrap_or_default();
+                known = Known::new(Attr { inode: given.inode, ..attr }, given.since);
+                dot = true;
+            }
+        }
+        let (ttl, attr) = (fs.ttl_of(&known), attributes(fs, &known.attr));
+        let full = reply.add(INodeNo(given.inode), given.next, OsStr::from_bytes(given.name), &ttl, &attr, GENERATION);
+        if !full && !dot {
+            fs.inodes.entered(directory.inode, given.name, known);
+        }
+        full
+    });
+    if directory.is_at_end(offset) {
+        fs.inodes.listed(directory.inode, directory.opened);
+    }
+    reply.ok();
+}
+
+pub(super) fn give(directory: &Directory, offset: u64, mut reply: ReplyDirectory) {
+    directory.give(offset, |given| {
+        reply.add(INodeNo(given.inode), given.next, kind(given.kind), OsStr::from_bytes(given.name))
+    });
+    reply.ok();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_before_the_epoch_and_beyond_counting_stay_what_they_are_as_far_as_they_reach() {
+        for ns in [0, 1, -1, 1_700_000_000_123_456_789, -5_000_000_001, i64::MAX] {
+            assert_eq!(nanoseconds(TimeOrNow::SpecificTime(time(ns))), ns);
+        }
+        let far = UNIX_EPOCH + Duration::from_secs(u64::MAX >> 2);
+        assert_eq!(nanoseconds(TimeOrNow::SpecificTime(far)), i64::MAX);
+        assert!(nanoseconds(TimeOrNow::Now) > 1_700_000_000_000_000_000);
+    }
+}

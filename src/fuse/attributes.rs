@@ -1,0 +1,111 @@
+//! Changes of attributes: mode, owner, length and time of modification.
+
+use std::sync::Arc;
+
+use jindofs_proto::v1::{Attr, SetAttrRequest};
+
+use crate::client::namespace::at_inode;
+use crate::error::Result;
+
+use super::fs::Fs;
+use super::inodes::Known;
+use super::staging::Turn;
+
+/// What to change; what is `None` stays.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Change {
+    /// Permission bits.
+    pub(super) mode: Option<u32>,
+    pub(super) uid: Option<u32>,
+    pub(super) gid: Option<u32>,
+    pub(super) length: Option<u64>,
+    /// Nanoseconds since the epoch.
+    pub(super) mtime_ns: Option<i64>,
+}
+
+impl Change {
+    /// True if there is more to change than the length.
+    fn is_of_attributes(&self) -> bool {
+        *self != Change { length: self.length, ..Change::default() }
+    }
+
+    fn request(&self, inode: u64) -> SetAttrRequest {
+        let Change { mode, uid, gid, mtime_ns, .. } = *self;
+        SetAttrRequest { target: Some(at_inode(inode)), mode, uid, gid, mtime_ns, ..SetAttrRequest::default() }
+    }
+
+    fn apply(&self, attr: &mut Attr) {
+        attr.mode = self.mode.unwrap_or(attr.mode);
+        attr.uid = self.uid.unwrap_or(attr.uid);
+        attr.gid = self.gid.unwrap_or(attr.gid);
+        attr.mtime_ns = self.mtime_ns.unwrap_or(attr.mtime_ns);
+    }
+}
+
+impl Fs {
+    /// Changes attributes, the length first; `number` is the handle it is done through.
+    ///
+    /// *Errors*: those of the masters, and of storing.
+    pub(super) async fn set_attr(self: &Arc<Self>, inode: u64, number: Option<u64>, change: Change) -> Result<Known> {
+        self.check_writable()?;
+        if let Some(length) = change.length {
+            self.truncate(inode, length, number).await?;
+        }
+        if change.is_of_attributes() {
+            self.change_attributes(inode, &change).await?;
+        }
+        self.attr(inode).await
+    }
+
+    async fn change_attributes(self: &Arc<Self>, inode: u64, change: &Change) -> Result<()> {
+        let Some(mut turn) = self.staging.turn_of_ready(inode).await else {
+            let attr = self.patient.set_attr(change.request(inode)).await?;
+            self.news(attr);
+            return Ok(());
+        };
+        if turn.is_unlinked() {
+            // Only handles of this client are left to see it.
+            if let Some(mut known) = self.inodes.get(inode) {
+                change.apply(&mut known.attr);
+                self.news(known.attr);
+            }
+            return Ok(());
+        }
+        if change.mtime_ns.is_some() {
+            // Storing gives a time too; the one that is asked for comes last and wins.
+            self.store(&mut turn).await?;
+        }
+        let attr = self.patient.set_attr(change.request(inode)).await?;
+        self.rebase(&mut turn, attr);
+        Ok(())
+    }
+
+    /// A change of ours has left the content as it is, but may have given its version another name.
+    pub(super) fn rebase(&self, turn: &mut Turn, attr: Attr) {
+        // Of another length it is not what we have stored, but somebody else's.
+        if attr.size == turn.base().size {
+            self.renewed(turn, attr.clone());
+            turn.rebase(attr);
+        } else {
+            self.news(attr);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_length_alone_changes_no_attributes() {
+        let length = Change { length: Some(3), ..Change::default() };
+        assert!(!length.is_of_attributes() && !Change::default().is_of_attributes());
+        let mode = Change { mode: Some(0o600), ..length };
+        assert!(mode.is_of_attributes());
+        let request = mode.request(7);
+        assert_eq!((request.mode, request.size, request.mtime_ns), (Some(0o600), None, None));
+        let mut attr = Attr { mode: 0o644, uid: 5, size: 9, ..Attr::default() };
+        mode.apply(&mut attr);
+        assert_eq!((attr.mode, attr.uid, attr.size), (0o600, 5, 9));
+    }
+}

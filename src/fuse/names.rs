@@ -1,0 +1,285 @@
+//! Changes of names: what comes, moves and goes.
+//!
+//! A file that is made below a mount is seen by everybody at once, and stored when it is closed. A file that goes while it is
+//! open here is brought to the staging directory first, so that its handles go on.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use jindofs_proto::v1::{Attr, CreateRequest, FileType, MkdirRequest, SymlinkRequest};
+
+use crate::client::namespace::at_entry;
+use crate::error::{Error, ErrorKind, Result};
+use crate::rpc::source::source_of;
+
+use super::fs::Fs;
+use super::inodes::Known;
+use super::staging::Turn;
+
+/// Permission bits of a mode.
+const PERMISSIONS: u32 = 0o7777;
+
+/// A name in a directory.
+pub(super) type Name<'a> = (u64, &'a [u8]);
+
+/// Who makes something, and with which mode.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Made {
+    pub(super) mode: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+}
+
+impl Made {
+    /// What a directory with the setgid bit gives to those in it.
+    fn inside(mut self, directory: &Attr, is_directory: bool) -> Made {
+        self.mode &= PERMISSIONS;
+        if directory.mode & libc::S_ISGID != 0 {
+            self.gid = directory.gid;
+            if is_directory {
+                self.mode |= libc::S_ISGID;
+            }
+        }
+        self
+    }
+}
+
+impl Fs {
+    /// What the kernel is to see of a directory, or of something in it, is not what it was.
+    fn changed(&self, directory: u64) {
+        self.inodes.changed(directory);
+        self.listings.changed(directory);
+    }
+
+    async fn make_file(self: &Arc<Self>, at: Name<'_>, made: Made, exclusive: bool) -> Result<Attr> {
+        let made = made.inside(&self.attr(at.0).await?.attr, false);
+        // Never one that exists: nobody has checked yet whether the caller may open it.
+        let request = CreateRequest {
+            op: None,
+            target: Some(at_entry(at.0, at.1)),
+            mode: made.mode,
+            uid: made.uid,
+            gid: made.gid,
+            exclusive: true,
+        };
+        let attr = self.patient.create(request).await;
+        self.changed(at.0);
+        attr.map_err(|error| match error.kind {
+            // The kernel looks the name up again, and opens what it finds.
+            ErrorKind::AlreadyExists if !exclusive => Error { kind: ErrorKind::Stale, ..error },
+            _ => error,
+        })
+    }
+
+    /// Makes a file and opens it: its attributes, and the number of the handle, both of which the kernel has to be told.
+    ///
+    /// *Errors*: `AlreadyExists`; `Stale` unless `exclusive`, when the file has come from elsewhere: it is to be looked up.
+    pub(super) async fn create(self: &Arc<Self>, at: Name<'_>, made: Made, exclusive: bool) -> Result<(Known, u64)> {
+        self.check_writable()?;
+        // Before anything is made that nobody could write.
+        let content = self.staging.blank()?;
+        let attr = self.make_file(at, made, exclusive).await?;
+        let file = self.reader.open(source_of(&attr, Vec::new()));
+        let version = file.source.version;
+        let number = self.handles.add_file(attr.inode, file)?;
+        self.inodes.note_open(attr.inode, version);
+        if attr.mount_id != 0 {
+            let mut turn = self.staging.turn(attr.inode).await;
+            // Whoever has found it meanwhile may have written to it.
+            if !turn.is_ready() {
+                turn.begin(attr.clone(), content);
+            }
+            // Nothing of it is stored yet.
+            turn.touch();
+        }
+        let known = Known::new(attr, Instant::now());
+        self.inodes.entered(at.0, at.1, known.clone());
+        // From now on the kernel's pages are of what is staged.
+        self.inodes.pages(known.attr.inode, version, false, false);
+        Ok((known, number))
+    }
+
+    /// Makes an empty file without opening it.
+    ///
+    /// *Errors*: as [`Fs::create`]; those of storing, then there is no file.
+    pub(super) async fn make_node(self: &Arc<Self>, at: Name<'_>, made: Made) -> Result<Known> {
+        self.check_writable()?;
+        let content = self.staging.blank()?;
+        let attr = self.make_file(at, made, true).await?;
+        if attr.mount_id == 0 {
+            return Ok(Known::new(attr, Instant::now()));
+        }
+        match self.writer.store(&attr, content.content()).await {
+            Ok(attr) => Ok(Known::new(attr, Instant::now())),
+            Err(error) => {
+                if let Err(second) = self.patient.unlink(at_entry(at.0, at.1)).await {
+                    tracing::warn!(inode = attr.inode, error = %second, "a file that could not be stored is left");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes a directory.
+    ///
+    /// *Errors*: those of the masters.
+    pub(super) async fn make_directory(self: &Arc<Self>, at: Name<'_>, made: Made) -> Result<Known> {
+        self.check_writable()?;
+        let made = made.inside(&self.attr(at.0).await?.attr, true);
+        let request = MkdirRequest {
+            op: None,
+            target: Some(at_entry(at.0, at.1)),
+            mode: made.mode,
+            uid: made.uid,
+            gid: made.gid,
+            parents: false,
+        };
+        let attr = self.patient.mkdir(request).await;
+        self.changed(at.0);
+        Ok(Known::new(attr?, Instant::now()))
+    }
+
+    /// Makes a symbolic link.
+    ///
+    /// *Errors*: those of the masters.
+    pub(super) async fn make_symlink(self: &Arc<Self>, at: Name<'_>, to: &[u8], made: Made) -> Result<Known> {
+        self.check_writable()?;
+        let made = made.inside(&self.attr(at.0).await?.attr, false);
+        let request = SymlinkRequest {
+            op: None,
+            target: Some(at_entry(at.0, at.1)),
+            link_target: to.to_vec().into(),
+            uid: made.uid,
+            gid: made.gid,
+        };
+        let attr = self.patient.symlink(request).await;
+        self.changed(at.0);
+        Ok(Known::new(attr?, Instant::now()))
+    }
+
+    /// Removes a directory.
+    ///
+    /// *Errors*: those of the masters.
+    pub(super) async fn remove_directory(&self, at: Name<'_>) -> Result<()> {
+        self.check_writable()?;
+        let removed = self.patient.rmdir(at_entry(at.0, at.1), false).await;
+        self.changed(at.0);
+        removed?;
+        self.inodes.removed(at.0, at.1);
+        Ok(())
+    }
+
+    /// Removes a file or symbolic link.
+    ///
+    /// *Errors*: those of the masters.
+    pub(super) async fn remove_file(self: &Arc<Self>, at: Name<'_>) -> Result<()> {
+        self.check_writable()?;
+        let turn = match self.inodes.get_named(at.0, at.1) {
+            Some(known) => self.keep_for_handles(&known.attr).await,
+            None => None,
+        };
+        let removed = self.patient.unlink(at_entry(at.0, at.1)).await;
+        self.changed(at.0);
+        if removed.is_ok() {
+            self.inodes.removed(at.0, at.1);
+        }
+        self.gone(turn, removed.is_ok());
+        removed
+    }
+
+    /// Moves something, over what is there unless `no_replace`.
+    ///
+    /// *Errors*: those of the masters; those of storing what moves.
+    pub(super) async fn rename(self: &Arc<Self>, from: Name<'_>, to: Name<'_>, no_replace: bool) -> Result<()> {
+        self.check_writable()?;
+        let (mut moved, replaced) = self.turns_of_rename(from, to, no_replace).await;
+        if let Some(turn) = &mut moved {
+            // Under its old name: what has no content in the under-storage cannot be moved there.
+            self.store(turn).await?;
+        }
+        let renamed = self.patient.rename(at_entry(from.0, from.1), at_entry(to.0, to.1), no_replace).await;
+        self.changed(from.0);
+        self.changed(to.0);
+        self.gone(replaced, renamed.is_ok());
+        let attr = renamed?;
+        self.inodes.moved(attr.inode, to.0, to.1);
+        // Kept by version, it knows the old path.
+        self.reader.forget(&source_of(&attr, Vec::new()));
+        match &mut moved {
+            Some(turn) => self.rebase(turn, attr),
+            None => self.news(attr),
+        }
+        Ok(())
+    }
+
+    /// The turns of what moves, if it is staged, and of what is replaced, if it is open: always in the order of inodes.
+    async fn turns_of_rename(
+        self: &Arc<Self>,
+        from: Name<'_>,
+        to: Name<'_>,
+        no_replace: bool,
+    ) -> (Option<Turn>, Option<Turn>) {
+        let Some(moved) = self.inodes.get_named(from.0, from.1) else { return (None, None) };
+        let moved = moved.attr.inode;
+        let replaced = self.inodes.get_named(to.0, to.1).filter(|known| known.attr.inode != moved && !no_replace);
+        match replaced {
+            None => (self.staging.turn_of_ready(moved).await, None),
+            Some(replaced) if moved < replaced.attr.inode => {
+                let moved = self.staging.turn_of_ready(moved).await;
+                (moved, self.keep_for_handles(&replaced.attr).await)
+            }
+            Some(replaced) => {
+                let replaced = self.keep_for_handles(&replaced.attr).await;
+                (self.staging.turn_of_ready(moved).await, replaced)
+            }
+        }
+    }
+
+    /// The turn of a file whose name is about to go, with its content staged if handles of this client may still want it.
+    async fn keep_for_handles(self: &Arc<Self>, attr: &Attr) -> Option<Turn> {
+        if attr.mount_id == 0 || attr.r#type() != FileType::File {
+            return None;
+        }
+        if let Some(turn) = self.staging.turn_of_ready(attr.inode).await {
+            return Some(turn);
+        }
+        // Of several versions only one could be kept.
+        let version = self.inodes.open_version(attr.inode)?;
+        match self.stage(attr.inode, Some(version), u64::MAX).await {
+            Ok(turn) => Some(turn),
+            Err(error) => {
+                tracing::warn!(inode = attr.inode, %error, "a file that is open goes; its handles keep what is cached");
+                None
+            }
+        }
+    }
+
+    /// The name of a file is gone, or, if not `done`, is still there.
+    fn gone(&self, turn: Option<Turn>, done: bool) {
+        let Some(mut turn) = turn else { return };
+        if done {
+            turn.unlinked();
+        }
+        let inode = turn.inode();
+        self.staging.remove_unless(turn, || self.inodes.is_open(inode));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_setgid_directory_gives_its_group_and_the_bit_to_directories() {
+        let made = Made { mode: 0o100644, uid: 7, gid: 8 };
+        let plain = Attr { mode: 0o755, gid: 9, ..Attr::default() };
+        let setgid = Attr { mode: 0o2755, ..plain.clone() };
+        let inside = |directory, is_directory| {
+            let made = made.inside(directory, is_directory);
+            (made.mode, made.uid, made.gid)
+        };
+        assert_eq!(inside(&plain, false), (0o644, 7, 8));
+        assert_eq!(inside(&setgid, false), (0o644, 7, 9));
+        assert_eq!(inside(&setgid, true), (0o2644, 7, 9));
+    }
+}

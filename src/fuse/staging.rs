@@ -1,0 +1,326 @@
+//! Content that is being written, until it is stored: per inode one file of the staging directory.
+//!
+//! *Promises.* All of it together is never more than `fuse.staging.size`; who needs more is refused before anything is lost.
+//! The files have no names: nothing is left by a process that is killed. Content changes, and is stored, only in turn, so
+//! that what is being stored stays as it is.
+//!
+//! An inode is staged from its first change to the close of its last handle. All its handles share what is staged.
+
+mod spool;
+#[cfg(test)]
+mod tests;
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use jindofs_proto::v1::Attr;
+use tokio::sync::OwnedMutexGuard;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::now_ns;
+use crate::types::version_of;
+use crate::ufs::Content;
+
+use spool::Budget;
+pub(super) use spool::{Place, Spool};
+
+/// What may change in turn only.
+#[derive(Debug, Default)]
+struct Work {
+    /// The version that was stored last, or that the content was made from.
+    base: Attr,
+    /// Out of the table: whoever waited for the turn has to look again.
+    gone: bool,
+}
+
+/// One inode that is being written.
+#[derive(Debug)]
+pub(super) struct Staged {
+    inode: u64,
+    /// The content, once it is here; until then readers read as if nothing was staged.
+    spool: OnceLock<Arc<Spool>>,
+    work: Arc<tokio::sync::Mutex<Work>>,
+    /// Differs from what is stored.
+    dirty: AtomicBool,
+    /// Has no name any more: only its handles see it, and it is never stored.
+    unlinked: AtomicBool,
+    mtime_ns: AtomicI64,
+}
+
+impl Staged {
+    fn new(inode: u64) -> Staged {
+        Staged {
+            inode,
+            spool: OnceLock::new(),
+            work: Arc::default(),
+            dirty: AtomicBool::new(false),
+            unlinked: AtomicBool::new(false),
+            mtime_ns: AtomicI64::new(0),
+        }
+    }
+
+    pub(super) fn is_dirty(&self) -> bool {
+        self.dirty.load(Ordering::Acquire)
+    }
+
+    pub(super) fn is_unlinked(&self) -> bool {
+        self.unlinked.load(Ordering::Acquire)
+    }
+
+    /// Up to `size` bytes; fewer at the end.
+    ///
+    /// *Errors*: the disk's.
+    pub(super) fn read(&self, offset: u64, size: u32) -> Result<Vec<u8>> {
+        self.spool.get().map_or_else(|| Ok(Vec::new()), |spool| spool.read(offset, size))
+    }
+
+    /// The turn, if it is nobody's and there is content to change.
+    pub(super) fn try_turn(self: &Arc<Self>) -> Option<Turn> {
+        self.spool.get()?;
+        let work = self.work.clone().try_lock_owned().ok()?;
+        (!work.gone).then(|| Turn { staged: self.clone(), work })
+    }
+
+    /// The turn; `None` if it is not staged any more when it is ours.
+    async fn turn(self: Arc<Self>) -> Option<Turn> {
+        let work = self.work.clone().lock_owned().await;
+        (!work.gone).then_some(Turn { staged: self, work })
+    }
+
+    /// True if what others see of the file is not what its handles here see.
+    fn is_apart(&self) -> bool {
+        self.is_dirty() || self.is_unlinked()
+    }
+}
+
+/// The right to change what is staged of one inode, and to store it.
+#[derive(Debug)]
+pub(super) struct Turn {
+    staged: Arc<Staged>,
+    work: OwnedMutexGuard<Work>,
+}
+
+impl Turn {
+    pub(super) fn inode(&self) -> u64 {
+        self.staged.inode
+    }
+
+    /// True once there is content.
+    pub(super) fn is_ready(&self) -> bool {
+        self.staged.spool.get().is_some()
+    }
+
+    pub(super) fn is_dirty(&self) -> bool {
+        self.staged.is_dirty()
+    }
+
+    pub(super) fn is_unlinked(&self) -> bool {
+        self.staged.is_unlinked()
+    }
+
+    /// True if it waits to be stored. What has no name any more never does.
+    pub(super) fn is_due(&self) -> bool {
+        self.is_dirty() && !self.is_unlinked()
+    }
+
+    /// The version that it is made from.
+    pub(super) fn base(&self) -> &Attr {
+        &self.work.base
+    }
+
+    /// The content is here: that of the version `base`.
+    pub(super) fn begin(&mut self, base: Attr, content: Arc<Spool>) {
+        self.staged.mtime_ns.store(base.mtime_ns, Ordering::Release);
+        self.work.base = base;
+        if self.staged.spool.set(content).is_err() {
+            tracing::error!(inode = self.inode(), "content was staged twice");
+        }
+    }
+
+    /// Notes a change, also one that leaves the content as it is.
+    pub(super) fn touch(&mut self) {
+        self.staged.mtime_ns.store(now_ns(), Ordering::Release);
+        self.staged.dirty.store(true, Ordering::Release);
+    }
+
+    fn spool(&self) -> Result<&Arc<Spool>> {
+        let missing = || Error::internal(format!("inode {} is not staged", self.inode()));
+        self.staged.spool.get().ok_or_else(missing)
+    }
+
+    /// Writes; a gap before it reads as zeros.
+    ///
+    /// *Errors*: `NoSpace`: then nothing has changed; the disk's.
+    pub(super) fn write(&mut self, place: Place, data: &[u8]) -> Result<()> {
+        self.spool()?.write(place, data)?;
+        self.touch();
+        Ok(())
+    }
+
+    /// Sets the length; what is new reads as zeros.
+    ///
+    /// *Errors*: as [`Turn::write`].
+    pub(super) fn truncate(&mut self, length: u64) -> Result<()> {
+        self.spool()?.resize(length)?;
+        self.touch();
+        Ok(())
+    }
+
+    /// The content for storing; it stays as it is for as long as the turn is ours.
+    pub(super) fn content(&self) -> Result<Content> {
+        Ok(self.spool()?.content())
+    }
+
+    /// It is stored: `attr` is of the new version.
+    pub(super) fn stored(&mut self, attr: Attr) {
+        self.rebase(attr);
+        self.staged.dirty.store(false, Ordering::Release);
+    }
+
+    /// Attributes have changed, and with them maybe the name of the version.
+    pub(super) fn rebase(&mut self, attr: Attr) {
+        self.staged.mtime_ns.store(attr.mtime_ns, Ordering::Release);
+        self.work.base = attr;
+    }
+
+    /// Its name is gone: from now on it is of nobody's concern but its handles'.
+    pub(super) fn unlinked(&mut self) {
+        self.staged.unlinked.store(true, Ordering::Release);
+    }
+}
+
+/// Everything that is staged.
+#[derive(Debug)]
+pub(super) struct Staging {
+    dir: PathBuf,
+    budget: Arc<Budget>,
+    staged: Mutex<HashMap<u64, Arc<Staged>>>,
+    /// Number of entries: most clients write nothing, and should not pay for those who do.
+    count: AtomicUsize,
+}
+
+impl Staging {
+    /// An empty one; the directory is made by [`Staging::prepare`].
+    pub(super) fn new(dir: PathBuf, limit: u64) -> Staging {
+        let budget = Arc::new(Budget::new(limit));
+        Staging { dir, budget, staged: Mutex::default(), count: AtomicUsize::new(0) }
+    }
+
+    /// Makes the directory, for us alone.
+    ///
+    /// *Errors*: `PermissionDenied` for one that belongs to somebody else; the disk's.
+    pub(super) fn prepare(&self) -> Result<()> {
+        prepare(&self.dir).map_err(|error| error.context(format!("fuse.staging.dir {}", self.dir.display())))
+    }
+
+    /// Takes the directory away if nothing is in it.
+    pub(super) fn clear(&self) {
+        if let Err(error) = fs::remove_dir(&self.dir) {
+            tracing::debug!(%error, dir = %self.dir.display(), "the staging directory stays");
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, HashMap<u64, Arc<Staged>>> {
+        self.staged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is staged of an inode, once its content is here.
+    pub(super) fn ready(&self, inode: u64) -> Option<Arc<Staged>> {
+        if self.count.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        self.table().get(&inode).filter(|staged| staged.spool.get().is_some()).cloned()
+    }
+
+    /// The turn of an inode, which is staged from now on; without content if nobody has brought it.
+    pub(super) async fn turn(&self, inode: u64) -> Turn {
+        loop {
+            let staged = {
+                let mut table = self.table();
+                let staged = table.entry(inode).or_insert_with(|| Arc::new(Staged::new(inode))).clone();
+                self.count.store(table.len(), Ordering::Release);
+                staged
+            };
+            if let Some(turn) = staged.turn().await {
+                return turn;
+            }
+        }
+    }
+
+    /// The turn of an inode that is staged.
+    pub(super) async fn turn_of_ready(&self, inode: u64) -> Option<Turn> {
+        self.ready(inode)?.turn().await
+    }
+
+    /// An inode is not staged any more, unless `stays`. Asked while nobody can find it.
+    pub(super) fn remove_unless(&self, mut turn: Turn, stays: impl FnOnce() -> bool) {
+        let mut table = self.table();
+        if !stays() {
+            turn.work.gone = true;
+            table.remove(&turn.inode());
+            self.count.store(table.len(), Ordering::Release);
+        }
+    }
+
+    /// An inode is not staged any more.
+    pub(super) fn remove(&self, turn: Turn) {
+        self.remove_unless(turn, || false);
+    }
+
+    /// A new empty file.
+    ///
+    /// *Errors*: the disk's.
+    pub(super) fn blank(&self) -> Result<Arc<Spool>> {
+        Spool::new(&self.dir, self.budget.clone()).map(Arc::new)
+    }
+
+    /// What is staged of a file is forgotten if it is not what is there any more: somebody else has stored another version,
+    /// which `attr` names, after ours was stored.
+    pub(super) fn drop_superseded(&self, attr: &Attr) {
+        let staged = self.ready(attr.inode).filter(|staged| !staged.is_apart());
+        // While somebody has the turn, what is staged and what is known of it may differ.
+        let Some(turn) = staged.and_then(|staged| staged.try_turn()) else { return };
+        let differs = version_of(&turn.base().version_token) != version_of(&attr.version_token);
+        if differs && !turn.is_dirty() && !turn.is_unlinked() {
+            self.remove(turn);
+        }
+    }
+
+    /// Attributes as handles here see them: with length and time of what is not stored yet.
+    pub(super) fn overlay<'a>(&self, attr: &'a Attr) -> Cow<'a, Attr> {
+        let Some(staged) = self.ready(attr.inode).filter(|staged| staged.is_apart()) else {
+            return Cow::Borrowed(attr);
+        };
+        let Some(spool) = staged.spool.get() else { return Cow::Borrowed(attr) };
+        let mut seen = attr.clone();
+        seen.size = spool.length();
+        seen.mtime_ns = staged.mtime_ns.load(Ordering::Acquire);
+        seen.ctime_ns = seen.ctime_ns.max(seen.mtime_ns);
+        Cow::Owned(seen)
+    }
+
+    /// True while something is being brought, changed or stored.
+    pub(super) fn is_busy(&self) -> bool {
+        self.table().values().any(|staged| staged.work.try_lock().is_err())
+    }
+}
+
+fn prepare(dir: &Path) -> Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    let metadata = fs::symlink_metadata(dir)?;
+    if !metadata.is_dir() {
+        return Err(Error::new(ErrorKind::NotADirectory, "it is not a directory"));
+    }
+    // Its place is predictable and may lie where everybody can write.
+    let own = rustix::process::geteuid().as_raw();
+    if metadata.uid() != own && metadata.uid() != 0 {
+        let message = format!("it belongs to user {}: choose another", metadata.uid());
+        return Err(Error::new(ErrorKind::PermissionDenied, message));
+    }
+    Ok(())
+}

@@ -1,0 +1,153 @@
+use super::*;
+
+const MIB: usize = 1 << 20;
+
+struct Bench {
+    staging: Staging,
+    _dir: tempfile::TempDir,
+}
+
+fn bench(limit: u64) -> Bench {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let staging = Staging::new(dir.path().join("a/staging"), limit);
+    staging.prepare().expect("a directory");
+    Bench { staging, _dir: dir }
+}
+
+fn attr(inode: u64, token: &'static [u8], size: u64) -> Attr {
+    Attr { inode, version_token: token.into(), size, mtime_ns: 5, ctime_ns: 6, ..Attr::default() }
+}
+
+impl Bench {
+    /// An inode that is staged with `content`, clean.
+    async fn staged(&self, inode: u64, content: &[u8]) -> Turn {
+        let spool = self.staging.blank().expect("a file");
+        spool.write(Place::End, content).expect("written");
+        let mut turn = self.staging.turn(inode).await;
+        turn.begin(attr(inode, b"v1", content.len() as u64), spool);
+        turn
+    }
+
+    fn read(&self, inode: u64) -> Vec<u8> {
+        self.staging.ready(inode).expect("staged").read(0, u32::MAX).expect("read")
+    }
+}
+
+#[tokio::test]
+async fn growth_beyond_the_bound_is_refused_and_what_is_staged_stays() {
+    let bench = bench(2 * MIB as u64);
+    let mut one = bench.staged(1, &vec![1; MIB]).await;
+    let mut two = bench.staged(2, &vec![2; MIB - 1]).await;
+    two.write(Place::End, b"x").expect("the last byte there is room for");
+    for refused in [one.write(Place::End, b"x"), two.truncate(2 * MIB as u64), one.write(Place::At(9 << 30), b"x")] {
+        assert_eq!(refused.expect_err("refused").kind, ErrorKind::NoSpace);
+    }
+    one.write(Place::At(7), b"over what is there").expect("no growth");
+    assert_eq!(bench.read(1).len(), MIB);
+    assert_eq!(&bench.read(1)[7..25], b"over what is there");
+    two.truncate(0).expect("shorter");
+    one.write(Place::End, b"x").expect("there is room again");
+    bench.staging.remove(one);
+    two.truncate(2 * MIB as u64).expect("what was dropped has made room");
+}
+
+#[tokio::test]
+async fn gaps_and_what_was_cut_off_read_as_zeros_and_appends_go_to_the_end() {
+    let bench = bench(1 << 30);
+    let mut turn = bench.staged(1, b"0123456789").await;
+    turn.truncate(4).expect("shorter");
+    turn.truncate(6).expect("longer");
+    turn.write(Place::End, b"end").expect("appended");
+    turn.write(Place::At(12), b"far").expect("behind a gap");
+    turn.write(Place::End, b"!").expect("appended");
+    assert_eq!(bench.read(1), b"0123\0\0end\0\0\0far!");
+    let staged = bench.staging.ready(1).expect("staged");
+    assert_eq!(staged.read(13, 2).expect("read"), b"ar");
+    assert_eq!(staged.read(99, 2).expect("read"), b"");
+    assert_eq!(turn.content().expect("content").length, 16);
+}
+
+#[tokio::test]
+async fn attributes_show_what_is_not_stored_yet_and_nothing_else() {
+    let bench = bench(1 << 30);
+    let known = attr(1, b"v1", 10);
+    assert_eq!(*bench.staging.overlay(&known), known, "nothing is staged");
+    let mut turn = bench.staged(1, b"0123456789").await;
+    assert_eq!(*bench.staging.overlay(&known), known, "nothing has changed");
+    turn.write(Place::End, b"!").expect("written");
+    let seen = bench.staging.overlay(&known).into_owned();
+    assert_eq!((seen.size, seen.version_token.as_ref()), (11, &b"v1"[..]));
+    assert!(seen.mtime_ns > known.mtime_ns && seen.ctime_ns >= seen.mtime_ns);
+    assert_eq!(*bench.staging.overlay(&attr(2, b"v1", 3)), attr(2, b"v1", 3), "another file");
+    turn.stored(attr(1, b"v2", 11));
+    assert_eq!(*bench.staging.overlay(&attr(1, b"v3", 7)), attr(1, b"v3", 7), "somebody else has stored it since");
+    turn.unlinked();
+    assert_eq!(bench.staging.overlay(&known).size, 11, "its handles still see it");
+}
+
+#[tokio::test]
+async fn what_was_written_waits_to_be_stored_and_what_has_no_name_any_more_never_does() {
+    let bench = bench(1 << 30);
+    let mut turn = bench.staged(1, b"content").await;
+    assert!(!turn.is_due(), "it is stored");
+    turn.write(Place::At(0), b"C").expect("written");
+    assert!(turn.is_due());
+    turn.unlinked();
+    turn.write(Place::End, b", more").expect("its handles go on");
+    assert!(turn.is_dirty() && !turn.is_due());
+    drop(turn);
+    bench.staging.drop_superseded(&attr(1, b"v9", 3));
+    assert_eq!(bench.read(1), b"Content, more");
+}
+
+#[tokio::test]
+async fn what_is_stored_gives_way_to_a_newer_version_and_what_is_not_does_not() {
+    let bench = bench(1 << 30);
+    let mut turn = bench.staged(1, b"old").await;
+    turn.touch();
+    drop(turn);
+    bench.staging.drop_superseded(&attr(1, b"v9", 3));
+    let mut turn = bench.staging.turn_of_ready(1).await.expect("still there");
+    turn.stored(attr(1, b"v2", 3));
+    bench.staging.drop_superseded(&attr(1, b"v9", 3));
+    assert!(bench.staging.ready(1).is_some(), "somebody has the turn");
+    drop(turn);
+    bench.staging.drop_superseded(&attr(1, b"v2", 3));
+    assert!(bench.staging.ready(1).is_some(), "it is that version");
+    bench.staging.drop_superseded(&attr(1, b"v9", 3));
+    assert!(bench.staging.ready(1).is_none());
+}
+
+#[tokio::test]
+async fn whoever_waited_for_a_turn_that_was_the_last_gets_one_of_a_new_entry() {
+    let bench = bench(1 << 30);
+    let turn = bench.staged(1, b"old").await;
+    assert!(bench.staging.is_busy());
+    assert!(bench.staging.ready(1).expect("staged").try_turn().is_none(), "it is taken");
+    let mut next = std::pin::pin!(bench.staging.turn(1));
+    assert!(futures::poll!(next.as_mut()).is_pending());
+    bench.staging.remove_unless(turn, || false);
+    let next = next.await;
+    assert!(!next.is_ready(), "nothing of the entry before");
+    assert!(bench.staging.ready(1).is_none(), "readers do not see what is not here yet");
+    bench.staging.remove_unless(next, || true);
+    assert!(!bench.staging.is_busy());
+}
+
+#[test]
+fn a_directory_of_somebody_else_or_no_directory_is_refused() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let file = dir.path().join("file");
+    fs::write(&file, b"").expect("written");
+    assert!(Staging::new(file, 1).prepare().is_err());
+    let link = dir.path().join("link");
+    std::os::unix::fs::symlink(dir.path(), &link).expect("link");
+    assert_eq!(Staging::new(link, 1).prepare().expect_err("a link").kind, ErrorKind::NotADirectory);
+    let staging = Staging::new(dir.path().join("d"), 1);
+    staging.prepare().expect("made");
+    staging.prepare().expect("as good");
+    staging.blank().expect("a file");
+    assert_eq!(fs::read_dir(dir.path().join("d")).expect("listed").count(), 0, "its files have no names");
+    staging.clear();
+    assert!(!dir.path().join("d").exists());
+}

@@ -1,0 +1,249 @@
+//! Content of files: brought to the staging directory before its first change, changed there, and stored when it is synced
+//! or closed.
+//!
+//! What a handle has opened is what it changes: a file that is of another version by the first change, or by the time it is
+//! stored, is `Stale`. What could not be stored stays staged until the last handle is closed, so that it can be tried again.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use futures::stream::FuturesOrdered;
+use jindofs_proto::v1::{Attr, FileType, SetAttrRequest};
+
+use crate::client::namespace::at_inode;
+use crate::client::{OpenFile, Reader};
+use crate::error::{Error, ErrorKind, Result};
+use crate::rpc::source::source_of;
+use crate::types::version_of;
+
+use super::fs::Fs;
+use super::inodes::Known;
+use super::staging::{Place, Spool, Turn};
+
+/// Bytes of a file brought here at a time, one block.
+const STEP: u64 = crate::types::BLOCK_SIZE as u64;
+/// Steps asked for ahead.
+const AHEAD: usize = 4;
+/// How long the end of the process waits for what is being stored. Kubernetes gives 30 s.
+const SETTLE: Duration = Duration::from_secs(20);
+/// Pause between two looks whether it is.
+const LOOK: Duration = Duration::from_millis(50);
+
+impl Fs {
+    /// *Errors*: `ReadOnly`, if nothing can be changed through this mount.
+    pub(super) fn check_writable(&self) -> Result<()> {
+        if self.writable {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::ReadOnly, "the mount is read-only: fuse.writable is not set"))
+    }
+
+    /// *Errors*: `ReadOnly`, if the file lies where nothing can be changed; `Stale` when its mount is gone.
+    pub(super) async fn check_changeable(&self, attr: &Attr) -> Result<()> {
+        self.check_writable()?;
+        if attr.mount_id == 0 {
+            return Ok(());
+        }
+        match self.mounts.get(attr.mount_id).await? {
+            Some(mount) if mount.read_only => {
+                let path = String::from_utf8_lossy(&mount.path).into_owned();
+                Err(Error::new(ErrorKind::ReadOnly, format!("the mount {path} is read-only")))
+            }
+            Some(_) => Ok(()),
+            None => Err(Error::new(ErrorKind::Stale, format!("mount {} does not exist any more", attr.mount_id))),
+        }
+    }
+
+    /// Writes, if the file is staged and nobody is at work on it.
+    pub(super) fn write_now(&self, inode: u64, place: Place, data: &[u8]) -> Option<Result<()>> {
+        let mut turn = self.staging.ready(inode)?.try_turn()?;
+        Some(turn.write(place, data))
+    }
+
+    /// Writes through a handle.
+    ///
+    /// *Errors*: `Unsupported` outside any mount, `Stale`, `NoSpace`; those of reading what is there.
+    pub(super) async fn write(self: &Arc<Self>, number: u64, inode: u64, place: Place, data: &[u8]) -> Result<()> {
+        self.check_writable()?;
+        let opened = self.handles.file(number).map(|handle| handle.file.source.version);
+        let mut turn = self.stage(inode, opened, u64::MAX).await?;
+        turn.write(place, data)
+    }
+
+    /// The turn of an inode, with the first `keep` bytes of its content staged, or more. `opened` is the version that the
+    /// caller has seen.
+    pub(super) async fn stage(self: &Arc<Self>, inode: u64, opened: Option<u64>, keep: u64) -> Result<Turn> {
+        let mut turn = self.staging.turn(inode).await;
+        if turn.is_ready() {
+            return Ok(turn);
+        }
+        match self.bring(inode, opened, keep).await {
+            Ok((base, content)) => {
+                turn.begin(base, content);
+                Ok(turn)
+            }
+            Err(error) => {
+                self.staging.remove(turn);
+                Err(error)
+            }
+        }
+    }
+
+    async fn bring(self: &Arc<Self>, inode: u64, opened: Option<u64>, keep: u64) -> Result<(Attr, Arc<Spool>)> {
+        let attr = self.attr(inode).await?.attr;
+        if attr.mount_id == 0 {
+            let message = "a file outside any mount holds no data: write below a mount";
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        }
+        self.check_changeable(&attr).await?;
+        let version = version_of(&attr.version_token);
+        let other = || Error::new(ErrorKind::Stale, format!("inode {inode} is of another version by now"));
+        if opened.is_some_and(|opened| opened != version) {
+            return Err(other());
+        }
+        let content = self.staging.blank()?;
+        if attr.size > 0 && keep > 0 {
+            let file = self.open_source(&attr).await?;
+            if file.source.version != version {
+                return Err(other());
+            }
+            if let Err(error) = copy(&self.reader, &file, &content, keep).await {
+                if error.kind == ErrorKind::Stale {
+                    self.found_stale(&file.source);
+                }
+                return Err(error);
+            }
+        }
+        Ok((attr, content))
+    }
+
+    /// True if nothing of a file waits to be stored.
+    pub(super) fn is_stored(&self, inode: u64) -> bool {
+        self.staging.ready(inode).is_none_or(|staged| !staged.is_dirty())
+    }
+
+    /// Stores what was written, if anything was.
+    ///
+    /// *Errors*: as [`crate::client::Writer::store`]. What was written stays staged.
+    pub(super) async fn sync(&self, inode: u64) -> Result<()> {
+        match self.staging.turn_of_ready(inode).await {
+            Some(mut turn) => self.store(&mut turn).await,
+            None => Ok(()),
+        }
+    }
+
+    pub(super) async fn store(&self, turn: &mut Turn) -> Result<()> {
+        if !turn.is_due() {
+            return Ok(());
+        }
+        let stored = self.writer.store(turn.base(), turn.content()?).await;
+        let attr = stored.inspect_err(|error| {
+            if error.kind == ErrorKind::Stale {
+                self.inodes.expire(turn.inode());
+            }
+        })?;
+        self.renewed(turn, attr.clone());
+        turn.stored(attr);
+        Ok(())
+    }
+
+    /// The file of `turn` has new attributes by a change of ours; its content is still what is staged.
+    pub(super) fn renewed(&self, turn: &Turn, attr: Attr) {
+        let version = version_of(&attr.version_token);
+        self.inodes.pages_become(attr.inode, version_of(&turn.base().version_token), version);
+        self.news(attr);
+    }
+
+    /// A change of ours was answered with the attributes of what it changed.
+    pub(super) fn news(&self, attr: Attr) {
+        self.layouts.forget(attr.inode);
+        self.listings.changed(attr.parent);
+        // Whatever was asked for before now is older.
+        self.inodes.renew(Known::new(attr, Instant::now()));
+    }
+
+    /// Sets the length of a file: through a handle it is stored with everything else, by its name at once.
+    ///
+    /// *Errors*: as [`Fs::write`]; those of storing.
+    pub(super) async fn truncate(self: &Arc<Self>, inode: u64, length: u64, number: Option<u64>) -> Result<()> {
+        let attr = self.attr(inode).await?.attr;
+        match attr.r#type() {
+            FileType::File if attr.mount_id == 0 => return self.truncate_outside(inode, length).await,
+            FileType::File => {}
+            FileType::Directory => return Err(Error::new(ErrorKind::IsADirectory, "a directory has no length to set")),
+            FileType::Symlink | FileType::Unspecified => return Err(Error::invalid("only a file has a length to set")),
+        }
+        let handle = number.and_then(|number| self.handles.file(number));
+        let opened = handle.as_ref().map(|handle| handle.file.source.version);
+        let mut turn = self.stage(inode, opened, length).await?;
+        let mut done = turn.truncate(length);
+        if done.is_ok() && handle.is_none() {
+            done = self.store(&mut turn).await;
+        }
+        // Nobody is left who could try again.
+        self.staging.remove_unless(turn, || self.inodes.is_open(inode));
+        done
+    }
+
+    /// A file outside any mount has a length and no content.
+    async fn truncate_outside(&self, inode: u64, length: u64) -> Result<()> {
+        let request = SetAttrRequest { target: Some(at_inode(inode)), size: Some(length), ..SetAttrRequest::default() };
+        let attr = self.patient.set_attr(request).await?;
+        // All its lengths are one version.
+        self.reader.forget(&source_of(&attr, Vec::new()));
+        self.news(attr);
+        Ok(())
+    }
+
+    /// After the last close: stores what was written since the last sync, and forgets what is staged. Whoever maps a file
+    /// writes after its close; nobody is left to be told of an error.
+    pub(super) async fn let_go(&self, inode: u64) {
+        let Some(mut turn) = self.staging.turn_of_ready(inode).await else { return };
+        if self.inodes.is_open(inode) {
+            return;
+        }
+        if let Err(error) = self.store(&mut turn).await {
+            tracing::error!(inode, %error, "what was written is lost: it could not be stored after the last close");
+        }
+        self.staging.remove_unless(turn, || self.inodes.is_open(inode));
+    }
+
+    /// To be called at the end: waits a while for what is being stored, and ends the session, so that others need not wait.
+    pub(super) async fn settle(&self) {
+        if !self.writable {
+            return;
+        }
+        let started = Instant::now();
+        while self.staging.is_busy() && started.elapsed() < SETTLE {
+            tokio::time::sleep(LOOK).await;
+        }
+        self.patient.session().close().await;
+        self.staging.clear();
+    }
+}
+
+/// Copies the first `keep` bytes of a file.
+async fn copy(reader: &Reader, file: &OpenFile, to: &Arc<Spool>, keep: u64) -> Result<()> {
+    let length = file.source.length.min(keep);
+    // Refused before anything is read, where there is no room for it.
+    to.resize(length)?;
+    let (mut asked, mut at) = (0, 0);
+    let mut under_way = FuturesOrdered::new();
+    loop {
+        while asked < length && under_way.len() < AHEAD {
+            let step = STEP.min(length - asked);
+            under_way.push_back(reader.read(file, asked, step));
+            asked += step;
+        }
+        let Some(piece) = under_way.next().await else { break };
+        let (piece, to, offset) = (piece?, to.clone(), at);
+        at += piece.len() as u64;
+        let written = tokio::task::spawn_blocking(move || to.write(Place::At(offset), &piece)).await;
+        written.map_err(|error| Error::internal(format!("staging: {error}")))??;
+    }
+    if at == length {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::UnderStorage, format!("{at} bytes came instead of {length}")))
+}

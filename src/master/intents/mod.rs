@@ -1,0 +1,310 @@
+//! Changes below mounts, carried out: the leader records a change as an intent, makes it in the under-storage, and ends the
+//! intent, which makes the change here and is the client's answer. A leader that comes to power first takes over what the
+//! one before has left; nothing below a mount is changed until it holds all of that.
+
+mod carry_out;
+mod locks;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared};
+use jindofs_proto::store::v1::command::Command as Kind;
+use jindofs_proto::store::v1::outcome::Outcome as Answer;
+use jindofs_proto::store::v1::{Command, FinishIntent};
+use jindofs_proto::v1::{OpId, Target};
+use tokio::sync::watch;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::master::metadata::Metadata;
+use crate::master::raft::Handle;
+use crate::master::state::plan::{self, Due, Scope};
+use crate::master::state::query;
+use crate::master::store::Store;
+use crate::rpc::status::from_detail;
+use crate::types::ROOT_INODE;
+use crate::ufs;
+
+use locks::{Guard, Locks};
+
+/// Pauses between attempts while an under-storage does not answer: the last one is repeated.
+const PAUSES: [Duration; 5] = [
+    Duration::from_millis(50),
+    Duration::from_millis(200),
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(3),
+];
+
+type Running = Shared<BoxFuture<'static, Result<Answer>>>;
+
+/// Intents of this master while it leads. Clones share them.
+#[derive(Clone)]
+pub struct Intents(Arc<Inner>);
+
+struct Inner {
+    handle: Handle,
+    metadata: Metadata,
+    storage: Arc<ufs::Registry>,
+    locks: Locks,
+    running: Mutex<HashMap<u64, Running>>,
+    /// Term in which everything that was left has been taken over.
+    ready: watch::Sender<Option<u64>>,
+}
+
+impl std::fmt::Debug for Intents {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Intents").finish_non_exhaustive()
+    }
+}
+
+impl Intents {
+    /// None are at work yet.
+    pub fn new(handle: Handle, metadata: Metadata, storage: Arc<ufs::Registry>) -> Intents {
+        Intents(Arc::new(Inner {
+            handle,
+            metadata,
+            storage,
+            locks: Locks::new(),
+            running: Mutex::default(),
+            ready: watch::Sender::new(None),
+        }))
+    }
+
+    /// Executes a client's command, which may change something below a mount.
+    ///
+    /// *Errors*: the command's; `ResourceExhausted` while what it changes is being stored by a client, or a new leader takes
+    /// over; `NotLeader` and those of a proposal.
+    ///
+    /// *Durability*: on `Ok` the change is on the disks of a quorum, and in the under-storage. *Cancel-safety*: a change that
+    /// has begun is ended.
+    pub async fn execute(&self, op: Option<OpId>, kind: Kind) -> Result<Answer> {
+        let begins_write = matches!(kind, Kind::BeginWrite(_));
+        let guard = match self.scope(&kind).await? {
+            Some(scope) => {
+                let guard = self.0.locks.take(&scope).await;
+                self.may_begin(&scope)?;
+                Some(guard)
+            }
+            None => None,
+        };
+        match self.propose(op, kind).await? {
+            Answer::Pending(pending) if !begins_write => self.drive(pending.intent, guard).await,
+            answer => Ok(answer),
+        }
+    }
+
+    /// Judges by what lies in the under-storage how the storing of content has ended.
+    ///
+    /// *Errors*: as [`Intents::execute`].
+    pub async fn settle(&self, op: Option<OpId>, kind: Kind) -> Result<Answer> {
+        match self.propose(op, kind).await? {
+            Answer::Pending(pending) => self.drive(pending.intent, None).await,
+            answer => Ok(answer),
+        }
+    }
+
+    /// What a command changes below mounts, with everything loaded that its rules must know.
+    async fn scope(&self, kind: &Kind) -> Result<Option<Scope>> {
+        let store = self.leaders_store()?;
+        if !plan::is_below_mount(&store.view(), kind) {
+            return Ok(None);
+        }
+        for target in targets(kind) {
+            match self.0.metadata.lookup(target).await {
+                Ok(attr) if matches!(kind, Kind::Rmdir(_)) && attr.mount_id != 0 && attr.inode != ROOT_INODE => {
+                    // Empty is what is known to be.
+                    self.0.metadata.list(target, b"", 1).await.map(drop).or_else(refusal)?;
+                }
+                Ok(_) => {}
+                Err(error) => refusal(error)?,
+            }
+        }
+        let store = self.0.handle.read().await?;
+        plan::scope(&store.view(), kind)
+    }
+
+    fn may_begin(&self, scope: &Scope) -> Result<()> {
+        let leads_in = *self.0.handle.leadership().borrow();
+        if leads_in.is_none() {
+            return Err(self.0.handle.not_leader());
+        }
+        if *self.0.ready.borrow() != leads_in {
+            return Err(Error::new(ErrorKind::ResourceExhausted, "what the leader before has begun is taken over"));
+        }
+        let store = self.leaders_store()?;
+        if plan::is_being_stored(&store.view(), &scope.inodes)? {
+            return Err(Error::new(ErrorKind::ResourceExhausted, "the file is just being stored by a client"));
+        }
+        Ok(())
+    }
+
+    /// The store as this leader has applied it.
+    fn leaders_store(&self) -> Result<Arc<Store>> {
+        let handle = &self.0.handle;
+        handle.store().filter(|_| handle.is_leader()).ok_or_else(|| handle.not_leader())
+    }
+
+    async fn propose(&self, op: Option<OpId>, kind: Kind) -> Result<Answer> {
+        let outcome = self.0.handle.propose(Command { op, command: Some(kind), time_ns: 0 }).await?;
+        match outcome.outcome {
+            Some(Answer::Error(detail)) => Err(from_detail(&detail)),
+            Some(answer) => Ok(answer),
+            None => Err(Error::internal("a command was answered with nothing")),
+        }
+    }
+
+    /// Carries an intent out, whoever asks for it how often; it goes on if they give up.
+    async fn drive(&self, id: u64, guard: Option<Guard>) -> Result<Answer> {
+        let running = {
+            let mut all = self.0.running.lock().unwrap_or_else(PoisonError::into_inner);
+            all.entry(id).or_insert_with(|| self.start(id, guard)).clone()
+        };
+        running.await
+    }
+
+    fn start(&self, id: u64, guard: Option<Guard>) -> Running {
+        let this = self.clone();
+        let task = tokio::spawn(async move {
+            let done = this.run(id).await;
+            this.0.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+            drop(guard);
+            done
+        });
+        let joined =
+            task.map(|ended| ended.unwrap_or_else(|error| Err(Error::internal(format!("an intent: {error}")))));
+        joined.boxed().shared()
+    }
+
+    /// Works at an intent until it has ended, or somebody else leads.
+    async fn run(&self, id: u64) -> Result<Answer> {
+        let mut answer = None;
+        let mut failures = 0;
+        loop {
+            match self.step(id).await {
+                Ok(Step { said, more }) => {
+                    failures = 0;
+                    answer = answer.or(said);
+                    if !more {
+                        break;
+                    }
+                }
+                Err(error) if error.kind == ErrorKind::NotLeader || !self.0.handle.is_leader() => {
+                    return Err(self.0.handle.not_leader());
+                }
+                Err(error) => {
+                    let pause = PAUSES[failures.min(PAUSES.len() - 1)];
+                    tracing::warn!(intent = id, %error, ?pause, "a change of under-storage is tried again");
+                    failures += 1;
+                    tokio::time::sleep(pause).await;
+                }
+            }
+        }
+        match answer {
+            Some(Answer::Error(detail)) => Err(from_detail(&detail)),
+            Some(answer) => Ok(answer),
+            // Ended by somebody else: the client finds its answer when it asks again.
+            None => Err(Error::new(ErrorKind::OutcomeUnknown, format!("intent {id} has ended meanwhile"))),
+        }
+    }
+
+    async fn step(&self, id: u64) -> Result<Step> {
+        let store = self.0.handle.read().await?;
+        let finish = match plan::due(&store.view(), id)? {
+            Due::Ended | Due::Client => return Ok(Step { said: None, more: false }),
+            Due::Forgotten => FinishIntent { id, ..FinishIntent::default() },
+            Due::Leader(plan) => {
+                let storage = self.0.storage.open(&plan.mount.ufs_uri, &plan.mount.options)?;
+                carry_out::carry_out(&*storage, id, &plan).await?
+            }
+        };
+        drop(store);
+        let more = finish.leftover.is_some();
+        let command = Command { command: Some(Kind::FinishIntent(finish)), ..Command::default() };
+        match self.0.handle.propose(command).await?.outcome {
+            Some(Answer::Error(detail)) if detail.kind() == ErrorKind::FailedPrecondition => {
+                Ok(Step { said: None, more: false })
+            }
+            Some(said) => Ok(Step { more: more && !matches!(said, Answer::Error(_)), said: Some(said) }),
+            None => Err(Error::internal("a command was answered with nothing")),
+        }
+    }
+
+    /// Takes over what the leader before has left: holds it, and carries it out in the background.
+    ///
+    /// *Errors*: when this master does not lead any more, or its state cannot be read.
+    pub(super) async fn take_over(&self, term: u64) -> Result<()> {
+        let store = self.0.handle.read().await?;
+        let mut after = 0;
+        loop {
+            let page = query::intents(&store.view(), after)?;
+            let Some((last, _)) = page.last() else { break };
+            after = *last;
+            for (id, row) in page {
+                let locks = plan::locks(&store.view(), &row)?;
+                let guard = (!locks.is_empty()).then(|| self.0.locks.try_take(&locks));
+                if let Some(guard) = guard {
+                    tracing::info!(intent = id, "a change that the leader before has begun is taken over");
+                    let this = self.clone();
+                    tokio::spawn(async move { this.drive(id, Some(guard)).await });
+                }
+            }
+        }
+        self.0.ready.send_replace(Some(term));
+        Ok(())
+    }
+
+    /// Ends what clients have left that are gone.
+    ///
+    /// *Errors*: when the state cannot be read.
+    pub(super) fn look_after(&self) -> Result<()> {
+        let Some(store) = self.0.handle.store() else { return Ok(()) };
+        let mut after = 0;
+        loop {
+            let page = query::intents(&store.view(), after)?;
+            let Some((last, _)) = page.last() else { return Ok(()) };
+            after = *last;
+            for (id, _) in page {
+                let known = self.0.running.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&id);
+                if !known && !matches!(plan::due(&store.view(), id)?, Due::Client | Due::Ended) {
+                    let this = self.clone();
+                    tokio::spawn(async move { this.drive(id, None).await });
+                }
+            }
+        }
+    }
+}
+
+/// What one step of an intent brought.
+struct Step {
+    /// The answer to the operation, if it was this step that ended it.
+    said: Option<Answer>,
+    /// Another one follows.
+    more: bool,
+}
+
+/// What a command points at by name.
+fn targets(kind: &Kind) -> Vec<&Target> {
+    let (first, second) = match kind {
+        Kind::Create(request) => (&request.target, &None),
+        Kind::Mkdir(request) => (&request.target, &None),
+        Kind::Symlink(request) => (&request.target, &None),
+        Kind::Unlink(request) => (&request.target, &None),
+        Kind::Rmdir(request) => (&request.target, &None),
+        Kind::SetAttr(request) => (&request.target, &None),
+        Kind::Rename(request) => (&request.from, &request.to),
+        _ => (&None, &None),
+    };
+    first.iter().chain(second).collect()
+}
+
+/// What is wrong with a target is for the command itself to say.
+fn refusal(error: Error) -> Result<()> {
+    use ErrorKind::{CrossMount, InvalidArgument, NameTooLong, NotADirectory, NotFound};
+    match error.kind {
+        NotFound | NotADirectory | InvalidArgument | NameTooLong | CrossMount => Ok(()),
+        _ => Err(error),
+    }
+}

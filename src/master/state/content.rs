@@ -1,0 +1,174 @@
+//! New content of files below mounts: stored by a client, between an intent and its end.
+//!
+//! One rule for writers that meet: whoever ends first wins. Content is made from a version, and stored only while the file
+//! still is of that version; the other writer is told that it is stale.
+
+use jindofs_proto::store::v1::intent_row::Intent;
+use jindofs_proto::store::v1::outcome::Outcome as Answer;
+use jindofs_proto::store::v1::{FinishIntent, InodeRow, IntentRow, Made, UfsEntry, Write};
+use jindofs_proto::v1::{BeginWriteRequest, EndWriteRequest, FileType};
+
+use super::apply::done;
+use super::context::Ctx;
+use super::fault::{Step, refuse};
+use super::resolve::{self, Place};
+use super::{Table, intent, keys, namespace, rows, session};
+use crate::error::ErrorKind;
+
+/// Largest file, bytes.
+const SIZE_MAX: u64 = i64::MAX as u64;
+
+/// Notes that a file was made which is not stored yet.
+pub(super) fn made(ctx: &mut Ctx<'_>, inode: u64, row: &mut InodeRow) -> Step {
+    let op = Some(intent::op_of(ctx)?.clone());
+    row.own_attr = !resolve::keeps_attributes(ctx.view(), row.mount_id)?;
+    let id = ctx.new_intent();
+    (row.unstored, row.intent) = (true, id);
+    intent::write(ctx, id, &IntentRow { op, intent: Some(Intent::Made(Made { inode })), ..IntentRow::default() });
+    Ok(())
+}
+
+/// Forgets a file that was made and never stored.
+///
+/// *Errors*: `Busy` while it is being stored.
+pub(super) fn unmade(ctx: &mut Ctx<'_>, row: &InodeRow) -> Step {
+    match intent::get(ctx.view(), row.intent)?.and_then(|row| row.intent) {
+        Some(Intent::Made(_)) | None => intent::delete(ctx, row.intent),
+        Some(_) => intent::is_free(row)?,
+    }
+    Ok(())
+}
+
+/// Announces that a client is going to store content.
+///
+/// *Errors*: `Stale` when the file is of another version by now, `NotFound` when it was removed, `Busy` while it is changed.
+pub(super) fn begin_write(ctx: &mut Ctx<'_>, request: &BeginWriteRequest) -> Step<Answer> {
+    let op = intent::op_of(ctx)?.clone();
+    if ctx.batched {
+        return refuse(ErrorKind::Unsupported, "content is not stored by a batch");
+    }
+    let inode = request.inode;
+    let Some(row) = rows::inode(ctx.view(), inode)? else { return resolve::no_inode(inode) };
+    if row.mount_id == 0 || row.r#type() != FileType::File {
+        return refuse(
+            ErrorKind::InvalidArgument,
+            format!("inode {inode} is no file below a mount: it has no content"),
+        );
+    }
+    resolve::writable(ctx.view(), row.mount_id)?;
+    namespace::still_there(ctx, inode, &row)?;
+    if row.version_token != request.base_token {
+        return refuse(ErrorKind::Stale, format!("inode {inode} was stored by somebody else since it was opened"));
+    }
+    let id = match row.intent {
+        0 => ctx.new_intent(),
+        // A file that was only made belongs to whoever stores it first.
+        id if matches!(intent::get(ctx.view(), id)?.and_then(|row| row.intent), Some(Intent::Made(_))) => id,
+        _ => return intent::is_free(&row).map(|()| done()),
+    };
+    let write = Write { inode, base_token: request.base_token.clone(), given_up: false };
+    intent::write(ctx, id, &IntentRow { op: Some(op), intent: Some(Intent::Write(write)), ..IntentRow::default() });
+    rows::put_inode(ctx.txn, inode, &InodeRow { intent: id, ..row });
+    Ok(intent::pending(id))
+}
+
+/// What came of it.
+///
+/// *Errors*: `Stale` when the intent has ended otherwise: by the end of the client's session.
+pub(super) fn end_write(ctx: &mut Ctx<'_>, request: &EndWriteRequest) -> Step<Answer> {
+    let op = intent::op_of(ctx)?.clone();
+    let found = intent::get(ctx.view(), request.intent)?;
+    let (write, owner) = match found {
+        Some(IntentRow { op: Some(owner), intent: Some(Intent::Write(write)), .. }) => (write, owner),
+        _ => {
+            return refuse(
+                ErrorKind::Stale,
+                format!("intent {} has ended: what was stored is judged by what is there", request.intent),
+            );
+        }
+    };
+    if owner.client_id != op.client_id {
+        return refuse(ErrorKind::PermissionDenied, format!("intent {} is of another client", request.intent));
+    }
+    let Some(stored) = &request.stored else {
+        let write = Write { given_up: true, ..write };
+        let row = IntentRow { op: Some(op), intent: Some(Intent::Write(write)), ..IntentRow::default() };
+        intent::write(ctx, request.intent, &row);
+        return Ok(intent::pending(request.intent));
+    };
+    if stored.version_token.is_empty() || stored.size > SIZE_MAX {
+        return refuse(
+            ErrorKind::InvalidArgument,
+            "stored content has a version token, and a size that a file can have",
+        );
+    }
+    let entry = UfsEntry {
+        version_token: stored.version_token.clone(),
+        size: stored.size,
+        mtime_ns: stored.mtime_ns,
+        ..UfsEntry::default()
+    };
+    intent::delete(ctx, request.intent);
+    let Some(row) = rows::inode(ctx.view(), write.inode)? else { return resolve::no_inode(write.inode) };
+    Ok(take(ctx, write.inode, row, &entry))
+}
+
+/// Ends the making or storing of a file with what lies in the under-storage.
+pub(super) fn finish(ctx: &mut Ctx<'_>, request: &FinishIntent, inode: u64, base_token: &[u8]) -> Step<Answer> {
+    let Some(row) = rows::inode(ctx.view(), inode)?.filter(|row| row.intent == request.id) else {
+        intent::delete(ctx, request.id);
+        return Ok(done());
+    };
+    if let Some(entry) = request.entry.as_ref().filter(|entry| entry.version_token != base_token) {
+        intent::delete(ctx, request.id);
+        return Ok(take(ctx, inode, row, entry));
+    }
+    if !row.unstored {
+        intent::delete(ctx, request.id);
+        let row = InodeRow { intent: 0, ..row };
+        rows::put_inode(ctx.txn, inode, &row);
+        return Ok(Answer::Attr(rows::attr(inode, &row)));
+    }
+    let owner = intent::get(ctx.view(), request.id)?.and_then(|intent| intent.op);
+    let lives = match &owner {
+        Some(op) => session::lives(ctx.view(), &op.client_id)?,
+        None => false,
+    };
+    if lives {
+        // Its client may try again.
+        let made = IntentRow { op: owner, intent: Some(Intent::Made(Made { inode })), ..IntentRow::default() };
+        intent::write(ctx, request.id, &made);
+        return Ok(Answer::Attr(rows::attr(inode, &row)));
+    }
+    intent::delete(ctx, request.id);
+    vanish(ctx, inode, row)?;
+    Ok(done())
+}
+
+/// The content of a file is another one now.
+fn take(ctx: &mut Ctx<'_>, inode: u64, mut row: InodeRow, entry: &UfsEntry) -> Answer {
+    ctx.count(&row, -1);
+    (row.size, row.mtime_ns, row.version_token) = (entry.size, entry.mtime_ns, entry.version_token.clone());
+    (row.ctime_ns, row.born_index) = (ctx.now, ctx.index);
+    (row.intent, row.unstored) = (0, false);
+    row.version += 1;
+    ctx.count(&row, 1);
+    rows::put_inode(ctx.txn, inode, &row);
+    Answer::Attr(rows::attr(inode, &row))
+}
+
+/// A file that was made and never stored is gone with its client.
+fn vanish(ctx: &mut Ctx<'_>, inode: u64, row: InodeRow) -> Step {
+    let parent = row.parent;
+    if let Some(directory) = rows::inode(ctx.view(), parent)? {
+        let content = rows::content_of(parent, &directory);
+        if let Some(entry) = rows::entry(ctx.view(), content, &row.name)?.filter(|entry| entry.inode == inode) {
+            let place = Place { parent, row: directory, name: row.name.clone(), entry: Some(entry) };
+            namespace::remove(ctx, place, inode, row);
+            return Ok(());
+        }
+    }
+    ctx.txn.delete(Table::Inode, &keys::id(inode));
+    ctx.count(&row, -1);
+    Ok(())
+}

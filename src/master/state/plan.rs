@@ -1,0 +1,306 @@
+//! What an intent asks of the under-storage: worked out from the state alone, so that every leader comes to the same.
+
+use bytes::Bytes;
+use jindofs_proto::store::v1::command::Command as Body;
+use jindofs_proto::store::v1::intent_row::Intent;
+use jindofs_proto::store::v1::{Command, IntentRow};
+use jindofs_proto::v1::{MkdirRequest, Mount, RenameRequest, SetAttrRequest, SymlinkRequest, Target};
+
+use super::fault::{Step, refuse};
+use super::resolve::{self, Place, Reach};
+use super::{View, intent, keys, query, rows};
+use crate::error::{Error, ErrorKind};
+
+/// Work in the under-storage of one mount.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// The mount.
+    pub mount: Mount,
+    /// What is to be done; paths are below the mount's uri.
+    pub work: Work,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Work {
+    /// A directory comes.
+    MakeDirectory {
+        /// Where.
+        path: Vec<u8>,
+        /// With which owner and mode.
+        request: MkdirRequest,
+    },
+    /// A symbolic link comes.
+    MakeSymlink {
+        /// Where.
+        path: Vec<u8>,
+        /// Where it leads, and its owner.
+        request: SymlinkRequest,
+    },
+    /// A file or link goes.
+    Remove {
+        /// Which.
+        path: Vec<u8>,
+        /// Its version; empty for a link.
+        token: Bytes,
+    },
+    /// An empty directory goes.
+    RemoveDirectory {
+        /// Which.
+        path: Vec<u8>,
+    },
+    /// Something moves.
+    Rename {
+        /// From here.
+        from: Vec<u8>,
+        /// Its version; empty for what is no file.
+        token: Bytes,
+        /// To there.
+        to: Vec<u8>,
+        /// Version of what is there; `None` for nothing.
+        replaced: Option<Bytes>,
+        /// Key of the entry that it had.
+        from_key: Vec<u8>,
+    },
+    /// Attributes change.
+    SetAttr {
+        /// Of what.
+        path: Vec<u8>,
+        /// Which.
+        request: SetAttrRequest,
+    },
+    /// A client was storing content, and nobody knows how it ended.
+    Look {
+        /// Where.
+        path: Vec<u8>,
+    },
+}
+
+/// Who has an intent, and what has to happen with it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Due {
+    /// There is no such intent any more.
+    Ended,
+    /// Its client is at work.
+    Client,
+    /// It is to be forgotten: what it is about is gone, or was never stored.
+    Forgotten,
+    /// The leader has to do it.
+    Leader(Box<Plan>),
+}
+
+/// What is to be done about an intent.
+///
+/// *Errors*: `Internal` when the state is damaged.
+pub fn due(view: &dyn View, id: u64) -> Result<Due, Error> {
+    let Some(row) = intent::get(view, id)? else { return Ok(Due::Ended) };
+    let lives = match &row.op {
+        Some(op) => query::session_exists(view, &op.client_id)?,
+        None => false,
+    };
+    let planned = match &row.intent {
+        Some(Intent::Change(change)) => of_change(view, change),
+        Some(Intent::Made(_) | Intent::Write(_)) if lives && !given_up(&row) => return Ok(Due::Client),
+        Some(Intent::Made(_)) | None => return Ok(Due::Forgotten),
+        Some(Intent::Write(write)) => of_path(view, write.inode, |path| Work::Look { path }),
+        Some(Intent::Leftover(leftover)) => {
+            let work = Work::Remove { path: leftover.ufs_path.to_vec(), token: leftover.version_token.clone() };
+            rows::mount(view, leftover.mount_id)?.map(|mount| Plan { mount, work }).ok_or_else(gone).map_err(Into::into)
+        }
+    };
+    match planned.map_err(Error::from) {
+        Ok(plan) => Ok(Due::Leader(Box::new(plan))),
+        // The mount or the tree was removed with everything in it.
+        Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(Due::Forgotten),
+        Err(error) => Err(error),
+    }
+}
+
+fn given_up(row: &IntentRow) -> bool {
+    matches!(&row.intent, Some(Intent::Write(write)) if write.given_up)
+}
+
+fn gone() -> Error {
+    Error::new(ErrorKind::NotFound, "the mount was removed")
+}
+
+/// Keys that stand for what an intent changes: nobody else may change the same at the same time.
+pub fn locks(view: &dyn View, row: &IntentRow) -> Result<Vec<Bytes>, Error> {
+    let mut locks: Vec<Bytes> = row.names.iter().map(|name| name.dentry_key.clone()).collect();
+    for inode in &row.inodes {
+        locks.extend(locks_of(view, *inode)?);
+    }
+    if let Some(Intent::Leftover(leftover)) = &row.intent {
+        locks.push(leftover.dentry_key.clone());
+    }
+    Ok(locks)
+}
+
+/// Keys of an inode and of its name.
+fn locks_of(view: &dyn View, inode: u64) -> Result<Vec<Bytes>, Error> {
+    let mut locks = vec![inode_lock(inode)];
+    if let Some(row) = rows::inode(view, inode)? {
+        let content = rows::content(view, row.parent)?;
+        locks.push(keys::dentry(content, &row.name).into());
+    }
+    Ok(locks)
+}
+
+fn inode_lock(inode: u64) -> Bytes {
+    Bytes::copy_from_slice(&keys::id(inode))
+}
+
+/// A change below a mount, before it begins.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scope {
+    /// The mount it is in.
+    pub mount_id: u32,
+    /// What it changes, as in [`locks`].
+    pub locks: Vec<Bytes>,
+    /// Inodes it changes.
+    pub inodes: Vec<u64>,
+    /// True if paths of other things change with it.
+    pub moves_paths: bool,
+}
+
+/// True if a client's command may change something below a mount.
+pub fn is_below_mount(view: &dyn View, body: &Body) -> bool {
+    let slot =
+        |target: &Option<Target>| matches!(resolve::slot(view, target.as_ref()), Ok((mount_id, _)) if mount_id != 0);
+    let inode = |id: u64| rows::inode(view, id).is_ok_and(|row| row.is_some_and(|row| row.mount_id != 0));
+    match body {
+        Body::Create(request) => slot(&request.target),
+        Body::Mkdir(request) => slot(&request.target),
+        Body::Symlink(request) => slot(&request.target),
+        Body::Unlink(request) => slot(&request.target),
+        Body::Rmdir(request) => slot(&request.target),
+        Body::Rename(request) => slot(&request.from) || slot(&request.to),
+        Body::SetAttr(request) => match resolve::reach(view, request.target.as_ref()) {
+            Ok(Reach::Inode(id)) => inode(id),
+            Ok(Reach::Missing { directory, .. }) => inode(directory),
+            Err(_) => false,
+        },
+        Body::BeginWrite(request) => inode(request.inode),
+        _ => false,
+    }
+}
+
+/// What a client's command changes below a mount that can be written; `None` for one that changes nothing there, or will
+/// be refused.
+///
+/// *Errors*: `Internal` when the state is damaged.
+pub fn scope(view: &dyn View, body: &Body) -> Result<Option<Scope>, Error> {
+    let targets: Vec<Option<&Target>> = match body {
+        Body::Create(request) => vec![request.target.as_ref()],
+        Body::Mkdir(request) => vec![request.target.as_ref()],
+        Body::Symlink(request) => vec![request.target.as_ref()],
+        Body::Unlink(request) => vec![request.target.as_ref()],
+        Body::Rmdir(request) => vec![request.target.as_ref()],
+        Body::Rename(request) => vec![request.from.as_ref(), request.to.as_ref()],
+        Body::SetAttr(request) => return of_reach(view, request.target.as_ref()),
+        Body::BeginWrite(request) => return of_inode(view, request.inode),
+        _ => return Ok(None),
+    };
+    let mut scope = Scope { mount_id: 0, locks: Vec::new(), inodes: Vec::new(), moves_paths: false };
+    for target in targets {
+        let Ok((mount_id, Ok(place))) = resolve::slot(view, target) else { return Ok(None) };
+        scope.mount_id = mount_id;
+        scope.locks.push(place.key().into());
+        if let Some(entry) = place.entry {
+            scope.locks.push(inode_lock(entry.inode));
+            scope.inodes.push(entry.inode);
+            let directory = entry.r#type() == jindofs_proto::v1::FileType::Directory;
+            scope.moves_paths |= directory && matches!(body, Body::Rename(_) | Body::Rmdir(_));
+        }
+    }
+    Ok(writable(view, scope))
+}
+
+fn writable(view: &dyn View, scope: Scope) -> Option<Scope> {
+    (scope.mount_id != 0 && resolve::writable(view, scope.mount_id).is_ok()).then_some(scope)
+}
+
+fn of_reach(view: &dyn View, target: Option<&Target>) -> Result<Option<Scope>, Error> {
+    match resolve::reach(view, target) {
+        Ok(Reach::Inode(inode)) => of_inode(view, inode),
+        _ => Ok(None),
+    }
+}
+
+fn of_inode(view: &dyn View, inode: u64) -> Result<Option<Scope>, Error> {
+    let Some(row) = rows::inode(view, inode)? else { return Ok(None) };
+    let locks = locks_of(view, inode)?;
+    Ok(writable(view, Scope { mount_id: row.mount_id, locks, inodes: vec![inode], moves_paths: false }))
+}
+
+/// True if one of these inodes is being stored by a client: changes of it have to wait.
+pub fn is_being_stored(view: &dyn View, inodes: &[u64]) -> Result<bool, Error> {
+    for inode in inodes {
+        let Some(row) = rows::inode(view, *inode)?.filter(|row| row.intent != 0) else { continue };
+        if let Some(IntentRow { intent: Some(Intent::Write(_)), .. }) = intent::get(view, row.intent)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn of_change(view: &dyn View, change: &Command) -> Step<Plan> {
+    match &change.command {
+        Some(Body::Mkdir(request)) => {
+            of_slot(view, request.target.as_ref(), |_, path| Ok(Work::MakeDirectory { path, request: request.clone() }))
+        }
+        Some(Body::Symlink(request)) => {
+            of_slot(view, request.target.as_ref(), |_, path| Ok(Work::MakeSymlink { path, request: request.clone() }))
+        }
+        Some(Body::Unlink(request)) => of_slot(view, request.target.as_ref(), |place, path| {
+            Ok(Work::Remove { path, token: token_at(view, place)?.unwrap_or_default() })
+        }),
+        Some(Body::Rmdir(request)) => {
+            of_slot(view, request.target.as_ref(), |_, path| Ok(Work::RemoveDirectory { path }))
+        }
+        Some(Body::Rename(request)) => of_rename(view, request),
+        Some(Body::SetAttr(request)) => match resolve::reach(view, request.target.as_ref())? {
+            Reach::Inode(inode) => of_path(view, inode, |path| Work::SetAttr { path, request: request.clone() }),
+            Reach::Missing { name, .. } => Err(resolve::missing(&name).into()),
+        },
+        _ => refuse(ErrorKind::Internal, "an intent to change something this release cannot change"),
+    }
+}
+
+fn of_path(view: &dyn View, inode: u64, work: impl FnOnce(Vec<u8>) -> Work) -> Step<Plan> {
+    let (mount, path) = query::ufs_path(view, inode)?;
+    Ok(Plan { mount, work: work(path) })
+}
+
+fn of_slot(view: &dyn View, target: Option<&Target>, work: impl FnOnce(&Place, Vec<u8>) -> Step<Work>) -> Step<Plan> {
+    let (_, place) = resolve::slot(view, target)?;
+    let place = place?;
+    let (mount, path) = path_of(view, &place)?;
+    Ok(Plan { mount, work: work(&place, path)? })
+}
+
+fn of_rename(view: &dyn View, request: &RenameRequest) -> Step<Plan> {
+    let to = resolve::slot(view, request.to.as_ref())?.1?;
+    let (_, to_path) = path_of(view, &to)?;
+    let replaced = token_at(view, &to)?;
+    of_slot(view, request.from.as_ref(), |from, path| {
+        let token = token_at(view, from)?.unwrap_or_default();
+        Ok(Work::Rename { from: path, token, to: to_path, replaced, from_key: from.key() })
+    })
+}
+
+/// Path of a name, whether or not there is something.
+fn path_of(view: &dyn View, place: &Place) -> Step<(Mount, Vec<u8>)> {
+    let (mount, mut path) = query::ufs_path(view, place.parent)?;
+    if !path.is_empty() {
+        path.push(b'/');
+    }
+    path.extend_from_slice(&place.name);
+    Ok((mount, path))
+}
+
+/// Version of what has a name: empty for what is no file.
+fn token_at(view: &dyn View, place: &Place) -> Step<Option<Bytes>> {
+    let Some(entry) = &place.entry else { return Ok(None) };
+    Ok(rows::inode(view, entry.inode)?.map(|row| row.version_token))
+}

@@ -1,0 +1,134 @@
+//! Content is stored beside its place under a name of its own, and takes the place in one step when all is on disk.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::{Mode, OFlags, copy_file_range, openat};
+use rustix::io::Errno;
+
+use super::attributes::give;
+use super::place::{Place, TEMPORARY, is_version};
+use super::{Local, entry_of_opened};
+use crate::error::{Error, ErrorKind, Result};
+use crate::ufs::{Content, Entry, Expected, NewAttr, stale};
+
+/// Bytes that are copied at once where the kernel does not copy by itself.
+const BUFFER: u64 = 1 << 20;
+
+/// What content is called until it takes its place.
+fn temporary_name(intent: u64) -> Vec<u8> {
+    format!("{TEMPORARY}{intent}").into_bytes()
+}
+
+impl Local {
+    pub(super) fn put_now(
+        &self,
+        path: &[u8],
+        content: &Content,
+        expected: Expected<'_>,
+        attr: NewAttr,
+        intent: u64,
+    ) -> Result<Entry> {
+        let failed = |error: io::Error| self.failed(path, &error);
+        let Some(place) = self.place(path)? else { return Err(self.no_place(path, expected)) };
+        // Told before anything is copied, and once more when all is.
+        self.must_be(path, &place, expected)?;
+        let temporary = temporary_name(intent);
+        let file = create(&place, &temporary).map_err(failed)?;
+        let placed = fill(&file, content)
+            .and_then(|()| give(&file, attr))
+            .and_then(|()| file.sync_all())
+            .map_err(failed)
+            .and_then(|()| self.put_in_place(path, &place, &temporary, expected));
+        if let Err(error) = placed {
+            // What stays is removed by a clean; the reason is of more use than a second error.
+            let _ = place.unlink(&temporary);
+            return Err(error);
+        }
+        let stored = place.sync().and_then(|()| entry_of_opened(place.name, &file));
+        let unknown = |error: io::Error| Error { kind: ErrorKind::OutcomeUnknown, ..failed(error) };
+        stored.map_err(unknown)?.ok_or_else(|| Error::internal("a stored file is none"))
+    }
+
+    pub(super) fn clean_now(&self, path: &[u8], intent: u64) -> Result<()> {
+        let Some(place) = self.place(path)? else { return Ok(()) };
+        let cleaned = place.unlink(&temporary_name(intent)).and_then(|()| place.sync());
+        cleaned.map_err(|error| self.failed(path, &error))
+    }
+
+    fn put_in_place(&self, path: &[u8], place: &Place<'_>, temporary: &[u8], expected: Expected<'_>) -> Result<()> {
+        self.must_be(path, place, expected)?;
+        match place.take(&place.directory, temporary, expected == Expected::Absent) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(stale(path)),
+            taken => taken.map_err(|error| self.failed(path, &error)),
+        }
+    }
+
+    /// *Errors*: `Stale` when something else is there than expected.
+    fn must_be(&self, path: &[u8], place: &Place<'_>, expected: Expected<'_>) -> Result<()> {
+        let found = place.metadata().map_err(|error| self.failed(path, &error))?;
+        let is = match (found, expected) {
+            (None, Expected::Absent) => true,
+            (Some(found), Expected::Token(token)) => is_version(&found, token),
+            _ => false,
+        };
+        if is { Ok(()) } else { Err(stale(path)) }
+    }
+
+    /// The directory is gone: with it the file that should be there, or the place for a new one.
+    fn no_place(&self, path: &[u8], expected: Expected<'_>) -> Error {
+        match expected {
+            Expected::Absent => self.failed(path, &io::ErrorKind::NotFound.into()),
+            Expected::Token(_) => stale(path),
+        }
+    }
+}
+
+/// A new file, in place of what an attempt of the same intent has left when it was cut off.
+fn create(place: &Place<'_>, name: &[u8]) -> io::Result<File> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let create = || openat(&place.directory, name, flags, Mode::RUSR | Mode::WUSR);
+    let created = match create() {
+        Err(Errno::EXIST) => {
+            place.unlink(name)?;
+            create()
+        }
+        created => created,
+    };
+    Ok(created?.into())
+}
+
+/// Copies by offset: others may read the same file.
+fn fill(to: &File, content: &Content) -> io::Result<()> {
+    let mut done = copied_by_kernel(to, content);
+    let mut buffer = Vec::new();
+    while done < content.length {
+        let wanted = (content.length - done).min(BUFFER);
+        buffer.resize(usize::try_from(wanted).map_err(io::Error::other)?, 0);
+        match content.file.read_at(&mut buffer, done) {
+            Ok(0) => return Err(io::Error::other(format!("what is to be stored ends at {done} bytes"))),
+            Ok(read) => {
+                to.write_all_at(&buffer[..read], done)?;
+                done += read as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// How many bytes the kernel has copied by itself. Why it stopped finds out who goes on.
+fn copied_by_kernel(to: &File, content: &Content) -> u64 {
+    let (mut read, mut written) = (0, 0);
+    while written < content.length {
+        let wanted = usize::try_from(content.length - written).unwrap_or(usize::MAX);
+        match copy_file_range(&content.file, Some(&mut read), to, Some(&mut written), wanted) {
+            Err(Errno::INTR) => {}
+            Ok(0) | Err(_) => break,
+            Ok(_) => {}
+        }
+    }
+    written
+}

@@ -1,0 +1,307 @@
+//! Changes of under-storage in the state: what is held while one is made, and what each way to end it leaves.
+
+use jindofs::master::state::plan::{self, Due, Work};
+use jindofs::master::state::{self, query};
+use jindofs::master::store::{Store, StoreOptions};
+use jindofs_proto::store::v1::command::Command as Body;
+use jindofs_proto::store::v1::outcome::Outcome as Answer;
+use jindofs_proto::store::v1::{CloseSession, Command, FinishIntent, Leftover, LoadEntries, OpenSession, UfsEntry};
+use jindofs_proto::v1::{
+    AddMountRequest, Attr, BeginWriteRequest, CreateRequest, EndWriteRequest, ErrorDetail, ErrorKind, FileType,
+    MkdirRequest, Mount, OpId, RenameRequest, StoredContent, Target, UnlinkRequest, target,
+};
+
+const CLIENT: [u8; 16] = [7; 16];
+
+/// A state with a mount at `/m`, whose root is loaded.
+struct Tree {
+    store: Store,
+    index: u64,
+    seq: u64,
+    root: u64,
+    _dir: tempfile::TempDir,
+}
+
+fn at(path: &str) -> Option<Target> {
+    Some(Target { target: Some(target::Target::Path(path.as_bytes().to_vec().into())) })
+}
+
+fn file(name: &str, token: &str) -> UfsEntry {
+    let mut entry = UfsEntry {
+        name: name.as_bytes().to_vec().into(),
+        size: token.len() as u64,
+        version_token: token.as_bytes().to_vec().into(),
+        mode: 0o644,
+        ..UfsEntry::default()
+    };
+    entry.set_type(FileType::File);
+    entry
+}
+
+fn directory(name: &str) -> UfsEntry {
+    let mut entry = UfsEntry { version_token: Default::default(), size: 0, mode: 0o755, ..file(name, "") };
+    entry.set_type(FileType::Directory);
+    entry
+}
+
+impl Tree {
+    fn new(uri: &str) -> Tree {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let options = StoreOptions { block_cache_bytes: 1 << 20, write_buffer_bytes: 1 << 20 };
+        let store = Store::open(dir.path(), &options).expect("opened");
+        let mut tree = Tree { store, index: 0, seq: 0, root: 0, _dir: dir };
+        tree.internal(Body::OpenSession(OpenSession { client_id: CLIENT.to_vec().into(), ..OpenSession::default() }));
+        let mount = Mount { path: b"/m".to_vec().into(), ufs_uri: uri.into(), ..Mount::default() };
+        tree.internal(Body::AddMount(AddMountRequest { op: None, mount: Some(mount) }));
+        tree.root = tree.lookup("/m").expect("the mount").inode;
+        tree
+    }
+
+    fn run(&mut self, op: Option<OpId>, body: Body) -> Answer {
+        self.index += 1;
+        let mut txn = self.store.begin();
+        let command = Command { op, command: Some(body), time_ns: i64::try_from(self.index).expect("small") };
+        let outcome = state::apply(&mut txn, self.index, &command).expect("applied");
+        self.store.commit(txn).expect("committed");
+        outcome.outcome.expect("an answer")
+    }
+
+    fn internal(&mut self, body: Body) -> Answer {
+        self.run(None, body)
+    }
+
+    /// A new operation of the client.
+    fn change(&mut self, body: Body) -> Answer {
+        self.seq += 1;
+        self.again(body)
+    }
+
+    /// The last operation once more.
+    fn again(&mut self, body: Body) -> Answer {
+        let op = OpId { client_id: CLIENT.to_vec().into(), seq: self.seq, acked_below: self.seq };
+        self.run(Some(op), body)
+    }
+
+    /// A listing that began when `start` was applied.
+    fn list(&mut self, start: u64, entries: &[UfsEntry]) {
+        let load = LoadEntries {
+            directory: self.root,
+            mount_id: 1,
+            entries: entries.to_vec(),
+            complete: true,
+            sync_start_index: start,
+            ..LoadEntries::default()
+        };
+        assert!(matches!(self.internal(Body::LoadEntries(load)), Answer::Loaded(_)));
+    }
+
+    fn finish(&mut self, id: u64, entry: Option<UfsEntry>) -> Answer {
+        self.internal(Body::FinishIntent(FinishIntent { id, entry, ..FinishIntent::default() }))
+    }
+
+    fn lookup(&self, path: &str) -> Result<Attr, ErrorKind> {
+        query::lookup(&self.store.view(), &at(path).expect("a target")).map_err(|error| error.kind)
+    }
+
+    fn names(&self) -> Vec<String> {
+        let (entries, _) = query::list(&self.store.view(), self.root, b"", 0).expect("listed");
+        entries.iter().map(|entry| String::from_utf8_lossy(&entry.name).into_owned()).collect()
+    }
+
+    fn intents(&self) -> usize {
+        query::intents(&self.store.view(), 0).expect("read").len()
+    }
+
+    fn due(&self, id: u64) -> Due {
+        plan::due(&self.store.view(), id).expect("planned")
+    }
+
+    fn write(&mut self, inode: u64, base: &str) -> Answer {
+        let base_token = base.as_bytes().to_vec().into();
+        self.change(Body::BeginWrite(BeginWriteRequest { op: None, inode, base_token }))
+    }
+
+    fn end(&mut self, intent: u64, stored: Option<&str>) -> Answer {
+        let stored = stored.map(|token| StoredContent {
+            version_token: token.as_bytes().to_vec().into(),
+            size: token.len() as u64,
+            mtime_ns: 5,
+        });
+        self.change(Body::EndWrite(EndWriteRequest { op: None, intent, stored }))
+    }
+}
+
+fn pending(answer: &Answer) -> u64 {
+    match answer {
+        Answer::Pending(pending) => pending.intent,
+        other => panic!("not pending: {other:?}"),
+    }
+}
+
+fn refused(answer: &Answer) -> ErrorKind {
+    match answer {
+        Answer::Error(detail) => detail.kind(),
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+fn mkdir(path: &str) -> Body {
+    Body::Mkdir(MkdirRequest { target: at(path), mode: 0o755, ..MkdirRequest::default() })
+}
+
+fn unlink(path: &str) -> Body {
+    Body::Unlink(UnlinkRequest { target: at(path), ..UnlinkRequest::default() })
+}
+
+fn create(path: &str) -> Body {
+    Body::Create(CreateRequest { target: at(path), mode: 0o600, ..CreateRequest::default() })
+}
+
+#[test]
+fn a_directory_comes_when_it_was_made_in_the_under_storage_and_whoever_asks_again_gets_the_answer() {
+    let mut tree = Tree::new("local:///x");
+    tree.list(tree.index, &[]);
+    let id = pending(&tree.change(mkdir("/m/d")));
+    assert_eq!(tree.lookup("/m/d"), Err(ErrorKind::NotFound));
+    assert_eq!(pending(&tree.again(mkdir("/m/d"))), id);
+    tree.list(tree.index, &[directory("d")]);
+    assert!(tree.names().is_empty(), "the name is held");
+    let Due::Leader(todo) = tree.due(id) else { panic!("it is due") };
+    assert!(matches!(todo.work, Work::MakeDirectory { path, .. } if path == b"d"));
+    let Answer::Attr(made) = tree.finish(id, Some(directory("d"))) else { panic!("it is there") };
+    assert_eq!(tree.lookup("/m/d"), Ok(made.clone()));
+    assert_eq!(tree.again(mkdir("/m/d")), Answer::Attr(made), "the answer is kept for the operation");
+    assert_eq!((tree.intents(), tree.due(id)), (0, Due::Ended));
+    assert_eq!(refused(&tree.finish(id, None)), ErrorKind::FailedPrecondition, "it ends once");
+    assert_eq!(refused(&tree.change(mkdir("/m/d"))), ErrorKind::AlreadyExists);
+}
+
+#[test]
+fn what_the_under_storage_refuses_changes_nothing_and_holds_nothing() {
+    let mut tree = Tree::new("local:///x");
+    tree.list(tree.index, &[file("f", "1")]);
+    for body in [mkdir("/m/d"), unlink("/m/f")] {
+        let id = pending(&tree.change(body.clone()));
+        let refusal = ErrorDetail { kind: ErrorKind::PermissionDenied.into(), ..ErrorDetail::default() };
+        let finish = FinishIntent { id, refused: Some(refusal), ..FinishIntent::default() };
+        assert_eq!(refused(&tree.internal(Body::FinishIntent(finish))), ErrorKind::PermissionDenied);
+        assert_eq!(refused(&tree.again(body)), ErrorKind::PermissionDenied);
+        assert_eq!((tree.names(), tree.intents()), (vec!["f".to_owned()], 0));
+    }
+    tree.list(tree.index, &[]);
+    assert!(tree.names().is_empty(), "a listing judges them again");
+}
+
+#[test]
+fn a_removed_name_is_not_brought_back_by_a_listing_that_began_before() {
+    let mut tree = Tree::new("s3://b");
+    tree.list(tree.index, &[file("f", "1")]);
+    let start = tree.index;
+    let id = pending(&tree.change(unlink("/m/f")));
+    assert_eq!(refused(&tree.change(unlink("/m/f"))), ErrorKind::Busy, "one at a time");
+    let Due::Leader(todo) = tree.due(id) else { panic!("it is due") };
+    assert_eq!(todo.work, Work::Remove { path: b"f".to_vec(), token: "1".into() });
+    tree.list(tree.index, &[]);
+    assert_eq!(tree.names(), ["f"], "what is at work is left alone");
+    tree.finish(id, None);
+    tree.list(start, &[file("f", "1")]);
+    assert!(tree.names().is_empty());
+    tree.list(tree.index, &[file("f", "2")]);
+    assert_eq!(tree.names(), ["f"], "somebody else has stored it again");
+}
+
+#[test]
+fn a_file_that_was_made_outlives_listings_and_goes_with_its_session_unless_it_was_stored() {
+    let mut tree = Tree::new("s3://b");
+    tree.list(tree.index, &[]);
+    let start = tree.index;
+    for name in ["/m/lost", "/m/stored", "/m/removed"] {
+        assert!(matches!(tree.change(create(name)), Answer::Attr(_)));
+    }
+    tree.list(start, &[]);
+    tree.list(tree.index, &[]);
+    assert_eq!(tree.names(), ["lost", "removed", "stored"]);
+    let inode = tree.lookup("/m/stored").expect("there").inode;
+    let id = pending(&tree.write(inode, ""));
+    assert_eq!(tree.due(id), Due::Client);
+    assert!(matches!(tree.end(id, Some("v1")), Answer::Attr(attr) if attr.size == 2 && attr.mode == 0o600));
+    assert_eq!(tree.change(unlink("/m/removed")), Answer::Done(Default::default()), "nothing is stored of it");
+    let lost = query::intents(&tree.store.view(), 0).expect("read")[0].0;
+    assert_eq!(tree.due(lost), Due::Client);
+    tree.internal(Body::CloseSession(CloseSession { client_id: CLIENT.to_vec().into() }));
+    assert_eq!(tree.due(lost), Due::Forgotten);
+    tree.finish(lost, None);
+    assert_eq!((tree.names(), tree.intents()), (vec!["stored".to_owned()], 0));
+    let counted = query::stat(&tree.store.view(), 1).expect("counted");
+    assert_eq!((counted.files, counted.bytes), (1, 2));
+}
+
+#[test]
+fn content_made_from_a_version_that_is_gone_is_stale() {
+    let mut tree = Tree::new("s3://b");
+    tree.list(tree.index, &[file("f", "1")]);
+    let inode = tree.lookup("/m/f").expect("there").inode;
+    let id = pending(&tree.write(inode, "1"));
+    assert_eq!(refused(&tree.write(inode, "1")), ErrorKind::Busy);
+    assert_eq!(refused(&tree.change(unlink("/m/f"))), ErrorKind::Busy);
+    tree.list(tree.index, &[file("f", "other")]);
+    assert_eq!(tree.lookup("/m/f").expect("there").version_token, "1", "left alone while it is stored");
+    assert!(matches!(tree.end(id, Some("2")), Answer::Attr(_)));
+    assert_eq!(refused(&tree.write(inode, "1")), ErrorKind::Stale);
+    assert_eq!(refused(&tree.end(id, Some("3"))), ErrorKind::Stale, "it has ended");
+    assert_eq!(tree.lookup("/m/f").expect("there").version_token, "2");
+}
+
+#[test]
+fn what_became_of_content_is_judged_by_what_is_there() {
+    for (found, expected) in [(Some("1"), "1"), (Some("2"), "2"), (None, "1")] {
+        let mut tree = Tree::new("s3://b");
+        tree.list(tree.index, &[file("f", "1")]);
+        let inode = tree.lookup("/m/f").expect("there").inode;
+        let id = pending(&tree.write(inode, "1"));
+        assert_eq!(pending(&tree.end(id, None)), id);
+        let Due::Leader(todo) = tree.due(id) else { panic!("given up, it is the leader's") };
+        assert_eq!(todo.work, Work::Look { path: b"f".to_vec() });
+        let Answer::Attr(judged) = tree.finish(id, found.map(|token| file("f", token))) else { panic!("an answer") };
+        assert_eq!((&judged.version_token[..], tree.intents()), (expected.as_bytes(), 0));
+    }
+}
+
+#[test]
+fn a_file_that_could_not_be_stored_stays_its_clients_to_try_again() {
+    let mut tree = Tree::new("local:///x");
+    tree.list(tree.index, &[]);
+    let Answer::Attr(made) = tree.change(create("/m/f")) else { panic!("made") };
+    let id = pending(&tree.write(made.inode, ""));
+    tree.end(id, None);
+    assert!(matches!(tree.finish(id, None), Answer::Attr(_)));
+    let again = pending(&tree.write(made.inode, ""));
+    assert!(matches!(tree.end(again, Some("1")), Answer::Attr(_)));
+    assert_eq!((tree.names(), tree.intents()), (vec!["f".to_owned()], 0));
+}
+
+#[test]
+fn the_source_of_a_move_by_copy_stays_away_while_it_is_still_there() {
+    let mut tree = Tree::new("s3://b");
+    tree.list(tree.index, &[file("f", "1")]);
+    let body = Body::Rename(RenameRequest { from: at("/m/f"), to: at("/m/g"), ..RenameRequest::default() });
+    let id = pending(&tree.change(body));
+    let Due::Leader(todo) = tree.due(id) else { panic!("it is due") };
+    let Work::Rename { from, token, to, replaced, from_key } = todo.work else { panic!("a move") };
+    assert_eq!((&from[..], &token[..], &to[..], replaced), (&b"f"[..], &b"1"[..], &b"g"[..], None));
+    let leftover = Leftover { mount_id: 1, ufs_path: from.into(), version_token: token, dentry_key: from_key.into() };
+    let finish = FinishIntent {
+        id,
+        entry: Some(file("g", "copy")),
+        leftover: Some(leftover),
+        own_attr: true,
+        ..FinishIntent::default()
+    };
+    assert!(matches!(tree.internal(Body::FinishIntent(finish)), Answer::Attr(attr) if attr.version_token == "copy"));
+    tree.list(tree.index, &[file("f", "1"), file("g", "copy")]);
+    assert_eq!(tree.names(), ["g"], "the name of the source is held");
+    let Due::Leader(rest) = tree.due(id) else { panic!("the source has to go") };
+    assert_eq!(rest.work, Work::Remove { path: b"f".to_vec(), token: "1".into() });
+    tree.finish(id, None);
+    assert_eq!((tree.names(), tree.intents()), (vec!["g".to_owned()], 0));
+}
