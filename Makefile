@@ -1,6 +1,6 @@
 # Everything a person runs. `verify` only reads, `fix` only writes; CI calls the same targets.
 #
-# One cargo profile for build, test, clippy and doc: RocksDB's C++ takes a quarter of an hour to compile on two cores and
+# One cargo profile for build, test, clippy and doc: RocksDB's C++ takes long to compile on two cores and
 # is compiled once, through ccache. All build output lies outside the clone.
 
 SHELL := /bin/bash
@@ -72,7 +72,7 @@ test: build
 	else echo "left out: the tests on Kubernetes, which need $$why"; [ -z "$${CI:-}" ]; fi
 	@echo "make test: everything passed"
 
-# A cluster of three nodes on this machine, or the one of KUBECONFIG, whose nodes must have the image then.
+# A cluster of three nodes on this machine, or the one of KUBECONFIG, whose nodes must have both images then.
 KUBE_BIN := $(JINDOFS_CACHE)/kube/bin
 kube-up:
 	@tests/kube/cluster/up

@@ -136,14 +136,15 @@ async fn a_drain_for_which_others_have_no_room_ends_and_says_what_stays_behind()
         options.worker_quota = 16 << 20;
     })
     .await;
-    let files: Vec<Vec<u8>> = (0..20).map(|number| content(BLOCK / 2, number)).collect();
+    // Whichever worker gets how many of them: both are filled, and neither has room for more than one of the other's.
+    let files: Vec<Vec<u8>> = (0..40).map(|number| content(BLOCK / 2, number)).collect();
     for (number, bytes) in files.iter().enumerate() {
         site.put(&format!("d/f{number}"), bytes).await;
     }
     site.ctl_ok(&["load", "/s3/d"]);
     wait_for("the workers have told how full they are", PATIENCE, || {
         let used: u64 = site.workers()?.iter().filter_map(|worker| worker["used_bytes"].as_u64()).sum();
-        (used > 20 << 20).then_some(())
+        (used >= 20 << 20).then_some(())
     });
     let (_, address) = site.fullest();
     let drained = site.ctl(&["worker", "drain", &address]);
