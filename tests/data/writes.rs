@@ -5,8 +5,11 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 
+use jindofs::client::namespace::at_path;
 use jindofs::dev::DevOptions;
 
 use super::{BLOCK, Site, content, start};
@@ -247,7 +250,9 @@ async fn a_client_that_is_killed_leaves_the_old_file_or_none() {
         })
     })
     .await;
-    assert!(site.ctl(&["fs", "stat", "/local/new"]).status.success(), "a file that was made is seen at once");
+    // No process may be started while they are open: it would close what it inherits, and with that store them.
+    let seen = site.cluster.client().lookup(at_path("/local/new")).await.expect("a file that was made is seen at once");
+    assert_eq!(seen.size, 0);
     site.cluster.dev.kill("fuse-0").expect("killed");
     off(move || drop(open)).await;
     site.cluster.dev.restart("fuse-0").expect("mounted again");
@@ -262,15 +267,27 @@ async fn a_client_that_is_killed_leaves_the_old_file_or_none() {
     site.cluster.assert_no_panic();
 }
 
-/// Writes one file after another until `stop`, and remembers those whose close was good.
-fn write_until(dir: PathBuf, salt: u32, stop: &std::sync::atomic::AtomicBool) -> (Vec<(String, Vec<u8>)>, Vec<String>) {
+/// How far a writer is, and whether it is to go on.
+#[derive(Default)]
+struct Progress {
+    closed: AtomicU64,
+    slowest_ms: AtomicU64,
+    stop: AtomicBool,
+}
+
+/// Files whose close was good, and what went wrong with the others.
+type Written = (Vec<(String, Vec<u8>)>, Vec<String>);
+
+/// Writes one file after another until it is told to stop.
+fn write_until(dir: &Path, salt: u32, progress: &Progress) -> Written {
     let (mut good, mut failed) = (Vec::new(), Vec::new());
     for number in 0_u32.. {
-        if stop.load(std::sync::atomic::Ordering::SeqCst) {
+        if progress.stop.load(Ordering::SeqCst) {
             break;
         }
         let name = format!("w{salt}-{number}");
         let bytes = content(1000 + (number as usize % 7) * 3000, salt * 100_000 + number);
+        let started = Instant::now();
         let written = File::create(dir.join(&name)).and_then(|mut file| {
             file.write_all(&bytes)?;
             file.sync_all()
@@ -279,6 +296,10 @@ fn write_until(dir: PathBuf, salt: u32, stop: &std::sync::atomic::AtomicBool) ->
             Ok(()) => good.push((name, bytes)),
             Err(error) => failed.push(format!("{name}: {error}")),
         }
+        progress.closed.fetch_add(1, Ordering::SeqCst);
+        progress
+            .slowest_ms
+            .fetch_max(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX), Ordering::SeqCst);
     }
     (good, failed)
 }
@@ -289,27 +310,36 @@ async fn writers_go_on_over_killed_leaders_and_every_good_close_is_there_with_it
         return;
     }
     let site = writable(3, |_| {}).await;
-    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     let writers: Vec<_> = [("local", 1), ("s3", 2), ("local", 3)]
         .into_iter()
         .map(|(storage, salt)| {
-            let (dir, stop) = (site.mnt.join(storage), stop.clone());
-            (storage, std::thread::spawn(move || write_until(dir, salt, &stop)))
+            let (dir, progress) = (site.mnt.join(storage), Arc::new(Progress::default()));
+            let theirs = progress.clone();
+            (storage, progress, std::thread::spawn(move || write_until(&dir, salt, &theirs)))
         })
         .collect();
+    let more = async |files: u64| {
+        for (storage, progress, _) in &writers {
+            let goal = progress.closed.load(Ordering::SeqCst) + files;
+            let what = format!("{files} more files below {storage}");
+            wait_until(&what, PATIENCE, || progress.closed.load(Ordering::SeqCst) >= goal).await;
+        }
+    };
     for _ in 0..2 {
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        more(30).await;
         let (leader, _) = site.cluster.wait_leader();
         site.cluster.dev.kill(&leader).expect("killed");
         site.cluster.wait_leader();
+        more(10).await;
         site.cluster.dev.launch(&leader).expect("launched");
         site.cluster.wait_whole();
     }
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    stop.store(true, std::sync::atomic::Ordering::SeqCst);
-    for (storage, thread) in writers {
+    more(10).await;
+    writers.iter().for_each(|(_, progress, _)| progress.stop.store(true, Ordering::SeqCst));
+    for (storage, progress, thread) in writers {
         let (good, failed) = off(move || thread.join().expect("no panic")).await;
-        println!("{storage}: {} files, {} failed", good.len(), failed.len());
+        let slowest = progress.slowest_ms.load(Ordering::SeqCst);
+        println!("{storage}: {} files, {} failed, the slowest took {slowest} ms", good.len(), failed.len());
         assert!(failed.is_empty(), "{failed:?}");
         assert!(good.len() > 10, "{} files only", good.len());
         for (name, bytes) in good {

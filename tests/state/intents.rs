@@ -78,8 +78,11 @@ impl Tree {
 
     /// The last operation once more.
     fn again(&mut self, body: Body) -> Answer {
-        let op = OpId { client_id: CLIENT.to_vec().into(), seq: self.seq, acked_below: self.seq };
-        self.run(Some(op), body)
+        self.run(Some(self.op()), body)
+    }
+
+    fn op(&self) -> OpId {
+        OpId { client_id: CLIENT.to_vec().into(), seq: self.seq, acked_below: self.seq }
     }
 
     /// A listing that began when `start` was applied.
@@ -250,6 +253,19 @@ fn content_made_from_a_version_that_is_gone_is_stale() {
     assert_eq!(refused(&tree.write(inode, "1")), ErrorKind::Stale);
     assert_eq!(refused(&tree.end(id, Some("3"))), ErrorKind::Stale, "it has ended");
     assert_eq!(tree.lookup("/m/f").expect("there").version_token, "2");
+}
+
+#[test]
+fn whoever_has_begun_to_store_content_does_not_wait_for_itself_when_it_asks_again() {
+    let mut tree = Tree::new("s3://b");
+    tree.list(tree.index, &[file("f", "1")]);
+    let inode = tree.lookup("/m/f").expect("there").inode;
+    let waits = |tree: &Tree, op: OpId| plan::is_being_stored(&tree.store.view(), &[inode], Some(&op)).expect("read");
+    assert!(!waits(&tree, tree.op()), "nobody is at it");
+    let id = pending(&tree.write(inode, "1"));
+    assert!(!waits(&tree, tree.op()), "it is the same operation");
+    assert!(waits(&tree, OpId { seq: tree.seq + 1, ..tree.op() }));
+    assert!(matches!(tree.end(id, Some("2")), Answer::Attr(_)));
 }
 
 #[test]

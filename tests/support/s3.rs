@@ -33,7 +33,6 @@ pub struct Control {
     gets: Mutex<HashMap<String, u64>>,
     lists: AtomicU64,
     fail_next: AtomicU64,
-    puts: AtomicU64,
     /// Empty objects whose names end with '/', as bucket and key.
     markers: Mutex<BTreeSet<(String, String)>>,
     /// Keys listed beside the real ones: what a file system behind the server cannot hold, `a` beside `a/b`.
@@ -49,11 +48,6 @@ impl Control {
     /// Listings so far.
     pub fn lists(&self) -> u64 {
         self.lists.load(Ordering::SeqCst)
-    }
-
-    /// Objects and parts of them stored so far.
-    pub fn puts(&self) -> u64 {
-        self.puts.load(Ordering::SeqCst)
     }
 
     fn markers(&self) -> MutexGuard<'_, BTreeSet<(String, String)>> {
@@ -111,7 +105,6 @@ impl S3 for Front {
 
     async fn put_object(&self, req: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
         self.control.gate()?;
-        self.control.puts.fetch_add(1, Ordering::SeqCst);
         if req.input.key.ends_with('/') {
             self.control.markers().insert((req.input.bucket, req.input.key));
             return Ok(S3Response::new(PutObjectOutput { e_tag: Some(marker()), ..PutObjectOutput::default() }));
@@ -162,7 +155,6 @@ impl S3 for Front {
 
     async fn upload_part(&self, req: S3Request<UploadPartInput>) -> S3Result<S3Response<UploadPartOutput>> {
         self.control.gate()?;
-        self.control.puts.fetch_add(1, Ordering::SeqCst);
         self.inner.upload_part(req).await
     }
 

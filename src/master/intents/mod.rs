@@ -85,7 +85,7 @@ impl Intents {
         let guard = match self.scope(&kind).await? {
             Some(scope) => {
                 let guard = self.0.locks.take(&scope).await;
-                self.may_begin(&scope)?;
+                self.may_begin(&scope, op.as_ref())?;
                 Some(guard)
             }
             None => None,
@@ -126,7 +126,7 @@ impl Intents {
         plan::scope(&store.view(), kind)
     }
 
-    fn may_begin(&self, scope: &Scope) -> Result<()> {
+    fn may_begin(&self, scope: &Scope, op: Option<&OpId>) -> Result<()> {
         let leads_in = *self.0.handle.leadership().borrow();
         if leads_in.is_none() {
             return Err(self.0.handle.not_leader());
@@ -135,7 +135,7 @@ impl Intents {
             return Err(Error::new(ErrorKind::ResourceExhausted, "what the leader before has begun is taken over"));
         }
         let store = self.leaders_store()?;
-        if plan::is_being_stored(&store.view(), &scope.inodes)? {
+        if plan::is_being_stored(&store.view(), &scope.inodes, op)? {
             return Err(Error::new(ErrorKind::ResourceExhausted, "the file is just being stored by a client"));
         }
         Ok(())

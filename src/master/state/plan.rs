@@ -4,7 +4,7 @@ use bytes::Bytes;
 use jindofs_proto::store::v1::command::Command as Body;
 use jindofs_proto::store::v1::intent_row::Intent;
 use jindofs_proto::store::v1::{Command, IntentRow};
-use jindofs_proto::v1::{MkdirRequest, Mount, RenameRequest, SetAttrRequest, SymlinkRequest, Target};
+use jindofs_proto::v1::{MkdirRequest, Mount, OpId, RenameRequest, SetAttrRequest, SymlinkRequest, Target};
 
 use super::fault::{Step, refuse};
 use super::resolve::{self, Place, Reach};
@@ -233,11 +233,19 @@ fn of_inode(view: &dyn View, inode: u64) -> Result<Option<Scope>, Error> {
     Ok(writable(view, Scope { mount_id: row.mount_id, locks, inodes: vec![inode], moves_paths: false }))
 }
 
-/// True if one of these inodes is being stored by a client: changes of it have to wait.
-pub fn is_being_stored(view: &dyn View, inodes: &[u64]) -> Result<bool, Error> {
+/// True if one of these inodes is being stored by a client: changes of it have to wait. `op` is asked for again if it has
+/// begun that itself.
+///
+/// *Errors*: `Internal` when the state is damaged.
+pub fn is_being_stored(view: &dyn View, inodes: &[u64], op: Option<&OpId>) -> Result<bool, Error> {
+    let of_op = |row: &IntentRow| match (&row.op, op) {
+        (Some(began), Some(op)) => (&began.client_id, began.seq) == (&op.client_id, op.seq),
+        _ => false,
+    };
     for inode in inodes {
         let Some(row) = rows::inode(view, *inode)?.filter(|row| row.intent != 0) else { continue };
-        if let Some(IntentRow { intent: Some(Intent::Write(_)), .. }) = intent::get(view, row.intent)? {
+        let intent = intent::get(view, row.intent)?;
+        if intent.is_some_and(|row| matches!(row.intent, Some(Intent::Write(_))) && !of_op(&row)) {
             return Ok(true);
         }
     }
