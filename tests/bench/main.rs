@@ -1,6 +1,6 @@
 //! The benchmark of the house: masters against etcd, failover, a million inodes, the mount against native files.
 //!
-//! `bench [PART]... [--seconds S] [--rounds N]` with the parts `meta`, `failover`, `inodes`, `fuse` (all of them if none
+//! `bench [PART]... [--seconds S] [--rounds N]` with the parts `meta`, `failover`, `inodes`, `fuse`, `writes` (all of them if none
 //! is named). Every ratio is taken side by side in one run; figures are medians over the rounds, with their spread.
 
 mod etcd;
@@ -9,6 +9,7 @@ mod fuse;
 mod inodes;
 mod meta;
 mod table;
+mod writes;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -52,6 +53,8 @@ enum Part {
     Inodes,
     /// Files read through the mount against native ones.
     Fuse,
+    /// Files written through the mount against etcd, S3 and native ones.
+    Writes,
 }
 
 #[tokio::main]
@@ -85,6 +88,9 @@ async fn run(arguments: Arguments) -> Outcome<()> {
     }
     if wanted(Part::Fuse) {
         fuse::run(&arguments, &dir.path().join("fuse"), &mut table)?;
+    }
+    if wanted(Part::Writes) {
+        writes::run(&arguments, &dir.path().join("writes"), &mut table).await?;
     }
     table.print();
     Ok(())

@@ -2,6 +2,8 @@
 
 mod bad_input;
 mod cache;
+mod conformance;
+mod crashes;
 mod drain;
 mod faults;
 mod handover;

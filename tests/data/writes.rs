@@ -19,7 +19,7 @@ use crate::support::{fuse_works, wait_for, wait_until};
 /// Sessions that expire soon, so that what a dead client has left is found soon.
 const SESSION_TTL: &str = "2s";
 
-async fn writable(masters: usize, change: impl FnOnce(&mut DevOptions) + Send) -> Site {
+pub(super) async fn writable(masters: usize, change: impl FnOnce(&mut DevOptions) + Send) -> Site {
     start(masters, |dev| {
         dev.writable = true;
         dev.settings.push(("namespace.session.ttl".into(), SESSION_TTL.into()));
@@ -29,12 +29,12 @@ async fn writable(masters: usize, change: impl FnOnce(&mut DevOptions) + Send) -
 }
 
 /// Runs what waits for the kernel off the threads that serve S3.
-async fn off<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(super) async fn off<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.expect("no panic")
 }
 
 /// What a bucket or directory holds below `path`, without what is on its way.
-async fn stored(site: &Site, path: &str) -> Option<Vec<u8>> {
+pub(super) async fn stored(site: &Site, path: &str) -> Option<Vec<u8>> {
     match path.split_once('/') {
         Some(("s3", key)) => site.bucket.read(key).await.ok().map(|bytes| bytes.to_vec()),
         Some(("local", name)) => std::fs::read(site.local.join(name)).ok(),
@@ -42,7 +42,7 @@ async fn stored(site: &Site, path: &str) -> Option<Vec<u8>> {
     }
 }
 
-fn names(dir: &Path) -> Vec<String> {
+pub(super) fn names(dir: &Path) -> Vec<String> {
     let mut names: Vec<String> = std::fs::read_dir(dir)
         .expect("listed")
         .map(|one| one.expect("one").file_name().to_string_lossy().into_owned())

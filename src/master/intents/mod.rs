@@ -24,6 +24,7 @@ use crate::master::state::plan::{self, Due, Scope};
 use crate::master::state::query;
 use crate::master::store::Store;
 use crate::rpc::status::from_detail;
+use crate::runtime::failpoint_io;
 use crate::types::ROOT_INODE;
 use crate::ufs;
 
@@ -92,7 +93,10 @@ impl Intents {
         };
         match self.propose(op, kind).await? {
             Answer::Pending(pending) if !begins_write => self.drive(pending.intent, guard).await,
-            answer => Ok(answer),
+            answer => {
+                failpoint_io("intent.step")?;
+                Ok(answer)
+            }
         }
     }
 
@@ -102,7 +106,10 @@ impl Intents {
     pub async fn settle(&self, op: Option<OpId>, kind: Kind) -> Result<Answer> {
         match self.propose(op, kind).await? {
             Answer::Pending(pending) => self.drive(pending.intent, None).await,
-            answer => Ok(answer),
+            answer => {
+                failpoint_io("intent.step")?;
+                Ok(answer)
+            }
         }
     }
 
@@ -212,6 +219,7 @@ impl Intents {
 
     async fn step(&self, id: u64) -> Result<Step> {
         let store = self.0.handle.read().await?;
+        failpoint_io("intent.step")?;
         let finish = match plan::due(&store.view(), id)? {
             Due::Ended | Due::Client => return Ok(Step { said: None, more: false }),
             Due::Forgotten => FinishIntent { id, ..FinishIntent::default() },
@@ -221,6 +229,7 @@ impl Intents {
             }
         };
         drop(store);
+        failpoint_io("intent.step")?;
         let more = finish.leftover.is_some();
         let command = Command { command: Some(Kind::FinishIntent(finish)), ..Command::default() };
         match self.0.handle.propose(command).await?.outcome {

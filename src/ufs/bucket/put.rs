@@ -8,6 +8,7 @@ use opendal::{Metadata, Writer};
 
 use super::{Bucket, key_to_change};
 use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::failpoint_io;
 use crate::ufs::{Content, Entry, Expected, Kind, blocking, stale};
 
 /// Content up to this many bytes is one request; more is sent in parts of it, unless there were too many then.
@@ -106,6 +107,7 @@ impl Bucket {
             let length = part_size.min(content.length - sent);
             let part = read_part(content, sent, length).await?;
             writer.write(part).await.map_err(|error| self.refused(path, key, &error))?;
+            failpoint_io("bucket.part")?;
             sent += length;
         }
         Ok(())

@@ -11,6 +11,7 @@ use super::attributes::give;
 use super::place::{Place, TEMPORARY, is_version};
 use super::{Local, entry_of_opened};
 use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::failpoint_io;
 use crate::ufs::{Content, Entry, Expected, NewAttr, stale};
 
 /// Bytes that are copied at once where the kernel does not copy by itself.
@@ -39,6 +40,7 @@ impl Local {
         let placed = fill(&file, content)
             .and_then(|()| give(&file, attr))
             .and_then(|()| file.sync_all())
+            .and_then(|()| failpoint_io("local.filled").map(drop))
             .map_err(failed)
             .and_then(|()| self.put_in_place(path, &place, &temporary, expected));
         if let Err(error) = placed {
