@@ -11,7 +11,7 @@ apiVersion: v1
 kind: Pod
 metadata: { name: reader }
 spec:
-  terminationGracePeriodSeconds: 0
+  terminationGracePeriodSeconds: 1
   containers:
     - name: held
       image: localhost/busybox:dev

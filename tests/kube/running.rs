@@ -15,7 +15,7 @@ apiVersion: v1
 kind: Pod
 metadata: { name: reader }
 spec:
-  terminationGracePeriodSeconds: 0
+  terminationGracePeriodSeconds: 1
   containers:
     - name: reader
       image: registry.openanolis.cn/openanolis/nginx:1.14.1-8.6
@@ -37,7 +37,7 @@ apiVersion: v1
 kind: Pod
 metadata: { name: writer, labels: { jindofs.io/client: demo } }
 spec:
-  terminationGracePeriodSeconds: 0
+  terminationGracePeriodSeconds: 1
   shareProcessNamespace: true
   restartPolicy: Never
   containers:
