@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::process::Output;
 
+use super::writes::{off, writable};
 use super::{BLOCK, Site, content, start};
+use crate::support::fuse_works;
 use crate::support::oss::{ACCESS_KEY, GUEST, Keys, OssServer, READER, SECRET_KEY};
 use crate::support::wait_for;
 
@@ -97,6 +99,40 @@ async fn wrong_keys_are_named_and_rotated_ones_are_noticed() {
     wait_for("the new keys are used", super::PATIENCE, || {
         (site.ctl(&["fs", "cat", "/oss/b"]).stdout == b"b").then_some(())
     });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_written_moved_and_removed_through_the_mount_are_so_in_the_oss_bucket() {
+    if !fuse_works("files_written_moved_and_removed_through_the_mount_are_so_in_the_oss_bucket") {
+        return;
+    }
+    let site = writable(1, |_| {}).await;
+    let oss = OssServer::start(&site.s3).await.expect("an OSS server");
+    assert!(mount(&site, &oss, &secret(&site, "oss-secret", SECRET_KEY), &[]).status.success());
+    // One request, and parts.
+    let (small, large) = (content(5000, 3), content(9 << 20, 4));
+    let (mnt, first, second) = (site.mnt.join("oss"), small.clone(), large.clone());
+    off(move || {
+        std::fs::create_dir(mnt.join("d")).expect("mkdir");
+        std::fs::write(mnt.join("d/f"), &first).expect("written");
+        std::fs::write(mnt.join("d/large"), &second).expect("written");
+        std::fs::write(mnt.join("d/f"), &second).expect("overwritten");
+        std::fs::write(mnt.join("d/large"), &first).expect("overwritten");
+        std::fs::rename(mnt.join("d/f"), mnt.join("d/moved")).expect("moved");
+    })
+    .await;
+    assert!(site.bucket.read("data/d/moved").await.expect("stored").to_vec() == large);
+    assert!(site.bucket.read("data/d/large").await.expect("stored").to_vec() == small);
+    assert!(site.read("oss/d/moved").await.expect("read") == large);
+    let mnt = site.mnt.join("oss");
+    off(move || {
+        std::fs::remove_file(mnt.join("d/moved")).expect("removed");
+        std::fs::remove_file(mnt.join("d/large")).expect("removed");
+        std::fs::remove_dir(mnt.join("d")).expect("removed");
+    })
+    .await;
+    assert!(site.names("oss").await.is_empty());
+    assert!(!site.bucket.exists("data/d/f").await.expect("looked"), "the source of the move is gone");
 }
 
 /// Mounts the bucket with the keys of a role, which is assumed with the token in a file.

@@ -5,6 +5,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
@@ -217,13 +218,32 @@ async fn of_two_writers_the_first_to_close_wins_and_the_other_is_told() {
             let first = open(&one).expect("open");
             let late = wait_for("the other mount sees it", PATIENCE, || open(&two).ok());
             first.write_all_at(b"first!", 0).expect("written");
-            late.write_all_at(b"second", 0).expect("written");
+            // Refused already if a process that was started meanwhile has closed the first, and with that stored it.
+            let staged = late.write_all_at(b"second", 0);
             first.sync_all().expect("the first is stored");
-            assert_eq!(errno(late.sync_all()), libc::ESTALE);
+            assert_eq!(errno(staged.and_then(|()| late.sync_all())), libc::ESTALE);
         })
         .await;
         assert_eq!(stored(&site, &path).await.as_deref(), Some(&b"first!"[..]));
     }
+}
+
+/// A process of its own that writes to a new file and an old one of each storage, and closes nothing: this one starts others
+/// all the time, each of which closes what it inherits, and with that stores it.
+fn hold_open(mnt: &Path) -> Child {
+    let program = "import os, sys, time\n\
+        for storage in ('local', 's3'):\n    \
+            at = os.path.join(sys.argv[1], storage)\n    \
+            os.write(os.open(at + '/new', os.O_CREAT | os.O_WRONLY), b'never closed')\n    \
+            os.write(os.open(at + '/old', os.O_WRONLY), b'NEW')\n\
+        print('open', flush=True)\n\
+        time.sleep(3600)\n";
+    let mut command = Command::new("python3");
+    let mut child = command.args(["-c", program]).arg(mnt).stdout(Stdio::piped()).spawn().expect("python3");
+    let mut said = [0; 5];
+    child.stdout.as_mut().expect("its output").read_exact(&mut said).expect("both are open");
+    assert_eq!(&said, b"open\n");
+    child
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -239,22 +259,12 @@ async fn a_client_that_is_killed_leaves_the_old_file_or_none() {
         }
     })
     .await;
-    let mnt = site.mnt.clone();
-    let open = off(move || {
-        ["local", "s3"].map(|storage| {
-            let mut new = File::create(mnt.join(storage).join("new")).expect("made");
-            new.write_all(b"never closed").expect("written");
-            let mut old = OpenOptions::new().write(true).open(mnt.join(storage).join("old")).expect("open");
-            old.write_all(b"NEW").expect("written");
-            (new, old)
-        })
-    })
-    .await;
-    // No process may be started while they are open: it would close what it inherits, and with that store them.
+    let mut holder = hold_open(&site.mnt);
+    // No process may be started from here on that inherits them: it would close them, and with that store them.
     let seen = site.cluster.client().lookup(at_path("/local/new")).await.expect("a file that was made is seen at once");
     assert_eq!(seen.size, 0);
     site.cluster.dev.kill("fuse-0").expect("killed");
-    off(move || drop(open)).await;
+    holder.kill().and_then(|()| holder.wait()).expect("ended");
     site.cluster.dev.restart("fuse-0").expect("mounted again");
     for storage in ["local", "s3"] {
         let new = format!("/{storage}/new");

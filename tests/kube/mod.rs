@@ -16,6 +16,7 @@ mod sanity;
 mod scale_in;
 mod site;
 mod verbs;
+mod writes;
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};

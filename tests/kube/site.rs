@@ -43,7 +43,7 @@ pub struct Oss {
     server: Child,
     /// The files, as they must be read.
     pub files: PathBuf,
-    _objects: tempfile::TempDir,
+    objects: tempfile::TempDir,
 }
 
 impl Oss {
@@ -68,7 +68,14 @@ impl Oss {
         let lines = BufReader::new(server.stdout.take().expect("a pipe")).lines();
         let ready = lines.map_while(Result::ok).any(|line| line == "ready");
         assert!(ready, "the object store did not start");
-        Oss { server, files: upload.join("data"), _objects: objects }
+        Oss { server, files: upload.join("data"), objects }
+    }
+}
+
+impl Oss {
+    /// The object with this name, as a file.
+    pub fn stored(&self, name: &str) -> PathBuf {
+        self.objects.path().join("objects/guide/data").join(name)
     }
 }
 

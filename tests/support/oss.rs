@@ -1,5 +1,5 @@
 //! An OSS in front of the S3 server: checks OSS's own signature (version 1) and its ways to name a bucket, and leaves
-//! listings, ranges and objects to the real server behind it, whose protocol reads the same.
+//! listings, ranges and objects to the real server behind it, whose protocol reads the same but for names of headers.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use base64::Engine;
 use hmac::{Hmac, KeyInit, Mac};
 use hyper::body::Incoming;
+use hyper::header::HeaderValue;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -118,13 +119,28 @@ async fn answer(
         parts.uri = format!("/{bucket}{path}").parse().expect("a path behind a bucket is a path");
     }
     if let Err(code) = check(&parts, &keys) {
-        let body = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>{code}</Message></Error>");
-        let mut refused = Response::new(Body::from(bytes::Bytes::from(body)));
-        *refused.status_mut() = StatusCode::FORBIDDEN;
-        return Ok(refused);
+        return Ok(refusal(StatusCode::FORBIDDEN, code));
     }
     parts.headers.remove("authorization");
-    behind.call(Request::from_parts(parts, Body::from(body))).await
+    let new_only = parts.headers.get("x-oss-forbid-overwrite").is_some_and(|value| value == "true");
+    if new_only {
+        parts.headers.insert("if-none-match", HeaderValue::from_static("*"));
+    }
+    if let Some(source) = parts.headers.remove("x-oss-copy-source") {
+        parts.headers.insert("x-amz-copy-source", source);
+    }
+    let answered = behind.call(Request::from_parts(parts, Body::from(body))).await?;
+    if new_only && answered.status() == StatusCode::PRECONDITION_FAILED {
+        return Ok(refusal(StatusCode::CONFLICT, "FileAlreadyExists"));
+    }
+    Ok(answered)
+}
+
+fn refusal(status: StatusCode, code: &str) -> Response<Body> {
+    let body = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>{code}</Message></Error>");
+    let mut refused = Response::new(Body::from(bytes::Bytes::from(body)));
+    *refused.status_mut() = status;
+    refused
 }
 
 fn parameters(uri: &hyper::Uri) -> BTreeMap<String, String> {

@@ -14,7 +14,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use super::names::Role;
 use super::pods::{self, Process};
 use super::settings::{FUSE_HTTP, MASTER_RPC, Settings, overlaid};
-use super::{Input, masters};
+use super::{Input, masters, mounts};
 use crate::crd::Component;
 
 /// Directory of all mounts on a node, as Fluid has it.
@@ -28,6 +28,10 @@ const HANDOVER_SOCKET: &str = "keeper.sock";
 const POD_HANDOVER_DIRECTORY: &str = "/handover";
 /// Where the pod sees the directory of its mount.
 const POD_DIRECTORY: &str = "/jfs";
+/// Where the pod keeps what was written and is not stored yet.
+const STAGING: &str = "/staging";
+/// Key that lets files be written through the mount: on where something below it can be.
+const WRITABLE: &str = "fuse.writable";
 /// Class of volumes that nobody provisions.
 const CLASS: &str = "fluid";
 /// No quota: what is shown is as large as the under-storage.
@@ -56,10 +60,17 @@ pub(super) fn settings(input: &Input<'_>) -> Settings {
         ("fuse.mount", format!("{POD_DIRECTORY}/{MOUNT_NAME}")),
         ("fuse.mount.create", "true".to_owned()),
         ("fuse.http.port", FUSE_HTTP.to_string()),
-        ("fuse.handover.socket", format!("{POD_HANDOVER_DIRECTORY}/{HANDOVER_SOCKET}")),
+        ("fuse.staging.dir", STAGING.to_owned()),
+        (WRITABLE, mounts::table(input).iter().any(|mount| !mount.read_only).to_string()),
     ];
     let derived = derived.map(|(key, value)| (key.to_owned(), value)).into();
-    overlaid(derived, [&input.of_role(Role::Fuse), &input.runtime.spec.fuse.properties])
+    let mut settings = overlaid(derived, [&input.of_role(Role::Fuse), &input.runtime.spec.fuse.properties]);
+    // What was written and is not stored yet could not be handed over.
+    if settings[WRITABLE] != "true" {
+        let socket = format!("{POD_HANDOVER_DIRECTORY}/{HANDOVER_SOCKET}");
+        settings.entry("fuse.handover.socket".to_owned()).or_insert(socket);
+    }
+    settings
 }
 
 /// What the client shares with the other roles.
@@ -102,6 +113,7 @@ pub(super) fn daemon_set(input: &Input<'_>) -> DaemonSet {
         volumes: vec![
             on_node("mounts", node_directory(input)),
             on_node("handover", format!("{NODE_DIRECTORY}/{HANDOVER_DIRECTORY}")),
+            pods::scratch("staging", None),
         ],
         mounts: vec![
             VolumeMount {
@@ -111,6 +123,7 @@ pub(super) fn daemon_set(input: &Input<'_>) -> DaemonSet {
                 ..VolumeMount::default()
             },
             pods::at("handover", POD_HANDOVER_DIRECTORY),
+            pods::at("staging", STAGING),
         ],
         root: true,
         privileged: true,

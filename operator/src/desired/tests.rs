@@ -43,6 +43,26 @@ fn three_masters_get_a_claim_each_like_the_named_one() {
 }
 
 #[test]
+fn the_client_of_a_dataset_that_can_be_written_writes_and_nobody_holds_its_mount() {
+    let settings = |change: &dyn Fn(&mut Dataset, &mut JindoRuntime)| {
+        let (mut dataset, mut runtime) = guide();
+        change(&mut dataset, &mut runtime);
+        let text = fuse::settings(&Input::new(&dataset, &runtime, "i"));
+        (text["fuse.writable"].clone(), text.contains_key("fuse.handover.socket"))
+    };
+    assert_eq!(settings(&|_, _| {}), ("false".to_owned(), true));
+    let written = |dataset: &mut Dataset, _: &mut JindoRuntime| {
+        dataset.spec.access_modes = vec!["ReadWriteMany".to_owned()];
+    };
+    assert_eq!(settings(&written), ("true".to_owned(), false));
+    let but_read = |dataset: &mut Dataset, runtime: &mut JindoRuntime| {
+        written(dataset, runtime);
+        runtime.spec.fuse.properties.insert("fuse.writable".to_owned(), "false".to_owned());
+    };
+    assert_eq!(settings(&but_read), ("false".to_owned(), true));
+}
+
+#[test]
 fn without_a_volume_each_master_gets_a_claim_of_the_default_class() {
     let (dataset, mut runtime) = guide();
     runtime.spec = JindoRuntimeSpec::default();

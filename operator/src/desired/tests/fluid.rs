@@ -42,6 +42,10 @@ const DIFFERENCES: &[(&[&str], &str)] = &[
         &["+DaemonSet demo-jindofs-fuse * mount /handover", "+DaemonSet demo-jindofs-fuse volume handover *"],
         "the node plugin holds the mount while the client is replaced",
     ),
+    (
+        &["+DaemonSet demo-jindofs-fuse * mount /staging", "+DaemonSet demo-jindofs-fuse volume staging *"],
+        "the client keeps there what was written and is not stored yet",
+    ),
     (&["-ConfigMap demo-jindofs-client-config*"], "nothing reads it: clients find the masters in fuse.toml"),
     (
         &["-ConfigMap demo-jindofs-config file *", "+ConfigMap demo-jindofs-config file *"],
