@@ -15,8 +15,8 @@ mod running;
 mod sanity;
 mod scale_in;
 mod site;
+mod storing;
 mod verbs;
-mod writes;
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
