@@ -34,11 +34,20 @@ struct Directory {
     complete: bool,
     misses: u32,
     listing: bool,
+    /// We have changed it: whoever makes many files looks each of their names up, and would have all of them listed each time.
+    changed: bool,
 }
 
 impl Directory {
     fn new() -> Directory {
-        Directory { since: Instant::now(), entries: HashMap::new(), complete: false, misses: 0, listing: false }
+        Directory {
+            since: Instant::now(),
+            entries: HashMap::new(),
+            complete: false,
+            misses: 0,
+            listing: false,
+            changed: false,
+        }
     }
 }
 
@@ -70,9 +79,10 @@ impl DirCache {
     pub(super) fn changed(&self, directory: u64) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.changes += 1;
-        if let Some(dropped) = inner.directories.pop(&directory) {
-            inner.entries -= dropped.entries.len();
-        }
+        let known = inner.entry(directory);
+        let dropped = known.entries.len();
+        *known = Directory { changed: true, ..Directory::new() };
+        inner.entries -= dropped;
     }
 
     /// What is remembered of a name, at most `ttl` old.
@@ -100,7 +110,7 @@ impl DirCache {
             return false;
         }
         known.misses += 1;
-        let due = known.misses >= STREAK && !known.listing && !known.complete;
+        let due = known.misses >= STREAK && !known.listing && !known.complete && !known.changed;
         known.listing |= due;
         due
     }
@@ -215,6 +225,17 @@ mod tests {
         let asked = (0..20).filter(|_| cache.missed(1, TTL)).count();
         assert_eq!(asked, 1);
         assert!(!cache.missed(2, TTL), "another directory has its own streak");
+    }
+
+    #[test]
+    fn a_directory_that_we_change_ourselves_is_not_listed_for_every_streak_of_misses() {
+        let cache = DirCache::new();
+        for _ in 0..10 {
+            cache.changed(1);
+            assert_eq!((0..20).filter(|_| cache.missed(1, TTL)).count(), 0);
+        }
+        assert!(!cache.missed(1, Duration::ZERO), "what is old is forgotten");
+        assert_eq!((0..20).filter(|_| cache.missed(1, TTL)).count(), 1);
     }
 
     #[test]
