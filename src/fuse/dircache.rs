@@ -79,10 +79,7 @@ impl DirCache {
     pub(super) fn changed(&self, directory: u64) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.changes += 1;
-        let known = inner.entry(directory);
-        let dropped = known.entries.len();
-        *known = Directory { changed: true, ..Directory::new() };
-        inner.entries -= dropped;
+        inner.renew(directory, Directory { changed: true, ..Directory::new() });
     }
 
     /// What is remembered of a name, at most `ttl` old.
@@ -104,9 +101,7 @@ impl DirCache {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let known = inner.entry(directory);
         if known.since.elapsed() >= ttl && !known.listing {
-            let dropped = known.entries.len();
-            *known = Directory::new();
-            inner.entries -= dropped;
+            inner.renew(directory, Directory::new());
             return false;
         }
         known.misses += 1;
@@ -178,11 +173,16 @@ impl Inner {
 
     fn begin(&mut self, directory: u64) -> Instant {
         let since = Instant::now();
+        self.renew(directory, Directory { since, listing: true, ..Directory::new() });
+        since
+    }
+
+    /// Forgets what is remembered of a directory.
+    fn renew(&mut self, directory: u64, fresh: Directory) {
         let known = self.entry(directory);
         let dropped = known.entries.len();
-        *known = Directory { since, listing: true, ..Directory::new() };
+        *known = fresh;
         self.entries -= dropped;
-        since
     }
 
     fn shrink(&mut self) {

@@ -170,7 +170,7 @@ impl Fs {
             return Ok(known);
         }
         let known = self.inodes.get(inode);
-        if let Some(known) = known.as_ref().filter(|_| self.staging.ready(inode).is_some_and(|it| it.is_unlinked())) {
+        if let Some(known) = known.as_ref().filter(|_| self.staging.is_unlinked(inode)) {
             return Ok(known.clone());
         }
         match self.ask(at_inode(inode), known.clone()).await {

@@ -11,6 +11,10 @@ mod meta;
 mod table;
 mod writes;
 
+#[allow(dead_code, unreachable_pub, reason = "shared with the tests, which use all of it")]
+#[path = "../support/s3.rs"]
+mod s3;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -12,8 +12,9 @@ use jindofs::dev::{DevOptions, UfsMount};
 
 use super::etcd::Etcd;
 use super::table::{Bar, Table};
-use super::{Arguments, Outcome, binary, cluster, go_on, say};
+use super::{Arguments, Outcome, binary, cluster, go_on, s3, say};
 
+const BUCKET: &str = "bench";
 const THREADS: usize = 16;
 const LARGE_BYTES: usize = 1 << 30;
 const PIECE_BYTES: usize = 1 << 20;
@@ -36,7 +37,7 @@ pub(crate) async fn run(arguments: &Arguments, dir: &Path, table: &mut Table) ->
         options.mounts = vec![mnt.clone()];
         options.ufs = vec![
             UfsMount { path: "/local".into(), uri: format!("local://{}", ours.display()) },
-            UfsMount { path: "/s3".into(), uri: "s3://bench".into() },
+            UfsMount { path: "/s3".into(), uri: format!("s3://{BUCKET}") },
         ];
         described = server.describe(dir, options);
     })?;
@@ -66,7 +67,7 @@ impl Drop for Server {
 impl Server {
     fn start(objects: &Path) -> Outcome<Server> {
         let mut command = Command::new(binary("examples/s3-test-server")?);
-        let mut child = command.arg(objects).arg("bench").stdout(Stdio::piped()).spawn()?;
+        let mut child = command.arg(objects).arg(BUCKET).stdout(Stdio::piped()).spawn()?;
         let output = child.stdout.take().ok_or("the S3 server says nothing")?;
         let mut server = Server { child, said: Vec::new() };
         for line in BufReader::new(output).lines() {
@@ -90,20 +91,6 @@ impl Server {
         options.add_ufs_option(&format!("fs.s3.accessKeyId={}", self.get("access-key")?))?;
         options.add_ufs_option(&format!("fs.s3.accessKeySecret=file:{}", secret.display()))?;
         Ok(())
-    }
-
-    fn client(&self) -> Outcome<opendal::Operator> {
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        opendal_http_transport_reqwest::install_default();
-        let service = opendal::services::S3::default()
-            .bucket("bench")
-            .endpoint(self.get("endpoint")?)
-            .region("us-east-1")
-            .access_key_id(self.get("access-key")?)
-            .secret_access_key(self.get("secret-key")?)
-            .disable_config_load()
-            .disable_ec2_metadata();
-        Ok(opendal::Operator::new(service)?)
     }
 }
 
@@ -161,7 +148,7 @@ fn on_threads(work: impl Fn(usize) -> std::io::Result<usize> + Sync) -> Outcome<
 
 /// One large file, written and closed, against the same bytes sent in parts by a client that has them in memory.
 async fn large(arguments: &Arguments, mnt: &Path, server: &Server, table: &mut Table) -> Outcome<()> {
-    let client = server.client()?;
+    let client = s3::client(server.get("endpoint")?, BUCKET);
     let piece: Vec<u8> = (0..PIECE_BYTES).map(|place| (place * 31 % 251) as u8).collect();
     let part = opendal::Buffer::from(piece.repeat(PART_BYTES / PIECE_BYTES));
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());

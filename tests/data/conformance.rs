@@ -40,7 +40,7 @@ const EXPECTED: [&str; 16] = [
     "unlink::update_ctime_success::regular",
 ];
 
-/// Where `make tools` puts what is installed for tests.
+/// Where `make test` puts what is installed for tests.
 fn tool(name: &str) -> PathBuf {
     let cache = std::env::var_os("JINDOFS_CACHE").map(PathBuf::from);
     let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache/jindofs");

@@ -70,9 +70,7 @@ impl Oss {
         assert!(ready, "the object store did not start");
         Oss { server, files: upload.join("data"), objects }
     }
-}
 
-impl Oss {
     /// The object with this name, as a file.
     pub fn stored(&self, name: &str) -> PathBuf {
         self.objects.path().join("objects/guide/data").join(name)

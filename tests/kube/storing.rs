@@ -3,7 +3,7 @@
 use super::eventually;
 use super::site::{Guide, Oss, dataset, install};
 
-/// Two containers of which one writes and the other reads, below one claim.
+/// Waits for what is to be run in it.
 const WRITER: &str = r#"
 apiVersion: v1
 kind: Pod

@@ -93,10 +93,7 @@ impl Intents {
         };
         match self.propose(op, kind).await? {
             Answer::Pending(pending) if !begins_write => self.drive(pending.intent, guard).await,
-            answer => {
-                failpoint_io("intent.step")?;
-                Ok(answer)
-            }
+            answer => Ok(answer),
         }
     }
 
@@ -106,10 +103,7 @@ impl Intents {
     pub async fn settle(&self, op: Option<OpId>, kind: Kind) -> Result<Answer> {
         match self.propose(op, kind).await? {
             Answer::Pending(pending) => self.drive(pending.intent, None).await,
-            answer => {
-                failpoint_io("intent.step")?;
-                Ok(answer)
-            }
+            answer => Ok(answer),
         }
     }
 
@@ -156,6 +150,7 @@ impl Intents {
 
     async fn propose(&self, op: Option<OpId>, kind: Kind) -> Result<Answer> {
         let outcome = self.0.handle.propose(Command { op, command: Some(kind), time_ns: 0 }).await?;
+        failpoint_io("intent.step")?;
         match outcome.outcome {
             Some(Answer::Error(detail)) => Err(from_detail(&detail)),
             Some(answer) => Ok(answer),
