@@ -59,6 +59,11 @@ impl Error {
         )
     }
 
+    /// True if nothing was done, and the same may be asked for again.
+    pub fn was_not_begun(&self) -> bool {
+        matches!(self.kind, ErrorKind::ResourceExhausted | ErrorKind::NotLeader | ErrorKind::Unavailable)
+    }
+
     /// Exit code of a command that ends with this error: 1 failed, 2 usage, 3 not found, 4 no leader or unavailable.
     pub fn exit_code(&self) -> u8 {
         match self.kind {

@@ -1,6 +1,7 @@
 //! The client library: namespace, sessions and the data path. Used by FUSE, the command line, the tests and the bench.
 
 pub mod admin;
+pub mod batches;
 pub mod layout_cache;
 pub mod local;
 pub mod mounts;
@@ -11,6 +12,7 @@ pub mod session;
 pub mod workers;
 pub mod writer;
 
+pub use batches::Batches;
 pub use namespace::{Namespace, at_entry, at_inode, at_path};
 pub use reader::{OpenFile, Reader};
 pub use session::{OpGuard, Session};

@@ -9,9 +9,9 @@ use jindofs_proto::v1::{
     AddMountRequest, Attr, BatchOp, BatchRequest, BeginWriteRequest, BeginWriteResponse, CancelJobRequest,
     ChangeMountRequest, CreateRequest, DirEntry, EndWriteRequest, Entry, GetJobRequest, JobInfo, JobState,
     LayoutRequest, LayoutResponse, ListJobsRequest, ListMountsRequest, ListMountsResponse, ListRequest, ListResponse,
-    LookupRequest, MkdirRequest, Mount, MutationResponse, OpId, RemoveMountRequest, RenameRequest, RmdirRequest,
-    SetAttrRequest, StoredContent, SubmitLoadRequest, SymlinkRequest, Target, UnlinkRequest, WorkersRequest,
-    WorkersResponse, batch_result, target,
+    LookupRequest, MkdirRequest, Mount, MutationResponse, OpId, RemoveMountRequest, RenameRequest,
+    ReserveInodesRequest, RmdirRequest, SetAttrRequest, StoredContent, SubmitLoadRequest, SymlinkRequest, Target,
+    UnlinkRequest, WorkersRequest, WorkersResponse, batch_result, target,
 };
 use tonic::transport::Channel;
 use tonic::{Response, Status};
@@ -217,9 +217,19 @@ impl Namespace {
     ///
     /// *Errors*: `InvalidArgument` for too many; otherwise as [`Namespace::create`], when none was done.
     pub async fn batch(&self, ops: Vec<BatchOp>) -> Result<Vec<Result<Option<Attr>>>> {
+        let (results, _) = self.batch_in_full(ops).await?;
+        Ok(results.into_iter().map(|result| result.map(|done| done.attr)).collect())
+    }
+
+    /// As [`Namespace::batch`], with everything that is answered: also the directories in which something was created, as they
+    /// are after it.
+    ///
+    /// *Errors*: as [`Namespace::batch`].
+    pub async fn batch_in_full(&self, ops: Vec<BatchOp>) -> Result<(Vec<Result<MutationResponse>>, Vec<Attr>)> {
         if ops.len() > BATCH_MAX {
             return Err(Error::invalid(format!("{} operations: a batch takes at most {BATCH_MAX}", ops.len())));
         }
+        let asked = ops.len();
         let request = BatchRequest { op: None, ops };
         let send = |to, op| {
             let request = BatchRequest { op, ..request.clone() };
@@ -227,11 +237,30 @@ impl Namespace {
         };
         let answer = self.mutate("batch", send).await?;
         let outcome = |result: jindofs_proto::v1::BatchResult| match result.result {
-            Some(batch_result::Result::Ok(done)) => Ok(done.attr),
+            Some(batch_result::Result::Ok(done)) => Ok(done),
             Some(batch_result::Result::Error(detail)) => Err(from_detail(&detail)),
             None => Err(Error::internal("batch: an outcome is missing in the answer")),
         };
-        Ok(answer.results.into_iter().map(outcome).collect())
+        if answer.results.len() != asked {
+            return Err(Error::internal(format!("batch: {} outcomes for {asked} operations", answer.results.len())));
+        }
+        Ok((answer.results.into_iter().map(outcome).collect(), answer.directories))
+    }
+
+    /// Sets `count` inode numbers aside that this session alone gives to what it creates: the session's id and the first.
+    ///
+    /// *Errors*: as [`Namespace::create`].
+    pub async fn reserve_inodes(&self, count: u32) -> Result<(Bytes, u64)> {
+        let guard = self.session.begin().await?;
+        let client_id = guard.op().client_id;
+        let request = ReserveInodesRequest { client_id: client_id.clone(), count };
+        let send = |to| {
+            let request = request.clone();
+            async move { namespace(to).reserve_inodes(request).await }
+        };
+        let reserved = self.channel.call_leader("reserve inodes", send).await;
+        let reserved = reserved.inspect_err(|error| self.session.note(&guard, error))?;
+        Ok((client_id, reserved.first))
     }
 
     /// Mounts an under-storage at `mount.path`.

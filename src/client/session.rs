@@ -111,6 +111,12 @@ impl Session {
         }
     }
 
+    /// The id it goes by now; `None` while none is open.
+    pub fn id(&self) -> Option<Bytes> {
+        let slot = self.open.try_lock().ok()?;
+        slot.as_ref().filter(|open| !open.expired.load(Ordering::Acquire)).map(|open| open.client_id.clone())
+    }
+
     /// To be told every error of a mutation: notices that the session expired.
     pub fn note(&self, guard: &OpGuard, error: &Error) {
         if error.kind == ErrorKind::SessionExpired {

@@ -7,8 +7,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jindofs_proto::v1::{Attr, BeginWriteResponse, StoredContent};
+use jindofs_proto::v1::batch_op::Op;
+use jindofs_proto::v1::{Attr, BeginWriteRequest, BeginWriteResponse, EndWriteRequest, StoredContent};
 
+use super::batches::Batches;
 use super::mounts::Mounts;
 use super::namespace::Namespace;
 use crate::error::{Error, ErrorKind, Result};
@@ -22,24 +24,28 @@ const LOOK: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Writer {
     namespace: Arc<Namespace>,
+    batches: Arc<Batches>,
     mounts: Arc<Mounts>,
     storage: Registry,
 }
 
 impl Writer {
     /// A writer. `namespace` must be the one that creates the files: what is made in a session ends with it.
-    pub fn new(namespace: Arc<Namespace>, mounts: Arc<Mounts>, storage: Registry) -> Writer {
-        Writer { namespace, mounts, storage }
+    pub fn new(namespace: Arc<Namespace>, batches: Arc<Batches>, mounts: Arc<Mounts>, storage: Registry) -> Writer {
+        Writer { namespace, batches, mounts, storage }
     }
 
     /// Stores the whole content of a file below a mount. `attr` names the file and the version that `content` was made from.
-    /// Returns the attributes of the new version.
+    /// `begun` is the announcement, if it was made already. Returns the attributes of the new version.
     ///
     /// Not cancel-safe: dropped half-way it leaves the file to nobody else until the session ends.
     ///
     /// *Errors*: `Stale` when the file is of another version by now; `Busy`; what the under-storage says; `OutcomeUnknown`.
-    pub async fn store(&self, attr: &Attr, content: Content) -> Result<Attr> {
-        let begun = self.namespace.begin_write(attr.inode, attr.version_token.clone()).await?;
+    pub async fn store(&self, attr: &Attr, begun: Option<BeginWriteResponse>, content: Content) -> Result<Attr> {
+        let begun = match begun {
+            Some(begun) => begun,
+            None => self.begin(attr).await?,
+        };
         let entry = match self.put(&begun, &attr.version_token, content).await {
             Ok(entry) => entry,
             Err(error) => {
@@ -48,8 +54,33 @@ impl Writer {
             }
         };
         let stored = StoredContent { version_token: entry.token.into(), size: entry.size, mtime_ns: entry.mtime_ns };
-        let attr = self.namespace.end_write(begun.intent, Some(stored)).await?;
+        let attr = self.end(begun.intent, stored).await?;
         attr.ok_or_else(|| Error::new(ErrorKind::NotFound, "the file was removed while it was stored"))
+    }
+
+    async fn begin(&self, attr: &Attr) -> Result<BeginWriteResponse> {
+        let (inode, base_token) = (attr.inode, attr.version_token.clone());
+        let request = BeginWriteRequest { op: None, inode, base_token: base_token.clone() };
+        match self.batches.execute(Op::BeginWrite(request)).await {
+            Ok(done) => Ok(BeginWriteResponse {
+                intent: done.intent,
+                mount_id: done.attr.as_ref().map_or(0, |attr| attr.mount_id),
+                ufs_path: done.ufs_path,
+                attr: done.attr,
+            }),
+            // It has to wait, which a batch does not.
+            Err(error) if error.was_not_begun() => self.namespace.begin_write(inode, base_token).await,
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn end(&self, intent: u64, stored: StoredContent) -> Result<Option<Attr>> {
+        let request = EndWriteRequest { op: None, intent, stored: Some(stored.clone()) };
+        match self.batches.execute(Op::EndWrite(request)).await {
+            Ok(done) => Ok(done.attr),
+            Err(error) if error.was_not_begun() => self.namespace.end_write(intent, Some(stored)).await,
+            Err(error) => Err(error),
+        }
     }
 
     /// Has a master look what came of a write. Best effort: it looks too when the session ends.

@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 
 use crate::error::Result;
 
-use super::answer::{GENERATION, attributes, enter, errno, failed, give, give_plus, made, nanoseconds, opened, show};
+use super::answer::{created_as, enter, errno, failed, give, give_plus, made, nanoseconds, opened, show};
 use super::attributes::Change;
 use super::errno::Errno;
 use super::fs::Fs;
@@ -393,14 +393,13 @@ impl Filesystem for Adapter {
     ) {
         let (fs, name, made) = (self.fs.clone(), name.as_bytes().to_vec(), made(request, mode));
         let exclusive = flags & libc::O_EXCL != 0;
+        let behind = (!exclusive).then(|| fs.create_behind((parent.0, &name), made, &self.runtime)).flatten();
+        if let Some(created) = behind {
+            return created_as(&fs, parent, created, reply);
+        }
         self.runtime.spawn(async move {
-            match fs.create((parent.0, &name), made, exclusive).await {
-                Ok((known, number)) => {
-                    let (ttl, attr) = (fs.ttl_of(&known), attributes(&fs, &known.attr));
-                    reply.created(&ttl, &attr, GENERATION, FileHandle(number), FopenFlags::empty());
-                }
-                Err(error) => reply.error(failed("create", parent.0, &error)),
-            }
+            let created = fs.create((parent.0, &name), made, exclusive).await;
+            created_as(&fs, parent, created, reply);
         });
     }
 

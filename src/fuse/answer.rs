@@ -5,12 +5,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
-    FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEntry, ReplyOpen, Request, TimeOrNow,
+    FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyCreate, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEntry, ReplyOpen, Request, TimeOrNow,
 };
 use jindofs_proto::v1::{Attr, FileType as Kind};
 
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::runtime::now_ns;
 
 use super::directory::Directory;
@@ -109,6 +109,17 @@ pub(super) fn opened(number: u64, pages: PageCache, writes: bool, reply: ReplyOp
             PageCache::Bypass => FopenFlags::FOPEN_DIRECT_IO,
         };
     reply.opened(FileHandle(number), flags);
+}
+
+/// Answers with a file that was made and opened, or not.
+pub(super) fn created_as(fs: &Fs, parent: INodeNo, created: Result<(Known, u64)>, reply: ReplyCreate) {
+    match created {
+        Ok((known, number)) => {
+            let (ttl, attr) = (fs.ttl_of(&known), attributes(fs, &known.attr));
+            reply.created(&ttl, &attr, GENERATION, FileHandle(number), FopenFlags::empty());
+        }
+        Err(error) => reply.error(failed("create", parent.0, &error)),
+    }
 }
 
 pub(super) fn give_plus(fs: &Fs, directory: &Directory, offset: u64, mut reply: ReplyDirectoryPlus) {

@@ -48,6 +48,9 @@ impl Fs {
     /// *Errors*: those of the masters, and of storing.
     pub(super) async fn set_attr(self: &Arc<Self>, inode: u64, number: Option<u64>, change: Change) -> Result<Known> {
         self.check_writable()?;
+        if let Some(making) = self.creates.get(inode) {
+            making.done().await?;
+        }
         if let Some(length) = change.length {
             self.truncate(inode, length, number).await?;
         }

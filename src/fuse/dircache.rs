@@ -30,12 +30,15 @@ pub(super) enum Seen {
 #[derive(Debug)]
 struct Directory {
     since: Instant,
-    entries: HashMap<Box<[u8]>, Attr>,
+    /// Names, and what is known of them.
+    entries: HashMap<Box<[u8]>, Option<Attr>>,
     complete: bool,
     misses: u32,
     listing: bool,
     /// We have changed it: whoever makes many files looks each of their names up, and would have all of them listed each time.
     changed: bool,
+    /// Of one that was made here: its version, with which all names are known that it has.
+    own: Option<u64>,
 }
 
 impl Directory {
@@ -47,6 +50,7 @@ impl Directory {
             misses: 0,
             listing: false,
             changed: false,
+            own: None,
         }
     }
 }
@@ -82,6 +86,47 @@ impl DirCache {
         inner.renew(directory, Directory { changed: true, ..Directory::new() });
     }
 
+    /// We have made a directory, and asked for it at `asked`: nothing is in it.
+    pub(super) fn born(&self, directory: &Attr, asked: Instant) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = Some(directory.version);
+        inner
+            .renew(directory.inode, Directory { since: asked, changed: true, complete: true, own, ..Directory::new() });
+    }
+
+    /// True for a directory that was made here, and in which nobody else has changed a name since.
+    pub(super) fn is_own(&self, directory: u64) -> bool {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.directories.peek(&directory).is_some_and(|known| known.own.is_some())
+    }
+
+    /// A name came, or is of something that has changed, by us: there is one, and nothing else is known of it.
+    pub(super) fn came(&self, directory: u64, name: &[u8]) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.changes += 1;
+        let Some(known) = inner.directories.get_mut(&directory) else { return };
+        let more = usize::from(known.entries.insert(name.into(), None).is_none());
+        known.changed = true;
+        inner.entries += more;
+        inner.shrink();
+    }
+
+    /// `count` names that we have told of came into a directory, whose attributes afterwards are these; it was asked for at
+    /// `asked`. As every change raises the version of a directory by one, we know whether anybody else has changed it; then
+    /// everything is forgotten. Otherwise, and if all changes are `counted`, what is known was right at `asked`.
+    pub(super) fn grew(&self, directory: &Attr, count: u64, asked: Instant, counted: bool) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(known) = inner.directories.get_mut(&directory.inode) else { return };
+        let Some(own) = known.own else { return };
+        if own + count != directory.version {
+            return inner.renew(directory.inode, Directory { changed: true, ..Directory::new() });
+        }
+        known.own = Some(directory.version);
+        if counted {
+            known.since = asked;
+        }
+    }
+
     /// What is remembered of a name, at most `ttl` old.
     pub(super) fn get(&self, directory: u64, name: &[u8], ttl: Duration) -> Seen {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
@@ -90,7 +135,8 @@ impl DirCache {
             return Seen::Unknown;
         }
         match known.entries.get(name) {
-            Some(attr) => Seen::Entry(Box::new(Known::new(attr.clone(), known.since))),
+            Some(Some(attr)) => Seen::Entry(Box::new(Known::new(attr.clone(), known.since))),
+            Some(None) => Seen::Unknown,
             None if known.complete => Seen::Absent,
             None => Seen::Unknown,
         }
@@ -122,7 +168,7 @@ impl DirCache {
         let before = known.entries.len();
         for entry in page {
             if let Some(attr) = &entry.attr {
-                known.entries.insert(entry.name.as_ref().into(), attr.clone());
+                known.entries.insert(entry.name.as_ref().into(), Some(attr.clone()));
             }
         }
         known.complete = end;

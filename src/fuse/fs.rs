@@ -5,22 +5,23 @@
 //! `fuse.offline-max-staleness`; what was never seen waits.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use jindofs_proto::v1::{FileType, Target, WorkerState};
 
-use crate::client::Writer;
 use crate::client::layout_cache::LayoutCache;
 use crate::client::mounts::Mounts;
 use crate::client::namespace::{Namespace, at_entry, at_inode};
 use crate::client::reader::Reader;
+use crate::client::{Batches, Writer};
 use crate::config::FuseConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::channel::MasterChannel;
 use crate::ufs::Registry;
 
+use super::creates::Creates;
 use super::dircache::{DirCache, Seen};
 use super::directory::Directory;
 use super::handles::{FileHandle, Handles};
@@ -46,7 +47,10 @@ pub(super) struct Fs {
     pub(super) hasty: Namespace,
     pub(super) mounts: Arc<Mounts>,
     pub(super) reader: Arc<Reader>,
+    pub(super) batches: Arc<Batches>,
     pub(super) writer: Writer,
+    /// What is not recorded yet.
+    pub(super) creates: Creates,
     pub(super) inodes: Inodes,
     pub(super) listings: DirCache,
     pub(super) layouts: LayoutCache,
@@ -68,24 +72,34 @@ impl Fs {
         reader: Arc<Reader>,
     ) -> Arc<Fs> {
         let patient = Arc::new(Namespace::with_channel(channel.clone()));
-        Arc::new(Fs {
-            writer: Writer::new(patient.clone(), mounts.clone(), Registry::default()),
-            patient,
-            hasty: Namespace::with_channel(channel.with_timeout(HASTY.min(config.client.rpc_timeout))),
-            channel,
-            mounts,
-            reader,
-            inodes: Inodes::new(),
-            listings: DirCache::new(),
-            layouts: LayoutCache::default(),
-            handles: Handles::new(),
-            staging: Staging::new(config.staging_dir.clone(), config.staging_bytes),
-            writable: config.writable,
-            ttl: config.attr_ttl,
-            staleness: config.offline_max_staleness,
-            direct_min: config.direct_io_min_size,
-            probing: AtomicBool::new(false),
+        Arc::new_cyclic(|this: &Weak<Fs>| {
+            let batches = batches(&patient, this);
+            Fs {
+                writer: Writer::new(patient.clone(), batches.clone(), mounts.clone(), Registry::default()),
+                batches,
+                creates: Creates::default(),
+                patient,
+                hasty: Namespace::with_channel(channel.with_timeout(HASTY.min(config.client.rpc_timeout))),
+                channel,
+                mounts,
+                reader,
+                inodes: Inodes::new(),
+                listings: DirCache::new(),
+                layouts: LayoutCache::default(),
+                handles: Handles::new(),
+                staging: Staging::new(config.staging_dir.clone(), config.staging_bytes),
+                writable: config.writable,
+                ttl: config.attr_ttl,
+                staleness: config.offline_max_staleness,
+                direct_min: config.direct_io_min_size,
+                probing: AtomicBool::new(false),
+            }
         })
+    }
+
+    /// True while no master answers.
+    pub(super) fn masters_fail(&self) -> bool {
+        self.channel.failing_since().is_some()
     }
 
     /// Asks a master; what is known serves instead while none answers.
@@ -127,6 +141,9 @@ impl Fs {
 
     /// What can be said of a name without asking; `Err` for one that is known to be absent.
     pub(super) fn lookup_now(&self, parent: u64, name: &[u8]) -> Option<Result<Known, ()>> {
+        if let Some(inode) = self.creates.named(parent, name) {
+            return self.inodes.get(inode).map(Ok);
+        }
         match self.listings.get(parent, name, self.ttl) {
             Seen::Entry(known) => Some(Ok(*known)),
             Seen::Absent => Some(Err(())),
@@ -145,6 +162,7 @@ impl Fs {
 
     /// Reads a whole directory for the lookups to come.
     async fn remember_listing(&self, directory: u64) {
+        self.creates.settled(directory).await;
         let since = self.listings.begin(directory);
         let mut after = Bytes::new();
         loop {
@@ -173,6 +191,10 @@ impl Fs {
         if let Some(known) = known.as_ref().filter(|_| self.staging.is_unlinked(inode)) {
             return Ok(known.clone());
         }
+        if let Some(making) = self.creates.get(inode) {
+            // Why it could not be made is for its close to say.
+            let _ = making.done().await;
+        }
         match self.ask(at_inode(inode), known.clone()).await {
             Ok(news) => {
                 self.inodes.renew(news.clone());
@@ -187,7 +209,7 @@ impl Fs {
     /// How long the kernel may keep what is known. While masters are away it asks again soon, and is told the same.
     pub(super) fn ttl_of(&self, known: &Known) -> Duration {
         // What differs from what the masters know changes without them.
-        if self.staging.is_apart(known.attr.inode) {
+        if self.staging.is_apart(known.attr.inode) || self.creates.get(known.attr.inode).is_some() {
             return Duration::ZERO;
         }
         known.fresh_for(self.ttl).unwrap_or(PROBE.min(self.ttl))
@@ -255,6 +277,7 @@ impl Fs {
     /// Fetches what is needed to give entries from `offset` on; true if anything had to be fetched.
     pub(super) async fn fetch_entries(&self, directory: &Directory, offset: u64) -> Result<bool> {
         let _one = directory.fetching.lock().await;
+        self.creates.settled(directory.inode).await;
         let mut fetched = false;
         while let Some(wanted) = directory.wanted(offset) {
             let (asked, changes) = (Instant::now(), self.listings.changes());
@@ -285,4 +308,15 @@ impl Fs {
             used: live().map(|worker| worker.used_bytes).sum(),
         }
     }
+}
+
+/// Small changes of this mount, as few entries of the log.
+fn batches(patient: &Arc<Namespace>, fs: &Weak<Fs>) -> Arc<Batches> {
+    let fs = fs.clone();
+    let observer = move |grown| {
+        if let Some(fs) = fs.upgrade() {
+            fs.has_grown(grown);
+        }
+    };
+    Batches::new(patient.clone(), Some(Box::new(observer)))
 }

@@ -3,6 +3,8 @@
 mod adapter;
 mod answer;
 mod attributes;
+mod behind;
+mod creates;
 mod dircache;
 mod directory;
 mod errno;

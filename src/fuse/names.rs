@@ -32,7 +32,7 @@ pub(super) struct Made {
 
 impl Made {
     /// What a directory with the setgid bit gives to those in it.
-    fn inside(mut self, directory: &Attr, is_directory: bool) -> Made {
+    pub(super) fn inside(mut self, directory: &Attr, is_directory: bool) -> Made {
         self.mode &= PERMISSIONS;
         if directory.mode & libc::S_ISGID != 0 {
             self.gid = directory.gid;
@@ -46,7 +46,7 @@ impl Made {
 
 impl Fs {
     /// What the kernel is to see of a directory, or of something in it, is not what it was.
-    fn changed(&self, directory: u64) {
+    pub(super) fn changed(&self, directory: u64) {
         self.inodes.changed(directory);
         self.listings.changed(directory);
     }
@@ -61,7 +61,9 @@ impl Fs {
             uid: made.uid,
             gid: made.gid,
             exclusive: true,
+            ..CreateRequest::default()
         };
+        self.creates.settled(at.0).await;
         let attr = self.patient.create(request).await;
         self.changed(at.0);
         attr.map_err(|error| match error.kind {
@@ -109,7 +111,7 @@ impl Fs {
         if attr.mount_id == 0 {
             return Ok(Known::new(attr, Instant::now()));
         }
-        match self.writer.store(&attr, content.content()).await {
+        match self.writer.store(&attr, None, content.content()).await {
             Ok(attr) => Ok(Known::new(attr, Instant::now())),
             Err(error) => {
                 if let Err(second) = self.patient.unlink(at_entry(at.0, at.1)).await {
@@ -134,9 +136,13 @@ impl Fs {
             gid: made.gid,
             parents: false,
         };
+        self.creates.settled(at.0).await;
+        let asked = Instant::now();
         let attr = self.patient.mkdir(request).await;
         self.changed(at.0);
-        Ok(Known::new(attr?, Instant::now()))
+        let attr = attr?;
+        self.listings.born(&attr, asked);
+        Ok(Known::new(attr, Instant::now()))
     }
 
     /// Makes a symbolic link.
@@ -152,6 +158,7 @@ impl Fs {
             uid: made.uid,
             gid: made.gid,
         };
+        self.creates.settled(at.0).await;
         let attr = self.patient.symlink(request).await;
         self.changed(at.0);
         Ok(Known::new(attr?, Instant::now()))
@@ -162,6 +169,10 @@ impl Fs {
     /// *Errors*: those of the masters.
     pub(super) async fn remove_directory(&self, at: Name<'_>) -> Result<()> {
         self.check_writable()?;
+        self.creates.settled(at.0).await;
+        if let Some(known) = self.inodes.get_named(at.0, at.1) {
+            self.creates.settled(known.attr.inode).await;
+        }
         let removed = self.patient.rmdir(at_entry(at.0, at.1), false).await;
         self.changed(at.0);
         removed?;
@@ -174,6 +185,7 @@ impl Fs {
     /// *Errors*: those of the masters.
     pub(super) async fn remove_file(self: &Arc<Self>, at: Name<'_>) -> Result<()> {
         self.check_writable()?;
+        self.creates.settled(at.0).await;
         let turn = match self.inodes.get_named(at.0, at.1) {
             Some(known) => self.keep_for_handles(&known.attr).await,
             None => None,
@@ -192,6 +204,8 @@ impl Fs {
     /// *Errors*: those of the masters; those of storing what moves.
     pub(super) async fn rename(self: &Arc<Self>, from: Name<'_>, to: Name<'_>, no_replace: bool) -> Result<()> {
         self.check_writable()?;
+        self.creates.settled(from.0).await;
+        self.creates.settled(to.0).await;
         let (mut moved, replaced) = self.turns_of_rename(from, to, no_replace).await;
         if let Some(turn) = &mut moved {
             // Under its old name: what has no content in the under-storage cannot be moved there.

@@ -138,6 +138,9 @@ impl Fs {
     pub(super) fn release(&self, number: u64) -> Option<u64> {
         let Some(Open::File { inode, version }) = self.handles.take_file(number) else { return None };
         self.inodes.closed(inode, version);
+        if !self.inodes.is_open(inode) {
+            self.creates.closed(inode);
+        }
         (self.staging.ready(inode).is_some() && !self.inodes.is_open(inode)).then_some(inode)
     }
 }

@@ -289,6 +289,19 @@ impl Staging {
         Spool::new(&self.dir, self.budget.clone()).map(Arc::new)
     }
 
+    /// A new file is staged: nobody else can have found it yet, and nothing of it is stored.
+    pub(super) fn begin_new(&self, base: Attr, content: Arc<Spool>) {
+        let staged = Arc::new(Staged::new(base.inode));
+        let mut table = self.table();
+        table.insert(base.inode, staged.clone());
+        self.count.store(table.len(), Ordering::Release);
+        if let Ok(work) = staged.work.clone().try_lock_owned() {
+            let mut turn = Turn { staged, work };
+            turn.begin(base, content);
+            turn.touch();
+        }
+    }
+
     /// What is staged of a file is forgotten if it is not what is there any more: somebody else has stored another version,
     /// which `attr` names, after ours was stored.
     pub(super) fn drop_superseded(&self, attr: &Attr) {

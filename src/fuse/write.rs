@@ -120,7 +120,7 @@ impl Fs {
 
     /// True if nothing of a file waits to be stored.
     pub(super) fn is_stored(&self, inode: u64) -> bool {
-        self.staging.ready(inode).is_none_or(|staged| !staged.is_dirty())
+        self.creates.get(inode).is_none() && self.staging.ready(inode).is_none_or(|staged| !staged.is_dirty())
     }
 
     /// Stores what was written, if anything was.
@@ -129,15 +129,16 @@ impl Fs {
     pub(super) async fn sync(&self, inode: u64) -> Result<()> {
         match self.staging.turn_of_ready(inode).await {
             Some(mut turn) => self.store(&mut turn).await,
-            None => Ok(()),
+            None => self.made_empty(inode).await,
         }
     }
 
     pub(super) async fn store(&self, turn: &mut Turn) -> Result<()> {
+        let begun = self.made_of(turn).await?;
         if !turn.is_due() {
             return Ok(());
         }
-        let stored = self.writer.store(turn.base(), turn.content()?).await;
+        let stored = self.writer.store(turn.base(), begun, turn.content()?).await;
         let attr = stored.inspect_err(|error| {
             if error.kind == ErrorKind::Stale {
                 self.inodes.expire(turn.inode());
@@ -158,7 +159,10 @@ impl Fs {
     /// A change of ours was answered with the attributes of what it changed.
     pub(super) fn news(&self, attr: Attr) {
         self.layouts.forget(attr.inode);
-        self.listings.changed(attr.parent);
+        match self.inodes.name_of(attr.inode) {
+            Some((parent, name)) if parent == attr.parent => self.listings.came(parent, &name),
+            _ => self.listings.changed(attr.parent),
+        }
         // Whatever was asked for before now is older.
         self.inodes.renew(Known::new(attr, Instant::now()));
     }
@@ -215,7 +219,7 @@ impl Fs {
             return;
         }
         let started = Instant::now();
-        while self.staging.is_busy() && started.elapsed() < SETTLE {
+        while (self.staging.is_busy() || self.creates.is_busy()) && started.elapsed() < SETTLE {
             tokio::time::sleep(LOOK).await;
         }
         self.patient.session().close().await;

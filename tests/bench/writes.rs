@@ -124,7 +124,7 @@ fn creates(mnt: &Path, name: &str, own: bool, time: Duration) -> Outcome<f64> {
     let done = on_threads(|thread| {
         let mut count = 0;
         while began.elapsed() < time {
-            File::create_new(dirs[thread].join(format!("t{thread}-{count}")))?;
+            File::create(dirs[thread].join(format!("t{thread}-{count}")))?;
             count += 1;
         }
         Ok(count)
@@ -206,7 +206,7 @@ fn write_small(dir: &PathBuf, sync: bool) -> Outcome<f64> {
             if number >= SMALL_FILES {
                 return Ok(count);
             }
-            let mut file = File::create_new(dir.join(format!("f{number:05}")))?;
+            let mut file = File::create(dir.join(format!("f{number:05}")))?;
             file.write_all(&bytes)?;
             if sync {
                 file.sync_all()?;

@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use jindofs_proto::v1::{Attr, CreateRequest, FileType};
 
-use crate::client::Writer;
 use crate::client::mounts::Mounts;
 use crate::client::namespace::{Namespace, at_path};
+use crate::client::{Batches, Writer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::split_parent;
 use crate::ufs::{Content, Registry};
@@ -22,7 +22,7 @@ const MODE: u32 = 0o644;
 
 fn writer(namespace: &Arc<Namespace>) -> Writer {
     let mounts = Mounts::new(namespace.channel().clone());
-    Writer::new(namespace.clone(), Arc::new(mounts), Registry::default())
+    Writer::new(namespace.clone(), Batches::new(namespace.clone(), None), Arc::new(mounts), Registry::default())
 }
 
 /// Makes an empty file; below a mount it is stored at once.
@@ -32,7 +32,7 @@ pub(super) async fn create(namespace: &Arc<Namespace>, path: Vec<u8>) -> Result<
         return Ok(());
     }
     let empty = Content { file: Arc::new(unnamed()?), length: 0 };
-    writer(namespace).store(&attr, empty).await.map(drop)
+    writer(namespace).store(&attr, None, empty).await.map(drop)
 }
 
 /// Stores a local file, or what comes on standard input, as one file below a mount: a new one, or in the place of an old one.
@@ -40,7 +40,7 @@ pub(super) async fn put(namespace: &Arc<Namespace>, from: &Path, path: Vec<u8>) 
     let (file, mode) = open(from).map_err(|error| error.context(from.display()))?;
     let length = file.metadata()?.len();
     let attr = target(namespace, &path, mode).await?;
-    writer(namespace).store(&attr, Content { file: Arc::new(file), length }).await.map(drop)
+    writer(namespace).store(&attr, None, Content { file: Arc::new(file), length }).await.map(drop)
 }
 
 /// The file to replace, or a new one.

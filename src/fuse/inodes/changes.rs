@@ -14,6 +14,21 @@ impl Inodes {
         }
     }
 
+    /// Something came into a directory by us, at `now` nanoseconds since the epoch.
+    pub(crate) fn grown(&self, directory: u64, now: i64) {
+        if let Some(entry) = self.shard(directory).get_mut(&directory) {
+            let attr = &mut entry.known.attr;
+            attr.mtime_ns = attr.mtime_ns.max(now);
+            attr.ctime_ns = attr.ctime_ns.max(now);
+            entry.listed = None;
+        }
+    }
+
+    /// The name an inode was reached by.
+    pub(crate) fn name_of(&self, inode: u64) -> Option<(u64, Box<[u8]>)> {
+        self.shard(inode).get(&inode).map(|entry| (entry.parent, entry.name.clone()))
+    }
+
     /// What is known, or `known` where that is newer: answers may overtake each other.
     pub(crate) fn newest(&self, known: Known) -> Known {
         match self.get(known.attr.inode) {

@@ -43,6 +43,20 @@ impl Budget {
     }
 }
 
+/// A new file that has no name, or only for a moment where the file system cannot do without.
+fn unnamed(dir: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600);
+    match options.clone().custom_flags(libc::O_TMPFILE).open(dir) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR | libc::ENOENT)) => {}
+        opened => return opened,
+    }
+    let path = dir.join(format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
+    let file = options.create_new(true).open(&path)?;
+    fs::remove_file(&path)?;
+    Ok(file)
+}
+
 /// Where a write goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
@@ -63,10 +77,7 @@ pub(crate) struct Spool {
 impl Spool {
     pub(super) fn new(dir: &Path, budget: Arc<Budget>) -> Result<Spool> {
         let failed = |error: io::Error| Error::from(error).context(format!("fuse.staging.dir {}", dir.display()));
-        let path = dir.join(format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
-        let file =
-            OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
-        fs::remove_file(&path).map_err(failed)?;
+        let file = unnamed(dir).map_err(failed)?;
         Ok(Spool { file: Arc::new(file), length: AtomicU64::new(0), budget })
     }
 

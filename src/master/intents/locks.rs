@@ -3,6 +3,7 @@
 //!
 //! Locks are stripes of a fixed table, so that nothing has to be cleaned up; they are taken in the order of the table.
 
+use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
@@ -23,7 +24,7 @@ pub(super) struct Locks {
 /// What is held.
 pub(super) struct Guard {
     _names: Vec<OwnedMutexGuard<()>>,
-    _mount: Option<Mount>,
+    _mounts: Vec<Mount>,
 }
 
 enum Mount {
@@ -41,24 +42,43 @@ impl Locks {
 
     /// Waits for everything a change needs.
     pub(super) async fn take(&self, scope: &Scope) -> Guard {
-        let mount = self.mounts[usize::try_from(scope.mount_id).unwrap_or(0) % MOUNTS].clone();
+        let mount = self.mounts[table(scope.mount_id)].clone();
         let mount = match scope.moves_paths {
             true => Mount::Alone(mount.write_owned().await),
             false => Mount::Shared(mount.read_owned().await),
         };
+        Guard { _names: self.take_names(&scope.locks).await, _mounts: vec![mount] }
+    }
+
+    /// As [`Locks::take`], for several changes of which none moves paths.
+    pub(super) async fn take_all(&self, scopes: &[Scope]) -> Guard {
+        let mounts: BTreeSet<usize> = scopes.iter().map(|scope| table(scope.mount_id)).collect();
+        let mut held = Vec::new();
+        for mount in mounts {
+            held.push(Mount::Shared(self.mounts[mount].clone().read_owned().await));
+        }
+        let names: Vec<Bytes> = scopes.iter().flat_map(|scope| scope.locks.iter().cloned()).collect();
+        Guard { _names: self.take_names(&names).await, _mounts: held }
+    }
+
+    async fn take_names(&self, locks: &[Bytes]) -> Vec<OwnedMutexGuard<()>> {
         let mut names = Vec::new();
-        for stripe in stripes(&scope.locks) {
+        for stripe in stripes(locks) {
             names.push(self.stripes[stripe].clone().lock_owned().await);
         }
-        Guard { _names: names, _mount: Some(mount) }
+        names
     }
 
     /// Holds what a change has that began under another leader, as far as nobody has it: whoever does is about to find out
     /// that it leads no more.
     pub(super) fn try_take(&self, locks: &[Bytes]) -> Guard {
         let taken = stripes(locks).into_iter().filter_map(|stripe| self.stripes[stripe].clone().try_lock_owned().ok());
-        Guard { _names: taken.collect(), _mount: None }
+        Guard { _names: taken.collect(), _mounts: Vec::new() }
     }
+}
+
+fn table(mount_id: u32) -> usize {
+    usize::try_from(mount_id).unwrap_or(0) % MOUNTS
 }
 
 fn stripes(locks: &[Bytes]) -> Vec<usize> {

@@ -2,6 +2,7 @@
 //! intent, which makes the change here and is the client's answer. A leader that comes to power first takes over what the
 //! one before has left; nothing below a mount is changed until it holds all of that.
 
+mod batch;
 mod carry_out;
 mod locks;
 

@@ -9,7 +9,8 @@ use jindofs_proto::v1::{
     CloseSessionRequest, CloseSessionResponse, CreateRequest, EndWriteRequest, ListMountsRequest, ListMountsResponse,
     ListRequest, ListResponse, LookupRequest, LookupResponse, MkdirRequest, MountResponse, MutationResponse, OpId,
     OpenSessionRequest, OpenSessionResponse, RemoveMountRequest, RenameRequest, RenewSessionRequest,
-    RenewSessionResponse, RmdirRequest, SetAttrRequest, SymlinkRequest, Target, UnlinkRequest,
+    RenewSessionResponse, ReserveInodesRequest, ReserveInodesResponse, RmdirRequest, SetAttrRequest, SymlinkRequest,
+    Target, UnlinkRequest,
 };
 use tonic::{Request, Response, Status};
 
@@ -39,7 +40,7 @@ impl NamespaceService {
             Answer::Attr(attr) => Some(attr),
             _ => None,
         };
-        Ok(Response::new(MutationResponse { attr }))
+        Ok(Response::new(MutationResponse { attr, ..MutationResponse::default() }))
     }
 
     async fn begin_write(&self, request: BeginWriteRequest) -> Result<BeginWriteResponse> {
@@ -61,7 +62,7 @@ impl NamespaceService {
             Answer::Attr(attr) => Some(attr),
             _ => None,
         };
-        Ok(MutationResponse { attr })
+        Ok(MutationResponse { attr, ..MutationResponse::default() })
     }
 
     async fn lookup(&self, request: LookupRequest) -> Result<LookupResponse> {
@@ -81,9 +82,16 @@ impl NamespaceService {
             let message = format!("a batch of {} operations: at most {BATCH_MAX} are allowed", request.ops.len());
             return Err(Error::new(ErrorKind::ResourceExhausted, message));
         }
-        match propose(&self.0.handle, request.op.clone(), Kind::Batch(request)).await? {
-            Answer::Batch(batch) => Ok(batch),
-            other => Err(Error::internal(format!("a batch was answered with {other:?}"))),
+        self.0.intents.batch(request).await
+    }
+
+    async fn reserve(&self, request: ReserveInodesRequest) -> Result<ReserveInodesResponse> {
+        let ReserveInodesRequest { client_id, count } = request;
+        check_client(&client_id)?;
+        self.0.sessions.renew(&client_id);
+        match propose(&self.0.handle, None, Kind::ReserveInodes(stored::ReserveInodes { client_id, count })).await? {
+            Answer::Reserved(range) => Ok(ReserveInodesResponse { first: range.first }),
+            other => Err(Error::internal(format!("a reservation was answered with {other:?}"))),
         }
     }
 
@@ -266,5 +274,12 @@ impl Namespace for NamespaceService {
         let close = stored::CloseSession { client_id };
         propose(&self.0.handle, None, Kind::CloseSession(close)).await.map_err(refused)?;
         Ok(Response::new(CloseSessionResponse {}))
+    }
+
+    async fn reserve_inodes(
+        &self,
+        request: Request<ReserveInodesRequest>,
+    ) -> Result<Response<ReserveInodesResponse>, Status> {
+        answer(self.reserve(request.into_inner()).await)
     }
 }

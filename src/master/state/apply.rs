@@ -36,6 +36,7 @@ pub fn apply(txn: &mut dyn Txn, index: u64, command: &Command) -> Result<Outcome
     };
     let mut ctx = Ctx::load(txn, index, command.time_ns)?;
     ctx.op.clone_from(&command.op);
+    ctx.reserved = ticket.as_ref().map(|ticket| ticket.reserved().to_vec()).unwrap_or_default();
     let outcome = match run(&mut ctx, body) {
         Ok(body) => answer(body),
         Err(Fault::Refused(error)) => answer(Answer::Error(detail(error))),
@@ -70,6 +71,7 @@ pub(super) fn run(ctx: &mut Ctx<'_>, body: &Body) -> Step<Answer> {
         Body::OpenSession(request) => session::open(ctx, request),
         Body::CloseSession(request) => session::close(ctx, request),
         Body::ExpireSessions(request) => session::expire(ctx, request),
+        Body::ReserveInodes(request) => session::reserve(ctx, request),
         Body::Create(request) => namespace::create(ctx, request),
         Body::Mkdir(request) => namespace::mkdir(ctx, request),
         Body::Symlink(request) => namespace::symlink(ctx, request),

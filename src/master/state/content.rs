@@ -18,13 +18,19 @@ use crate::error::ErrorKind;
 /// Largest file, bytes.
 const SIZE_MAX: u64 = i64::MAX as u64;
 
-/// Notes that a file was made which is not stored yet.
-pub(super) fn made(ctx: &mut Ctx<'_>, inode: u64, row: &mut InodeRow) -> Step {
+/// Notes that a file was made which is not stored yet; with `begins` its client is going to store it.
+pub(super) fn made(ctx: &mut Ctx<'_>, inode: u64, row: &mut InodeRow, begins: bool) -> Step {
     let op = Some(intent::op_of(ctx)?.clone());
     row.own_attr = !resolve::keeps_attributes(ctx.view(), row.mount_id)?;
     let id = ctx.new_intent();
     (row.unstored, row.intent) = (true, id);
-    intent::write(ctx, id, &IntentRow { op, intent: Some(Intent::Made(Made { inode })), ..IntentRow::default() });
+    let intent = if begins {
+        ctx.begun = id;
+        Intent::Write(Write { inode, ..Write::default() })
+    } else {
+        Intent::Made(Made { inode })
+    };
+    intent::write(ctx, id, &IntentRow { op, intent: Some(intent), ..IntentRow::default() });
     Ok(())
 }
 
@@ -44,9 +50,6 @@ pub(super) fn unmade(ctx: &mut Ctx<'_>, row: &InodeRow) -> Step {
 /// *Errors*: `Stale` when the file is of another version by now, `NotFound` when it was removed, `Busy` while it is changed.
 pub(super) fn begin_write(ctx: &mut Ctx<'_>, request: &BeginWriteRequest) -> Step<Answer> {
     let op = intent::op_of(ctx)?.clone();
-    if ctx.batched {
-        return refuse(ErrorKind::Unsupported, "content is not stored by a batch");
-    }
     let inode = request.inode;
     let Some(row) = rows::inode(ctx.view(), inode)? else { return resolve::no_inode(inode) };
     if row.mount_id == 0 || row.r#type() != FileType::File {
@@ -91,6 +94,12 @@ pub(super) fn end_write(ctx: &mut Ctx<'_>, request: &EndWriteRequest) -> Step<An
         return refuse(ErrorKind::PermissionDenied, format!("intent {} is of another client", request.intent));
     }
     let Some(stored) = &request.stored else {
+        if ctx.batched {
+            return refuse(
+                ErrorKind::Unsupported,
+                "a write that nobody knows the end of is ended alone, not in a batch",
+            );
+        }
         let write = Write { given_up: true, ..write };
         let row = IntentRow { op: Some(op), intent: Some(Intent::Write(write)), ..IntentRow::default() };
         intent::write(ctx, request.intent, &row);

@@ -1,8 +1,8 @@
 //! What one command works with: the transaction, its log index, the logical clock, the counters.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use jindofs_proto::store::v1::{CounterRow, GcRow, InodeRow, StatRow};
+use jindofs_proto::store::v1::{CounterRow, GcRow, InodeRange, InodeRow, StatRow};
 use jindofs_proto::v1::{FileType, OpId};
 
 use super::intent::Finishing;
@@ -18,8 +18,14 @@ pub(crate) struct Ctx<'a> {
     pub(crate) now: i64,
     /// The client's operation that the command is, if it is one.
     pub(crate) op: Option<OpId>,
+    /// Inode numbers that were set aside for its session.
+    pub(crate) reserved: Vec<InodeRange>,
     /// Part of a batch.
     pub(crate) batched: bool,
+    /// Intent of the writing that a creation in a batch has announced.
+    pub(crate) begun: u64,
+    /// Directories in which a batch has created something.
+    pub(crate) grown: BTreeSet<u64>,
     /// Set while a change is made here that the under-storage has made already.
     pub(crate) finishing: Option<Finishing>,
     /// Counters; new ids come from here only.
@@ -39,7 +45,10 @@ impl<'a> Ctx<'a> {
             index,
             now: counters.clock_ns,
             op: None,
+            reserved: Vec::new(),
             batched: false,
+            begun: 0,
+            grown: BTreeSet::new(),
             finishing: None,
             counters,
             loaded,

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use jindofs_proto::store::v1::command::Command as Body;
 use jindofs_proto::store::v1::intent_row::Intent;
 use jindofs_proto::store::v1::{Command, IntentRow};
-use jindofs_proto::v1::{MkdirRequest, Mount, OpId, RenameRequest, SetAttrRequest, SymlinkRequest, Target};
+use jindofs_proto::v1::{MetaPolicy, MkdirRequest, Mount, OpId, RenameRequest, SetAttrRequest, SymlinkRequest, Target};
 
 use super::fault::{Step, refuse};
 use super::resolve::{self, Place, Reach};
@@ -183,6 +183,13 @@ pub fn is_below_mount(view: &dyn View, body: &Body) -> bool {
         Body::BeginWrite(request) => inode(request.inode),
         _ => false,
     }
+}
+
+/// True if everything that the rules must know of a target is known here already, whatever its under-storage holds.
+pub fn is_known(view: &dyn View, target: &Target) -> bool {
+    let Ok((mount_id, Ok(place))) = resolve::slot(view, Some(target)) else { return false };
+    let policy = rows::mount(view, mount_id).ok().flatten().map(|mount| mount.meta_policy());
+    place.row.complete && policy.is_some_and(|policy| policy != MetaPolicy::Always)
 }
 
 /// What a client's command changes below a mount that can be written; `None` for one that changes nothing there, or will

@@ -6,7 +6,9 @@
 
 use bytes::Bytes;
 use jindofs_proto::store::v1::outcome::Outcome as Answer;
-use jindofs_proto::store::v1::{CloseSession, ExpireSessions, OpenSession, Outcome, SessionRow};
+use jindofs_proto::store::v1::{
+    CloseSession, ExpireSessions, InodeRange, OpenSession, Outcome, ReserveInodes, SessionRow,
+};
 use jindofs_proto::v1::OpId;
 
 use super::apply::done;
@@ -26,6 +28,10 @@ const DESCRIPTION_MAX: usize = 1024;
 /// How long an ended session is remembered, so that no late duplicate of OpenSession brings it back. One hour: longer
 /// than any message is under way.
 const ENDED_KEPT_NS: i64 = 3_600_000_000_000;
+/// Most inode numbers set aside at a time.
+const RESERVE_MAX: u32 = 65_536;
+/// Ranges of them that a session may have: one in use, and the next.
+const RANGES_MAX: usize = 4;
 /// Rows each OpenSession looks at to drop ended sessions: more than it adds, so that they cannot pile up.
 const SWEEP: usize = 4;
 
@@ -89,6 +95,11 @@ pub(super) fn admit(txn: &dyn Txn, op: &OpId) -> Step<Gate> {
 }
 
 impl Ticket {
+    /// Inode numbers set aside for the session.
+    pub(super) fn reserved(&self) -> &[InodeRange] {
+        &self.row.reserved
+    }
+
     /// Stores the outcome, and forgets those the client has acknowledged.
     pub(super) fn store(mut self, txn: &mut dyn Txn, outcome: &Outcome) {
         reply::forget(txn, &self.client_id, &mut self.row, self.acked_below);
@@ -99,7 +110,8 @@ impl Ticket {
     }
 }
 
-/// Stores the final outcome of an operation that was answered with "pending". Without the session nobody will ask.
+/// Stores the final outcome of an operation that was answered with "pending", and of no other. Without the session nobody will
+/// ask.
 pub(super) fn replace(txn: &mut dyn Txn, op: &OpId, outcome: &Outcome) -> Result<(), StoreError> {
     let Some(mut row) = rows::read::<SessionRow>(txn, Table::Session, &op.client_id)?.filter(|row| row.ended_ns == 0)
     else {
@@ -107,6 +119,10 @@ pub(super) fn replace(txn: &mut dyn Txn, op: &OpId, outcome: &Outcome) -> Result
     };
     if op.seq < row.acked_below {
         return Ok(());
+    }
+    match reply::find(txn, &op.client_id, &row, op.seq)? {
+        Some(Outcome { outcome: Some(Answer::Pending(_)) }) => {}
+        _ => return Ok(()),
     }
     row.replies.retain(|reply| reply.seq != op.seq);
     reply::keep(txn, &op.client_id, &mut row, op.seq, outcome);
@@ -159,6 +175,29 @@ pub(super) fn close(ctx: &mut Ctx<'_>, request: &CloseSession) -> Step<Answer> {
     check_client_id(&request.client_id)?;
     end(ctx, &request.client_id)?;
     Ok(done())
+}
+
+/// Sets inode numbers aside. The oldest ones that the session has not used are given up for them.
+pub(super) fn reserve(ctx: &mut Ctx<'_>, request: &ReserveInodes) -> Step<Answer> {
+    check_client_id(&request.client_id)?;
+    if request.count == 0 || request.count > RESERVE_MAX {
+        return refuse(
+            ErrorKind::InvalidArgument,
+            format!("between 1 and {RESERVE_MAX} inode numbers can be reserved"),
+        );
+    }
+    let row = rows::read::<SessionRow>(ctx.view(), Table::Session, &request.client_id)?.filter(|row| row.ended_ns == 0);
+    let Some(mut row) = row else {
+        return refuse(ErrorKind::SessionExpired, "inode numbers are reserved for a session: open one");
+    };
+    let range = InodeRange { first: ctx.counters.next_inode, count: request.count };
+    ctx.counters.next_inode += u64::from(request.count);
+    if row.reserved.len() >= RANGES_MAX {
+        row.reserved.remove(0);
+    }
+    row.reserved.push(range);
+    rows::write(ctx.txn, Table::Session, &request.client_id, &row);
+    Ok(Answer::Reserved(range))
 }
 
 /// Ends sessions that were not renewed.

@@ -1,10 +1,13 @@
 //! An object is stored whole, on condition that what it replaces is still there: checked by the store itself where it
 //! can, otherwise by a look right before.
 
-use std::os::unix::fs::FileExt;
+use std::fs::File;
+use std::io;
 use std::sync::atomic::Ordering;
 
 use opendal::{Metadata, Writer};
+use rustix::buffer::spare_capacity;
+use rustix::io::{Errno, pread};
 
 use super::{Bucket, key_to_change};
 use crate::error::{Error, ErrorKind, Result};
@@ -170,12 +173,27 @@ impl Bucket {
 async fn read_part(content: &Content, offset: u64, length: u64) -> Result<Vec<u8>> {
     let file = content.file.clone();
     blocking(move || {
-        let mut part = vec![0; usize::try_from(length).map_err(|_| Error::invalid("a part too long to be read"))?];
-        let read = file.read_exact_at(&mut part, offset);
-        read.map_err(|error| Error::from(error).context("what is to be stored is not read"))?;
-        Ok(part)
+        let length = usize::try_from(length).map_err(|_| Error::invalid("a part too long to be read"))?;
+        read_exact(&file, offset, length)
+            .map_err(|error| Error::from(error).context("what is to be stored is not read"))
     })
     .await
+}
+
+/// Reads into memory that was not cleared before.
+fn read_exact(file: &File, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(length);
+    while bytes.len() < length {
+        let at = offset + bytes.len() as u64;
+        match pread(file, spare_capacity(&mut bytes), at) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    // Room that was given beyond what was asked for may have been filled too.
+    bytes.truncate(length);
+    Ok(bytes)
 }
 
 pub(super) fn is_a_directory(path: &[u8]) -> Error {

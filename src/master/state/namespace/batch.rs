@@ -3,11 +3,12 @@
 use jindofs_proto::store::v1::outcome::Outcome as Answer;
 use jindofs_proto::v1::batch_op::Op;
 use jindofs_proto::v1::batch_result::Result as Body;
-use jindofs_proto::v1::{BatchOp, BatchRequest, BatchResponse, BatchResult, MutationResponse};
+use jindofs_proto::v1::{Attr, BatchOp, BatchRequest, BatchResponse, BatchResult, MutationResponse};
 
 use crate::error::ErrorKind;
 use crate::master::state::context::Ctx;
 use crate::master::state::fault::{Fault, Step, detail, refuse};
+use crate::master::state::{content, rows};
 use crate::types::BATCH_MAX;
 
 /// Applies a batch.
@@ -19,15 +20,27 @@ pub(crate) fn batch(ctx: &mut Ctx<'_>, request: &BatchRequest) -> Step<Answer> {
     let mut results = Vec::with_capacity(request.ops.len());
     ctx.batched = true;
     for op in &request.ops {
+        ctx.begun = 0;
         let result = match one(ctx, op) {
-            Ok(Answer::Attr(attr)) => Body::Ok(MutationResponse { attr: Some(attr) }),
-            Ok(_) => Body::Ok(MutationResponse { attr: None }),
+            Ok(Answer::Attr(attr)) => Body::Ok(answered(Some(attr), ctx.begun)),
+            Ok(Answer::Pending(pending)) => Body::Ok(answered(None, pending.intent)),
+            Ok(_) => Body::Ok(MutationResponse::default()),
             Err(Fault::Refused(error)) => Body::Error(detail(error)),
             Err(fault) => return Err(fault),
         };
         results.push(BatchResult { result: Some(result) });
     }
-    Ok(Answer::Batch(BatchResponse { results }))
+    let mut directories = Vec::with_capacity(ctx.grown.len());
+    for directory in std::mem::take(&mut ctx.grown) {
+        if let Some(row) = rows::inode(ctx.view(), directory)? {
+            directories.push(rows::attr(directory, &row));
+        }
+    }
+    Ok(Answer::Batch(BatchResponse { results, directories }))
+}
+
+fn answered(attr: Option<Attr>, intent: u64) -> MutationResponse {
+    MutationResponse { attr, intent, ..MutationResponse::default() }
 }
 
 fn one(ctx: &mut Ctx<'_>, op: &BatchOp) -> Step<Answer> {
@@ -39,6 +52,8 @@ fn one(ctx: &mut Ctx<'_>, op: &BatchOp) -> Step<Answer> {
         Some(Op::Rename(request)) => super::rename(ctx, request),
         Some(Op::Unlink(request)) => super::unlink(ctx, request),
         Some(Op::Rmdir(request)) => super::rmdir(ctx, request),
+        Some(Op::BeginWrite(request)) => content::begin_write(ctx, request),
+        Some(Op::EndWrite(request)) => content::end_write(ctx, request),
         None => refuse(ErrorKind::InvalidArgument, "an operation of the batch is empty or of an unknown kind"),
     }
 }

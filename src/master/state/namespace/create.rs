@@ -1,9 +1,10 @@
 //! An empty file.
 
+use jindofs_proto::store::v1::InodeRange;
 use jindofs_proto::store::v1::outcome::Outcome as Answer;
 use jindofs_proto::v1::{CreateRequest, FileType};
 
-use super::{insert, new_row, place, row_of};
+use super::{insert_as, new_row, place, row_of};
 use crate::error::ErrorKind;
 use crate::master::state::context::Ctx;
 use crate::master::state::fault::{Step, refuse, show};
@@ -30,16 +31,29 @@ pub(crate) fn create(ctx: &mut Ctx<'_>, request: &CreateRequest) -> Step<Answer>
         };
     }
     let mut row = new_row(ctx, &place, FileType::File, request.mode, request.uid, request.gid);
+    let id = number(ctx, request.inode)?;
     if place.row.mount_id != 0 {
-        if ctx.batched {
-            return refuse(
-                ErrorKind::Unsupported,
-                "a batch changes nothing below a mount: send its operations one by one",
-            );
-        }
-        let inode = ctx.counters.next_inode;
-        content::made(ctx, inode, &mut row)?;
+        content::made(ctx, id, &mut row, request.begin_write && ctx.batched)?;
     }
-    let (id, row) = insert(ctx, place, row);
+    if ctx.batched {
+        ctx.grown.insert(place.parent);
+    }
+    let row = insert_as(ctx, id, place, row);
     Ok(Answer::Attr(rows::attr(id, &row)))
+}
+
+/// The number of a new inode: the one that was asked for, or the next.
+fn number(ctx: &mut Ctx<'_>, asked: u64) -> Step<u64> {
+    if asked == 0 {
+        return Ok(ctx.new_inode());
+    }
+    let is_in = |range: &InodeRange| asked >= range.first && asked - range.first < u64::from(range.count);
+    if !ctx.reserved.iter().any(is_in) {
+        // The session it was reserved for has ended, and what it has begun with it.
+        return refuse(ErrorKind::SessionExpired, format!("inode number {asked} is not reserved for this session"));
+    }
+    if rows::inode(ctx.view(), asked)?.is_some() {
+        return refuse(ErrorKind::InvalidArgument, format!("inode number {asked} is in use"));
+    }
+    Ok(asked)
 }

@@ -87,8 +87,13 @@ fn new_row(ctx: &Ctx<'_>, place: &Place, kind: FileType, mode: u32, uid: u32, gi
 }
 
 /// Makes `row` a new inode at the empty `place`; returns its number and row.
-pub(super) fn insert(ctx: &mut Ctx<'_>, mut place: Place, mut row: InodeRow) -> (u64, InodeRow) {
+pub(super) fn insert(ctx: &mut Ctx<'_>, place: Place, row: InodeRow) -> (u64, InodeRow) {
     let id = ctx.new_inode();
+    (id, insert_as(ctx, id, place, row))
+}
+
+/// As [`insert`], with a number that was given already.
+fn insert_as(ctx: &mut Ctx<'_>, id: u64, mut place: Place, mut row: InodeRow) -> InodeRow {
     row.parent = place.parent;
     row.name = place.name.clone();
     ctx.count(&row, 1);
@@ -96,7 +101,7 @@ pub(super) fn insert(ctx: &mut Ctx<'_>, mut place: Place, mut row: InodeRow) -> 
     rows::put_inode(ctx.txn, id, &row);
     entered(ctx, &mut place.row, &row);
     rows::put_inode(ctx.txn, place.parent, &place.row);
-    (id, row)
+    row
 }
 
 /// Writes the entry `key` for inode `id`.

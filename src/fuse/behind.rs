@@ -1,0 +1,216 @@
+//! Files that are made behind their answer: whoever creates a file is told at once, and what the masters say of it is the
+//! result of its next sync or close. Other mounts see it once they have said yes, which takes a few milliseconds.
+//!
+//! The kernel holds a directory's lock while it waits for a creation, so that many files in one directory could only be made
+//! one after the other. Behind their answers they are made together, many by one entry of the log.
+//!
+//! `O_EXCL` is a question, and waits for its answer.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use jindofs_proto::v1::batch_op::Op;
+use jindofs_proto::v1::{Attr, BeginWriteResponse, CreateRequest, FileType, MetaPolicy, MutationResponse};
+use tokio::runtime::Handle;
+
+use crate::client::batches::Grown;
+use crate::client::namespace::at_entry;
+use crate::error::{Error, ErrorKind, Result};
+use crate::rpc::source::source_of;
+use crate::runtime::now_ns;
+use crate::types::check_name;
+
+use super::dircache::Seen;
+use super::fs::Fs;
+use super::inodes::Known;
+use super::names::{Made, Name};
+use super::staging::Turn;
+
+/// Most mutations that wait for their batch: beyond that callers wait for their turn.
+const WAITING_MAX: usize = 1024;
+
+impl Fs {
+    /// Makes a file and opens it without waiting for anybody; `None` where the masters have to be asked first. As
+    /// [`Fs::create`] otherwise.
+    ///
+    /// *Errors*: `NoSpace` and others of the staging directory.
+    pub(super) fn create_behind(
+        self: &Arc<Self>,
+        at: Name<'_>,
+        made: Made,
+        on: &Handle,
+    ) -> Option<Result<(Known, u64)>> {
+        if !self.writable || self.masters_fail() || self.batches.waiting() >= WAITING_MAX || check_name(at.1).is_err() {
+            return None;
+        }
+        let directory = self.attr_now(at.0)?.attr;
+        if !self.can_grow(&directory) || !self.is_surely_absent(at) {
+            return None;
+        }
+        let content = match directory.mount_id {
+            0 => None,
+            _ => match self.staging.blank() {
+                Ok(content) => Some(content),
+                Err(error) => return Some(Err(error)),
+            },
+        };
+        let inode = self.batches.number(on)?;
+        self.creates.add(inode, at.0, at.1)?;
+        let attr = imagine(inode, &directory, made.inside(&directory, false));
+        let file = self.reader.open(source_of(&attr, Vec::new()));
+        let version = file.source.version;
+        let number = match self.handles.add_file(inode, file) {
+            Ok(number) => number,
+            Err(error) => {
+                let error = Error::from(error);
+                self.creates.finish(inode, Err(error.clone()), || false);
+                return Some(Err(error));
+            }
+        };
+        self.inodes.note_open(inode, version);
+        if let Some(content) = content {
+            self.staging.begin_new(attr.clone(), content);
+        }
+        self.listings.came(at.0, at.1);
+        self.inodes.grown(at.0, attr.mtime_ns);
+        self.send(at, &attr, on);
+        let known = Known::new(attr, Instant::now());
+        self.inodes.entered(at.0, at.1, known.clone());
+        // From now on the kernel's pages are of what is staged.
+        self.inodes.pages(inode, version, false, false);
+        Some(Ok((known, number)))
+    }
+
+    /// True for a directory in which this mount can make files, as far as is known.
+    fn can_grow(&self, directory: &Attr) -> bool {
+        let below = || self.mounts.known(directory.mount_id);
+        directory.r#type() == FileType::Directory
+            && (directory.mount_id == 0 || below().is_some_and(|mount| !mount.read_only))
+    }
+
+    /// True if the masters have just said that there is no such name, or have said so of everything that came since the
+    /// directory was made here.
+    fn is_surely_absent(&self, at: Name<'_>) -> bool {
+        match self.listings.get(at.0, at.1, self.ttl) {
+            // The kernel has looked it up before, and was told so by a master.
+            Seen::Unknown => true,
+            Seen::Absent => self.listings.is_own(at.0),
+            Seen::Entry(_) => false,
+        }
+    }
+
+    fn send(self: &Arc<Self>, at: Name<'_>, attr: &Attr, on: &Handle) {
+        let request = CreateRequest {
+            op: None,
+            target: Some(at_entry(at.0, at.1)),
+            mode: attr.mode,
+            uid: attr.uid,
+            gid: attr.gid,
+            exclusive: false,
+            inode: attr.inode,
+            begin_write: false,
+        };
+        let outcome = self.batches.submit(Op::Create(request.clone()), on);
+        let (this, parent, name) = (self.clone(), at.0, at.1.to_vec());
+        on.spawn(async move {
+            let inode = request.inode;
+            let outcome = outcome.await.unwrap_or_else(|_| Err(Error::internal("a batch has ended without an answer")));
+            let outcome = this.answer_of(outcome, request).await;
+            this.made((parent, &name), inode, outcome);
+        });
+    }
+
+    /// What the masters say in the end.
+    async fn answer_of(&self, outcome: Result<MutationResponse>, request: CreateRequest) -> Result<MutationResponse> {
+        let inode = request.inode;
+        let done = match outcome {
+            // It did not fit into its batch, and waits by itself.
+            Err(error) if error.was_not_begun() => {
+                let attr = self.patient.create(request).await?;
+                MutationResponse { attr: Some(attr), ..MutationResponse::default() }
+            }
+            outcome => outcome?,
+        };
+        match &done.attr {
+            Some(attr) if attr.inode == inode => Ok(done),
+            _ => Err(Error::new(ErrorKind::AlreadyExists, "a file of this name was made elsewhere at the same time")),
+        }
+    }
+
+    fn made(&self, at: Name<'_>, inode: u64, outcome: Result<MutationResponse>) {
+        match &outcome {
+            Ok(MutationResponse { attr: Some(attr), .. }) => {
+                self.inodes.renew(Known::new(attr.clone(), Instant::now()));
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(inode, directory = at.0, %error, "a file that was opened could not be made");
+                self.inodes.removed(at.0, at.1);
+                self.changed(at.0);
+            }
+        }
+        self.creates.finish(inode, outcome, || self.inodes.is_open(inode));
+    }
+
+    /// Waits until the masters have the file of `turn`, if it is being made; what was begun with it is to be ended.
+    ///
+    /// *Errors*: why they do not have it.
+    pub(super) async fn made_of(&self, turn: &mut Turn) -> Result<Option<BeginWriteResponse>> {
+        let Some(making) = self.creates.get(turn.inode()) else { return Ok(None) };
+        if turn.is_due() {
+            self.batches.begin_with(turn.inode());
+        }
+        match making.done().await {
+            Ok(()) => Ok(making.take_begun()),
+            Err(error) if error.kind == ErrorKind::AlreadyExists => {
+                // The other one stays; to nothing that was written here it is as good.
+                let written = turn.content()?.length > 0;
+                turn.unlinked();
+                if written { Err(Error { kind: ErrorKind::Stale, ..error }) } else { Ok(None) }
+            }
+            Err(error) => {
+                turn.unlinked();
+                Err(error)
+            }
+        }
+    }
+
+    /// As [`Fs::made_of`], for a file that holds no data.
+    pub(super) async fn made_empty(&self, inode: u64) -> Result<()> {
+        let Some(making) = self.creates.get(inode) else { return Ok(()) };
+        match making.done().await {
+            Err(error) if error.kind == ErrorKind::AlreadyExists => Ok(()),
+            done => done,
+        }
+    }
+
+    /// A batch of ours has been applied.
+    pub(super) fn has_grown(&self, grown: Grown) {
+        let Grown { directory, came, asked } = grown;
+        // Under ALWAYS names come by the under-storage, and nobody counts them before they are looked for.
+        let counted = directory.mount_id == 0
+            || self.mounts.known(directory.mount_id).is_some_and(|mount| mount.meta_policy() != MetaPolicy::Always);
+        self.listings.grew(&directory, came, asked, counted);
+        self.inodes.renew(Known::new(directory, asked));
+    }
+}
+
+/// What a file will be, as far as nobody else has a say.
+fn imagine(inode: u64, directory: &Attr, made: Made) -> Attr {
+    let now = now_ns();
+    let mut attr = Attr {
+        inode,
+        mode: made.mode,
+        uid: made.uid,
+        gid: made.gid,
+        mtime_ns: now,
+        ctime_ns: now,
+        nlink: 1,
+        parent: directory.inode,
+        mount_id: directory.mount_id,
+        version: 1,
+        ..Attr::default()
+    };
+    attr.set_type(FileType::File);
+    attr
+}

@@ -1,0 +1,182 @@
+//! Files that are made and not recorded yet: what this mount shows of them, and who waits for them.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jindofs_proto::v1::{BeginWriteResponse, MutationResponse};
+use tokio::sync::watch;
+
+use crate::error::{Error, Result};
+
+/// One file on its way to the masters.
+#[derive(Debug)]
+pub(super) struct Making {
+    pub(super) parent: u64,
+    name: Box<[u8]>,
+    /// What came of it.
+    outcome: watch::Sender<Option<Result<()>>>,
+    /// The writing that was announced with it, until somebody takes it.
+    begun: Mutex<Option<BeginWriteResponse>>,
+}
+
+impl Making {
+    /// Waits until the masters have it. Cancel-safe.
+    ///
+    /// *Errors*: why they do not.
+    pub(super) async fn done(&self) -> Result<()> {
+        let mut outcome = self.outcome.subscribe();
+        match outcome.wait_for(Option::is_some).await {
+            Ok(outcome) => outcome.clone().unwrap_or(Ok(())),
+            Err(_) => Err(Error::internal("a file was given up while it was made")),
+        }
+    }
+
+    /// The writing that was announced with it, once.
+    pub(super) fn take_begun(&self) -> Option<BeginWriteResponse> {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    inodes: HashMap<u64, Arc<Making>>,
+    names: HashMap<(u64, Box<[u8]>), u64>,
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub(super) struct Creates {
+    inner: Mutex<Inner>,
+    /// Number of inodes: most of the time there are none, and nobody should wait to learn that.
+    count: AtomicUsize,
+}
+
+impl Creates {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.count.load(Ordering::Acquire) == 0
+    }
+
+    /// A file is about to be made; `None` if one of this name is already.
+    pub(super) fn add(&self, inode: u64, parent: u64, name: &[u8]) -> Option<Arc<Making>> {
+        let mut inner = self.inner();
+        if inner.names.contains_key(&(parent, Box::from(name))) {
+            return None;
+        }
+        let making =
+            Arc::new(Making { parent, name: name.into(), outcome: watch::Sender::new(None), begun: Mutex::default() });
+        inner.names.insert((parent, name.into()), inode);
+        inner.inodes.insert(inode, making.clone());
+        self.count.store(inner.inodes.len(), Ordering::Release);
+        Some(making)
+    }
+
+    /// The file, if it is being made, or could not be made and is open.
+    pub(super) fn get(&self, inode: u64) -> Option<Arc<Making>> {
+        if self.is_empty() {
+            return None;
+        }
+        self.inner().inodes.get(&inode).cloned()
+    }
+
+    /// The file of this name, if it is being made.
+    pub(super) fn named(&self, parent: u64, name: &[u8]) -> Option<u64> {
+        if self.is_empty() {
+            return None;
+        }
+        self.inner().names.get(&(parent, Box::from(name))).copied()
+    }
+
+    /// The masters have answered. A file that could not be made stays known for as long as it is `open`.
+    pub(super) fn finish(&self, inode: u64, outcome: Result<MutationResponse>, open: impl FnOnce() -> bool) {
+        let making = {
+            let mut inner = self.inner();
+            let Some(making) = inner.inodes.get(&inode).cloned() else { return };
+            inner.names.remove(&(making.parent, making.name.clone()));
+            if outcome.is_ok() || !open() {
+                inner.inodes.remove(&inode);
+            }
+            self.count.store(inner.inodes.len(), Ordering::Release);
+            making
+        };
+        let outcome = outcome.map(|done| {
+            if let Some(attr) = done.attr.filter(|_| done.intent != 0) {
+                let begun = BeginWriteResponse {
+                    intent: done.intent,
+                    mount_id: attr.mount_id,
+                    ufs_path: done.ufs_path,
+                    attr: Some(attr),
+                };
+                *making.begun.lock().unwrap_or_else(PoisonError::into_inner) = Some(begun);
+            }
+        });
+        making.outcome.send_replace(Some(outcome));
+    }
+
+    /// The last handle is closed: nobody asks for the outcome any more.
+    pub(super) fn closed(&self, inode: u64) {
+        if self.is_empty() {
+            return;
+        }
+        let mut inner = self.inner();
+        if inner.inodes.get(&inode).is_some_and(|making| making.outcome.borrow().is_some()) {
+            inner.inodes.remove(&inode);
+            self.count.store(inner.inodes.len(), Ordering::Release);
+        }
+    }
+
+    /// Waits until nothing is on its way into a directory that was when this was called.
+    pub(super) async fn settled(&self, directory: u64) {
+        if self.is_empty() {
+            return;
+        }
+        let on_its_way: Vec<Arc<Making>> = {
+            let inner = self.inner();
+            inner.inodes.values().filter(|making| making.parent == directory).cloned().collect()
+        };
+        for making in on_its_way {
+            // Whoever has it open is told of an error.
+            let _ = making.done().await;
+        }
+    }
+
+    /// True while anything is on its way.
+    pub(super) fn is_busy(&self) -> bool {
+        self.inner().inodes.values().any(|making| making.outcome.borrow().is_none())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_file_is_known_by_name_until_it_is_made_and_those_who_wait_are_told() {
+        let creates = Creates::default();
+        let making = creates.add(7, 1, b"f").expect("new");
+        assert!(creates.add(8, 1, b"f").is_none(), "the name is taken");
+        assert_eq!(creates.named(1, b"f"), Some(7));
+        assert!(creates.settled(1).now_or_never().is_none() && creates.settled(2).now_or_never().is_some());
+        creates.finish(7, Ok(MutationResponse::default()), || true);
+        making.done().await.expect("made");
+        assert!(creates.get(7).is_none() && creates.named(1, b"f").is_none() && creates.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_file_that_could_not_be_made_is_an_error_to_its_handles_until_the_last_is_closed() {
+        let creates = Creates::default();
+        creates.add(7, 1, b"f").expect("new");
+        creates.finish(7, Err(Error::internal("no")), || true);
+        assert!(creates.named(1, b"f").is_none(), "the name is free");
+        assert!(!creates.is_busy());
+        creates.get(7).expect("known").done().await.expect_err("an error");
+        creates.closed(7);
+        assert!(creates.get(7).is_none());
+    }
+}

@@ -1,0 +1,129 @@
+//! Batches: many changes as one log entry, of which some may announce or end the storing of content below mounts.
+//!
+//! What cannot begin is refused by itself and holds nothing up: its place in the batch stays, so that a repetition finds
+//! each answer where the first one had it.
+
+use futures::future::join_all;
+use jindofs_proto::store::v1::command::Command as Kind;
+use jindofs_proto::store::v1::outcome::Outcome as Answer;
+use jindofs_proto::v1::batch_op::Op;
+use jindofs_proto::v1::batch_result::Result as Body;
+use jindofs_proto::v1::{BatchOp, BatchRequest, BatchResponse, BatchResult, MutationResponse};
+
+use super::{Intents, refusal, targets};
+use crate::error::{Error, Result};
+use crate::master::state::plan::{self, Scope};
+use crate::master::state::query;
+use crate::rpc::status::to_detail;
+
+impl Intents {
+    /// Executes a batch.
+    ///
+    /// *Errors*: those of a proposal; what is wrong with one of its operations is in that one's result.
+    ///
+    /// *Durability*: on `Ok` everything that the results say is on the disks of a quorum.
+    pub async fn batch(&self, mut request: BatchRequest) -> Result<BatchResponse> {
+        let kinds: Vec<Option<Kind>> = request.ops.iter().map(kind_of).collect();
+        let op = request.op.clone();
+        let scopes = join_all(kinds.iter().map(|kind| self.scope_in_batch(kind.as_ref()))).await;
+        let mut refused = Vec::new();
+        let (mut below, mut places) = (Vec::new(), Vec::new());
+        for (at, scope) in scopes.into_iter().enumerate() {
+            match scope {
+                Ok(Some(scope)) => {
+                    below.push(scope);
+                    places.push(at);
+                }
+                Ok(None) => {}
+                Err(error) => refused.push((at, error)),
+            }
+        }
+        let guard = if below.is_empty() { None } else { Some(self.0.locks.take_all(&below).await) };
+        for (at, scope) in places.into_iter().zip(&below) {
+            if let Err(error) = self.may_begin(scope, op.as_ref()) {
+                refused.push((at, error));
+            }
+        }
+        for (at, _) in &refused {
+            request.ops[*at].op = None;
+        }
+        let mut response = match self.propose(op, Kind::Batch(request)).await? {
+            Answer::Batch(response) => response,
+            other => return Err(Error::internal(format!("a batch was answered with {other:?}"))),
+        };
+        drop(guard);
+        for (at, error) in refused {
+            // Unless it is the answer of an earlier attempt, in which it could begin.
+            if let Some(BatchResult { result: Some(result @ Body::Error(_)) }) = response.results.get_mut(at) {
+                *result = Body::Error(to_detail(&error));
+            }
+        }
+        self.say_where(&kinds, &mut response)?;
+        Ok(response)
+    }
+
+    /// What an operation changes below a mount. Where everything is known, nothing is asked for again.
+    async fn scope_in_batch(&self, kind: Option<&Kind>) -> Result<Option<Scope>> {
+        let Some(kind) = kind else { return Ok(None) };
+        let store = self.leaders_store()?;
+        if !plan::is_below_mount(&store.view(), kind) {
+            return Ok(None);
+        }
+        for target in targets(kind) {
+            if !plan::is_known(&store.view(), target) {
+                self.0.metadata.lookup(target).await.map(drop).or_else(refusal)?;
+            }
+        }
+        plan::scope(&self.leaders_store()?.view(), kind)
+    }
+
+    /// Adds where what was begun has to be stored.
+    fn say_where(&self, kinds: &[Option<Kind>], response: &mut BatchResponse) -> Result<()> {
+        let begun = |result: &BatchResult| matches!(&result.result, Some(Body::Ok(done)) if done.intent != 0);
+        if !response.results.iter().any(begun) {
+            return Ok(());
+        }
+        let store = self.leaders_store()?;
+        let view = store.view();
+        for (kind, result) in kinds.iter().zip(&mut response.results) {
+            let Some(Body::Ok(done)) = result.result.as_mut().filter(|_| begun_of(kind.as_ref())) else { continue };
+            if done.intent != 0
+                && let Err(error) = complete(&view, kind.as_ref(), done)
+            {
+                // Gone again meanwhile.
+                result.result = Some(Body::Error(to_detail(&error)));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn begun_of(kind: Option<&Kind>) -> bool {
+    matches!(kind, Some(Kind::Create(_) | Kind::BeginWrite(_)))
+}
+
+fn complete(view: &impl crate::master::state::View, kind: Option<&Kind>, done: &mut MutationResponse) -> Result<()> {
+    let inode = match (kind, &done.attr) {
+        (Some(Kind::BeginWrite(request)), _) => request.inode,
+        (_, Some(attr)) => attr.inode,
+        _ => return Ok(()),
+    };
+    done.ufs_path = query::ufs_path(view, inode)?.1.into();
+    done.attr = Some(query::attr(view, inode)?);
+    Ok(())
+}
+
+/// The command that an operation would be by itself; `None` for one that is not understood.
+fn kind_of(op: &BatchOp) -> Option<Kind> {
+    Some(match op.op.clone()? {
+        Op::Create(request) => Kind::Create(request),
+        Op::Mkdir(request) => Kind::Mkdir(request),
+        Op::Symlink(request) => Kind::Symlink(request),
+        Op::SetAttr(request) => Kind::SetAttr(request),
+        Op::Rename(request) => Kind::Rename(request),
+        Op::Unlink(request) => Kind::Unlink(request),
+        Op::Rmdir(request) => Kind::Rmdir(request),
+        Op::BeginWrite(request) => Kind::BeginWrite(request),
+        Op::EndWrite(request) => Kind::EndWrite(request),
+    })
+}
