@@ -1,6 +1,7 @@
 //! Reading real files: under-storage, workers and a kernel mount, and what must hold while parts of it are gone.
 
 mod bad_input;
+mod behind;
 mod cache;
 mod conformance;
 mod crashes;

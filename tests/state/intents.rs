@@ -11,22 +11,22 @@ use jindofs_proto::v1::{
     MkdirRequest, Mount, OpId, RenameRequest, StoredContent, Target, UnlinkRequest, target,
 };
 
-const CLIENT: [u8; 16] = [7; 16];
+pub(super) const CLIENT: [u8; 16] = [7; 16];
 
 /// A state with a mount at `/m`, whose root is loaded.
-struct Tree {
-    store: Store,
+pub(super) struct Tree {
+    pub(super) store: Store,
     index: u64,
     seq: u64,
     root: u64,
     _dir: tempfile::TempDir,
 }
 
-fn at(path: &str) -> Option<Target> {
+pub(super) fn at(path: &str) -> Option<Target> {
     Some(Target { target: Some(target::Target::Path(path.as_bytes().to_vec().into())) })
 }
 
-fn file(name: &str, token: &str) -> UfsEntry {
+pub(super) fn file(name: &str, token: &str) -> UfsEntry {
     let mut entry = UfsEntry {
         name: name.as_bytes().to_vec().into(),
         size: token.len() as u64,
@@ -45,7 +45,7 @@ fn directory(name: &str) -> UfsEntry {
 }
 
 impl Tree {
-    fn new(uri: &str) -> Tree {
+    pub(super) fn new(uri: &str) -> Tree {
         let dir = tempfile::tempdir().expect("tempdir");
         let options = StoreOptions { block_cache_bytes: 1 << 20, write_buffer_bytes: 1 << 20 };
         let store = Store::open(dir.path(), &options).expect("opened");
@@ -66,18 +66,23 @@ impl Tree {
         outcome.outcome.expect("an answer")
     }
 
-    fn internal(&mut self, body: Body) -> Answer {
+    pub(super) fn internal(&mut self, body: Body) -> Answer {
         self.run(None, body)
     }
 
     /// A new operation of the client.
-    fn change(&mut self, body: Body) -> Answer {
+    pub(super) fn change(&mut self, body: Body) -> Answer {
         self.seq += 1;
         self.again(body)
     }
 
+    /// The first operation of another client.
+    pub(super) fn change_of(&mut self, client: [u8; 16], body: Body) -> Answer {
+        self.run(Some(OpId { client_id: client.to_vec().into(), seq: 1, acked_below: 1 }), body)
+    }
+
     /// The last operation once more.
-    fn again(&mut self, body: Body) -> Answer {
+    pub(super) fn again(&mut self, body: Body) -> Answer {
         self.run(Some(self.op()), body)
     }
 
@@ -98,11 +103,11 @@ impl Tree {
         assert!(matches!(self.internal(Body::LoadEntries(load)), Answer::Loaded(_)));
     }
 
-    fn finish(&mut self, id: u64, entry: Option<UfsEntry>) -> Answer {
+    pub(super) fn finish(&mut self, id: u64, entry: Option<UfsEntry>) -> Answer {
         self.internal(Body::FinishIntent(FinishIntent { id, entry, ..FinishIntent::default() }))
     }
 
-    fn lookup(&self, path: &str) -> Result<Attr, ErrorKind> {
+    pub(super) fn lookup(&self, path: &str) -> Result<Attr, ErrorKind> {
         query::lookup(&self.store.view(), &at(path).expect("a target")).map_err(|error| error.kind)
     }
 
@@ -111,11 +116,11 @@ impl Tree {
         entries.iter().map(|entry| String::from_utf8_lossy(&entry.name).into_owned()).collect()
     }
 
-    fn intents(&self) -> usize {
+    pub(super) fn intents(&self) -> usize {
         query::intents(&self.store.view(), 0).expect("read").len()
     }
 
-    fn due(&self, id: u64) -> Due {
+    pub(super) fn due(&self, id: u64) -> Due {
         plan::due(&self.store.view(), id).expect("planned")
     }
 
@@ -134,7 +139,7 @@ impl Tree {
     }
 }
 
-fn pending(answer: &Answer) -> u64 {
+pub(super) fn pending(answer: &Answer) -> u64 {
     match answer {
         Answer::Pending(pending) => pending.intent,
         other => panic!("not pending: {other:?}"),

@@ -1,5 +1,6 @@
 //! The deterministic core against a model of it, on real stores, without processes.
 
+mod batches;
 mod format;
 mod intents;
 mod model;

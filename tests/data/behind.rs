@@ -1,0 +1,182 @@
+//! Files that are made behind their answer: what is true at once, what at the close, and who is told what.
+
+use std::fs::File;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use jindofs::client::namespace::at_path;
+
+use super::writes::{names, off, stored, writable};
+use crate::support::cluster::PATIENCE;
+use crate::support::{fuse_works, wait_for};
+
+const THREADS: usize = 16;
+const EACH: usize = 40;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_many_make_at_once_in_one_directory_are_there_for_everybody_when_they_are_closed() {
+    if !fuse_works("files_that_many_make_at_once_in_one_directory_are_there_for_everybody_when_they_are_closed") {
+        return;
+    }
+    let site = writable(3, |_| {}).await;
+    let client = site.cluster.client();
+    let runtime = tokio::runtime::Handle::current();
+    for (place, content) in [("d", &b""[..]), ("local/d", b"small"), ("s3/d", b"small")] {
+        let (at, path, client, runtime) =
+            (site.mnt.join(place), format!("/{place}"), site.cluster.client(), runtime.clone());
+        off(move || {
+            std::fs::create_dir(&at).expect("mkdir");
+            std::thread::scope(|scope| {
+                for thread in 0..THREADS {
+                    let (at, path, client, runtime) = (&at, &path, &client, &runtime);
+                    scope.spawn(move || {
+                        for number in 0..EACH {
+                            let name = format!("f{thread}-{number}");
+                            std::fs::write(at.join(&name), content).expect("made and closed");
+                            let seen = runtime.block_on(client.lookup(at_path(format!("{path}/{name}"))));
+                            assert_eq!(seen.expect("for others too").size, content.len() as u64, "{path}/{name}");
+                        }
+                    });
+                }
+            });
+            assert_eq!(names(&at).len(), THREADS * EACH);
+        })
+        .await;
+        let listed = site.ctl_ok(&["fs", "ls", &format!("/{place}")]);
+        assert_eq!(String::from_utf8_lossy(&listed).lines().filter(|line| line.contains('-')).count(), THREADS * EACH);
+        if content.is_empty() {
+            continue;
+        }
+        assert_eq!(stored(&site, &format!("{place}/f3-7")).await.as_deref(), Some(content));
+    }
+    drop(client);
+    site.cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_open_and_hardly_made_is_seen_changed_moved_and_removed_like_any_other() {
+    if !fuse_works("a_file_that_is_open_and_hardly_made_is_seen_changed_moved_and_removed_like_any_other") {
+        return;
+    }
+    let site = writable(3, |_| {}).await;
+    let mnt = site.mnt.clone();
+    off(move || {
+        for dir in ["d", "local/d", "s3/d"].map(|dir| mnt.join(dir)) {
+            std::fs::create_dir(&dir).expect("mkdir");
+            for round in 0..20 {
+                let at = |name: &str| dir.join(format!("{name}{round}"));
+                let time = std::fs::metadata(&dir).expect("stat").mtime_nsec();
+                let open = File::create(at("seen")).expect("made");
+                assert_ne!(std::fs::metadata(&dir).expect("stat").mtime_nsec(), time, "the directory has changed");
+                let number = open.metadata().expect("stat").ino();
+                assert_eq!(std::fs::metadata(at("seen")).expect("by name").ino(), number);
+                assert!(names(&dir).contains(&format!("seen{round}")));
+                assert_eq!(File::create_new(at("seen")).expect_err("it is there").raw_os_error(), Some(libc::EEXIST));
+                assert_eq!(
+                    std::fs::create_dir(at("seen")).expect_err("it is there").raw_os_error(),
+                    Some(libc::EEXIST)
+                );
+
+                let open = File::create(at("changed")).expect("made");
+                std::fs::set_permissions(at("changed"), std::fs::Permissions::from_mode(0o600)).expect("chmod");
+                assert_eq!(open.metadata().expect("stat").mode() & 0o777, 0o600);
+
+                let _open = File::create(at("moved")).expect("made");
+                std::fs::rename(at("moved"), at("there")).expect("moved");
+                assert!(std::fs::metadata(at("there")).is_ok() && std::fs::metadata(at("moved")).is_err());
+
+                let open = File::create(at("gone")).expect("made");
+                std::fs::remove_file(at("gone")).expect("removed");
+                assert_eq!(open.metadata().expect("still open").nlink(), 0);
+                assert!(std::fs::metadata(at("gone")).is_err());
+                File::create_new(at("gone")).expect("the name is free");
+            }
+            std::fs::remove_dir_all(&dir).expect("all of it");
+        }
+    })
+    .await;
+    site.cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_mounts_that_make_the_same_empty_files_at_once_have_one_of_each_and_no_error() {
+    if !fuse_works("two_mounts_that_make_the_same_empty_files_at_once_have_one_of_each_and_no_error") {
+        return;
+    }
+    let other = tempfile::tempdir().expect("tempdir");
+    let second = other.path().to_owned();
+    let site = writable(3, |dev| dev.mounts.push(second.clone())).await;
+    let mounts: [PathBuf; 2] = [site.mnt.clone(), other.path().to_owned()];
+    off(move || {
+        std::fs::create_dir(mounts[0].join("d")).expect("mkdir");
+        for round in 0..100 {
+            let name = format!("d/f{round}");
+            std::thread::scope(|scope| {
+                for mount in &mounts {
+                    let file = mount.join(&name);
+                    scope.spawn(move || {
+                        let open = File::options().create(true).append(true).open(&file).expect("made, or found");
+                        open.sync_all().expect("no error to who has written nothing");
+                    });
+                }
+            });
+        }
+        for mount in &mounts {
+            assert_eq!(names(&mount.join("d")).len(), 100);
+        }
+        let number =
+            |mount: &PathBuf, round: usize| std::fs::metadata(mount.join(format!("d/f{round}"))).expect("stat").ino();
+        assert!((0..100).all(|round| number(&mounts[0], round) == number(&mounts[1], round)));
+    })
+    .await;
+    site.cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_file_whose_close_was_good_is_there_after_the_leader_was_killed_while_it_was_made() {
+    if !fuse_works("every_file_whose_close_was_good_is_there_after_the_leader_was_killed_while_it_was_made") {
+        return;
+    }
+    let site = writable(3, |_| {}).await;
+    let (mnt, stop, made) = (site.mnt.clone(), AtomicBool::new(false), AtomicUsize::new(0));
+    std::fs::create_dir(mnt.join("d")).expect("mkdir");
+    let cluster = &site.cluster;
+    tokio::task::block_in_place(|| {
+        std::thread::scope(|scope| {
+            let writers: Vec<_> = (0..4)
+                .map(|writer| {
+                    let (mnt, stop, made) = (&mnt, &stop, &made);
+                    scope.spawn(move || {
+                        let mut count = 0;
+                        while !stop.load(Ordering::Acquire) {
+                            let file = File::create(mnt.join(format!("d/w{writer}-{count}"))).expect("made");
+                            file.sync_all().expect("recorded");
+                            count += 1;
+                            made.fetch_add(1, Ordering::AcqRel);
+                        }
+                        count
+                    })
+                })
+                .collect();
+            for _ in 0..3 {
+                let before = made.load(Ordering::Acquire);
+                let on = || (made.load(Ordering::Acquire) > before + 100).then_some(());
+                wait_for("files are made", PATIENCE, on);
+                let (leader, _) = cluster.wait_leader();
+                cluster.dev.kill(&leader).expect("killed");
+                let before = made.load(Ordering::Acquire);
+                let on = || (made.load(Ordering::Acquire) > before + 100).then_some(());
+                wait_for("files are made again", PATIENCE, on);
+                cluster.dev.launch(&leader).expect("launched");
+                cluster.wait_whole();
+            }
+            stop.store(true, Ordering::Release);
+            let counts: Vec<usize> = writers.into_iter().map(|writer| writer.join().expect("no panic")).collect();
+            let there = names(&mnt.join("d"));
+            assert_eq!(there.len(), counts.iter().sum::<usize>());
+        });
+    });
+    cluster.assert_digests_equal().await;
+    cluster.assert_no_panic();
+}
