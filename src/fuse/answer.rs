@@ -25,11 +25,13 @@ pub(super) fn errno(number: Errno) -> fuser::Errno {
     fuser::Errno::from_i32(number.0)
 }
 
-/// The errno of an error; what people must look after is logged.
+/// The errno of an error; what people must look after is logged, and why anything that was written is not stored.
 pub(super) fn failed(what: &str, inode: u64, error: &Error) -> fuser::Errno {
     let number = Errno::from(error);
     if number.0 == libc::EIO {
-        tracing::warn!(what, inode, %error, "the kernel is told EIO");
+        tracing::warn!(what, inode, kind = ?error.kind, %error, "the kernel is told EIO");
+    } else if matches!(what, "flush" | "fsync") {
+        tracing::warn!(what, inode, kind = ?error.kind, %error, "what was written is not stored");
     }
     errno(number)
 }
