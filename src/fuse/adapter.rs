@@ -141,7 +141,8 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, _: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let writes = flags.0 & libc::O_ACCMODE != libc::O_RDONLY || flags.0 & libc::O_TRUNC != 0;
+        let cuts = flags.0 & libc::O_TRUNC != 0;
+        let writes = cuts || flags.0 & libc::O_ACCMODE != libc::O_RDONLY;
         if writes && !self.fs.writable {
             return reply.error(errno(Errno::READ_ONLY));
         }
@@ -150,7 +151,7 @@ impl Filesystem for Adapter {
         }
         let fs = self.fs.clone();
         self.runtime.spawn(async move {
-            match fs.open(inode.0, writes).await {
+            match fs.open(inode.0, writes, cuts).await {
                 Ok((number, pages)) => opened(number, pages, writes, reply),
                 Err(error) => reply.error(failed("open", inode.0, &error)),
             }

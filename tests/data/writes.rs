@@ -9,8 +9,10 @@ use std::process::{Child, Command, Stdio};
 
 use jindofs::client::namespace::at_path;
 use jindofs::dev::DevOptions;
+use serde_json::json;
 
 use super::{BLOCK, Site, content, start};
+use crate::support::agent::Agent;
 use crate::support::cluster::PATIENCE;
 use crate::support::{fuse_works, wait_for, wait_until};
 
@@ -196,6 +198,30 @@ async fn names_made_moved_and_removed_through_the_mount_are_so_in_the_under_stor
     })
     .await;
     site.cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_opened_to_be_overwritten_is_the_old_one_for_others_until_it_is_closed() {
+    if !fuse_works("a_file_that_is_opened_to_be_overwritten_is_the_old_one_for_others_until_it_is_closed") {
+        return;
+    }
+    let site = writable(1, |_| {}).await;
+    for storage in ["local", "s3"] {
+        let path = format!("{storage}/f");
+        let at = site.mnt.join(&path);
+        let mut agent = off(move || {
+            std::fs::write(&at, b"before").expect("written");
+            let mut agent = Agent::start();
+            agent.call(&json!(["open", 0, at, libc::O_WRONLY | libc::O_TRUNC, 0])).expect("open");
+            assert_eq!(std::fs::metadata(&at).expect("stat").len(), 0, "on this mount it is empty at once");
+            agent
+        })
+        .await;
+        assert_eq!(stored(&site, &path).await.as_deref(), Some(&b"before"[..]));
+        assert_eq!(site.ctl_ok(&["fs", "cat", &format!("/{path}")]), b"before");
+        off(move || agent.call(&json!(["close", 0])).expect("closed")).await;
+        assert_eq!(stored(&site, &path).await.as_deref(), Some(&b""[..]), "nothing was written");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
