@@ -12,7 +12,7 @@ use jindofs::dev::DevOptions;
 use serde_json::json;
 
 use super::{BLOCK, Site, content, start};
-use crate::support::agent::Agent;
+use crate::support::agent::{Agent, encode};
 use crate::support::cluster::PATIENCE;
 use crate::support::{fuse_works, wait_for, wait_until};
 
@@ -221,6 +221,31 @@ async fn a_file_that_is_opened_to_be_overwritten_is_the_old_one_for_others_until
         assert_eq!(site.ctl_ok(&["fs", "cat", &format!("/{path}")]), b"before");
         off(move || agent.call(&json!(["close", 0])).expect("closed")).await;
         assert_eq!(stored(&site, &path).await.as_deref(), Some(&b""[..]), "nothing was written");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_another_client_has_moved_is_changed_by_whoever_has_it_open() {
+    if !fuse_works("a_file_that_another_client_has_moved_is_changed_by_whoever_has_it_open") {
+        return;
+    }
+    let site = writable(1, |_| {}).await;
+    for storage in ["local", "s3"] {
+        let at = site.mnt.join(storage).join("f");
+        let mut agent = off(move || {
+            std::fs::write(&at, b"before").expect("written");
+            let mut agent = Agent::start();
+            agent.call(&json!(["open", 0, at, libc::O_RDWR, 0])).expect("open");
+            agent
+        })
+        .await;
+        site.ctl_ok(&["fs", "mv", &format!("/{storage}/f"), &format!("/{storage}/g")]);
+        off(move || {
+            agent.call(&json!(["write", 0, 0, encode(b"BE")])).expect("written");
+            agent.call(&json!(["close", 0])).expect("stored");
+        })
+        .await;
+        assert_eq!(stored(&site, &format!("{storage}/g")).await.as_deref(), Some(&b"BEfore"[..]));
     }
 }
 
