@@ -12,6 +12,7 @@ mod metadata;
 mod mount;
 mod oss;
 mod start;
+mod tree;
 mod writes;
 
 use std::path::{Path, PathBuf};
