@@ -15,7 +15,9 @@ use tokio::runtime::Handle;
 
 use crate::error::Result;
 
-use super::answer::{GENERATION, attributes, enter, errno, failed, give, give_plus, made, nanoseconds, opened, show};
+use super::answer::{
+    GENERATION, attributes, enter, errno, failed, failed_at_inode, give, give_plus, made, nanoseconds, opened, show,
+};
 use super::attributes::Change;
 use super::errno::Errno;
 use super::fs::Fs;
@@ -125,7 +127,7 @@ impl Filesystem for Adapter {
         self.runtime.spawn(async move {
             match fs.attr(inode.0).await {
                 Ok(known) => show(&fs, known, reply),
-                Err(error) => reply.error(failed("getattr", inode.0, &error)),
+                Err(error) => reply.error(failed_at_inode("getattr", inode.0, &error)),
             }
         });
     }
@@ -153,7 +155,7 @@ impl Filesystem for Adapter {
         self.runtime.spawn(async move {
             match fs.open(inode.0, writes, cuts).await {
                 Ok((number, pages)) => opened(number, pages, writes, reply),
-                Err(error) => reply.error(failed("open", inode.0, &error)),
+                Err(error) => reply.error(failed_at_inode("open", inode.0, &error)),
             }
         });
     }

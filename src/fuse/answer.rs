@@ -10,7 +10,7 @@ use fuser::{
 };
 use jindofs_proto::v1::{Attr, FileType as Kind};
 
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::runtime::now_ns;
 
 use super::directory::Directory;
@@ -34,6 +34,15 @@ pub(super) fn failed(what: &str, inode: u64, error: &Error) -> fuser::Errno {
         tracing::warn!(what, inode, kind = ?error.kind, %error, "what was written is not stored");
     }
     errno(number)
+}
+
+/// As [`failed`], of an inode that was reached by a name: if it is gone, the name may be another's by now. With this errno the
+/// kernel looks the name up again before it tells anybody.
+pub(super) fn failed_at_inode(what: &str, inode: u64, error: &Error) -> fuser::Errno {
+    if error.kind == ErrorKind::NotFound {
+        return errno(Errno::STALE);
+    }
+    failed(what, inode, error)
 }
 
 fn time(ns: i64) -> SystemTime {

@@ -11,6 +11,7 @@ mod leaders;
 mod metadata;
 mod mount;
 mod oss;
+mod registers;
 mod start;
 mod tree;
 mod writes;
