@@ -15,7 +15,9 @@ use tokio::runtime::Handle;
 
 use crate::error::Result;
 
-use super::answer::{created_as, enter, errno, failed, give, give_plus, made, nanoseconds, opened, show};
+use super::answer::{
+    created_as, enter, errno, failed, failed_at_inode, give, give_plus, made, nanoseconds, opened, show,
+};
 use super::attributes::Change;
 use super::errno::Errno;
 use super::fs::Fs;
@@ -125,7 +127,7 @@ impl Filesystem for Adapter {
         self.runtime.spawn(async move {
             match fs.attr(inode.0).await {
                 Ok(known) => show(&fs, known, reply),
-                Err(error) => reply.error(failed("getattr", inode.0, &error)),
+                Err(error) => reply.error(failed_at_inode("getattr", inode.0, &error)),
             }
         });
     }
@@ -141,7 +143,8 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, _: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let writes = flags.0 & libc::O_ACCMODE != libc::O_RDONLY || flags.0 & libc::O_TRUNC != 0;
+        let cuts = flags.0 & libc::O_TRUNC != 0;
+        let writes = cuts || flags.0 & libc::O_ACCMODE != libc::O_RDONLY;
         if writes && !self.fs.writable {
             return reply.error(errno(Errno::READ_ONLY));
         }
@@ -150,9 +153,9 @@ impl Filesystem for Adapter {
         }
         let fs = self.fs.clone();
         self.runtime.spawn(async move {
-            match fs.open(inode.0, writes).await {
+            match fs.open(inode.0, writes, cuts).await {
                 Ok((number, pages)) => opened(number, pages, writes, reply),
-                Err(error) => reply.error(failed("open", inode.0, &error)),
+                Err(error) => reply.error(failed_at_inode("open", inode.0, &error)),
             }
         });
     }

@@ -10,7 +10,7 @@ use fuser::{
 };
 use jindofs_proto::v1::{Attr, FileType as Kind};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::now_ns;
 
 use super::directory::Directory;
@@ -25,13 +25,24 @@ pub(super) fn errno(number: Errno) -> fuser::Errno {
     fuser::Errno::from_i32(number.0)
 }
 
-/// The errno of an error; what people must look after is logged.
+/// The errno of an error; what people must look after is logged, and why anything that was written is not stored.
 pub(super) fn failed(what: &str, inode: u64, error: &Error) -> fuser::Errno {
     let number = Errno::from(error);
     if number.0 == libc::EIO {
-        tracing::warn!(what, inode, %error, "the kernel is told EIO");
+        tracing::warn!(what, inode, kind = ?error.kind, %error, "the kernel is told EIO");
+    } else if matches!(what, "flush" | "fsync") {
+        tracing::warn!(what, inode, kind = ?error.kind, %error, "what was written is not stored");
     }
     errno(number)
+}
+
+/// As [`failed`], of an inode that was reached by a name: if it is gone, the name may be another's by now. With this errno the
+/// kernel looks the name up again before it tells anybody.
+pub(super) fn failed_at_inode(what: &str, inode: u64, error: &Error) -> fuser::Errno {
+    if error.kind == ErrorKind::NotFound {
+        return errno(Errno::STALE);
+    }
+    failed(what, inode, error)
 }
 
 fn time(ns: i64) -> SystemTime {

@@ -13,6 +13,8 @@ impl Errno {
     pub(super) const BAD_HANDLE: Errno = Errno(libc::EBADF);
     /// No such entry.
     pub(super) const NOT_FOUND: Errno = Errno(libc::ENOENT);
+    /// What was known is not so any more.
+    pub(super) const STALE: Errno = Errno(libc::ESTALE);
 }
 
 impl From<&Error> for Errno {

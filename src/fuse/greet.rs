@@ -26,7 +26,8 @@ pub(super) fn greet(config: &mut KernelConfig, writable: bool) -> Greeting {
     ];
     // These two fuser asks for by itself.
     let mut agreed = config.capabilities() & (InitFlags::FUSE_ASYNC_READ | InitFlags::FUSE_BIG_WRITES);
-    for flag in wanted {
+    // A file that is opened to be overwritten is cut off by its handle: stored with what comes next, not by itself.
+    for flag in wanted.into_iter().chain(writable.then_some(InitFlags::FUSE_ATOMIC_O_TRUNC)) {
         match config.add_capabilities(flag) {
             Ok(()) => agreed |= flag,
             Err(_) => tracing::info!(?flag, "the kernel does not know this capability, it is left out"),

@@ -35,10 +35,21 @@ impl Fs {
         self.direct_min > 0 && source.length >= self.direct_min
     }
 
-    /// Opens a file.
+    /// Opens a file; if it `cuts`, with nothing in it, as far as this mount sees until it is stored.
     ///
-    /// *Errors*: `IsADirectory`; `ReadOnly` for one to be written where nothing can be.
-    pub(super) async fn open(self: &Arc<Self>, inode: u64, writes: bool) -> Result<(u64, PageCache)> {
+    /// *Errors*: `IsADirectory`; `ReadOnly` for one to be written where nothing can be; those of [`Fs::truncate`].
+    pub(super) async fn open(self: &Arc<Self>, inode: u64, writes: bool, cuts: bool) -> Result<(u64, PageCache)> {
+        let opened = self.open_whole(inode, writes).await?;
+        if cuts && let Err(error) = self.truncate(inode, 0, Some(opened.0)).await {
+            if let Some(inode) = self.release(opened.0) {
+                self.let_go(inode).await;
+            }
+            return Err(error);
+        }
+        Ok(opened)
+    }
+
+    async fn open_whole(self: &Arc<Self>, inode: u64, writes: bool) -> Result<(u64, PageCache)> {
         for _ in 0..ATTEMPTS {
             let attr = self.attr(inode).await?.attr;
             if attr.r#type() == FileType::Directory {

@@ -108,12 +108,14 @@ impl Fs {
             if file.source.version != version {
                 return Err(other());
             }
-            if let Err(error) = copy(&self.reader, &file, &content, keep).await {
-                if error.kind == ErrorKind::Stale {
-                    self.found_stale(&file.source);
+            let mut copied = copy(&self.reader, &file, &content, keep).await;
+            if copied.as_ref().is_err_and(|error| error.kind == ErrorKind::Stale) {
+                self.found_stale(&file.source);
+                if let Some(moved) = self.moved(inode, &file.source).await {
+                    copied = copy(&self.reader, &moved, &content, keep).await;
                 }
-                return Err(error);
             }
+            copied?;
         }
         Ok((attr, content))
     }

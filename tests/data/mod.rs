@@ -8,10 +8,13 @@ mod crashes;
 mod drain;
 mod faults;
 mod handover;
+mod leaders;
 mod metadata;
 mod mount;
 mod oss;
+mod registers;
 mod start;
+mod tree;
 mod writes;
 
 use std::path::{Path, PathBuf};

@@ -1,5 +1,6 @@
 //! What the tests share: waiting for conditions, seeds, clusters, clients under fault, a disk that forgets.
 
+pub mod agent;
 pub mod cluster;
 pub mod oss;
 pub mod partition;

@@ -23,6 +23,7 @@ use s3s::dto::{
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
 use s3s_fs::FileSystem;
+use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 pub const ACCESS_KEY: &str = "test-access-key";
 pub const SECRET_KEY: &str = "test-secret-key";
@@ -35,6 +36,8 @@ pub struct Control {
     fail_next: AtomicU64,
     /// Empty objects whose names end with '/', as bucket and key.
     markers: Mutex<BTreeSet<(String, String)>>,
+    /// Whoever changes an object has it alone: content and etag, which lie in two files, change at once.
+    objects: Mutex<HashMap<(String, String), Arc<RwLock<()>>>>,
     /// Keys listed beside the real ones: what a file system behind the server cannot hold, `a` beside `a/b`.
     ghosts: Mutex<Vec<String>>,
 }
@@ -62,6 +65,19 @@ impl Control {
     /// Lists a key that has no content.
     pub fn add_ghost(&self, key: &str) {
         self.ghosts.lock().unwrap_or_else(PoisonError::into_inner).push(key.to_owned());
+    }
+
+    fn object(&self, bucket: &str, key: &str) -> Arc<RwLock<()>> {
+        let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
+        objects.entry((bucket.to_owned(), key.to_owned())).or_default().clone()
+    }
+
+    async fn reading(&self, bucket: &str, key: &str) -> OwnedRwLockReadGuard<()> {
+        self.object(bucket, key).read_owned().await
+    }
+
+    async fn changing(&self, bucket: &str, key: &str) -> OwnedRwLockWriteGuard<()> {
+        self.object(bucket, key).write_owned().await
     }
 
     fn gate(&self) -> S3Result<()> {
@@ -109,6 +125,7 @@ impl S3 for Front {
             self.control.markers().insert((req.input.bucket, req.input.key));
             return Ok(S3Response::new(PutObjectOutput { e_tag: Some(marker()), ..PutObjectOutput::default() }));
         }
+        let _alone = self.control.changing(&req.input.bucket, &req.input.key).await;
         self.inner.put_object(req).await
     }
 
@@ -128,11 +145,13 @@ impl S3 for Front {
         if self.root.join(bucket).join(key).is_dir() {
             return Err(s3_error!(NoSuchKey));
         }
+        let _same = self.control.reading(bucket, key).await;
         self.inner.head_object(req).await
     }
 
     async fn copy_object(&self, req: S3Request<CopyObjectInput>) -> S3Result<S3Response<CopyObjectOutput>> {
         self.control.gate()?;
+        let _alone = self.control.changing(&req.input.bucket, &req.input.key).await;
         self.inner.copy_object(req).await
     }
 
@@ -142,6 +161,7 @@ impl S3 for Front {
             self.control.markers().remove(&(req.input.bucket, req.input.key));
             return Ok(S3Response::new(DeleteObjectOutput::default()));
         }
+        let _alone = self.control.changing(&req.input.bucket, &req.input.key).await;
         self.inner.delete_object(req).await
     }
 
@@ -163,6 +183,7 @@ impl S3 for Front {
         req: S3Request<CompleteMultipartUploadInput>,
     ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
         self.control.gate()?;
+        let _alone = self.control.changing(&req.input.bucket, &req.input.key).await;
         self.inner.complete_multipart_upload(req).await
     }
 
@@ -179,6 +200,8 @@ impl S3 for Front {
             *gets.entry(req.input.key.clone()).or_default() += 1;
         }
         self.control.gate()?;
+        // Until the content is open: what is read is what was asked for.
+        let _same = self.control.reading(&req.input.bucket, &req.input.key).await;
         if let Some(ETagCondition::ETag(wanted)) = &req.input.if_match {
             let input = HeadObjectInput {
                 bucket: req.input.bucket.clone(),
@@ -203,6 +226,7 @@ impl S3 for Front {
         // Listings of a real store carry etags.
         for object in listed.output.contents.iter_mut().flatten() {
             let key = object.key.clone().unwrap_or_default();
+            let _same = self.control.reading(&bucket, &key).await;
             let input = HeadObjectInput { bucket: bucket.clone(), key, ..HeadObjectInput::default() };
             object.e_tag = self.inner.head_object(pass(&bare, input)).await?.output.e_tag;
         }
