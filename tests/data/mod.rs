@@ -9,6 +9,7 @@ mod drain;
 mod faults;
 mod full;
 mod handover;
+mod listings;
 mod metadata;
 mod mount;
 mod oss;
