@@ -13,6 +13,7 @@ mod listings;
 mod metadata;
 mod mount;
 mod oss;
+mod sessions;
 mod start;
 mod writes;
 

@@ -183,12 +183,13 @@ impl Intents {
     /// Works at an intent until it has ended, or somebody else leads.
     async fn run(&self, id: u64) -> Result<Answer> {
         let mut answer = None;
+        let mut lost = false;
         let mut failures = 0;
         loop {
             match self.step(id).await {
                 Ok(Step { said, more }) => {
                     failures = 0;
-                    answer = answer.or(said);
+                    answer = answer.or(said.filter(|_| !lost));
                     if !more {
                         break;
                     }
@@ -199,6 +200,8 @@ impl Intents {
                 Err(error) => {
                     let pause = PAUSES[failures.min(PAUSES.len() - 1)];
                     tracing::warn!(intent = id, %error, ?pause, "a change of under-storage is tried again");
+                    // What comes after a step that may have ended the operation is not the answer to it.
+                    lost |= error.kind == ErrorKind::OutcomeUnknown;
                     failures += 1;
                     tokio::time::sleep(pause).await;
                 }
@@ -207,7 +210,7 @@ impl Intents {
         match answer {
             Some(Answer::Error(detail)) => Err(from_detail(&detail)),
             Some(answer) => Ok(answer),
-            // Ended by somebody else: the client finds its answer when it asks again.
+            // Ended by somebody else, or unheard: the client finds its answer when it asks again.
             None => Err(Error::new(ErrorKind::OutcomeUnknown, format!("intent {id} has ended meanwhile"))),
         }
     }

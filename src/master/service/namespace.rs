@@ -13,7 +13,7 @@ use jindofs_proto::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Parts, answer, check_client, check_op, propose};
+use super::{Parts, answer, check_client, check_op, delivered, propose};
 use crate::error::{Error, ErrorKind, Result};
 use crate::master::state::query;
 use crate::rpc::status::to_status;
@@ -35,7 +35,7 @@ fn target(target: Option<Target>) -> Result<Target> {
 impl NamespaceService {
     async fn mutate(&self, op: Option<OpId>, kind: Kind) -> Result<Response<MutationResponse>, Status> {
         self.numbered(op.as_ref()).map_err(refused)?;
-        let attr = match self.0.intents.execute(op, kind).await.map_err(refused)? {
+        let attr = match delivered(self.0.intents.execute(op, kind).await).map_err(refused)? {
             Answer::Attr(attr) => Some(attr),
             _ => None,
         };
@@ -220,11 +220,11 @@ impl Namespace for NamespaceService {
     }
 
     async fn begin_write(&self, request: Request<BeginWriteRequest>) -> Result<Response<BeginWriteResponse>, Status> {
-        answer(NamespaceService::begin_write(self, request.into_inner()).await)
+        answer(delivered(NamespaceService::begin_write(self, request.into_inner()).await))
     }
 
     async fn end_write(&self, request: Request<EndWriteRequest>) -> Result<Response<MutationResponse>, Status> {
-        answer(NamespaceService::end_write(self, request.into_inner()).await)
+        answer(delivered(NamespaceService::end_write(self, request.into_inner()).await))
     }
 
     async fn add_mount(&self, request: Request<AddMountRequest>) -> Result<Response<MountResponse>, Status> {
