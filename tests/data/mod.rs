@@ -15,6 +15,7 @@ mod mount;
 mod oss;
 mod sessions;
 mod start;
+mod storms;
 mod writes;
 
 use std::path::{Path, PathBuf};

@@ -91,9 +91,25 @@ impl Intents {
             }
             None => None,
         };
+        let targets: Vec<Target> = targets(&kind).into_iter().cloned().collect();
         match self.propose(op, kind).await? {
-            Answer::Pending(pending) if !begins_write => self.drive(pending.intent, guard).await,
+            Answer::Pending(pending) if !begins_write => {
+                let done = self.drive(pending.intent, guard).await;
+                if done.as_ref().is_err_and(|error| matches!(error.kind, ErrorKind::Stale | ErrorKind::AlreadyExists)) {
+                    self.look_again(&targets).await;
+                }
+                done
+            }
             answer => Ok(answer),
+        }
+    }
+
+    /// Somebody else has changed what a command points at: from now on that is what is shown, also where it is loaded once.
+    async fn look_again(&self, targets: &[Target]) {
+        for target in targets {
+            if let Err(error) = self.0.metadata.look_again(target).await {
+                tracing::info!(%error, "what somebody else has changed is not looked at");
+            }
         }
     }
 
