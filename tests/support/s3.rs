@@ -237,7 +237,11 @@ impl S3 for Front {
         for object in listed.output.contents.iter_mut().flatten() {
             let key = object.key.clone().unwrap_or_default();
             let input = HeadObjectInput { bucket: bucket.clone(), key, ..HeadObjectInput::default() };
-            object.e_tag = self.inner.head_object(pass(&bare, input)).await?.output.e_tag;
+            object.e_tag = self.inner.head_object(pass(&bare, input)).await.ok().and_then(|found| found.output.e_tag);
+        }
+        // Without one it has been removed meanwhile.
+        if let Some(objects) = &mut listed.output.contents {
+            objects.retain(|object| object.e_tag.is_some());
         }
         for (_, key) in self.control.markers().iter().filter(|(of, key)| *of == bucket && key.starts_with(&prefix)) {
             list_marker(&mut listed.output, &prefix, delimiter.as_deref(), key);
