@@ -85,8 +85,8 @@ pub enum Fail {
 
 /// A place where tests make a process die, stall or fail: `JINDOFS_FAILPOINTS="name=action;..."`.
 ///
-/// Actions: `kill` (SIGKILL to ourselves), `error`, `skip`, `sleep(ms)`; `N*action` acts on the Nth visit only, and
-/// `N+action` from the Nth visit on. Without the variable a visit costs one load. Part of the product because there is
+/// Actions: `kill` (SIGKILL to ourselves), `error`, `skip`, `sleep(ms)`; `N*action` acts on the Nth visit only, `N+action`
+/// from the Nth visit on, and `N%action` on every Nth visit. Without the variable a visit costs one load. Part of the product because there is
 /// one build profile, and because what is tested should be what is shipped.
 pub fn failpoint(name: &str) -> Fail {
     static POINTS: OnceLock<Option<Mutex<HashMap<String, Point>>>> = OnceLock::new();
@@ -98,7 +98,11 @@ pub fn failpoint(name: &str) -> Fail {
         let mut points = points.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let Some(point) = points.get_mut(name) else { return Fail::Nothing };
         point.visits += 1;
-        let due = if point.onwards { point.visits >= point.nth } else { point.visits == point.nth };
+        let due = match point.when {
+            When::At => point.visits == point.nth,
+            When::From => point.visits >= point.nth,
+            When::Every => point.visits % point.nth.max(1) == 0,
+        };
         if !due {
             return Fail::Nothing;
         }
@@ -132,8 +136,16 @@ pub fn failpoint_io(name: &str) -> io::Result<Fail> {
 struct Point {
     action: Action,
     nth: u64,
-    onwards: bool,
+    when: When,
     visits: u64,
+}
+
+/// On which visits a point acts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum When {
+    At,
+    From,
+    Every,
 }
 
 #[derive(Clone, Copy)]
@@ -150,9 +162,16 @@ fn parse(text: &str) -> HashMap<String, Point> {
 
 fn parse_point(text: &str) -> Option<(String, Point)> {
     let (name, rest) = text.split_once('=')?;
-    let (nth, onwards, action) = match rest.split_once(['*', '+']) {
-        Some((count, action)) => (count.parse().ok()?, rest.contains('+'), action),
-        None => (1, true, rest),
+    let (nth, when, action) = match rest.split_once(['*', '+', '%']) {
+        Some((count, action)) => {
+            let when = match rest.as_bytes()[count.len()] {
+                b'*' => When::At,
+                b'+' => When::From,
+                _ => When::Every,
+            };
+            (count.parse().ok()?, when, action)
+        }
+        None => (1, When::From, rest),
     };
     let action = match action {
         "kill" => Action::Kill,
@@ -163,7 +182,7 @@ fn parse_point(text: &str) -> Option<(String, Point)> {
             Action::Sleep(Duration::from_millis(ms.parse().ok()?))
         }
     };
-    Some((name.to_owned(), Point { action, nth, onwards, visits: 0 }))
+    Some((name.to_owned(), Point { action, nth, when, visits: 0 }))
 }
 
 #[cfg(test)]
@@ -172,10 +191,11 @@ mod tests {
 
     #[test]
     fn failpoints_parse_counts_and_actions() {
-        let points = parse("a=kill;b=3*error;c=2+skip;d=sleep(5);nonsense;e=what");
-        assert_eq!(points.len(), 4);
-        assert_eq!((points["b"].nth, points["b"].onwards), (3, false));
-        assert_eq!((points["c"].nth, points["c"].onwards), (2, true));
+        let points = parse("a=kill;b=3*error;c=2+skip;d=sleep(5);nonsense;e=what;f=4%skip");
+        assert_eq!(points.len(), 5);
+        assert_eq!((points["b"].nth, points["b"].when), (3, When::At));
+        assert_eq!((points["c"].nth, points["c"].when), (2, When::From));
+        assert_eq!((points["f"].nth, points["f"].when), (4, When::Every));
         assert!(matches!(points["d"].action, Action::Sleep(time) if time == Duration::from_millis(5)));
     }
 

@@ -22,7 +22,7 @@ use crate::rpc::channel::{MasterChannel, block, job, namespace};
 use crate::rpc::status::from_detail;
 use crate::types::{BATCH_MAX, LIST_PAGE_MAX};
 
-use super::session::Session;
+use super::session::{OpGuard, Session};
 
 /// An absolute path as the target of an operation.
 pub fn at_path(path: impl AsRef<[u8]>) -> Target {
@@ -67,7 +67,7 @@ impl Namespace {
         &self.channel
     }
 
-    /// The session of its mutations.
+    /// The sessions of its mutations.
     pub fn session(&self) -> &Session {
         &self.session
     }
@@ -125,7 +125,7 @@ impl Namespace {
             let request = MkdirRequest { op, ..request.clone() };
             async move { namespace(to).mkdir(request).await }
         };
-        attr_of(self.mutate("mkdir", send).await?)
+        attr_of(self.mutate_aside("mkdir", send).await?)
     }
 
     /// Creates a symbolic link.
@@ -136,7 +136,7 @@ impl Namespace {
             let request = SymlinkRequest { op, ..request.clone() };
             async move { namespace(to).symlink(request).await }
         };
-        attr_of(self.mutate("symlink", send).await?)
+        attr_of(self.mutate_aside("symlink", send).await?)
     }
 
     /// Changes attributes.
@@ -147,7 +147,7 @@ impl Namespace {
             let request = SetAttrRequest { op, ..request.clone() };
             async move { namespace(to).set_attr(request).await }
         };
-        attr_of(self.mutate("set attributes", send).await?)
+        attr_of(self.mutate_aside("set attributes", send).await?)
     }
 
     /// Renames, replacing what is there unless `no_replace`. Returns the attributes of what moved.
@@ -159,7 +159,7 @@ impl Namespace {
             let request = RenameRequest { op, ..request.clone() };
             async move { namespace(to).rename(request).await }
         };
-        attr_of(self.mutate("rename", send).await?)
+        attr_of(self.mutate_aside("rename", send).await?)
     }
 
     /// Removes a file or symbolic link.
@@ -171,7 +171,7 @@ impl Namespace {
             let request = UnlinkRequest { op, ..request.clone() };
             async move { namespace(to).unlink(request).await }
         };
-        self.mutate("unlink", send).await.map(drop)
+        self.mutate_aside("unlink", send).await.map(drop)
     }
 
     /// Removes a directory; with `recursive` everything below it as well.
@@ -183,7 +183,7 @@ impl Namespace {
             let request = RmdirRequest { op, ..request.clone() };
             async move { namespace(to).rmdir(request).await }
         };
-        self.mutate("rmdir", send).await.map(drop)
+        self.mutate_aside("rmdir", send).await.map(drop)
     }
 
     /// Announces that new content of a file below a mount is going to be stored, made from the version `base_token`; empty
@@ -381,7 +381,23 @@ impl Namespace {
         F: Fn(Channel, Option<OpId>) -> Fut,
         Fut: Future<Output = Result<Response<T>, Status>>,
     {
-        let guard = self.session.begin().await?;
+        self.send(what, self.session.begin().await?, send).await
+    }
+
+    /// As [`Namespace::mutate`], for what may wait for an under-storage.
+    async fn mutate_aside<T, F, Fut>(&self, what: &str, send: F) -> Result<T>
+    where
+        F: Fn(Channel, Option<OpId>) -> Fut,
+        Fut: Future<Output = Result<Response<T>, Status>>,
+    {
+        self.send(what, self.session.begin_aside().await?, send).await
+    }
+
+    async fn send<T, F, Fut>(&self, what: &str, guard: OpGuard, send: F) -> Result<T>
+    where
+        F: Fn(Channel, Option<OpId>) -> Fut,
+        Fut: Future<Output = Result<Response<T>, Status>>,
+    {
         let result = self.channel.call_leader(what, |to| send(to, Some(guard.op()))).await;
         if let Err(error) = &result {
             self.session.note(&guard, error);

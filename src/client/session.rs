@@ -2,6 +2,10 @@
 //!
 //! A session is opened with the first mutation and renewed in the background. When it expired, the command in flight
 //! fails (its outcome is unknown for good) and later ones get a new session. Clients that only read open none.
+//!
+//! Answers of one session are forgotten in order, so that one command which waits for a slow under-storage holds up all that
+//! come more than a window behind it. Changes of names, which wait, therefore go through sessions of their own, aside of
+//! the one in which files are made and stored; while one of these is held up, they go through the next.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,15 +22,21 @@ use crate::runtime::random_id;
 
 /// Most commands of one session whose outcome is not received: so much the cluster must remember.
 pub const WINDOW: u64 = 64;
+/// Most sessions for what may wait for an under-storage; the next one is opened when those before have no room.
+const ASIDE: usize = 8;
 /// Shortest interval of renewals, whatever the cluster says.
 const RENEW_MIN: Duration = Duration::from_millis(100);
 
-/// The session of one client.
+/// A session, once it is needed.
+type Slot = tokio::sync::Mutex<Option<Arc<Open>>>;
+
+/// The sessions of one client.
 #[derive(Debug)]
 pub struct Session {
     channel: MasterChannel,
     description: String,
-    open: tokio::sync::Mutex<Option<Arc<Open>>>,
+    open: Slot,
+    aside: [Slot; ASIDE],
 }
 
 /// One opened session, until it expires.
@@ -74,6 +84,15 @@ pub struct OpGuard {
     op: OpId,
 }
 
+impl Open {
+    /// The id for one mutation, if there is room in the window.
+    fn take(self: &Arc<Self>) -> Option<OpGuard> {
+        let (seq, acked_below) = self.window.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        let op = OpId { client_id: self.client_id.clone(), seq, acked_below };
+        Some(OpGuard { open: self.clone(), op })
+    }
+}
+
 impl OpGuard {
     /// What to put into the request, the same for every repetition.
     pub fn op(&self) -> OpId {
@@ -91,7 +110,7 @@ impl Drop for OpGuard {
 impl Session {
     /// A session that is opened when it is first needed. `description` is shown to people.
     pub fn new(channel: MasterChannel, description: impl Into<String>) -> Session {
-        Session { channel, description: description.into(), open: tokio::sync::Mutex::new(None) }
+        Session { channel, description: description.into(), open: Slot::default(), aside: Default::default() }
     }
 
     /// The id for one mutation. Opens the session if need be; waits while [`WINDOW`] mutations are in flight.
@@ -99,13 +118,31 @@ impl Session {
     /// *Errors*: those of opening a session.
     pub async fn begin(&self) -> Result<OpGuard> {
         loop {
-            let open = self.open().await?;
+            let open = self.opened(&self.open).await?;
             // Registered before the look, so that no release in between is missed.
             let freed = open.freed.notified();
-            let taken = open.window.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if let Some((seq, acked_below)) = taken {
-                let op = OpId { client_id: open.client_id.clone(), seq, acked_below };
-                return Ok(OpGuard { open: open.clone(), op });
+            if let Some(guard) = open.take() {
+                return Ok(guard);
+            }
+            freed.await;
+        }
+    }
+
+    /// As [`Session::begin`], for a mutation that may wait for an under-storage and makes nothing that ends with its session.
+    ///
+    /// *Errors*: those of opening a session.
+    pub async fn begin_aside(&self) -> Result<OpGuard> {
+        let [first, rest @ ..] = &self.aside;
+        loop {
+            let open = self.opened(first).await?;
+            let freed = open.freed.notified();
+            if let Some(guard) = open.take() {
+                return Ok(guard);
+            }
+            for slot in rest {
+                if let Some(guard) = self.opened(slot).await?.take() {
+                    return Ok(guard);
+                }
             }
             freed.await;
         }
@@ -124,23 +161,25 @@ impl Session {
         }
     }
 
-    /// Closes the session, so that the cluster need not wait for it to expire. Errors do not matter: it would expire.
+    /// Closes the sessions, so that the cluster need not wait for them to expire. Errors do not matter: they would expire.
     pub async fn close(&self) {
-        let Some(open) = self.open.lock().await.take() else { return };
-        open.expire();
-        let request = CloseSessionRequest { client_id: open.client_id.clone() };
-        let close = |to| {
-            let request = request.clone();
-            async move { namespace(to).close_session(request).await }
-        };
-        if let Err(error) = self.channel.with_timeout(Duration::from_secs(1)).call_leader("close session", close).await
-        {
-            tracing::debug!(%error, "session not closed, it will expire");
+        for slot in std::iter::once(&self.open).chain(&self.aside) {
+            let Some(open) = slot.lock().await.take() else { continue };
+            open.expire();
+            let request = CloseSessionRequest { client_id: open.client_id.clone() };
+            let close = |to| {
+                let request = request.clone();
+                async move { namespace(to).close_session(request).await }
+            };
+            let channel = self.channel.with_timeout(Duration::from_secs(1));
+            if let Err(error) = channel.call_leader("close session", close).await {
+                tracing::debug!(%error, "session not closed, it will expire");
+            }
         }
     }
 
-    async fn open(&self) -> Result<Arc<Open>> {
-        let mut slot = self.open.lock().await;
+    async fn opened(&self, slot: &Slot) -> Result<Arc<Open>> {
+        let mut slot = slot.lock().await;
         if let Some(open) = slot.as_ref().filter(|open| !open.expired.load(Ordering::Acquire)) {
             return Ok(open.clone());
         }

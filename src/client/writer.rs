@@ -49,13 +49,19 @@ impl Writer {
         let entry = match self.put(&begun, &attr.version_token, content).await {
             Ok(entry) => entry,
             Err(error) => {
-                self.give_up(attr.inode, begun.intent).await;
+                self.give_up(attr, begun.intent).await;
                 return Err(error);
             }
         };
         let stored = StoredContent { version_token: entry.token.into(), size: entry.size, mtime_ns: entry.mtime_ns };
-        let attr = self.end(begun.intent, stored).await?;
-        attr.ok_or_else(|| Error::new(ErrorKind::NotFound, "the file was removed while it was stored"))
+        let ended = match self.end(begun.intent, stored).await {
+            Err(error) if has_ended(&error) => {
+                self.give_up(attr, begun.intent).await;
+                return Err(error);
+            }
+            ended => ended?,
+        };
+        ended.ok_or_else(|| Error::new(ErrorKind::NotFound, "the file was removed while it was stored"))
     }
 
     async fn begin(&self, attr: &Attr) -> Result<BeginWriteResponse> {
@@ -84,10 +90,18 @@ impl Writer {
     }
 
     /// Has a master look what came of a write. Best effort: it looks too when the session ends.
-    async fn give_up(&self, inode: u64, intent: u64) {
-        let namespace = self.namespace.clone();
+    async fn give_up(&self, attr: &Attr, intent: u64) {
+        let (namespace, inode, base) = (self.namespace.clone(), attr.inode, attr.version_token.clone());
         let looked = tokio::spawn(async move {
-            if let Err(error) = namespace.end_write(intent, None).await {
+            let ended = match namespace.end_write(intent, None).await {
+                // A master has looked when our session ended, and we may have stored since.
+                Err(error) if has_ended(&error) => match namespace.begin_write(inode, base).await {
+                    Ok(begun) => namespace.end_write(begun.intent, None).await,
+                    Err(error) => Err(error),
+                },
+                ended => ended,
+            };
+            if let Err(error) = ended {
                 tracing::warn!(inode, %error, "a write that failed is not ended yet");
             }
         });
@@ -109,4 +123,9 @@ impl Writer {
         failpoint_io("write.stored")?;
         Ok(entry)
     }
+}
+
+/// Somebody else has ended the write: our session has expired meanwhile.
+fn has_ended(error: &Error) -> bool {
+    matches!(error.kind, ErrorKind::Stale | ErrorKind::SessionExpired)
 }

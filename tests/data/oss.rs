@@ -21,6 +21,14 @@ fn mount(site: &Site, oss: &OssServer, secret: &Path, more: &[String]) -> Output
     add(site, &options)
 }
 
+/// Serves the bucket as an OSS too, and mounts what is below `data/` of it at `/oss`.
+pub(super) async fn mount_oss(site: &Site) -> OssServer {
+    let oss = OssServer::start(&site.s3).await.expect("an OSS server");
+    let output = mount(site, &oss, &secret(site, "oss-secret", SECRET_KEY), &[]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    oss
+}
+
 fn add(site: &Site, options: &[String]) -> Output {
     let mut arguments = vec!["mount", "add", "/oss", "oss://bucket/data"];
     for option in options {
@@ -107,8 +115,7 @@ async fn files_written_moved_and_removed_through_the_mount_are_so_in_the_oss_buc
         return;
     }
     let site = writable(1, |_| {}).await;
-    let oss = OssServer::start(&site.s3).await.expect("an OSS server");
-    assert!(mount(&site, &oss, &secret(&site, "oss-secret", SECRET_KEY), &[]).status.success());
+    let _oss = mount_oss(&site).await;
     // One request, and parts.
     let (small, large) = (content(5000, 3), content(9 << 20, 4));
     let (mnt, first, second) = (site.mnt.join("oss"), small.clone(), large.clone());

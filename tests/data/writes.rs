@@ -58,7 +58,8 @@ fn truncate(file: &Path, length: i64) {
     assert_eq!(unsafe { libc::truncate(path.as_ptr(), length) }, 0, "{}", std::io::Error::last_os_error());
 }
 
-fn errno<T: std::fmt::Debug>(result: std::io::Result<T>) -> i32 {
+#[track_caller]
+pub(super) fn errno<T: std::fmt::Debug>(result: std::io::Result<T>) -> i32 {
     result.expect_err("refused").raw_os_error().expect("an errno")
 }
 

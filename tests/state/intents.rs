@@ -201,6 +201,22 @@ fn what_the_under_storage_refuses_changes_nothing_and_holds_nothing() {
 }
 
 #[test]
+fn a_name_that_was_removed_and_then_refused_is_not_brought_back_by_a_listing_that_began_before() {
+    let mut tree = Tree::new("local:///x");
+    tree.list(tree.index, &[file("f", "1")]);
+    let before = tree.index;
+    let id = pending(&tree.change(unlink("/m/f")));
+    tree.finish(id, None);
+    let id = pending(&tree.change(mkdir("/m/f")));
+    let refusal = ErrorDetail { kind: ErrorKind::NoSpace.into(), ..ErrorDetail::default() };
+    tree.internal(Body::FinishIntent(FinishIntent { id, refused: Some(refusal), ..FinishIntent::default() }));
+    tree.list(before, &[file("f", "1")]);
+    assert!(tree.names().is_empty());
+    tree.list(tree.index, &[file("f", "2")]);
+    assert_eq!(tree.names(), ["f"], "what is listed later is there");
+}
+
+#[test]
 fn a_removed_name_is_not_brought_back_by_a_listing_that_began_before() {
     let mut tree = Tree::new("s3://b");
     tree.list(tree.index, &[file("f", "1")]);

@@ -14,16 +14,24 @@ use hyper_util::server::conn::auto::Builder;
 use s3s::auth::SimpleAuth;
 use s3s::dto::{
     AbortMultipartUploadInput, AbortMultipartUploadOutput, CommonPrefix, CompleteMultipartUploadInput,
-    CompleteMultipartUploadOutput, CopyObjectInput, CopyObjectOutput, CreateBucketInput, CreateBucketOutput,
-    CreateMultipartUploadInput, CreateMultipartUploadOutput, DeleteObjectInput, DeleteObjectOutput, ETag,
-    ETagCondition, GetObjectInput, GetObjectOutput, HeadBucketInput, HeadBucketOutput, HeadObjectInput,
-    HeadObjectOutput, ListObjectsV2Input, ListObjectsV2Output, Object, PutObjectInput, PutObjectOutput,
+    CompleteMultipartUploadOutput, CopyObjectInput, CopyObjectOutput, CopySource, CreateBucketInput,
+    CreateBucketOutput, CreateMultipartUploadInput, CreateMultipartUploadOutput, DeleteObjectInput, DeleteObjectOutput,
+    ETag, ETagCondition, GetObjectInput, GetObjectOutput, HeadBucketInput, HeadBucketOutput, HeadObjectInput,
+    HeadObjectOutput, ListObjectsV2Input, ListObjectsV2Output, Object, PutObjectInput, PutObjectOutput, StreamingBlob,
     UploadPartInput, UploadPartOutput,
 };
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
 use s3s_fs::FileSystem;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
+
+#[path = "trouble.rs"]
+pub mod trouble;
+
+use trouble::{Kind, Troubles};
+
+/// Bucket and key.
+type Place = (String, String);
 
 pub const ACCESS_KEY: &str = "test-access-key";
 pub const SECRET_KEY: &str = "test-secret-key";
@@ -34,10 +42,11 @@ pub struct Control {
     gets: Mutex<HashMap<String, u64>>,
     lists: AtomicU64,
     fail_next: AtomicU64,
+    pub troubles: Arc<Troubles>,
     /// Empty objects whose names end with '/', as bucket and key.
     markers: Mutex<BTreeSet<(String, String)>>,
     /// Whoever changes an object has it alone: content and etag, which lie in two files, change at once.
-    objects: Mutex<HashMap<(String, String), Arc<RwLock<()>>>>,
+    objects: Mutex<HashMap<Place, Arc<RwLock<()>>>>,
     /// Keys listed beside the real ones: what a file system behind the server cannot hold, `a` beside `a/b`.
     ghosts: Mutex<Vec<String>>,
 }
@@ -95,6 +104,25 @@ struct Front {
     control: Arc<Control>,
 }
 
+impl Front {
+    /// Lets a request of ours be late, and others be first.
+    async fn before<T>(&self, req: &S3Request<T>, kind: Kind, bucket: &str, key: &str) -> S3Result<()> {
+        self.control.gate()?;
+        if let Some(content) = self.control.troubles.before(kind, key).await {
+            let body = Some(StreamingBlob::from(s3s::Body::from(bytes::Bytes::from(content))));
+            let (bucket, key) = (bucket.to_owned(), key.to_owned());
+            self.inner.put_object(pass(req, PutObjectInput { body, bucket, key, ..PutObjectInput::default() })).await?;
+        }
+        Ok(())
+    }
+
+    /// The version of an object, if there is one.
+    async fn version<T>(&self, req: &S3Request<T>, bucket: &str, key: &str) -> S3Result<Option<ETag>> {
+        let input = HeadObjectInput { bucket: bucket.to_owned(), key: key.to_owned(), ..HeadObjectInput::default() };
+        Ok(self.inner.head_object(pass(req, input)).await?.output.e_tag)
+    }
+}
+
 fn pass<T, U>(request: &S3Request<T>, input: U) -> S3Request<U> {
     S3Request {
         input,
@@ -120,7 +148,7 @@ impl S3 for Front {
     }
 
     async fn put_object(&self, req: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
-        self.control.gate()?;
+        self.before(&req, Kind::Put, &req.input.bucket, &req.input.key).await?;
         if req.input.key.ends_with('/') {
             self.control.markers().insert((req.input.bucket, req.input.key));
             return Ok(S3Response::new(PutObjectOutput { e_tag: Some(marker()), ..PutObjectOutput::default() }));
@@ -146,22 +174,34 @@ impl S3 for Front {
             return Err(s3_error!(NoSuchKey));
         }
         let _same = self.control.reading(bucket, key).await;
-        self.inner.head_object(req).await
+        let key = key.clone();
+        let found = self.inner.head_object(req).await;
+        self.control.troubles.held(Kind::Head, &key).await;
+        found
     }
 
     async fn copy_object(&self, req: S3Request<CopyObjectInput>) -> S3Result<S3Response<CopyObjectOutput>> {
-        self.control.gate()?;
+        if let CopySource::Bucket { bucket, key, .. } = &req.input.copy_source {
+            self.before(&req, Kind::Copy, bucket, key).await?;
+        }
         let _alone = self.control.changing(&req.input.bucket, &req.input.key).await;
         self.inner.copy_object(req).await
     }
 
     async fn delete_object(&self, req: S3Request<DeleteObjectInput>) -> S3Result<S3Response<DeleteObjectOutput>> {
-        self.control.gate()?;
+        self.before(&req, Kind::Delete, &req.input.bucket, &req.input.key).await?;
         if req.input.key.ends_with('/') {
             self.control.markers().remove(&(req.input.bucket, req.input.key));
             return Ok(S3Response::new(DeleteObjectOutput::default()));
         }
+        self.control.troubles.held(Kind::Delete, &req.input.key).await;
         let _alone = self.control.changing(&req.input.bucket, &req.input.key).await;
+        if let Some(ETagCondition::ETag(wanted)) = &req.input.if_match {
+            let now = self.version(&req, &req.input.bucket, &req.input.key).await?;
+            if now.as_ref().map(ETag::value) != Some(wanted.value()) {
+                return Err(s3_error!(PreconditionFailed));
+            }
+        }
         self.inner.delete_object(req).await
     }
 
@@ -174,7 +214,7 @@ impl S3 for Front {
     }
 
     async fn upload_part(&self, req: S3Request<UploadPartInput>) -> S3Result<S3Response<UploadPartOutput>> {
-        self.control.gate()?;
+        self.before(&req, Kind::Part, &req.input.bucket, &req.input.key).await?;
         self.inner.upload_part(req).await
     }
 
@@ -182,7 +222,7 @@ impl S3 for Front {
         &self,
         req: S3Request<CompleteMultipartUploadInput>,
     ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
-        self.control.gate()?;
+        self.before(&req, Kind::Complete, &req.input.bucket, &req.input.key).await?;
         let _alone = self.control.changing(&req.input.bucket, &req.input.key).await;
         self.inner.complete_multipart_upload(req).await
     }
@@ -203,12 +243,7 @@ impl S3 for Front {
         // Until the content is open: what is read is what was asked for.
         let _same = self.control.reading(&req.input.bucket, &req.input.key).await;
         if let Some(ETagCondition::ETag(wanted)) = &req.input.if_match {
-            let input = HeadObjectInput {
-                bucket: req.input.bucket.clone(),
-                key: req.input.key.clone(),
-                ..HeadObjectInput::default()
-            };
-            let now: Option<ETag> = self.inner.head_object(pass(&req, input)).await?.output.e_tag;
+            let now = self.version(&req, &req.input.bucket, &req.input.key).await?;
             if now.as_ref().map(ETag::value) != Some(wanted.value()) {
                 return Err(s3_error!(PreconditionFailed));
             }
@@ -221,6 +256,7 @@ impl S3 for Front {
         self.control.gate()?;
         let (prefix, bucket) = (req.input.prefix.clone().unwrap_or_default(), req.input.bucket.clone());
         let delimiter = req.input.delimiter.clone();
+        let whole = req.input.max_keys.is_none_or(|most| most > 1);
         let bare = pass(&req, HeadObjectInput::default());
         let mut listed = self.inner.list_objects_v2(req).await?;
         // Listings of a real store carry etags.
@@ -228,7 +264,11 @@ impl S3 for Front {
             let key = object.key.clone().unwrap_or_default();
             let _same = self.control.reading(&bucket, &key).await;
             let input = HeadObjectInput { bucket: bucket.clone(), key, ..HeadObjectInput::default() };
-            object.e_tag = self.inner.head_object(pass(&bare, input)).await?.output.e_tag;
+            object.e_tag = self.inner.head_object(pass(&bare, input)).await.ok().and_then(|found| found.output.e_tag);
+        }
+        // Without one it has been removed meanwhile.
+        if let Some(objects) = &mut listed.output.contents {
+            objects.retain(|object| object.e_tag.is_some());
         }
         for (_, key) in self.control.markers().iter().filter(|(of, key)| *of == bucket && key.starts_with(&prefix)) {
             list_marker(&mut listed.output, &prefix, delimiter.as_deref(), key);
@@ -243,6 +283,9 @@ impl S3 for Front {
                 ..Object::default()
             };
             listed.output.contents.get_or_insert_default().push(object);
+        }
+        if whole {
+            self.control.troubles.held(Kind::List, &prefix).await;
         }
         Ok(listed)
     }

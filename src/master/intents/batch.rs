@@ -8,10 +8,11 @@ use jindofs_proto::store::v1::command::Command as Kind;
 use jindofs_proto::store::v1::outcome::Outcome as Answer;
 use jindofs_proto::v1::batch_op::Op;
 use jindofs_proto::v1::batch_result::Result as Body;
-use jindofs_proto::v1::{BatchOp, BatchRequest, BatchResponse, BatchResult, MutationResponse};
+use jindofs_proto::v1::{BatchOp, BatchRequest, BatchResponse, BatchResult, MutationResponse, OpId};
 
+use super::locks::Guard;
 use super::{Intents, refusal, targets};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::master::state::plan::{self, Scope};
 use crate::master::state::query;
 use crate::rpc::status::to_detail;
@@ -27,21 +28,11 @@ impl Intents {
         let op = request.op.clone();
         let scopes = join_all(kinds.iter().map(|kind| self.scope_in_batch(kind.as_ref()))).await;
         let mut refused = Vec::new();
-        let (mut below, mut places) = (Vec::new(), Vec::new());
+        let mut held = Vec::new();
         for (at, scope) in scopes.into_iter().enumerate() {
-            match scope {
-                Ok(Some(scope)) => {
-                    below.push(scope);
-                    places.push(at);
-                }
-                Ok(None) => {}
+            match scope.and_then(|scope| scope.map(|scope| self.hold_in_batch(&scope, op.as_ref())).transpose()) {
+                Ok(guard) => held.extend(guard),
                 Err(error) => refused.push((at, error)),
-            }
-        }
-        let guard = if below.is_empty() { None } else { Some(self.0.locks.take_all(&below).await) };
-        for (at, scope) in places.into_iter().zip(&below) {
-            if let Err(error) = self.may_begin(scope, op.as_ref()) {
-                refused.push((at, error));
             }
         }
         for (at, _) in &refused {
@@ -51,7 +42,7 @@ impl Intents {
             Answer::Batch(response) => response,
             other => return Err(Error::internal(format!("a batch was answered with {other:?}"))),
         };
-        drop(guard);
+        drop(held);
         for (at, error) in refused {
             // Unless it is the answer of an earlier attempt, in which it could begin.
             if let Some(BatchResult { result: Some(result @ Body::Error(_)) }) = response.results.get_mut(at) {
@@ -75,6 +66,14 @@ impl Intents {
             }
         }
         plan::scope(&self.leaders_store()?.view(), kind)
+    }
+
+    /// Holds what an operation changes. A batch waits for nobody: a change under way may take as long as its under-storage.
+    fn hold_in_batch(&self, scope: &Scope, op: Option<&OpId>) -> Result<Guard> {
+        let busy = || Error::new(ErrorKind::ResourceExhausted, "another change of it is under way: send it alone");
+        let guard = self.0.locks.try_all(scope).ok_or_else(busy)?;
+        self.may_begin(scope, op)?;
+        Ok(guard)
     }
 
     /// Adds where what was begun has to be stored.

@@ -1,30 +1,37 @@
 //! Who may change what below mounts: one change at a time of a name and of an inode, and none beside one that moves a
 //! directory, whose paths others are using.
 //!
-//! Locks are stripes of a fixed table, so that nothing has to be cleaned up; they are taken in the order of the table.
+//! Each name and inode has a lock of its own while somebody wants it: a change may take as long as its under-storage does not
+//! answer, and others must not wait for it by chance. Locks are taken in the order of their keys.
 
-use std::collections::BTreeSet;
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use tokio::sync::{Mutex, OwnedMutexGuard, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
+use tokio::sync::{OwnedMutexGuard, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 use crate::master::state::plan::Scope;
 
-const STRIPES: usize = 4096;
-const MOUNTS: usize = 64;
+type Names = Mutex<HashMap<Bytes, Arc<tokio::sync::Mutex<()>>>>;
 
 /// The tables.
+#[derive(Default)]
 pub(super) struct Locks {
-    stripes: Vec<Arc<Mutex<()>>>,
-    mounts: Vec<Arc<RwLock<()>>>,
+    names: Arc<Names>,
+    mounts: Mutex<HashMap<u32, Arc<RwLock<()>>>>,
 }
 
 /// What is held.
 pub(super) struct Guard {
-    _names: Vec<OwnedMutexGuard<()>>,
-    _mounts: Vec<Mount>,
+    _names: Vec<Name>,
+    _mount: Option<Mount>,
+}
+
+/// A name or inode that is held, or waited for.
+struct Name {
+    key: Bytes,
+    names: Arc<Names>,
+    held: Option<OwnedMutexGuard<()>>,
 }
 
 enum Mount {
@@ -32,62 +39,79 @@ enum Mount {
     Alone(#[expect(dead_code, reason = "held, not read")] OwnedRwLockWriteGuard<()>),
 }
 
+fn table(names: &Names) -> MutexGuard<'_, HashMap<Bytes, Arc<tokio::sync::Mutex<()>>>> {
+    names.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Locks {
     pub(super) fn new() -> Locks {
-        Locks {
-            stripes: (0..STRIPES).map(|_| Arc::default()).collect(),
-            mounts: (0..MOUNTS).map(|_| Arc::default()).collect(),
-        }
+        Locks::default()
     }
 
     /// Waits for everything a change needs.
     pub(super) async fn take(&self, scope: &Scope) -> Guard {
-        let mount = self.mounts[table(scope.mount_id)].clone();
+        let mount = self.mount(scope.mount_id);
         let mount = match scope.moves_paths {
             true => Mount::Alone(mount.write_owned().await),
             false => Mount::Shared(mount.read_owned().await),
         };
-        Guard { _names: self.take_names(&scope.locks).await, _mounts: vec![mount] }
-    }
-
-    /// As [`Locks::take`], for several changes of which none moves paths.
-    pub(super) async fn take_all(&self, scopes: &[Scope]) -> Guard {
-        let mounts: BTreeSet<usize> = scopes.iter().map(|scope| table(scope.mount_id)).collect();
-        let mut held = Vec::new();
-        for mount in mounts {
-            held.push(Mount::Shared(self.mounts[mount].clone().read_owned().await));
-        }
-        let names: Vec<Bytes> = scopes.iter().flat_map(|scope| scope.locks.iter().cloned()).collect();
-        Guard { _names: self.take_names(&names).await, _mounts: held }
-    }
-
-    async fn take_names(&self, locks: &[Bytes]) -> Vec<OwnedMutexGuard<()>> {
         let mut names = Vec::new();
-        for stripe in stripes(locks) {
-            names.push(self.stripes[stripe].clone().lock_owned().await);
+        for key in in_order(&scope.locks) {
+            let (mut name, lock) = self.name(key);
+            name.held = Some(lock.lock_owned().await);
+            names.push(name);
         }
-        names
+        Guard { _names: names, _mount: Some(mount) }
+    }
+
+    /// Everything a change needs that moves no paths, if nobody has any of it.
+    pub(super) fn try_all(&self, scope: &Scope) -> Option<Guard> {
+        let mount = self.mount(scope.mount_id).try_read_owned().ok()?;
+        let mut names = Vec::new();
+        for key in in_order(&scope.locks) {
+            let (mut name, lock) = self.name(key);
+            name.held = Some(lock.try_lock_owned().ok()?);
+            names.push(name);
+        }
+        Some(Guard { _names: names, _mount: Some(Mount::Shared(mount)) })
+    }
+
+    fn mount(&self, id: u32) -> Arc<RwLock<()>> {
+        self.mounts.lock().unwrap_or_else(PoisonError::into_inner).entry(id).or_default().clone()
     }
 
     /// Holds what a change has that began under another leader, as far as nobody has it: whoever does is about to find out
     /// that it leads no more.
     pub(super) fn try_take(&self, locks: &[Bytes]) -> Guard {
-        let taken = stripes(locks).into_iter().filter_map(|stripe| self.stripes[stripe].clone().try_lock_owned().ok());
-        Guard { _names: taken.collect(), _mounts: Vec::new() }
+        let mut names = Vec::new();
+        for key in in_order(locks) {
+            let (mut name, lock) = self.name(key);
+            name.held = lock.try_lock_owned().ok();
+            names.push(name);
+        }
+        Guard { _names: names, _mount: None }
+    }
+
+    /// The lock of a name, and what forgets it when nobody wants it any more.
+    fn name(&self, key: Bytes) -> (Name, Arc<tokio::sync::Mutex<()>>) {
+        let lock = table(&self.names).entry(key.clone()).or_default().clone();
+        (Name { key, names: self.names.clone(), held: None }, lock)
     }
 }
 
-fn table(mount_id: u32) -> usize {
-    usize::try_from(mount_id).unwrap_or(0) % MOUNTS
+impl Drop for Name {
+    fn drop(&mut self) {
+        let mut names = table(&self.names);
+        self.held = None;
+        // Whoever waits for it has it too. They have asked for it under the lock of the table.
+        if names.get(&self.key).is_some_and(|lock| Arc::strong_count(lock) == 1) {
+            names.remove(&self.key);
+        }
+    }
 }
 
-fn stripes(locks: &[Bytes]) -> Vec<usize> {
-    let stripe = |key: &Bytes| {
-        let mut hasher = DefaultHasher::new();
-        key.hash(&mut hasher);
-        usize::try_from(hasher.finish() % STRIPES as u64).unwrap_or(0)
-    };
-    let mut all: Vec<usize> = locks.iter().map(stripe).collect();
+fn in_order(locks: &[Bytes]) -> Vec<Bytes> {
+    let mut all = locks.to_vec();
     all.sort_unstable();
     all.dedup();
     all
@@ -112,6 +136,22 @@ mod tests {
         assert!(locks.take(&scope(&[b"c"], false)).now_or_never().is_some());
         drop(held);
         assert!(locks.take(&scope(&[b"b"], false)).now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn only_what_is_held_or_waited_for_is_remembered() {
+        let locks = Locks::new();
+        let held = locks.take(&scope(&[b"a", b"b"], false)).await;
+        {
+            let wanted = scope(&[b"b"], false);
+            let mut waiting = Box::pin(locks.take(&wanted));
+            assert!((&mut waiting).now_or_never().is_none());
+            assert!(locks.take(&scope(&[b"a"], false)).now_or_never().is_none(), "given up");
+            drop(held);
+            assert_eq!(table(&locks.names).len(), 1, "somebody waits for it");
+            drop(waiting.await);
+        }
+        assert!(table(&locks.names).is_empty());
     }
 
     #[tokio::test]

@@ -92,9 +92,25 @@ impl Intents {
             }
             None => None,
         };
+        let targets: Vec<Target> = targets(&kind).into_iter().cloned().collect();
         match self.propose(op, kind).await? {
-            Answer::Pending(pending) if !begins_write => self.drive(pending.intent, guard).await,
+            Answer::Pending(pending) if !begins_write => {
+                let done = self.drive(pending.intent, guard).await;
+                if done.as_ref().is_err_and(|error| matches!(error.kind, ErrorKind::Stale | ErrorKind::AlreadyExists)) {
+                    self.look_again(&targets).await;
+                }
+                done
+            }
             answer => Ok(answer),
+        }
+    }
+
+    /// Somebody else has changed what a command points at: from now on that is what is shown, also where it is loaded once.
+    async fn look_again(&self, targets: &[Target]) {
+        for target in targets {
+            if let Err(error) = self.0.metadata.look_again(target).await {
+                tracing::info!(%error, "what somebody else has changed is not looked at");
+            }
         }
     }
 
@@ -184,12 +200,13 @@ impl Intents {
     /// Works at an intent until it has ended, or somebody else leads.
     async fn run(&self, id: u64) -> Result<Answer> {
         let mut answer = None;
+        let mut lost = false;
         let mut failures = 0;
         loop {
             match self.step(id).await {
                 Ok(Step { said, more }) => {
                     failures = 0;
-                    answer = answer.or(said);
+                    answer = answer.or(said.filter(|_| !lost));
                     if !more {
                         break;
                     }
@@ -200,6 +217,8 @@ impl Intents {
                 Err(error) => {
                     let pause = PAUSES[failures.min(PAUSES.len() - 1)];
                     tracing::warn!(intent = id, %error, ?pause, "a change of under-storage is tried again");
+                    // What comes after a step that may have ended the operation is not the answer to it.
+                    lost |= error.kind == ErrorKind::OutcomeUnknown;
                     failures += 1;
                     tokio::time::sleep(pause).await;
                 }
@@ -208,7 +227,7 @@ impl Intents {
         match answer {
             Some(Answer::Error(detail)) => Err(from_detail(&detail)),
             Some(answer) => Ok(answer),
-            // Ended by somebody else: the client finds its answer when it asks again.
+            // Ended by somebody else, or unheard: the client finds its answer when it asks again.
             None => Err(Error::new(ErrorKind::OutcomeUnknown, format!("intent {id} has ended meanwhile"))),
         }
     }

@@ -1,7 +1,7 @@
 //! From the under-storage into the log: listings and single entries, each asked for once at a time.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
 use futures::FutureExt;
@@ -26,11 +26,19 @@ const PAGE_BYTES_MAX: usize = crate::types::COMMAND_BYTES_MAX / 2;
 type Key = (u64, Option<Bytes>);
 type Running = Shared<BoxFuture<'static, Result<()>>>;
 
+/// Looks at one name, each of which was overtaken by a listing, before the caller is told so.
+const LOOKS: u32 = 8;
+
+/// Where the youngest listing began that is taken into a directory, shared by the loads of it that are under way. A listing
+/// takes tombstones away: what was looked up before it began may be a name that has gone since, and is looked up again.
+type Youngest = tokio::sync::RwLock<u64>;
+
 /// Loads under way on this master.
 pub(super) struct Loads {
     handle: Handle,
     storage: Arc<ufs::Registry>,
     running: Mutex<HashMap<Key, Running>>,
+    directories: Mutex<HashMap<u64, Weak<Youngest>>>,
 }
 
 impl std::fmt::Debug for Loads {
@@ -41,7 +49,7 @@ impl std::fmt::Debug for Loads {
 
 impl Loads {
     pub(super) fn new(handle: Handle, storage: Arc<ufs::Registry>) -> Loads {
-        Loads { handle, storage, running: Mutex::default() }
+        Loads { handle, storage, running: Mutex::default(), directories: Mutex::default() }
     }
 
     /// Loads what is needed; whoever needs the same waits for the same load, which goes on if they give up.
@@ -62,7 +70,10 @@ impl Loads {
     fn start(self: &Arc<Self>, key: Key, need: LoadNeed) -> Running {
         let this = self.clone();
         let task = tokio::spawn(async move {
-            let done = this.run(&need).await;
+            let youngest = this.youngest(need.directory);
+            let done = this.run(&need, &youngest).await;
+            drop(youngest);
+            this.forget(need.directory);
             this.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
             done
         });
@@ -70,44 +81,95 @@ impl Loads {
         joined.boxed().shared()
     }
 
-    async fn run(&self, need: &LoadNeed) -> Result<()> {
-        let storage = self.storage.open(&need.mount.ufs_uri, &need.mount.options)?;
-        // Whatever is changed from here on is younger than what the under-storage tells us.
-        let start = self.handle.applied_index();
-        let blank = LoadEntries {
-            directory: need.directory,
-            mount_id: need.mount.id,
-            sync_start_index: start,
-            ..LoadEntries::default()
-        };
-        let mount = need.mount.id.to_string();
-        match &need.name {
-            Some(name) => {
-                counter!("jindofs_master_ufs_stats_total", "mount" => mount).increment(1);
-                let path = if need.path.is_empty() { name.to_vec() } else { [&need.path, &b"/"[..], name].concat() };
-                let found = storage.stat(&path).await?;
-                let absent = if found.is_none() { vec![name.clone()] } else { Vec::new() };
-                let entries = found.map(convert).into_iter().collect();
-                self.propose(LoadEntries { point: true, entries, absent, ..blank }).await
-            }
-            None => {
-                counter!("jindofs_master_ufs_lists_total", "mount" => mount.clone()).increment(1);
-                let listing = storage.list(&need.path).await?;
-                if listing.skipped > 0 {
-                    counter!("jindofs_master_ufs_skipped_total", "mount" => mount).increment(listing.skipped);
-                    let path = String::from_utf8_lossy(&need.path);
-                    tracing::warn!(%path, skipped = listing.skipped, "entries that no path can express are left out");
-                }
-                for page in pages(blank, listing.entries.into_iter().map(convert)) {
-                    self.propose(page).await?;
-                }
-                Ok(())
-            }
+    fn youngest(&self, directory: u64) -> Arc<Youngest> {
+        let mut all = self.directories.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = all.get(&directory).and_then(Weak::upgrade);
+        known.unwrap_or_else(|| {
+            let made = Arc::default();
+            all.insert(directory, Arc::downgrade(&made));
+            made
+        })
+    }
+
+    fn forget(&self, directory: u64) {
+        let mut all = self.directories.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.get(&directory).is_some_and(|known| known.strong_count() == 0) {
+            all.remove(&directory);
         }
     }
 
-    async fn propose(&self, entries: LoadEntries) -> Result<()> {
+    async fn run(&self, need: &LoadNeed, youngest: &Youngest) -> Result<()> {
+        let storage = self.storage.open(&need.mount.ufs_uri, &need.mount.options)?;
+        let term = *self.handle.leadership().borrow();
+        match &need.name {
+            Some(name) => self.look(need, name, &*storage, term, youngest).await,
+            None => self.list(need, &*storage, term, youngest).await,
+        }
+    }
+
+    /// A load that begins now: whatever is changed from here on is younger than what the under-storage tells us.
+    fn blank(&self, need: &LoadNeed) -> LoadEntries {
+        LoadEntries {
+            directory: need.directory,
+            mount_id: need.mount.id,
+            sync_start_index: self.handle.applied_index(),
+            ..LoadEntries::default()
+        }
+    }
+
+    async fn look(
+        &self,
+        need: &LoadNeed,
+        name: &Bytes,
+        storage: &dyn ufs::Ufs,
+        term: Option<u64>,
+        youngest: &Youngest,
+    ) -> Result<()> {
+        let path = if need.path.is_empty() { name.to_vec() } else { [&need.path, &b"/"[..], name].concat() };
+        for _ in 0..LOOKS {
+            let blank = self.blank(need);
+            counter!("jindofs_master_ufs_stats_total", "mount" => need.mount.id.to_string()).increment(1);
+            let found = storage.stat(&path).await?;
+            // Held until it is taken in: a listing waits for it.
+            let listed = youngest.read().await;
+            if found.is_none() || *listed <= blank.sync_start_index {
+                let absent = if found.is_none() { vec![name.clone()] } else { Vec::new() };
+                let entries = found.map(convert).into_iter().collect();
+                return self.propose(LoadEntries { point: true, entries, absent, ..blank }, term).await;
+            }
+        }
+        Err(Error::unavailable("the directory is listed faster than a name in it is found: try again"))
+    }
+
+    async fn list(
+        &self,
+        need: &LoadNeed,
+        storage: &dyn ufs::Ufs,
+        term: Option<u64>,
+        youngest: &Youngest,
+    ) -> Result<()> {
+        let blank = self.blank(need);
+        let mount = need.mount.id.to_string();
+        counter!("jindofs_master_ufs_lists_total", "mount" => mount.clone()).increment(1);
+        let listing = storage.list(&need.path).await?;
+        if listing.skipped > 0 {
+            counter!("jindofs_master_ufs_skipped_total", "mount" => mount).increment(listing.skipped);
+            let path = String::from_utf8_lossy(&need.path);
+            tracing::warn!(%path, skipped = listing.skipped, "entries that no path can express are left out");
+        }
+        *youngest.write().await = blank.sync_start_index;
+        for page in pages(blank, listing.entries.into_iter().map(convert)) {
+            self.propose(page, term).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes entries in that were found in `term`: others may have led since, and have taken tombstones away.
+    async fn propose(&self, entries: LoadEntries, term: Option<u64>) -> Result<()> {
         loop {
+            if term.is_none() || *self.handle.leadership().borrow() != term {
+                return Err(self.handle.not_leader());
+            }
             let command = Command { command: Some(Kind::LoadEntries(entries.clone())), ..Command::default() };
             match self.handle.propose(command).await?.outcome {
                 Some(Answer::Loaded(loaded)) if loaded.more => {}

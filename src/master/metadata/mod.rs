@@ -71,6 +71,17 @@ impl Metadata {
         }
     }
 
+    /// Takes in what lies in the under-storage where `target` points, whatever is known.
+    ///
+    /// *Errors*: as [`Metadata::lookup`].
+    pub(super) async fn look_again(&self, target: &Target) -> Result<()> {
+        let store = self.handle.read().await?;
+        match query::look_need(&store.view(), target)? {
+            Some(need) => self.loads.load(need).await,
+            None => Ok(()),
+        }
+    }
+
     /// A page of a directory after the name `after`; `limit` 0 for the most.
     ///
     /// *Errors*: as [`Metadata::lookup`].

@@ -18,14 +18,14 @@ use jindofs_proto::v1::namespace_server::NamespaceServer;
 use tokio::net::TcpListener;
 use tonic::{Response, Status};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::master::intents::Intents;
 use crate::master::metadata::Metadata;
 use crate::master::raft::Handle;
 use crate::master::view::{Drains, Progress, Sessions, Sizes, Workers};
 use crate::rpc::server;
 use crate::rpc::status::{from_detail, to_status};
-use crate::runtime::Shutdown;
+use crate::runtime::{Fail, Shutdown, failpoint};
 use crate::types::MESSAGE_BYTES_MAX;
 use crate::ufs;
 
@@ -73,6 +73,14 @@ fn answer<T>(result: Result<T>) -> Result<Response<T>, Status> {
     result.map(Response::new).map_err(|error| to_status(&error))
 }
 
+/// The answer to a change, which tests let get lost on its way: to its client that is a broken connection.
+fn delivered<T>(answer: Result<T>) -> Result<T> {
+    match failpoint("service.reply") {
+        Fail::Skip => Err(Error::new(ErrorKind::OutcomeUnknown, "the answer was dropped by a failpoint")),
+        _ => answer,
+    }
+}
+
 /// Proposes a command; an error that applying it returned is an error here.
 async fn propose(handle: &Handle, op: Option<OpId>, kind: Kind) -> Result<Answer> {
     let outcome = handle.propose(Command { op, command: Some(kind), time_ns: 0 }).await?;
@@ -104,7 +112,6 @@ fn check_client(id: &[u8]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::ErrorKind;
 
     #[test]
     fn mutations_without_a_proper_number_are_refused_at_the_door() {

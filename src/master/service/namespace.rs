@@ -14,7 +14,7 @@ use jindofs_proto::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Parts, answer, check_client, check_op, propose};
+use super::{Parts, answer, check_client, check_op, delivered, propose};
 use crate::error::{Error, ErrorKind, Result};
 use crate::master::state::query;
 use crate::rpc::status::to_status;
@@ -36,7 +36,7 @@ fn target(target: Option<Target>) -> Result<Target> {
 impl NamespaceService {
     async fn mutate(&self, op: Option<OpId>, kind: Kind) -> Result<Response<MutationResponse>, Status> {
         self.numbered(op.as_ref()).map_err(refused)?;
-        let attr = match self.0.intents.execute(op, kind).await.map_err(refused)? {
+        let attr = match delivered(self.0.intents.execute(op, kind).await).map_err(refused)? {
             Answer::Attr(attr) => Some(attr),
             _ => None,
         };
@@ -224,15 +224,15 @@ impl Namespace for NamespaceService {
     }
 
     async fn batch(&self, request: Request<BatchRequest>) -> Result<Response<BatchResponse>, Status> {
-        NamespaceService::batch(self, request.into_inner()).await.map(Response::new).map_err(refused)
+        answer(delivered(NamespaceService::batch(self, request.into_inner()).await))
     }
 
     async fn begin_write(&self, request: Request<BeginWriteRequest>) -> Result<Response<BeginWriteResponse>, Status> {
-        answer(NamespaceService::begin_write(self, request.into_inner()).await)
+        answer(delivered(NamespaceService::begin_write(self, request.into_inner()).await))
     }
 
     async fn end_write(&self, request: Request<EndWriteRequest>) -> Result<Response<MutationResponse>, Status> {
-        answer(NamespaceService::end_write(self, request.into_inner()).await)
+        answer(delivered(NamespaceService::end_write(self, request.into_inner()).await))
     }
 
     async fn add_mount(&self, request: Request<AddMountRequest>) -> Result<Response<MountResponse>, Status> {

@@ -172,7 +172,8 @@ fn release(ctx: &mut Ctx<'_>, id: u64, row: &IntentRow) -> Result<(), StoreError
     for name in &row.names {
         let held: Option<DentryRow> = rows::read(ctx.view(), Table::Dentry, &name.dentry_key)?;
         if held.is_some_and(|held| held.inode == 0 && held.born_index == HELD) {
-            ctx.txn.delete(Table::Dentry, &name.dentry_key);
+            // Not just let go: there may have been a tombstone, which is still needed.
+            bury(ctx, &name.dentry_key);
         }
     }
     Ok(())

@@ -145,6 +145,24 @@ pub fn refresh_need(view: &dyn View, inode: u64) -> Result<Option<LoadNeed>, Err
     Ok(Some(LoadNeed { directory: row.parent, mount, path, name: Some(row.name) }))
 }
 
+/// What to read to know what lies where `target` points, once it was found to be something else than what is known.
+pub fn look_need(view: &dyn View, target: &Target) -> Result<Option<LoadNeed>, Error> {
+    let (directory, name) = match resolve::reach(view, Some(target))? {
+        Reach::Missing { directory, name, .. } => (directory, name),
+        Reach::Inode(id) => {
+            let row = inode_row(view, id)?;
+            (row.parent, row.name)
+        }
+    };
+    match rows::inode(view, directory)? {
+        Some(row) if row.mount_id != 0 => {
+            let (mount, path) = ufs_path(view, directory)?;
+            Ok(Some(LoadNeed { directory, mount, path, name: Some(name) }))
+        }
+        _ => Ok(None),
+    }
+}
+
 /// What to read again to be sure of the listing of `directory`: as [`refresh_need`].
 pub fn relist_need(view: &dyn View, directory: u64) -> Result<Option<LoadNeed>, Error> {
     let row = inode_row(view, directory)?;

@@ -3,7 +3,7 @@
 use futures::TryStreamExt;
 
 use super::put::{PART, is_a_directory};
-use super::{Bucket, key_to_change, unsupported};
+use super::{Bucket, cannot, key_to_change, unsupported};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ufs::{Entry, Expected, Kind, stale};
 
@@ -29,7 +29,21 @@ impl Bucket {
             None => Ok(()),
             Some(found) if found.kind == Kind::Directory => Err(is_a_directory(path)),
             Some(found) if found.token != token => Err(stale(path)),
-            Some(_) => self.operator.delete(key).await.map_err(|error| self.failed(key, &error)),
+            Some(_) => self.delete_version(path, key, token).await,
+        }
+    }
+
+    /// Deletes an object if it still is of this version, as far as the store can be told so.
+    async fn delete_version(&self, path: &[u8], key: &str, token: &[u8]) -> Result<()> {
+        let version = std::str::from_utf8(token).map_err(|_| stale(path))?;
+        let deleted = match self.operator.info().capability().delete_with_if_match {
+            true => self.operator.delete_with(key).if_match(version).await,
+            false => self.operator.delete(key).await,
+        };
+        match deleted {
+            Err(error) if error.kind() == opendal::ErrorKind::ConditionNotMatch => Err(stale(path)),
+            Err(error) if cannot(&error) => self.operator.delete(key).await.map_err(|error| self.failed(key, &error)),
+            deleted => deleted.map_err(|error| self.failed(key, &error)),
         }
     }
 
@@ -89,10 +103,15 @@ impl Bucket {
             }
             _ => self.failed(from_key, &error),
         })?;
-        // A source that was replaced meanwhile was copied as what it is now.
-        self.must_be(from, Expected::Token(token)).await?;
-        let copied = self.stat_now(to).await?;
-        copied.filter(|copied| copied.kind == Kind::File && copied.size == source.size).ok_or_else(|| stale(to))
+        let copied = self.stat_now(to).await?.filter(|copied| copied.kind == Kind::File);
+        // A source that was replaced meanwhile was copied as what it is now: nobody has asked for that.
+        if let Err(error) = self.must_be(from, Expected::Token(token)).await {
+            if let Some(copied) = copied.filter(|_| error.kind == ErrorKind::Stale && expected == Expected::Absent) {
+                self.delete_version(to, to_key, &copied.token).await?;
+            }
+            return Err(error);
+        }
+        copied.filter(|copied| copied.size == source.size).ok_or_else(|| stale(to))
     }
 
     /// Whether an earlier attempt has made it: it is no older, and has the same bytes. The etag does not tell: that
