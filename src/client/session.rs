@@ -118,6 +118,13 @@ impl Session {
         }
     }
 
+    /// The id of the session that is open, if one is.
+    pub async fn id(&self) -> Option<Bytes> {
+        let slot = self.open.lock().await;
+        let open = slot.as_ref().filter(|open| !open.expired.load(Ordering::Acquire));
+        open.map(|open| open.client_id.clone())
+    }
+
     /// Closes the session, so that the cluster need not wait for it to expire. Errors do not matter: it would expire.
     pub async fn close(&self) {
         let Some(open) = self.open.lock().await.take() else { return };

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use fuser::{
     BsdFileFlags, FileHandle, Filesystem, FopenFlags, INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenFlags,
     RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyIoctl, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyIoctl, ReplyLock, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use tokio::runtime::Handle;
 
@@ -21,6 +21,7 @@ use super::errno::Errno;
 use super::fs::Fs;
 use super::greet::greet;
 use super::inodes::Known;
+use super::locks::Request as LockRequest;
 use super::saved::Greeting;
 use super::staging::Place;
 
@@ -98,7 +99,7 @@ impl Adapter {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        let _ = self.greeting.set(greet(config, self.fs.writable));
+        let _ = self.greeting.set(greet(config, self.fs.writable, self.fs.locks.are_shared()));
         Ok(())
     }
 
@@ -145,13 +146,15 @@ impl Filesystem for Adapter {
         if writes && !self.fs.writable {
             return reply.error(errno(Errno::READ_ONLY));
         }
+        // Where nothing is written or locked a close has nothing to flush.
+        let flushes = writes || self.fs.locks.are_shared();
         if !writes && let Some((number, pages)) = self.fs.open_now(inode.0) {
-            return opened(number, pages, writes, reply);
+            return opened(number, pages, flushes, reply);
         }
         let fs = self.fs.clone();
         self.runtime.spawn(async move {
             match fs.open(inode.0, writes).await {
-                Ok((number, pages)) => opened(number, pages, writes, reply),
+                Ok((number, pages)) => opened(number, pages, flushes, reply),
                 Err(error) => reply.error(failed("open", inode.0, &error)),
             }
         });
@@ -228,8 +231,17 @@ impl Filesystem for Adapter {
         self.runtime.spawn(async move { answer(fs.write(number.0, inode.0, place, &data).await, reply) });
     }
 
-    fn flush(&self, _: &Request, inode: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        self.store("flush", inode, reply);
+    fn flush(&self, _: &Request, inode: INodeNo, _: FileHandle, owner: LockOwner, reply: ReplyEmpty) {
+        if !self.fs.locks.holds(inode.0, owner.0) {
+            return self.store("flush", inode, reply);
+        }
+        // Whoever closes a file gives up its locks, after what was written under them is stored.
+        let fs = self.fs.clone();
+        self.end_later(("flush", inode), reply, async move {
+            let stored = fs.sync(inode.0).await;
+            fs.give_up((inode.0, owner.0)).await;
+            stored
+        });
     }
 
     fn fsync(&self, _: &Request, inode: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
@@ -246,11 +258,59 @@ impl Filesystem for Adapter {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        let Some(inode) = self.fs.release(number.0) else { return reply.ok() };
+        let (inode, owners) = (self.fs.release(number.0), self.fs.locks.of_handle(number.0));
+        if inode.is_none() && owners.is_empty() {
+            return reply.ok();
+        }
         let fs = self.fs.clone();
         self.runtime.spawn(async move {
-            fs.let_go(inode).await;
+            if let Some(inode) = inode {
+                fs.let_go(inode).await;
+            }
+            for owner in owners {
+                fs.give_up(owner).await;
+            }
             reply.ok();
+        });
+    }
+
+    fn getlk(
+        &self,
+        _: &Request,
+        inode: INodeNo,
+        number: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        kind: i32,
+        pid: u32,
+        reply: ReplyLock,
+    ) {
+        let asked = LockRequest { inode, number, owner, start, end, kind, pid };
+        let fs = self.fs.clone();
+        self.runtime.spawn(async move { fs.tell_lock(asked, reply).await });
+    }
+
+    fn setlk(
+        &self,
+        request: &Request,
+        inode: INodeNo,
+        number: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        kind: i32,
+        pid: u32,
+        waits: bool,
+        reply: ReplyEmpty,
+    ) {
+        let asked = LockRequest { inode, number, owner, start, end, kind, pid };
+        let (fs, waits) = (self.fs.clone(), waits.then(|| request.pid()));
+        self.runtime.spawn(async move {
+            match fs.set_lock(asked, waits).await {
+                Ok(()) => reply.ok(),
+                Err(number) => reply.error(errno(number)),
+            }
         });
     }
 

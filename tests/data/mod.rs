@@ -7,6 +7,7 @@ mod crashes;
 mod drain;
 mod faults;
 mod handover;
+mod locks;
 mod metadata;
 mod mount;
 mod oss;

@@ -2,6 +2,7 @@
 
 mod format;
 mod intents;
+mod locks;
 mod model;
 mod replicas;
 mod workers;
