@@ -1,5 +1,7 @@
 //! Between the kernel and [`Fs`]: what is known is answered at once on the kernel's thread, the rest by a task.
 
+mod later;
+
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -20,7 +22,6 @@ use super::attributes::Change;
 use super::errno::Errno;
 use super::fs::Fs;
 use super::greet::greet;
-use super::inodes::Known;
 use super::locks::Request as LockRequest;
 use super::saved::Greeting;
 use super::staging::Place;
@@ -40,60 +41,6 @@ impl Adapter {
     /// What is agreed with the kernel, once it is.
     pub(super) fn greeting(&self) -> Arc<OnceLock<Greeting>> {
         self.greeting.clone()
-    }
-
-    /// Reads through a handle of the process before, which is opened here first.
-    fn read_inherited(&self, inode: INodeNo, number: u64, offset: u64, size: u32, reply: ReplyData) {
-        if self.fs.handles.inherited(number).is_none() {
-            return reply.error(errno(Errno::BAD_HANDLE));
-        }
-        let fs = self.fs.clone();
-        self.runtime.spawn(async move {
-            match fs.read_inherited(number, offset, size).await {
-                Ok(bytes) => reply.data(&bytes),
-                Err(error) => reply.error(failed("read", inode.0, &error)),
-            }
-        });
-    }
-
-    /// Answers with an entry once it is there; `name` is its name.
-    fn enter_later(
-        &self,
-        (what, parent, name): (&'static str, INodeNo, Vec<u8>),
-        reply: ReplyEntry,
-        work: impl Future<Output = Result<Known>> + Send + 'static,
-    ) {
-        let fs = self.fs.clone();
-        self.runtime.spawn(async move {
-            match work.await {
-                Ok(known) => enter(&fs, parent.0, &name, known, reply),
-                Err(error) => reply.error(failed(what, parent.0, &error)),
-            }
-        });
-    }
-
-    /// Answers once something is done.
-    fn end_later(
-        &self,
-        (what, inode): (&'static str, INodeNo),
-        reply: ReplyEmpty,
-        work: impl Future<Output = Result<()>> + Send + 'static,
-    ) {
-        self.runtime.spawn(async move {
-            match work.await {
-                Ok(()) => reply.ok(),
-                Err(error) => reply.error(failed(what, inode.0, &error)),
-            }
-        });
-    }
-
-    /// Stores what was written.
-    fn store(&self, what: &'static str, inode: INodeNo, reply: ReplyEmpty) {
-        if self.fs.is_stored(inode.0) {
-            return reply.ok();
-        }
-        let fs = self.fs.clone();
-        self.end_later((what, inode), reply, async move { fs.sync(inode.0).await });
     }
 }
 

@@ -32,9 +32,9 @@ def run(verb, name, *rest):
     elif verb == "read":
         return os.pread(files[name], 100, 0).decode()
     elif verb == "flock":
-        fcntl.flock(files[name], KINDS[rest[0]] | (fcntl.LOCK_NB if rest[1] == "try" else 0))
+        fcntl.flock(files[name], KINDS[rest[0]] | (fcntl.LOCK_NB if "try" in rest else 0))
     elif verb == "fcntl":
-        kind = KINDS[rest[0]] | (fcntl.LOCK_NB if rest[1] == "try" and rest[0] != "un" else 0)
+        kind = KINDS[rest[0]] | (fcntl.LOCK_NB if "try" in rest and rest[0] != "un" else 0)
         fcntl.lockf(files[name], kind, int(rest[3]), int(rest[2]))
     elif verb == "getlk":
         asked = struct.pack("hhqqi4x", TYPES[rest[0]], 0, int(rest[1]), int(rest[2]), 0)

@@ -147,7 +147,7 @@ fn apply(model: &mut Model, client: u64, file: usize, lock: &Lock) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 8, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn what_is_granted_is_what_bytes_would_have_it_and_nothing_stays_behind(
         steps in prop::collection::vec(step(), 1..120)
