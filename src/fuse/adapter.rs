@@ -179,7 +179,7 @@ impl Filesystem for Adapter {
     }
 
     fn flush(&self, _: &Request, inode: INodeNo, _: FileHandle, owner: LockOwner, reply: ReplyEmpty) {
-        if !self.fs.locks.holds(inode.0, owner.0) {
+        if !self.fs.locks.concern(inode.0, owner.0) {
             return self.store("flush", inode, reply);
         }
         // Whoever closes a file gives up its locks, after what was written under them is stored.

@@ -61,9 +61,9 @@ impl Locks {
         self.shared
     }
 
-    /// True if a close by `owner` has something to give up.
-    pub(super) fn holds(&self, inode: u64, owner: u64) -> bool {
-        self.shared && self.held.has((inode, owner))
+    /// True if a close by `owner` may have something to give up.
+    pub(super) fn concern(&self, inode: u64, owner: u64) -> bool {
+        self.shared && self.held.knows((inode, owner))
     }
 
     /// Owners whose locks end with the last close of a handle.
@@ -163,14 +163,14 @@ impl Fs {
             }
             match self.patient.set_lock(owner.0, lock.clone()).await {
                 Ok(Asked::Granted(session)) => {
-                    self.locks.lost(&self.locks.held.granted(owner, &session));
+                    self.locks.lost(&self.locks.held.granted(owner, request.number.0, &session));
                     return Ok(true);
                 }
                 Ok(Asked::Held(_)) => return Ok(false),
                 Err(error) if error.kind == ErrorKind::SessionExpired => self.look_at_locks().await,
                 Err(error) => {
                     if !matches!(error.kind, ErrorKind::NoSpace | ErrorKind::NotFound) {
-                        self.locks.held.doubt(owner);
+                        self.locks.held.doubt(owner, request.number.0);
                     }
                     return Err(refused("lock", owner.0, &error));
                 }

@@ -57,6 +57,19 @@ impl Table {
         inodes
     }
 
+    fn note(&mut self, owner: Owner, handle: u64) -> &mut Holding {
+        self.by_handle.entry(handle).or_default().insert(owner);
+        let holding = self.owners.entry(owner).or_default();
+        holding.handles.insert(handle);
+        holding
+    }
+
+    /// It may have closed another handle of the file meanwhile: then this lock is given up with the next close.
+    fn hold(&mut self, owner: Owner, handle: u64) {
+        let holding = self.note(owner, handle);
+        (holding.held, holding.leaving) = (true, false);
+    }
+
     fn remove(&mut self, owner: Owner) {
         for handle in self.owners.remove(&owner).map(|holding| holding.handles).unwrap_or_default() {
             if let Some(owners) = self.by_handle.get_mut(&handle) {
@@ -84,32 +97,31 @@ impl Held {
         if holding.lost {
             return Admission::Lost;
         }
-        if holding.handles.insert(handle) {
-            table.by_handle.entry(handle).or_default().insert(owner);
-        }
+        table.note(owner, handle);
         Admission::Free
     }
 
     /// A lock was granted in a session. Inodes whose locks of an earlier session are found to be lost.
-    pub(super) fn granted(&self, owner: Owner, session: &Bytes) -> BTreeSet<u64> {
+    pub(super) fn granted(&self, owner: Owner, handle: u64, session: &Bytes) -> BTreeSet<u64> {
         let mut table = self.table();
         let lost = table.move_to(session);
-        if let Some(holding) = table.owners.get_mut(&owner) {
-            holding.held = true;
-        }
+        table.hold(owner, handle);
         lost
     }
 
     /// Nobody knows whether a lock was granted.
-    pub(super) fn doubt(&self, owner: Owner) {
-        if let Some(holding) = self.table().owners.get_mut(&owner) {
-            holding.held = true;
-        }
+    pub(super) fn doubt(&self, owner: Owner, handle: u64) {
+        self.table().hold(owner, handle);
     }
 
     /// The session that lives now, or none does. Inodes whose locks are found to be lost.
     pub(super) fn lives(&self, session: Option<&Bytes>) -> BTreeSet<u64> {
         self.table().move_to(session.unwrap_or(&Bytes::new()))
+    }
+
+    /// True if a close by an owner is of any concern.
+    pub(super) fn knows(&self, owner: Owner) -> bool {
+        self.table().owners.get(&owner).is_some_and(|holding| !holding.leaving)
     }
 
     /// True if an owner may have something to give up.
@@ -143,7 +155,10 @@ impl Held {
 
     /// What an owner had is given up.
     pub(super) fn left(&self, owner: Owner) {
-        self.table().remove(owner);
+        let mut table = self.table();
+        if table.owners.get(&owner).is_some_and(|holding| holding.leaving) {
+            table.remove(owner);
+        }
     }
 }
 
@@ -162,25 +177,28 @@ mod tests {
     fn masters_are_told_of_a_close_only_by_whom_they_gave_something() {
         let held = Held::default();
         assert_eq!((held.ask(A, 5), held.ask(B, 6)), (Admission::Free, Admission::Free));
-        held.granted(A, &session("one"));
-        assert!(held.has(A) && !held.has(B), "B was refused");
+        held.granted(A, 5, &session("one"));
+        assert!(held.has(A) && !held.has(B) && held.knows(B), "B was refused");
         assert_eq!((held.of_handle(5), held.of_handle(6)), (vec![A], vec![B]));
         assert!(held.leave(A) && !held.leave(A) && !held.leave(B));
         assert_eq!(held.ask(A, 7), Admission::Busy, "another one with the number of A waits for it");
         held.left(A);
         assert_eq!(held.ask(A, 7), Admission::Free);
         assert_eq!((held.of_handle(5), held.of_handle(6), held.of_handle(7)), (vec![], vec![], vec![A]));
-        held.doubt(A);
+        held.doubt(A, 7);
         assert!(held.leave(A), "what may have been granted is given up too");
+        held.granted(A, 7, &session("one"));
+        held.left(A);
+        assert!(held.has(A) && held.leave(A), "granted while it was given up: nobody knows which came first");
     }
 
     #[test]
     fn what_was_held_in_a_session_that_is_gone_is_lost_until_it_is_given_up() {
         let held = Held::default();
         assert_eq!((held.ask(A, 5), held.ask(B, 6)), (Admission::Free, Admission::Free));
-        assert!(held.granted(A, &session("one")).is_empty());
+        assert!(held.granted(A, 5, &session("one")).is_empty());
         assert!(held.lives(Some(&session("one"))).is_empty());
-        assert_eq!(held.granted(B, &session("two")), [1].into(), "A had its lock in the first session");
+        assert_eq!(held.granted(B, 6, &session("two")), [1].into(), "A had its lock in the first session");
         assert_eq!((held.ask(A, 5), held.ask(B, 6)), (Admission::Lost, Admission::Free));
         held.forgive(A);
         assert_eq!(held.ask(A, 5), Admission::Free);
