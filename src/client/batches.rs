@@ -189,7 +189,7 @@ impl Batches {
 
     /// A number for a new inode, if one is left; has more of them reserved in time.
     pub fn number(self: &Arc<Self>, on: &Handle) -> Option<u64> {
-        let session = self.namespace.session().id()?;
+        let session = self.namespace.session().id_now()?;
         let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
         if numbers.session != session {
             *numbers = Numbers { asking: numbers.asking, session, ..Numbers::default() };

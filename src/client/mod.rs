@@ -4,6 +4,7 @@ pub mod admin;
 pub mod batches;
 pub mod layout_cache;
 pub mod local;
+pub mod locks;
 pub mod mounts;
 pub mod namespace;
 pub mod readahead;

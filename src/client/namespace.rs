@@ -376,7 +376,7 @@ impl Namespace {
     }
 
     /// Sends a mutation with an id of this client's session, the same in every repetition.
-    async fn mutate<T, F, Fut>(&self, what: &str, send: F) -> Result<T>
+    pub(super) async fn mutate<T, F, Fut>(&self, what: &str, send: F) -> Result<T>
     where
         F: Fn(Channel, Option<OpId>) -> Fut,
         Fut: Future<Output = Result<Response<T>, Status>>,

@@ -148,10 +148,14 @@ impl Session {
         }
     }
 
-    /// The id it goes by now; `None` while none is open.
-    pub fn id(&self) -> Option<Bytes> {
-        let slot = self.open.try_lock().ok()?;
-        slot.as_ref().filter(|open| !open.expired.load(Ordering::Acquire)).map(|open| open.client_id.clone())
+    /// The id of the session in which files are made, if one is open.
+    pub async fn id(&self) -> Option<Bytes> {
+        id_in(&*self.open.lock().await)
+    }
+
+    /// As [`Session::id`], without waiting while one is just being opened.
+    pub fn id_now(&self) -> Option<Bytes> {
+        id_in(&*self.open.try_lock().ok()?)
     }
 
     /// To be told every error of a mutation: notices that the session expired.
@@ -201,6 +205,10 @@ impl Session {
         *slot = Some(open.clone());
         Ok(open)
     }
+}
+
+fn id_in(slot: &Option<Arc<Open>>) -> Option<Bytes> {
+    slot.as_ref().filter(|open| !open.expired.load(Ordering::Acquire)).map(|open| open.client_id.clone())
 }
 
 impl Open {

@@ -369,6 +369,8 @@ impl FuseConfig {
             writable,
             staging_dir: staging_dir(r.text("fuse.staging.dir")),
             staging_bytes,
+            shared_locks: writable && r.text("fuse.locks") == "master",
+            lock_wait_max: r.parse("fuse.lock-wait-max", value::duration),
             direct_io_min_size: r.parse("fuse.direct-io-min-size", value::size),
             threads,
             http_port: r.port("fuse.http.port"),
@@ -482,10 +484,12 @@ mod tests {
         let fuse =
             |more: &[&str]| FuseConfig::from_settings(&settings(Role::Fuse, &[&[masters, mount][..], more].concat()));
         let config = fuse(&[]).expect("valid");
-        assert!(!config.writable && config.staging_dir.to_string_lossy().contains("jindofs-staging-"));
+        assert!(!config.writable && !config.shared_locks, "what cannot be written is not locked for others");
+        assert!(config.staging_dir.to_string_lossy().contains("jindofs-staging-"));
         assert_eq!(config.staging_bytes, 10 << 30);
         let config = fuse(&["fuse.writable=true", "fuse.staging.dir=/s", "fuse.staging.size=1Mi"]).expect("valid");
-        assert!(config.writable);
+        assert!(config.writable && config.shared_locks);
+        assert!(!fuse(&["fuse.writable=true", "fuse.locks=local"]).expect("valid").shared_locks);
         assert_eq!((config.staging_dir.as_path(), config.staging_bytes), (Path::new("/s"), 1 << 20));
         let error = fuse(&["fuse.writable=true", "fuse.handover.socket=/h", "fuse.staging.size=0"]).expect_err("no");
         assert!(error.message.contains("cannot be combined") && error.message.contains("more than zero"), "{error}");

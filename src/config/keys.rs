@@ -219,6 +219,12 @@ pub const KEYS: &[Key] = &[
     key("fuse.staging.size", FUSE, Kind::Size, "10Gi", "",
         "Most bytes that are written and not stored yet, over all open files; whoever writes more is told that there is \
          no space."),
+    key("fuse.locks", FUSE, Kind::Choice(&["master", "local"]), "master", "",
+        "Where locks (flock, fcntl) hold. master: among all mounts that can be written. local: among the processes of this \
+         mount, as on every mount that cannot be written."),
+    key("fuse.lock-wait-max", FUSE, Kind::Duration, "30s", "",
+        "How long a process of another PID namespace waits for a lock at most (ETIMEDOUT): a signal to it is not seen, \
+         so it cannot be ended meanwhile. Processes that are seen wait until they have it or are interrupted."),
     key("fuse.direct-io-min-size", FUSE, Kind::Size, "64MiB", "",
         "Files from this size on that are wholly cached on this host are read past the kernel's page cache: large reads \
          are twice as fast and memory is not used twice, reads below 32 KiB are slower. 0 turns it off."),

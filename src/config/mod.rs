@@ -135,6 +135,10 @@ pub struct FuseConfig {
     pub staging_dir: PathBuf,
     /// Most bytes there.
     pub staging_bytes: u64,
+    /// Locks hold among all mounts, not only here.
+    pub shared_locks: bool,
+    /// How long a lock is waited for at most by somebody whose signals are not seen.
+    pub lock_wait_max: Duration,
     /// Smallest file, bytes, that is read past the page cache once it is wholly on this host; 0 for none.
     pub direct_io_min_size: u64,
     /// Threads that answer the kernel.

@@ -1,5 +1,7 @@
 //! Between the kernel and [`Fs`]: what is known is answered at once on the kernel's thread, the rest by a task.
 
+mod later;
+
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -9,7 +11,7 @@ use std::time::SystemTime;
 use fuser::{
     BsdFileFlags, FileHandle, Filesystem, FopenFlags, INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenFlags,
     RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyIoctl, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyIoctl, ReplyLock, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use tokio::runtime::Handle;
 
@@ -22,7 +24,7 @@ use super::attributes::Change;
 use super::errno::Errno;
 use super::fs::Fs;
 use super::greet::greet;
-use super::inodes::Known;
+use super::locks::Request as LockRequest;
 use super::saved::Greeting;
 use super::staging::Place;
 
@@ -42,65 +44,11 @@ impl Adapter {
     pub(super) fn greeting(&self) -> Arc<OnceLock<Greeting>> {
         self.greeting.clone()
     }
-
-    /// Reads through a handle of the process before, which is opened here first.
-    fn read_inherited(&self, inode: INodeNo, number: u64, offset: u64, size: u32, reply: ReplyData) {
-        if self.fs.handles.inherited(number).is_none() {
-            return reply.error(errno(Errno::BAD_HANDLE));
-        }
-        let fs = self.fs.clone();
-        self.runtime.spawn(async move {
-            match fs.read_inherited(number, offset, size).await {
-                Ok(bytes) => reply.data(&bytes),
-                Err(error) => reply.error(failed("read", inode.0, &error)),
-            }
-        });
-    }
-
-    /// Answers with an entry once it is there; `name` is its name.
-    fn enter_later(
-        &self,
-        (what, parent, name): (&'static str, INodeNo, Vec<u8>),
-        reply: ReplyEntry,
-        work: impl Future<Output = Result<Known>> + Send + 'static,
-    ) {
-        let fs = self.fs.clone();
-        self.runtime.spawn(async move {
-            match work.await {
-                Ok(known) => enter(&fs, parent.0, &name, known, reply),
-                Err(error) => reply.error(failed(what, parent.0, &error)),
-            }
-        });
-    }
-
-    /// Answers once something is done.
-    fn end_later(
-        &self,
-        (what, inode): (&'static str, INodeNo),
-        reply: ReplyEmpty,
-        work: impl Future<Output = Result<()>> + Send + 'static,
-    ) {
-        self.runtime.spawn(async move {
-            match work.await {
-                Ok(()) => reply.ok(),
-                Err(error) => reply.error(failed(what, inode.0, &error)),
-            }
-        });
-    }
-
-    /// Stores what was written.
-    fn store(&self, what: &'static str, inode: INodeNo, reply: ReplyEmpty) {
-        if self.fs.is_stored(inode.0) {
-            return reply.ok();
-        }
-        let fs = self.fs.clone();
-        self.end_later((what, inode), reply, async move { fs.sync(inode.0).await });
-    }
 }
 
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        let _ = self.greeting.set(greet(config, self.fs.writable));
+        let _ = self.greeting.set(greet(config, self.fs.writable, self.fs.locks.are_shared()));
         Ok(())
     }
 
@@ -148,13 +96,15 @@ impl Filesystem for Adapter {
         if writes && !self.fs.writable {
             return reply.error(errno(Errno::READ_ONLY));
         }
+        // Where nothing is written or locked a close has nothing to flush.
+        let flushes = writes || self.fs.locks.are_shared();
         if !writes && let Some((number, pages)) = self.fs.open_now(inode.0) {
-            return opened(number, pages, writes, reply);
+            return opened(number, pages, flushes, reply);
         }
         let fs = self.fs.clone();
         self.runtime.spawn(async move {
             match fs.open(inode.0, writes, cuts).await {
-                Ok((number, pages)) => opened(number, pages, writes, reply),
+                Ok((number, pages)) => opened(number, pages, flushes, reply),
                 Err(error) => reply.error(failed_at_inode("open", inode.0, &error)),
             }
         });
@@ -231,8 +181,17 @@ impl Filesystem for Adapter {
         self.runtime.spawn(async move { answer(fs.write(number.0, inode.0, place, &data).await, reply) });
     }
 
-    fn flush(&self, _: &Request, inode: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        self.store("flush", inode, reply);
+    fn flush(&self, _: &Request, inode: INodeNo, _: FileHandle, owner: LockOwner, reply: ReplyEmpty) {
+        if !self.fs.locks.concern(inode.0, owner.0) {
+            return self.store("flush", inode, reply);
+        }
+        // Whoever closes a file gives up its locks, after what was written under them is stored.
+        let fs = self.fs.clone();
+        self.end_later(("flush", inode), reply, async move {
+            let stored = fs.sync(inode.0).await;
+            fs.give_up((inode.0, owner.0)).await;
+            stored
+        });
     }
 
     fn fsync(&self, _: &Request, inode: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
@@ -249,11 +208,59 @@ impl Filesystem for Adapter {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        let Some(inode) = self.fs.release(number.0) else { return reply.ok() };
+        let (inode, owners) = (self.fs.release(number.0), self.fs.locks.of_handle(number.0));
+        if inode.is_none() && owners.is_empty() {
+            return reply.ok();
+        }
         let fs = self.fs.clone();
         self.runtime.spawn(async move {
-            fs.let_go(inode).await;
+            if let Some(inode) = inode {
+                fs.let_go(inode).await;
+            }
+            for owner in owners {
+                fs.give_up(owner).await;
+            }
             reply.ok();
+        });
+    }
+
+    fn getlk(
+        &self,
+        _: &Request,
+        inode: INodeNo,
+        number: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        kind: i32,
+        pid: u32,
+        reply: ReplyLock,
+    ) {
+        let asked = LockRequest { inode, number, owner, start, end, kind, pid };
+        let fs = self.fs.clone();
+        self.runtime.spawn(async move { fs.tell_lock(asked, reply).await });
+    }
+
+    fn setlk(
+        &self,
+        request: &Request,
+        inode: INodeNo,
+        number: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        kind: i32,
+        pid: u32,
+        waits: bool,
+        reply: ReplyEmpty,
+    ) {
+        let asked = LockRequest { inode, number, owner, start, end, kind, pid };
+        let (fs, waits) = (self.fs.clone(), waits.then(|| request.pid()));
+        self.runtime.spawn(async move {
+            match fs.set_lock(asked, waits).await {
+                Ok(()) => reply.ok(),
+                Err(number) => reply.error(errno(number)),
+            }
         });
     }
 

@@ -110,9 +110,9 @@ pub(super) fn show(fs: &Fs, known: Known, reply: ReplyAttr) {
     reply.attr(&fs.ttl_of(&known), &attributes(fs, &known.attr));
 }
 
-pub(super) fn opened(number: u64, pages: PageCache, writes: bool, reply: ReplyOpen) {
-    // Where nothing is written a close has nothing to flush.
-    let flush = if writes { FopenFlags::empty() } else { FopenFlags::FOPEN_NOFLUSH };
+/// `flushes`: the kernel is to say when the file is closed by one of those who have it.
+pub(super) fn opened(number: u64, pages: PageCache, flushes: bool, reply: ReplyOpen) {
+    let flush = if flushes { FopenFlags::empty() } else { FopenFlags::FOPEN_NOFLUSH };
     let flags = flush
         | match pages {
             PageCache::Keep => FopenFlags::FOPEN_KEEP_CACHE,

@@ -133,7 +133,13 @@ impl Fs {
         };
         match &done.attr {
             Some(attr) if attr.inode == inode => Ok(done),
-            _ => Err(Error::new(ErrorKind::AlreadyExists, "a file of this name was made elsewhere at the same time")),
+            Some(attr) => {
+                if let Some(making) = self.creates.get(inode) {
+                    making.is_instead(attr.inode);
+                }
+                Err(Error::new(ErrorKind::AlreadyExists, "a file of this name was made elsewhere at the same time"))
+            }
+            None => Err(Error::internal("the answer to a creation lacks its subject")),
         }
     }
 
@@ -181,6 +187,18 @@ impl Fs {
         match making.done().await {
             Err(error) if error.kind == ErrorKind::AlreadyExists => Ok(()),
             done => done,
+        }
+    }
+
+    /// The inode that everybody knows a file by: another one than its handles here, if it was made elsewhere at the same time.
+    ///
+    /// *Errors*: why it could not be made.
+    pub(super) async fn known_as(&self, inode: u64) -> Result<u64> {
+        let Some(making) = self.creates.get(inode) else { return Ok(inode) };
+        match (making.done().await, making.instead()) {
+            (Ok(()), _) => Ok(inode),
+            (Err(_), Some(instead)) => Ok(instead),
+            (Err(error), None) => Err(error),
         }
     }
 

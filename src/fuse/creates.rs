@@ -1,7 +1,7 @@
 //! Files that are made and not recorded yet: what this mount shows of them, and who waits for them.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jindofs_proto::v1::{BeginWriteResponse, MutationResponse};
@@ -16,6 +16,8 @@ pub(super) struct Making {
     name: Box<[u8]>,
     /// What came of it.
     outcome: watch::Sender<Option<Result<()>>>,
+    /// The file of this name that was made elsewhere at the same time.
+    instead: AtomicU64,
     /// The writing that was announced with it, until somebody takes it.
     begun: Mutex<Option<BeginWriteResponse>>,
 }
@@ -30,6 +32,16 @@ impl Making {
             Ok(outcome) => outcome.clone().unwrap_or(Ok(())),
             Err(_) => Err(Error::internal("a file was given up while it was made")),
         }
+    }
+
+    /// The file of this name that was made elsewhere at the same time.
+    pub(super) fn instead(&self) -> Option<u64> {
+        Some(self.instead.load(Ordering::Acquire)).filter(|inode| *inode != 0)
+    }
+
+    /// It was made elsewhere, as `inode`.
+    pub(super) fn is_instead(&self, inode: u64) {
+        self.instead.store(inode, Ordering::Release);
     }
 
     /// The writing that was announced with it, once.
@@ -67,9 +79,11 @@ impl Creates {
         if inner.names.contains_key(&(parent, Box::from(name))) {
             return None;
         }
+        let (outcome, name) = (watch::Sender::new(None), Box::from(name));
         let making =
-            Arc::new(Making { parent, name: name.into(), outcome: watch::Sender::new(None), begun: Mutex::default() });
-        inner.names.insert((parent, name.into()), inode);
+            Making { parent, name, outcome, instead: AtomicU64::new(0), begun: Mutex::default() };
+        let making = Arc::new(making);
+        inner.names.insert((parent, making.name.clone()), inode);
         inner.inodes.insert(inode, making.clone());
         self.count.store(inner.inodes.len(), Ordering::Release);
         Some(making)

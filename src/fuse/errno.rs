@@ -15,6 +15,16 @@ impl Errno {
     pub(super) const NOT_FOUND: Errno = Errno(libc::ENOENT);
     /// What was known is not so any more.
     pub(super) const STALE: Errno = Errno(libc::ESTALE);
+    /// Somebody has the lock.
+    pub(super) const WOULD_BLOCK: Errno = Errno(libc::EAGAIN);
+    /// There are too many locks.
+    pub(super) const NO_LOCKS: Errno = Errno(libc::ENOLCK);
+    /// Locks were lost, and somebody else may have had them since.
+    pub(super) const LOST: Errno = Errno(libc::EIO);
+    /// A signal came. Said without one, it is nothing a program knows.
+    pub(super) const INTERRUPTED: Errno = Errno(libc::EINTR);
+    /// It was waited for long enough.
+    pub(super) const TIMED_OUT: Errno = Errno(libc::ETIMEDOUT);
 }
 
 impl From<&Error> for Errno {

@@ -26,6 +26,7 @@ use super::dircache::{DirCache, Seen};
 use super::directory::Directory;
 use super::handles::{FileHandle, Handles};
 use super::inodes::{Inodes, Known};
+use super::locks::Locks;
 use super::staging::Staging;
 
 /// How long masters are waited for where something older can serve.
@@ -55,6 +56,7 @@ pub(super) struct Fs {
     pub(super) listings: DirCache,
     pub(super) layouts: LayoutCache,
     pub(super) handles: Handles,
+    pub(super) locks: Locks,
     pub(super) staging: Staging,
     /// False for a mount that refuses changes; then nothing is ever staged.
     pub(super) writable: bool,
@@ -87,6 +89,7 @@ impl Fs {
                 listings: DirCache::new(),
                 layouts: LayoutCache::default(),
                 handles: Handles::new(),
+                locks: Locks::new(config),
                 staging: Staging::new(config.staging_dir.clone(), config.staging_bytes),
                 writable: config.writable,
                 ttl: config.attr_ttl,

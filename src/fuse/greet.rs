@@ -11,8 +11,8 @@ const BACKGROUND: u16 = 64;
 /// Most bytes of one write.
 const WRITE_MAX: u32 = 1 << 20;
 
-/// Asks the kernel for what we want, and takes what it allows.
-pub(super) fn greet(config: &mut KernelConfig, writable: bool) -> Greeting {
+/// Asks the kernel for what we want, and takes what it allows. `locks`: it is to ask us for locks.
+pub(super) fn greet(config: &mut KernelConfig, writable: bool, locks: bool) -> Greeting {
     let wanted = [
         InitFlags::FUSE_DO_READDIRPLUS,
         InitFlags::FUSE_PARALLEL_DIROPS,
@@ -26,8 +26,10 @@ pub(super) fn greet(config: &mut KernelConfig, writable: bool) -> Greeting {
     ];
     // These two fuser asks for by itself.
     let mut agreed = config.capabilities() & (InitFlags::FUSE_ASYNC_READ | InitFlags::FUSE_BIG_WRITES);
+    let locked = [InitFlags::FUSE_POSIX_LOCKS, InitFlags::FUSE_FLOCK_LOCKS].into_iter().filter(|_| locks);
     // A file that is opened to be overwritten is cut off by its handle: stored with what comes next, not by itself.
-    for flag in wanted.into_iter().chain(writable.then_some(InitFlags::FUSE_ATOMIC_O_TRUNC)) {
+    let cut = writable.then_some(InitFlags::FUSE_ATOMIC_O_TRUNC);
+    for flag in wanted.into_iter().chain(cut).chain(locked) {
         match config.add_capabilities(flag) {
             Ok(()) => agreed |= flag,
             Err(_) => tracing::info!(?flag, "the kernel does not know this capability, it is left out"),

@@ -14,6 +14,7 @@ mod handles;
 mod handover;
 mod inherit;
 mod inodes;
+mod locks;
 mod mountpoint;
 mod names;
 mod open;
@@ -87,6 +88,8 @@ pub async fn run(config: FuseConfig, stop: Shutdown) -> Result<()> {
             break Err(Error::internal("the HTTP server has ended"));
         }
         mounts.keep_fresh().await;
+        // It waits while a session is opened, which masters that are away may keep it at for long.
+        let _ = tokio::time::timeout(LOOK, fs.look_at_locks()).await;
     };
     if held.get() && !session.guard.is_finished() {
         leave(&outcome);

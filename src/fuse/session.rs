@@ -76,6 +76,7 @@ pub(super) fn mount(config: &FuseConfig, fs: &Arc<Fs>) -> Result<Served> {
         };
         Error::from(error).context(format!("cannot mount at {}{hint}", config.mount.display()))
     })?;
+    fs.locks.tell_through(session.notifier());
     let mut handover = None;
     if config.handover_socket.is_some()
         && let Some(greeting) = greeting.get()

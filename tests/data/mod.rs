@@ -12,6 +12,7 @@ mod full;
 mod handover;
 mod leaders;
 mod listings;
+mod locks;
 mod metadata;
 mod mount;
 mod oss;

@@ -3,6 +3,7 @@
 mod batches;
 mod format;
 mod intents;
+mod locks;
 mod model;
 mod replicas;
 mod workers;

@@ -6,11 +6,11 @@ use jindofs_proto::store::v1::outcome::Outcome as Answer;
 use jindofs_proto::v1::namespace_server::Namespace;
 use jindofs_proto::v1::{
     AddMountRequest, BatchRequest, BatchResponse, BeginWriteRequest, BeginWriteResponse, ChangeMountRequest,
-    CloseSessionRequest, CloseSessionResponse, CreateRequest, EndWriteRequest, ListMountsRequest, ListMountsResponse,
-    ListRequest, ListResponse, LookupRequest, LookupResponse, MkdirRequest, MountResponse, MutationResponse, OpId,
-    OpenSessionRequest, OpenSessionResponse, RemoveMountRequest, RenameRequest, RenewSessionRequest,
-    RenewSessionResponse, ReserveInodesRequest, ReserveInodesResponse, RmdirRequest, SetAttrRequest, SymlinkRequest,
-    Target, UnlinkRequest,
+    CloseSessionRequest, CloseSessionResponse, CreateRequest, EndWriteRequest, GetLockRequest, GetLockResponse,
+    ListMountsRequest, ListMountsResponse, ListRequest, ListResponse, Lock, LookupRequest, LookupResponse,
+    MkdirRequest, MountResponse, MutationResponse, OpId, OpenSessionRequest, OpenSessionResponse, RemoveMountRequest,
+    RenameRequest, RenewSessionRequest, RenewSessionResponse, ReserveInodesRequest, ReserveInodesResponse,
+    RmdirRequest, SetAttrRequest, SetLockRequest, SetLockResponse, SymlinkRequest, Target, UnlinkRequest,
 };
 use tonic::{Request, Response, Status};
 
@@ -63,6 +63,34 @@ impl NamespaceService {
             _ => None,
         };
         Ok(MutationResponse { attr, ..MutationResponse::default() })
+    }
+
+    async fn set_lock(&self, request: SetLockRequest) -> Result<SetLockResponse> {
+        self.numbered(request.op.as_ref())?;
+        if !self.0.handle.is_leader() {
+            return Err(self.0.handle.not_leader());
+        }
+        // Those who wait ask again and again: what they cannot have yet costs no entry of the log.
+        let client_id = request.op.as_ref().map(|op| op.client_id.clone()).unwrap_or_default();
+        let holder = self.holder(request.inode, &client_id, request.lock.as_ref()).await?;
+        if holder.is_some() {
+            return Ok(SetLockResponse { holder });
+        }
+        match propose(&self.0.handle, request.op.clone(), Kind::SetLock(request)).await? {
+            Answer::Holder(holder) => Ok(SetLockResponse { holder: Some(holder) }),
+            _ => Ok(SetLockResponse { holder: None }),
+        }
+    }
+
+    async fn get_lock(&self, request: GetLockRequest) -> Result<GetLockResponse> {
+        let client_id = request.lock.as_ref().map(|lock| lock.client_id.clone()).unwrap_or_default();
+        let holder = self.holder(request.inode, &client_id, request.lock.as_ref()).await?;
+        Ok(GetLockResponse { holder })
+    }
+
+    async fn holder(&self, inode: u64, client_id: &[u8], lock: Option<&Lock>) -> Result<Option<Lock>> {
+        let store = self.0.handle.read().await?;
+        query::lock_holder(&store.view(), inode, client_id, lock)
     }
 
     async fn lookup(&self, request: LookupRequest) -> Result<LookupResponse> {
@@ -233,6 +261,14 @@ impl Namespace for NamespaceService {
 
     async fn end_write(&self, request: Request<EndWriteRequest>) -> Result<Response<MutationResponse>, Status> {
         answer(delivered(NamespaceService::end_write(self, request.into_inner()).await))
+    }
+
+    async fn set_lock(&self, request: Request<SetLockRequest>) -> Result<Response<SetLockResponse>, Status> {
+        answer(NamespaceService::set_lock(self, request.into_inner()).await)
+    }
+
+    async fn get_lock(&self, request: Request<GetLockRequest>) -> Result<Response<GetLockResponse>, Status> {
+        answer(NamespaceService::get_lock(self, request.into_inner()).await)
     }
 
     async fn add_mount(&self, request: Request<AddMountRequest>) -> Result<Response<MountResponse>, Status> {

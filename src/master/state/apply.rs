@@ -10,7 +10,7 @@ use jindofs_proto::store::v1::{Command, Done, Outcome};
 use super::context::Ctx;
 use super::fault::{Fault, Step, detail};
 use super::session::{self, Gate};
-use super::{StoreError, Txn, content, intent, job, load, member, mount, namespace, purge, worker};
+use super::{StoreError, Txn, content, intent, job, load, lock, member, mount, namespace, purge, worker};
 
 /// Applies the command of log entry `index`.
 ///
@@ -83,6 +83,7 @@ pub(super) fn run(ctx: &mut Ctx<'_>, body: &Body) -> Step<Answer> {
         Body::BeginWrite(request) => content::begin_write(ctx, request),
         Body::EndWrite(request) => content::end_write(ctx, request),
         Body::FinishIntent(request) => intent::finish(ctx, request),
+        Body::SetLock(request) => lock::set(ctx, request),
         Body::AddMount(request) => mount::add(ctx, request),
         Body::ChangeMount(request) => mount::change(ctx, request),
         Body::RemoveMount(request) => mount::remove(ctx, request),

@@ -12,7 +12,7 @@ use super::apply::done;
 use super::context::Ctx;
 use super::fault::{Step, refuse};
 use super::resolve::{self, Place};
-use super::{Table, intent, keys, namespace, rows, session};
+use super::{intent, namespace, rows, session};
 use crate::error::ErrorKind;
 
 /// Largest file, bytes.
@@ -177,7 +177,7 @@ fn vanish(ctx: &mut Ctx<'_>, inode: u64, row: InodeRow) -> Step {
             return Ok(());
         }
     }
-    ctx.txn.delete(Table::Inode, &keys::id(inode));
+    ctx.drop_inode(inode);
     ctx.count(&row, -1);
     Ok(())
 }

@@ -6,7 +6,7 @@ use jindofs_proto::store::v1::{CounterRow, GcRow, InodeRange, InodeRow, StatRow}
 use jindofs_proto::v1::{FileType, OpId};
 
 use super::intent::Finishing;
-use super::{StoreError, Table, Txn, View, keys, rows};
+use super::{StoreError, Table, Txn, View, keys, lock, rows};
 
 /// The work area of one command. [`Ctx::finish`] writes counters and statistics back.
 pub(crate) struct Ctx<'a> {
@@ -32,6 +32,8 @@ pub(crate) struct Ctx<'a> {
     pub(crate) counters: CounterRow,
     loaded: CounterRow,
     deltas: BTreeMap<u32, StatRow>,
+    /// Inodes that are gone and may have been locked.
+    unlocked: Vec<u64>,
 }
 
 impl<'a> Ctx<'a> {
@@ -53,6 +55,7 @@ impl<'a> Ctx<'a> {
             counters,
             loaded,
             deltas: BTreeMap::new(),
+            unlocked: Vec::new(),
         })
     }
 
@@ -72,6 +75,14 @@ impl<'a> Ctx<'a> {
     pub(crate) fn new_intent(&mut self) -> u64 {
         self.counters.next_intent += 1;
         self.counters.next_intent
+    }
+
+    /// Deletes the row of an inode for good; its locks end with it.
+    pub(crate) fn drop_inode(&mut self, id: u64) {
+        self.txn.delete(Table::Inode, &keys::id(id));
+        if self.counters.locked_ranges > 0 {
+            self.unlocked.push(id);
+        }
     }
 
     /// Counts an inode in (`sign` 1) or out (-1) of the statistics of its mount.
@@ -105,7 +116,10 @@ impl<'a> Ctx<'a> {
     }
 
     /// Writes back what changed.
-    pub(crate) fn finish(self) -> Result<(), StoreError> {
+    pub(crate) fn finish(mut self) -> Result<(), StoreError> {
+        for inode in std::mem::take(&mut self.unlocked) {
+            lock::forget_inode(&mut self, inode)?;
+        }
         if self.counters != self.loaded {
             rows::write(self.txn, Table::Meta, keys::COUNTERS, &self.counters);
         }

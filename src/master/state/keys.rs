@@ -48,3 +48,24 @@ pub fn reply(client_id: &[u8], seq: u64) -> Vec<u8> {
     key.extend_from_slice(&seq.to_be_bytes());
     key
 }
+
+/// Key of what an owner has locked of a file; `client_id` has 16 bytes.
+pub fn lock(inode: u64, client_id: &[u8], owner: u64) -> Vec<u8> {
+    [&inode.to_be_bytes()[..], client_id, &owner.to_be_bytes()].concat()
+}
+
+/// Client and owner in a key made by [`lock`].
+pub fn locker_of(lock_key: &[u8]) -> (&[u8], u64) {
+    let owner = lock_key.get(24..).map_or(0, id_of);
+    (lock_key.get(8..24).unwrap_or_default(), owner)
+}
+
+/// Key of the same by its client.
+pub fn locker(client_id: &[u8], inode: u64, owner: u64) -> Vec<u8> {
+    [client_id, &inode.to_be_bytes(), &owner.to_be_bytes()].concat()
+}
+
+/// Inode and owner in a key made by [`locker`]; none in the key of the client itself.
+pub fn locked_of(locker_key: &[u8]) -> Option<(u64, u64)> {
+    Some((id_of(locker_key.get(16..24)?), id_of(locker_key.get(24..)?)))
+}

@@ -251,7 +251,7 @@ impl Load {
             self.row.nlink = self.row.nlink.saturating_sub(1);
             namespace::detach(ctx, there.inode, row);
         } else {
-            ctx.txn.delete(Table::Inode, &keys::id(there.inode));
+            ctx.drop_inode(there.inode);
             ctx.count(&row, -1);
         }
     }

@@ -11,6 +11,7 @@ mod intent;
 mod job;
 pub mod keys;
 mod load;
+mod lock;
 mod member;
 mod mount;
 mod namespace;

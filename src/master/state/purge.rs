@@ -80,7 +80,7 @@ fn free(ctx: &mut Ctx<'_>, id: u64) -> Result<u32, StoreError> {
 }
 
 fn drop_inode(ctx: &mut Ctx<'_>, id: u64, row: &InodeRow) -> Result<u32, StoreError> {
-    ctx.txn.delete(Table::Inode, &keys::id(id));
+    ctx.drop_inode(id);
     if row.mount_id == 0 || rows::mount(ctx.view(), row.mount_id)?.is_some() {
         ctx.count(row, -1);
     }

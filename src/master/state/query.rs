@@ -2,11 +2,11 @@
 
 use bytes::Bytes;
 use jindofs_proto::store::v1::{ClusterRow, CounterRow, InodeRow, IntentRow, Member, SessionRow, StatRow, WorkerRow};
-use jindofs_proto::v1::{Attr, Entry, FileSource, FileType, JobInfo, MetaPolicy, Mount, Target};
+use jindofs_proto::v1::{Attr, Entry, FileSource, FileType, JobInfo, Lock, MetaPolicy, Mount, Target};
 
 use super::fault::{Fault, Step, refuse};
 use super::resolve::{self, Reach};
-use super::{StoreError, Table, View, intent, job, keys, member, rows, session, worker};
+use super::{StoreError, Table, View, intent, job, keys, lock, member, rows, session, worker};
 use crate::error::{Error, ErrorKind};
 use crate::rpc::source::source_of;
 use crate::types::{LIST_PAGE_MAX, NsPath};
@@ -294,6 +294,13 @@ pub fn sessions(view: &dyn View) -> Result<Vec<([u8; 16], SessionRow)>, Error> {
 /// True if the client has a live session.
 pub fn session_exists(view: &dyn View, client_id: &[u8]) -> Result<bool, Error> {
     Ok(session::lives(view, client_id)?)
+}
+
+/// The lock that is in the way of one that `client_id` asks for; none of its owner's own is.
+///
+/// *Errors*: `InvalidArgument` for what is no lock.
+pub fn lock_holder(view: &dyn View, inode: u64, client_id: &[u8], lock: Option<&Lock>) -> Result<Option<Lock>, Error> {
+    Ok(lock::holder(view, inode, client_id, lock)?)
 }
 
 /// The intent with this id.

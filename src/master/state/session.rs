@@ -14,7 +14,7 @@ use jindofs_proto::v1::OpId;
 use super::apply::done;
 use super::context::Ctx;
 use super::fault::{Step, refuse};
-use super::{StoreError, Table, Txn, View, keys, reply, rows};
+use super::{StoreError, Table, Txn, View, keys, lock, reply, rows};
 use crate::error::ErrorKind;
 
 /// Most operations of one client from the lowest one it has no answer for: further ones must wait.
@@ -214,7 +214,7 @@ pub(super) fn expire(ctx: &mut Ctx<'_>, request: &ExpireSessions) -> Step<Answer
     Ok(done())
 }
 
-/// Forgets the outcomes of a session and leaves a mark; without a live session, nothing happens.
+/// Forgets the outcomes and locks of a session and leaves a mark; without a live session, nothing happens.
 fn end(ctx: &mut Ctx<'_>, client_id: &[u8]) -> Result<(), StoreError> {
     let Some(mut row) = rows::read::<SessionRow>(ctx.view(), Table::Session, client_id)? else { return Ok(()) };
     if row.ended_ns != 0 {
@@ -225,7 +225,7 @@ fn end(ctx: &mut Ctx<'_>, client_id: &[u8]) -> Result<(), StoreError> {
     let mark = SessionRow { ended_ns: ctx.now.max(1), ..SessionRow::default() };
     rows::write(ctx.txn, Table::Session, client_id, &mark);
     ctx.counters.sessions = ctx.counters.sessions.saturating_sub(1);
-    Ok(())
+    lock::forget_client(ctx, client_id)
 }
 
 /// Drops the marks of long-ended sessions, a few rows at a time, round and round the table.

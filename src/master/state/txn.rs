@@ -27,13 +27,17 @@ pub enum Table {
     Job,
     /// intent id(8) -> IntentRow.
     Intent,
+    /// inode(8) client id(16) owner(8) -> LockRow.
+    Lock,
+    /// client id(16) -> LockerRow, and client id(16) inode(8) owner(8) -> LockerRow.
+    Locker,
     /// Fixed keys: cluster, counters, applied log id, membership.
     Meta,
 }
 
 impl Table {
     /// Every table, in the order digests are computed in.
-    pub const ALL: [Table; 12] = [
+    pub const ALL: [Table; 14] = [
         Table::Dentry,
         Table::Inode,
         Table::Mount,
@@ -45,6 +49,8 @@ impl Table {
         Table::Worker,
         Table::Job,
         Table::Intent,
+        Table::Lock,
+        Table::Locker,
         Table::Meta,
     ];
 
@@ -62,6 +68,8 @@ impl Table {
             Table::Worker => "worker",
             Table::Job => "job",
             Table::Intent => "intent",
+            Table::Lock => "lock",
+            Table::Locker => "locker",
             Table::Meta => "meta",
         }
     }

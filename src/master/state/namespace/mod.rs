@@ -28,7 +28,7 @@ use jindofs_proto::v1::{FileType, Target, target};
 use super::context::Ctx;
 use super::fault::{Step, refuse, show};
 use super::resolve::{self, Place};
-use super::{Table, View, intent, keys, rows};
+use super::{Table, View, intent, rows};
 use crate::error::ErrorKind;
 use crate::types::NsPath;
 
@@ -155,7 +155,7 @@ fn free(ctx: &mut Ctx<'_>, id: u64, row: InodeRow) {
     if rows::is_dir(&row) && row.mount_id != 0 {
         return detach(ctx, id, row);
     }
-    ctx.txn.delete(Table::Inode, &keys::id(id));
+    ctx.drop_inode(id);
     ctx.count(&row, -1);
 }
 

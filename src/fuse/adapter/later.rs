@@ -1,0 +1,65 @@
+//! Answers that a task gives.
+
+use fuser::{INodeNo, ReplyData, ReplyEmpty, ReplyEntry};
+
+use super::super::answer::{enter, errno, failed};
+use super::super::errno::Errno;
+use super::super::inodes::Known;
+use super::Adapter;
+use crate::error::Result;
+
+impl Adapter {
+    /// Reads through a handle of the process before, which is opened here first.
+    pub(super) fn read_inherited(&self, inode: INodeNo, number: u64, offset: u64, size: u32, reply: ReplyData) {
+        if self.fs.handles.inherited(number).is_none() {
+            return reply.error(errno(Errno::BAD_HANDLE));
+        }
+        let fs = self.fs.clone();
+        self.runtime.spawn(async move {
+            match fs.read_inherited(number, offset, size).await {
+                Ok(bytes) => reply.data(&bytes),
+                Err(error) => reply.error(failed("read", inode.0, &error)),
+            }
+        });
+    }
+
+    /// Answers with an entry once it is there; `name` is its name.
+    pub(super) fn enter_later(
+        &self,
+        (what, parent, name): (&'static str, INodeNo, Vec<u8>),
+        reply: ReplyEntry,
+        work: impl Future<Output = Result<Known>> + Send + 'static,
+    ) {
+        let fs = self.fs.clone();
+        self.runtime.spawn(async move {
+            match work.await {
+                Ok(known) => enter(&fs, parent.0, &name, known, reply),
+                Err(error) => reply.error(failed(what, parent.0, &error)),
+            }
+        });
+    }
+
+    /// Answers once something is done.
+    pub(super) fn end_later(
+        &self,
+        (what, inode): (&'static str, INodeNo),
+        reply: ReplyEmpty,
+        work: impl Future<Output = Result<()>> + Send + 'static,
+    ) {
+        self.runtime.spawn(async move {
+            match work.await {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(failed(what, inode.0, &error)),
+            }
+        });
+    }
+
+    /// Stores what was written.
+    pub(super) fn store(&self, what: &'static str, inode: INodeNo, reply: ReplyEmpty) {
+        if self.fs.is_stored(inode.0) {
+            return reply.ok();
+        }
+        let fs = self.fs.clone();
+        self.end_later((what, inode), reply, async move { fs.sync(inode.0).await });
+    }
+}

@@ -1,0 +1,258 @@
+//! Locks that hold among all mounts: the kernel asks, the masters decide.
+//!
+//! `flock` and `fcntl` come alike, as ranges with an owner: fuser does not say which it was. So they exclude each other, as
+//! on NFS. What was written under a lock is stored before the lock is given up, and who gets it sees attributes anew.
+
+mod held;
+mod waiter;
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use fuser::{FileHandle, INodeNo, LockOwner, Notifier, ReplyLock};
+use jindofs_proto::v1::{Lock, LockType};
+
+use crate::client::locks::Asked;
+use crate::config::FuseConfig;
+use crate::error::{Error, ErrorKind, Result};
+
+use super::errno::Errno;
+use super::fs::Fs;
+
+use held::{Admission, Held, Owner};
+use waiter::Waiter;
+
+/// Last byte of a file, however long it gets.
+const END: u64 = i64::MAX as u64;
+/// How long a close waits for masters to be told what it gives up.
+const CLOSE: Duration = Duration::from_secs(5);
+/// Pause before they are told again.
+const AGAIN: Duration = Duration::from_secs(1);
+/// How often a lock is asked for anew whose session has ended at this very moment.
+const SESSIONS: usize = 3;
+
+/// The locks of one mount.
+#[derive(Debug)]
+pub(super) struct Locks {
+    shared: bool,
+    wait_max: Duration,
+    held: Held,
+    kernel: OnceLock<Notifier>,
+}
+
+impl Locks {
+    pub(super) fn new(config: &FuseConfig) -> Locks {
+        Locks {
+            shared: config.shared_locks,
+            wait_max: config.lock_wait_max,
+            held: Held::default(),
+            kernel: OnceLock::new(),
+        }
+    }
+
+    /// How the kernel is told that it has to ask for attributes again. To be called before it asks for anything.
+    pub(super) fn tell_through(&self, kernel: Notifier) {
+        let _ = self.kernel.set(kernel);
+    }
+
+    /// False if the kernel keeps them to itself.
+    pub(super) fn are_shared(&self) -> bool {
+        self.shared
+    }
+
+    /// True if a close by `owner` may have something to give up.
+    pub(super) fn concern(&self, inode: u64, owner: u64) -> bool {
+        self.shared && self.held.knows((inode, owner))
+    }
+
+    /// Owners whose locks end with the last close of a handle.
+    pub(super) fn of_handle(&self, number: u64) -> Vec<Owner> {
+        if self.shared { self.held.of_handle(number) } else { Vec::new() }
+    }
+
+    fn lost(&self, inodes: &BTreeSet<u64>) {
+        if !inodes.is_empty() {
+            tracing::error!(?inodes, "locks are lost with the session: others may have them by now");
+        }
+    }
+}
+
+/// What the kernel asks for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Request {
+    pub(super) inode: INodeNo,
+    pub(super) number: FileHandle,
+    pub(super) owner: LockOwner,
+    pub(super) start: u64,
+    pub(super) end: u64,
+    /// `F_RDLCK`, `F_WRLCK` or `F_UNLCK`.
+    pub(super) kind: i32,
+    pub(super) pid: u32,
+}
+
+impl Request {
+    fn owner(&self) -> Owner {
+        (self.inode.0, self.owner.0)
+    }
+
+    fn lock(&self) -> Result<Lock, Errno> {
+        let kind = match self.kind {
+            libc::F_RDLCK => LockType::Shared,
+            libc::F_WRLCK => LockType::Exclusive,
+            libc::F_UNLCK => LockType::None,
+            _ => return Err(Errno(libc::EINVAL)),
+        };
+        let Request { start, end, pid, .. } = *self;
+        Ok(Lock { r#type: kind.into(), start, end, owner: self.owner.0, pid, ..Lock::default() })
+    }
+}
+
+fn refused(what: &str, inode: u64, error: &Error) -> Errno {
+    match error.kind {
+        ErrorKind::NoSpace => Errno::NO_LOCKS,
+        // It was removed, here or elsewhere: a lock on it would keep nobody out.
+        ErrorKind::NotFound => Errno::from(ErrorKind::Stale),
+        _ => {
+            tracing::warn!(what, inode, %error, "a lock is refused");
+            Errno::from(error)
+        }
+    }
+}
+
+impl Fs {
+    /// Takes or gives up a lock. `waits` is the thread that waits for one, if it wants to.
+    ///
+    /// *Errors*: `EAGAIN` for one that somebody has, `ENOLCK` at a limit, `ESTALE` for a file that is gone, `EIO` for an owner
+    /// that has lost what it had; those of [`Waiter::pause`].
+    pub(super) async fn set_lock(self: &Arc<Self>, request: Request, waits: Option<u32>) -> Result<(), Errno> {
+        let lock = request.lock()?;
+        if lock.r#type() == LockType::None {
+            return self.unlock(request, lock).await;
+        }
+        let mut waiter = waits.map(|thread| Waiter::new(thread, self.locks.wait_max));
+        while !self.try_lock(request, &lock).await? {
+            match &mut waiter {
+                Some(waiter) => waiter.pause().await?,
+                None => return Err(Errno::WOULD_BLOCK),
+            }
+        }
+        self.see_anew(request.inode);
+        Ok(())
+    }
+
+    /// What is opened under a lock is what those before have left, and as long.
+    fn see_anew(&self, inode: INodeNo) {
+        self.inodes.expire(inode.0);
+        // Attributes only: what the kernel keeps of the content is judged when the file is opened.
+        if let Some(kernel) = self.locks.kernel.get()
+            && let Err(error) = kernel.inval_inode(inode, -1, 0)
+        {
+            tracing::debug!(inode = inode.0, %error, "the kernel keeps attributes until they expire");
+        }
+    }
+
+    /// False if somebody else has it.
+    async fn try_lock(&self, request: Request, lock: &Lock) -> Result<bool, Errno> {
+        let owner = request.owner();
+        let inode = self.known_as(owner.0).await.map_err(|error| refused("lock", owner.0, &error))?;
+        for _ in 0..SESSIONS {
+            match self.locks.held.ask(owner, request.number.0) {
+                Admission::Free => {}
+                Admission::Busy => return Ok(false),
+                Admission::Lost => return Err(Errno::LOST),
+            }
+            match self.patient.set_lock(inode, lock.clone()).await {
+                Ok(Asked::Granted(session)) => {
+                    self.locks.lost(&self.locks.held.granted(owner, request.number.0, &session));
+                    return Ok(true);
+                }
+                Ok(Asked::Held(_)) => return Ok(false),
+                Err(error) if error.kind == ErrorKind::SessionExpired => self.look_at_locks().await,
+                Err(error) => {
+                    if !matches!(error.kind, ErrorKind::NoSpace | ErrorKind::NotFound) {
+                        self.locks.held.doubt(owner, request.number.0);
+                    }
+                    return Err(refused("lock", owner.0, &error));
+                }
+            }
+        }
+        Err(Errno::LOST)
+    }
+
+    async fn unlock(self: &Arc<Self>, request: Request, lock: Lock) -> Result<(), Errno> {
+        let owner = request.owner();
+        if (lock.start, lock.end) == (0, END) {
+            self.locks.held.forgive(owner);
+        }
+        if !self.locks.held.has(owner) {
+            return Ok(());
+        }
+        self.store_before_others(owner.0).await;
+        let inode = self.known_as(owner.0).await.unwrap_or(owner.0);
+        match self.patient.set_lock(inode, lock).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind == ErrorKind::SessionExpired => Ok(()),
+            Err(error) => Err(refused("unlock", owner.0, &error)),
+        }
+    }
+
+    /// Those who get the lock next see what was written under it. A file that cannot be stored is told to who closes it.
+    async fn store_before_others(self: &Arc<Self>, inode: u64) {
+        if let Err(error) = self.sync(inode).await {
+            tracing::warn!(inode, %error, "what was written under a lock is not stored when the lock is given up");
+        }
+    }
+
+    /// Gives up all that an owner has locked of a file. When no master answers it goes on behind the caller's back.
+    pub(super) async fn give_up(self: &Arc<Self>, owner: Owner) {
+        if !self.locks.held.leave(owner) {
+            return;
+        }
+        let this = self.clone();
+        let (inode, number) = (self.known_as(owner.0).await.unwrap_or(owner.0), owner.1);
+        let told = tokio::spawn(async move {
+            let mut lock = Lock { start: 0, end: END, owner: number, ..Lock::default() };
+            lock.set_type(LockType::None);
+            while let Err(error) = this.patient.set_lock(inode, lock.clone()).await {
+                if error.kind == ErrorKind::SessionExpired {
+                    break;
+                }
+                tracing::warn!(inode, %error, "a lock is not given up yet");
+                tokio::time::sleep(AGAIN).await;
+            }
+            this.locks.held.left(owner);
+        });
+        if tokio::time::timeout(CLOSE, told).await.is_err() {
+            tracing::warn!(inode = owner.0, "a file is closed whose lock is given up when a master answers");
+        }
+    }
+
+    /// Notices that locks were lost with their session.
+    pub(super) async fn look_at_locks(&self) {
+        if self.locks.shared {
+            self.locks.lost(&self.locks.held.lives(self.patient.session().id().await.as_ref()));
+        }
+    }
+
+    /// Answers which lock would be in the way.
+    pub(super) async fn tell_lock(&self, request: Request, reply: ReplyLock) {
+        let asked = match request.lock() {
+            Ok(lock) => match self.known_as(request.inode.0).await {
+                Ok(inode) => self.patient.lock_holder(inode, lock).await,
+                Err(error) => Err(error),
+            },
+            Err(number) => return reply.error(super::answer::errno(number)),
+        };
+        match asked {
+            Ok(None) => reply.locked(request.start, request.end, libc::F_UNLCK, 0),
+            Ok(Some(holder)) => {
+                let kind = if holder.r#type() == LockType::Shared { libc::F_RDLCK } else { libc::F_WRLCK };
+                // A process of another host has no number here.
+                let ours = self.patient.session().id().await.is_some_and(|own| own == holder.client_id);
+                reply.locked(holder.start, holder.end, kind, if ours { holder.pid } else { 0 });
+            }
+            Err(error) => reply.error(super::answer::errno(refused("getlk", request.inode.0, &error))),
+        }
+    }
+}
