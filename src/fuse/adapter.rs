@@ -189,7 +189,7 @@ impl Filesystem for Adapter {
         let fs = self.fs.clone();
         self.end_later(("flush", inode), reply, async move {
             let stored = fs.sync(inode.0).await;
-            fs.give_up((inode.0, owner.0)).await;
+            fs.give_up((inode.0, owner.0), fs.known_now(inode.0)).await;
             stored
         });
     }
@@ -201,13 +201,14 @@ impl Filesystem for Adapter {
     fn release(
         &self,
         _: &Request,
-        _: INodeNo,
+        inode: INodeNo,
         number: FileHandle,
         _: OpenFlags,
         _: Option<LockOwner>,
         _: bool,
         reply: ReplyEmpty,
     ) {
+        let known = self.fs.known_now(inode.0);
         let (inode, owners) = (self.fs.release(number.0), self.fs.locks.of_handle(number.0));
         if inode.is_none() && owners.is_empty() {
             return reply.ok();
@@ -218,7 +219,7 @@ impl Filesystem for Adapter {
                 fs.let_go(inode).await;
             }
             for owner in owners {
-                fs.give_up(owner).await;
+                fs.give_up(owner, known).await;
             }
             reply.ok();
         });

@@ -190,6 +190,11 @@ impl Fs {
         }
     }
 
+    /// As [`Fs::known_as`], as far as is known.
+    pub(super) fn known_now(&self, inode: u64) -> u64 {
+        self.creates.get(inode).and_then(|making| making.instead()).unwrap_or(inode)
+    }
+
     /// The inode that everybody knows a file by: another one than its handles here, if it was made elsewhere at the same time.
     ///
     /// *Errors*: why it could not be made.

@@ -80,8 +80,7 @@ impl Creates {
             return None;
         }
         let (outcome, name) = (watch::Sender::new(None), Box::from(name));
-        let making =
-            Making { parent, name, outcome, instead: AtomicU64::new(0), begun: Mutex::default() };
+        let making = Making { parent, name, outcome, instead: AtomicU64::new(0), begun: Mutex::default() };
         let making = Arc::new(making);
         inner.names.insert((parent, making.name.clone()), inode);
         inner.inodes.insert(inode, making.clone());

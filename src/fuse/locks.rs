@@ -205,14 +205,14 @@ impl Fs {
     }
 
     /// Gives up all that an owner has locked of a file. When no master answers it goes on behind the caller's back.
-    pub(super) async fn give_up(self: &Arc<Self>, owner: Owner) {
+    /// `inode` is what the masters know the file by.
+    pub(super) async fn give_up(self: &Arc<Self>, owner: Owner, inode: u64) {
         if !self.locks.held.leave(owner) {
             return;
         }
         let this = self.clone();
-        let (inode, number) = (self.known_as(owner.0).await.unwrap_or(owner.0), owner.1);
         let told = tokio::spawn(async move {
-            let mut lock = Lock { start: 0, end: END, owner: number, ..Lock::default() };
+            let mut lock = Lock { start: 0, end: END, owner: owner.1, ..Lock::default() };
             lock.set_type(LockType::None);
             while let Err(error) = this.patient.set_lock(inode, lock.clone()).await {
                 if error.kind == ErrorKind::SessionExpired {
