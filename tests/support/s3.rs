@@ -173,9 +173,10 @@ impl S3 for Front {
         if self.root.join(bucket).join(key).is_dir() {
             return Err(s3_error!(NoSuchKey));
         }
-        let _same = self.control.reading(bucket, key).await;
+        let same = self.control.reading(bucket, key).await;
         let key = key.clone();
         let found = self.inner.head_object(req).await;
+        drop(same);
         self.control.troubles.held(Kind::Head, &key).await;
         found
     }

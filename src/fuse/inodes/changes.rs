@@ -39,7 +39,14 @@ impl Inodes {
 
     /// A name was removed. The inode stays for as long as the kernel counts lookups of it.
     pub(crate) fn removed(&self, parent: u64, name: &[u8]) {
-        self.names(parent).remove(&(parent, Box::from(name)));
+        let inode = self.names(parent).remove(&(parent, Box::from(name)));
+        inode.into_iter().for_each(|inode| self.unlinked(inode));
+    }
+
+    fn unlinked(&self, inode: u64) {
+        if let Some(entry) = self.shard(inode).get_mut(&inode) {
+            entry.known.attr.nlink = 0;
+        }
     }
 
     /// An inode has another name.
@@ -50,7 +57,8 @@ impl Inodes {
             (std::mem::replace(&mut entry.parent, parent), std::mem::replace(&mut entry.name, name.into()))
         };
         self.remove_name(old.0, old.1, inode);
-        self.names(parent).insert((parent, name.into()), inode);
+        let replaced = self.names(parent).insert((parent, name.into()), inode);
+        replaced.into_iter().filter(|replaced| *replaced != inode).for_each(|replaced| self.unlinked(replaced));
     }
 
     /// The one version that is open; `None` when there are several, or none.
