@@ -122,6 +122,9 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         if let Some(staged) = self.fs.staging.ready(inode.0) {
+            if self.fs.is_cut(inode.0, &staged) {
+                return reply.error(errno(Errno::STALE));
+            }
             return match staged.read(offset, size) {
                 Ok(bytes) => reply.data(&bytes),
                 Err(error) => reply.error(failed("read", inode.0, &error)),
@@ -130,6 +133,9 @@ impl Filesystem for Adapter {
         let Some(handle) = self.fs.handles.file(number.0) else {
             return self.read_inherited(inode, number.0, offset, size, reply);
         };
+        if self.fs.is_shorter_by_now(inode.0, handle.file.source.length, handle.file.source.version) {
+            return reply.error(errno(Errno::STALE));
+        }
         let length = handle.file.source.length.saturating_sub(offset).min(u64::from(size));
         if length == 0 {
             return reply.data(&[]);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use jindofs_proto::v1::Attr;
 
-use crate::types::ROOT_INODE;
+use crate::types::{ROOT_INODE, version_of};
 
 const SHARDS: usize = 16;
 /// Deepest path walked: a path of 4,096 bytes has at most that many names.
@@ -144,6 +144,13 @@ impl Inodes {
     /// What is known of an inode.
     pub(super) fn get(&self, inode: u64) -> Option<Known> {
         self.shard(inode).get(&inode).map(|entry| entry.known.clone())
+    }
+
+    /// Length and version of the content that is known to be the newest.
+    pub(super) fn length_and_version(&self, inode: u64) -> Option<(u64, u64)> {
+        let shard = self.shard(inode);
+        let attr = &shard.get(&inode)?.known.attr;
+        Some((attr.size, version_of(&attr.version_token)))
     }
 
     /// What is known of a name.

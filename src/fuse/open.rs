@@ -12,6 +12,7 @@ use crate::types::version_of;
 use super::fs::Fs;
 use super::inodes::PageCache;
 use super::saved::Open;
+use super::staging::Staged;
 
 /// How often a file is opened again that gets another version at this very moment.
 const ATTEMPTS: usize = 5;
@@ -100,6 +101,20 @@ impl Fs {
             return Ok(None);
         }
         Ok(Some((number, self.inodes.pages(inode, version, other, direct))))
+    }
+
+    /// True if a newer version than that of a handle is known, and is shorter. The kernel knows one length of a file, and would
+    /// give what lies within the new one for the whole of the old.
+    pub(super) fn is_shorter_by_now(&self, inode: u64, length: u64, version: u64) -> bool {
+        let newest = self.inodes.length_and_version(inode);
+        newest.is_some_and(|(newest, other)| newest < length && other != version)
+    }
+
+    /// As [`Fs::is_shorter_by_now`], of what is staged and was stored.
+    pub(super) fn is_cut(&self, inode: u64, staged: &Staged) -> bool {
+        // What is not stored yet has the length that is shown.
+        let newest = self.inodes.length_and_version(inode);
+        newest.is_some_and(|(newest, _)| newest < staged.length()) && !staged.is_apart()
     }
 
     fn source_now(&self, attr: &Attr) -> Option<FileSource> {

@@ -92,8 +92,12 @@ impl Staged {
         (!work.gone).then_some(Turn { staged: self, work })
     }
 
+    pub(super) fn length(&self) -> u64 {
+        self.spool.get().map_or(0, |spool| spool.length())
+    }
+
     /// True if what others see of the file is not what its handles here see.
-    fn is_apart(&self) -> bool {
+    pub(super) fn is_apart(&self) -> bool {
         self.is_dirty() || self.is_unlinked()
     }
 }
