@@ -242,11 +242,11 @@ async fn a_file_that_another_client_has_moved_is_changed_by_whoever_has_it_open(
         .await;
         site.ctl_ok(&["fs", "mv", &format!("/{storage}/f"), &format!("/{storage}/g")]);
         off(move || {
-            agent.call(&json!(["write", 0, 0, encode(b"BE")])).expect("written");
+            agent.call(&json!(["write", 0, 0, encode(b"12")])).expect("written");
             agent.call(&json!(["close", 0])).expect("stored");
         })
         .await;
-        assert_eq!(stored(&site, &format!("{storage}/g")).await.as_deref(), Some(&b"BEfore"[..]));
+        assert_eq!(stored(&site, &format!("{storage}/g")).await.as_deref(), Some(&b"12fore"[..]));
     }
 }
 
