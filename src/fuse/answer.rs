@@ -89,7 +89,7 @@ pub(super) fn attributes(fs: &Fs, attr: &Attr) -> FileAttr {
         crtime: mtime,
         kind: kind(attr.r#type()),
         perm: u16::try_from(attr.mode & 0o7777).unwrap_or(0),
-        nlink: if fs.staging.is_unlinked(attr.inode) { 0 } else { attr.nlink.max(1) },
+        nlink: if fs.staging.is_unlinked(attr.inode) { 0 } else { attr.nlink },
         uid: attr.uid,
         gid: attr.gid,
         rdev: 0,

@@ -14,7 +14,6 @@ use jindofs_proto::v1::{Attr, BeginWriteResponse, CreateRequest, FileType, MetaP
 use tokio::runtime::Handle;
 
 use crate::client::batches::Grown;
-use crate::client::namespace::at_entry;
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::source::source_of;
 use crate::runtime::now_ns;
@@ -100,16 +99,8 @@ impl Fs {
     }
 
     fn send(self: &Arc<Self>, at: Name<'_>, attr: &Attr, on: &Handle) {
-        let request = CreateRequest {
-            op: None,
-            target: Some(at_entry(at.0, at.1)),
-            mode: attr.mode,
-            uid: attr.uid,
-            gid: attr.gid,
-            exclusive: false,
-            inode: attr.inode,
-            begin_write: false,
-        };
+        let made = Made { mode: attr.mode, uid: attr.uid, gid: attr.gid };
+        let request = CreateRequest { inode: attr.inode, ..made.request(at) };
         let outcome = self.batches.submit(Op::Create(request.clone()), on);
         let (this, parent, name) = (self.clone(), at.0, at.1.to_vec());
         on.spawn(async move {

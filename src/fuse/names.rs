@@ -31,6 +31,12 @@ pub(super) struct Made {
 }
 
 impl Made {
+    /// What makes a file.
+    pub(super) fn request(&self, at: Name<'_>) -> CreateRequest {
+        let Made { mode, uid, gid } = *self;
+        CreateRequest { target: Some(at_entry(at.0, at.1)), mode, uid, gid, ..CreateRequest::default() }
+    }
+
     /// What a directory with the setgid bit gives to those in it.
     pub(super) fn inside(mut self, directory: &Attr, is_directory: bool) -> Made {
         self.mode &= PERMISSIONS;
@@ -54,15 +60,7 @@ impl Fs {
     async fn make_file(self: &Arc<Self>, at: Name<'_>, made: Made, exclusive: bool) -> Result<Attr> {
         let made = made.inside(&self.attr(at.0).await?.attr, false);
         // Never one that exists: nobody has checked yet whether the caller may open it.
-        let request = CreateRequest {
-            op: None,
-            target: Some(at_entry(at.0, at.1)),
-            mode: made.mode,
-            uid: made.uid,
-            gid: made.gid,
-            exclusive: true,
-            ..CreateRequest::default()
-        };
+        let request = CreateRequest { exclusive: true, ..made.request(at) };
         self.creates.settled(at.0).await;
         let attr = self.patient.create(request).await;
         self.changed(at.0);
