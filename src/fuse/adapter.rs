@@ -91,8 +91,10 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, _: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let cuts = flags.0 & libc::O_TRUNC != 0;
-        let writes = cuts || flags.0 & libc::O_ACCMODE != libc::O_RDONLY;
+        let reads = flags.0 & libc::O_ACCMODE == libc::O_RDONLY;
+        // What POSIX leaves undefined must not cut off a program that runs: the kernel checks that only after this.
+        let cuts = flags.0 & libc::O_TRUNC != 0 && !reads;
+        let writes = !reads || flags.0 & libc::O_TRUNC != 0;
         if writes && !self.fs.writable {
             return reply.error(errno(Errno::READ_ONLY));
         }
