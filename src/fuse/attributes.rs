@@ -85,8 +85,10 @@ impl Fs {
 
     /// A change of ours has left the content as it is, but may have given its version another name.
     pub(super) fn rebase(&self, turn: &mut Turn, attr: Attr) {
-        // Of another length it is not what we have stored, but somebody else's.
-        if attr.size == turn.base().size {
+        // Every change raises the version by one at most: with more in between, the content may be somebody else's.
+        let base = turn.base();
+        let alone = attr.version_token == base.version_token || attr.version <= base.version + 1;
+        if alone && attr.size == base.size {
             self.renewed(turn, attr.clone());
             turn.rebase(attr);
         } else {

@@ -415,3 +415,33 @@ async fn commands_for_people_put_make_and_remove_below_a_mount() {
         assert_eq!(stored(&site, &format!("{storage}/a/g")).await, None);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_mode_does_not_make_a_writer_that_comes_second_the_first() {
+    if !fuse_works("a_change_of_mode_does_not_make_a_writer_that_comes_second_the_first") {
+        return;
+    }
+    let other = tempfile::tempdir().expect("tempdir");
+    let second = other.path().to_owned();
+    let site = writable(1, |dev| {
+        dev.mounts.push(second.clone());
+        dev.settings.push(("fuse.attr-ttl".into(), "0s".into()));
+    })
+    .await;
+    for storage in ["local", "s3"] {
+        let path = format!("{storage}/f");
+        let (one, two) = (site.mnt.join(&path), other.path().join(&path));
+        off(move || {
+            std::fs::write(&one, b"before").expect("written");
+            let mut late = Agent::start();
+            late.call(&json!(["open", 0, two, libc::O_RDWR, 0])).expect("open");
+            late.call(&json!(["write", 0, 0, encode(b"second")])).expect("written");
+            std::fs::write(&one, b"first!").expect("stored");
+            std::fs::set_permissions(&two, std::fs::Permissions::from_mode(0o600)).expect("chmod");
+            let refused = late.call(&json!(["close", 0])).expect_err("it comes second");
+            assert_eq!(refused.errno, libc::ESTALE);
+        })
+        .await;
+        assert_eq!(stored(&site, &path).await.as_deref(), Some(&b"first!"[..]), "of the same length");
+    }
+}
