@@ -189,9 +189,13 @@ impl Filesystem for Adapter {
         self.runtime.spawn(async move { answer(fs.write(number.0, inode.0, place, &data).await, reply) });
     }
 
-    fn flush(&self, _: &Request, inode: INodeNo, _: FileHandle, owner: LockOwner, reply: ReplyEmpty) {
+    fn flush(&self, _: &Request, inode: INodeNo, number: FileHandle, owner: LockOwner, reply: ReplyEmpty) {
         if !self.fs.locks.concern(inode.0, owner.0) {
-            return self.store("flush", inode, reply);
+            return match self.fs.handles.file(number.0).is_none_or(|handle| handle.may_write()) {
+                true => self.store("flush", inode, reply),
+                // What others have written is for their close to store, and to be told of.
+                false => reply.ok(),
+            };
         }
         // Whoever closes a file gives up its locks, after what was written under them is stored.
         let fs = self.fs.clone();

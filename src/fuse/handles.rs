@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::client::OpenFile;
@@ -19,11 +19,29 @@ pub(super) struct FileHandle {
     pub(super) readahead: Mutex<Readahead>,
     /// The same content under the path it has now, where that is known to be another.
     moved: Mutex<Option<Arc<OpenFile>>>,
+    /// Cannot have written anything.
+    only_reads: AtomicBool,
 }
 
 impl FileHandle {
     fn new(inode: u64, file: Arc<OpenFile>) -> Arc<FileHandle> {
-        Arc::new(FileHandle { inode, file, readahead: Mutex::default(), moved: Mutex::default() })
+        Arc::new(FileHandle {
+            inode,
+            file,
+            readahead: Mutex::default(),
+            moved: Mutex::default(),
+            only_reads: AtomicBool::new(false),
+        })
+    }
+
+    /// Notes that nothing is written through it: its close stores nothing that others have written.
+    pub(super) fn reads_only(&self) {
+        self.only_reads.store(true, Ordering::Relaxed);
+    }
+
+    /// True if it may have something to store when it is closed.
+    pub(super) fn may_write(&self) -> bool {
+        !self.only_reads.load(Ordering::Relaxed)
     }
 
     /// What to read from where nothing is at hand.

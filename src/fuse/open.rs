@@ -90,6 +90,9 @@ impl Fs {
             self.staging.drop_superseded(&newest.attr);
         }
         let number = self.handles.add_file(inode, file)?;
+        if !writes && let Some(handle) = self.handles.file(number) {
+            handle.reads_only();
+        }
         // Noted before the look: what is staged while a handle is noted stays staged.
         let other = self.inodes.note_open(inode, version);
         if self.staging.ready(inode).is_some() {
