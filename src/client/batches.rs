@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
+use futures::FutureExt;
 use jindofs_proto::v1::batch_op::Op;
 use jindofs_proto::v1::{Attr, BatchOp, MutationResponse};
 use tokio::runtime::Handle;
@@ -97,8 +98,14 @@ impl Batches {
         if stores { &self.contents } else { &self.creates }
     }
 
-    /// Adds an operation to the next batch. The receiver is told its outcome; dropped, the operation is done all the same.
-    pub fn submit(self: &Arc<Self>, op: Op, on: &Handle) -> oneshot::Receiver<Result<MutationResponse>> {
+    /// Adds an operation to the next batch. Returns its outcome to come; dropped, the operation is done all the same.
+    ///
+    /// *Errors*: the operation's own; those of the batch. One that is retryable says that nothing was done.
+    pub fn submit(
+        self: &Arc<Self>,
+        op: Op,
+        on: &Handle,
+    ) -> impl Future<Output = Result<MutationResponse>> + Send + use<> {
         let (done, outcome) = oneshot::channel();
         let stores = matches!(op, Op::BeginWrite(_) | Op::EndWrite(_));
         let mut lane = lock(self.lane(stores));
@@ -108,15 +115,7 @@ impl Batches {
             let this = self.clone();
             on.spawn(async move { this.send(stores).await });
         }
-        outcome
-    }
-
-    /// As [`Batches::submit`], and waits.
-    ///
-    /// *Errors*: the operation's own; those of the batch. One that is retryable says that nothing was done.
-    pub async fn execute(self: &Arc<Self>, op: Op) -> Result<MutationResponse> {
-        let outcome = self.submit(op, &Handle::current()).await;
-        outcome.unwrap_or_else(|_| Err(Error::internal("a batch has ended without an answer")))
+        outcome.map(|done| done.unwrap_or_else(|_| Err(Error::internal("a batch has ended without an answer"))))
     }
 
     /// Has the creation of `inode` announce at once that its content is going to be stored, if it was not sent yet.

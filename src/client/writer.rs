@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use jindofs_proto::v1::batch_op::Op;
 use jindofs_proto::v1::{Attr, BeginWriteRequest, BeginWriteResponse, EndWriteRequest, StoredContent};
+use tokio::runtime::Handle;
 
 use super::batches::Batches;
 use super::mounts::Mounts;
@@ -67,7 +68,7 @@ impl Writer {
     async fn begin(&self, attr: &Attr) -> Result<BeginWriteResponse> {
         let (inode, base_token) = (attr.inode, attr.version_token.clone());
         let request = BeginWriteRequest { op: None, inode, base_token: base_token.clone() };
-        match self.batches.execute(Op::BeginWrite(request)).await {
+        match self.batches.submit(Op::BeginWrite(request), &Handle::current()).await {
             Ok(done) => Ok(BeginWriteResponse {
                 intent: done.intent,
                 mount_id: done.attr.as_ref().map_or(0, |attr| attr.mount_id),
@@ -82,7 +83,7 @@ impl Writer {
 
     async fn end(&self, intent: u64, stored: StoredContent) -> Result<Option<Attr>> {
         let request = EndWriteRequest { op: None, intent, stored: Some(stored.clone()) };
-        match self.batches.execute(Op::EndWrite(request)).await {
+        match self.batches.submit(Op::EndWrite(request), &Handle::current()).await {
             Ok(done) => Ok(done.attr),
             Err(error) if error.was_not_begun() => self.namespace.end_write(intent, Some(stored)).await,
             Err(error) => Err(error),

@@ -91,16 +91,17 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, _: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let reads = flags.0 & libc::O_ACCMODE == libc::O_RDONLY;
-        // What POSIX leaves undefined must not cut off a program that runs: the kernel checks that only after this.
-        let cuts = flags.0 & libc::O_TRUNC != 0 && !reads;
-        let writes = !reads || flags.0 & libc::O_TRUNC != 0;
-        if writes && !self.fs.writable {
+        let writes = flags.0 & libc::O_ACCMODE != libc::O_RDONLY;
+        let cuts = flags.0 & libc::O_TRUNC != 0;
+        if (writes || cuts) && !self.fs.writable {
             return reply.error(errno(Errno::READ_ONLY));
         }
         // Where nothing is written or locked a close has nothing to flush.
         let flushes = writes || self.fs.locks.are_shared();
-        if !writes && let Some((number, pages)) = self.fs.open_now(inode.0) {
+        if !writes
+            && !cuts
+            && let Some((number, pages)) = self.fs.open_now(inode.0)
+        {
             return opened(number, pages, flushes, reply);
         }
         let fs = self.fs.clone();

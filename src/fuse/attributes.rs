@@ -48,16 +48,31 @@ impl Fs {
     /// *Errors*: those of the masters, and of storing.
     pub(super) async fn set_attr(self: &Arc<Self>, inode: u64, number: Option<u64>, change: Change) -> Result<Known> {
         self.check_writable()?;
-        if let Some(making) = self.creates.get(inode) {
-            making.done().await?;
-        }
+        let known_as = self.known_as(inode).await?;
         if let Some(length) = change.length {
             self.truncate(inode, length, number).await?;
         }
-        if change.is_of_attributes() {
-            self.change_attributes(inode, &change).await?;
+        match change.is_of_attributes() {
+            true if known_as == inode => self.change_attributes(inode, &change).await?,
+            true => self.change_elsewhere(inode, known_as, &change).await?,
+            false => {}
         }
         self.attr(inode).await
+    }
+
+    /// The file of this name was made elsewhere at the same time, as `known_as`: that is the one that stays.
+    async fn change_elsewhere(&self, inode: u64, known_as: u64, change: &Change) -> Result<()> {
+        self.news(self.patient.set_attr(change.request(known_as)).await?);
+        self.change_here(inode, change);
+        Ok(())
+    }
+
+    /// Only handles of this client are left to see it.
+    fn change_here(&self, inode: u64, change: &Change) {
+        if let Some(mut known) = self.inodes.get(inode) {
+            change.apply(&mut known.attr);
+            self.news(known.attr);
+        }
     }
 
     async fn change_attributes(self: &Arc<Self>, inode: u64, change: &Change) -> Result<()> {
@@ -67,11 +82,7 @@ impl Fs {
             return Ok(());
         };
         if turn.is_unlinked() {
-            // Only handles of this client are left to see it.
-            if let Some(mut known) = self.inodes.get(inode) {
-                change.apply(&mut known.attr);
-                self.news(known.attr);
-            }
+            self.change_here(inode, change);
             return Ok(());
         }
         if change.mtime_ns.is_some() {
@@ -79,15 +90,15 @@ impl Fs {
             self.store(&mut turn).await?;
         }
         let attr = self.patient.set_attr(change.request(inode)).await?;
-        self.rebase(&mut turn, attr);
+        self.rebase(&mut turn, attr, 1);
         Ok(())
     }
 
-    /// A change of ours has left the content as it is, but may have given its version another name.
-    pub(super) fn rebase(&self, turn: &mut Turn, attr: Attr) {
-        // Every change raises the version by one at most: with more in between, the content may be somebody else's.
+    /// A change of ours has left the content as it is, but may have given its version another name. By itself it raises the
+    /// version by `steps`: with more in between, the content may be somebody else's.
+    pub(super) fn rebase(&self, turn: &mut Turn, attr: Attr, steps: u64) {
         let base = turn.base();
-        let alone = attr.version_token == base.version_token || attr.version <= base.version + 1;
+        let alone = attr.version_token == base.version_token || attr.version <= base.version + steps;
         if alone && attr.size == base.size {
             self.renewed(turn, attr.clone());
             turn.rebase(attr);

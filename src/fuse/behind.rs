@@ -15,7 +15,6 @@ use tokio::runtime::Handle;
 
 use crate::client::batches::Grown;
 use crate::error::{Error, ErrorKind, Result};
-use crate::rpc::source::source_of;
 use crate::runtime::now_ns;
 use crate::types::check_name;
 
@@ -46,6 +45,7 @@ impl Fs {
         if !self.can_grow(&directory) || !self.is_surely_absent(at) {
             return None;
         }
+        let inode = self.batches.number(on)?;
         let content = match directory.mount_id {
             0 => None,
             _ => match self.staging.blank() {
@@ -53,31 +53,22 @@ impl Fs {
                 Err(error) => return Some(Err(error)),
             },
         };
-        let inode = self.batches.number(on)?;
         self.creates.add(inode, at.0, at.1)?;
         let attr = imagine(inode, &directory, made.inside(&directory, false));
-        let file = self.reader.open(source_of(&attr, Vec::new()));
-        let version = file.source.version;
-        let number = match self.handles.add_file(inode, file) {
+        let number = match self.open_new(&attr) {
             Ok(number) => number,
             Err(error) => {
-                let error = Error::from(error);
                 self.creates.finish(inode, Err(error.clone()), || false);
                 return Some(Err(error));
             }
         };
-        self.inodes.note_open(inode, version);
         if let Some(content) = content {
             self.staging.begin_new(attr.clone(), content);
         }
         self.listings.came(at.0, at.1);
         self.inodes.grown(at.0, attr.mtime_ns);
         self.send(at, &attr, on);
-        let known = Known::new(attr, Instant::now());
-        self.inodes.entered(at.0, at.1, known.clone());
-        // From now on the kernel's pages are of what is staged.
-        self.inodes.pages(inode, version, false, false);
-        Some(Ok((known, number)))
+        Some(Ok((self.enter_new(at, attr), number)))
     }
 
     /// True for a directory in which this mount can make files, as far as is known.
@@ -105,8 +96,7 @@ impl Fs {
         let (this, parent, name) = (self.clone(), at.0, at.1.to_vec());
         on.spawn(async move {
             let inode = request.inode;
-            let outcome = outcome.await.unwrap_or_else(|_| Err(Error::internal("a batch has ended without an answer")));
-            let outcome = this.answer_of(outcome, request).await;
+            let outcome = this.answer_of(outcome.await, request).await;
             this.made((parent, &name), inode, outcome);
         });
     }

@@ -11,6 +11,7 @@ use jindofs_proto::v1::{Attr, CreateRequest, FileType, MkdirRequest, SymlinkRequ
 use crate::client::namespace::at_entry;
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::source::source_of;
+use crate::types::version_of;
 
 use super::fs::Fs;
 use super::inodes::Known;
@@ -79,10 +80,7 @@ impl Fs {
         // Before anything is made that nobody could write.
         let content = self.staging.blank()?;
         let attr = self.make_file(at, made, exclusive).await?;
-        let file = self.reader.open(source_of(&attr, Vec::new()));
-        let version = file.source.version;
-        let number = self.handles.add_file(attr.inode, file)?;
-        self.inodes.note_open(attr.inode, version);
+        let number = self.open_new(&attr)?;
         if attr.mount_id != 0 {
             let mut turn = self.staging.turn(attr.inode).await;
             // Whoever has found it meanwhile may have written to it.
@@ -92,11 +90,28 @@ impl Fs {
             // Nothing of it is stored yet.
             turn.touch();
         }
+        Ok((self.enter_new(at, attr), number))
+    }
+
+    /// The number of a handle for a file that was just made.
+    ///
+    /// *Errors*: too many are open.
+    pub(super) fn open_new(&self, attr: &Attr) -> Result<u64> {
+        let file = self.reader.open(source_of(attr, Vec::new()));
+        let version = file.source.version;
+        let number = self.handles.add_file(attr.inode, file)?;
+        self.inodes.note_open(attr.inode, version);
+        Ok(number)
+    }
+
+    /// The kernel is told of a file that was just made.
+    pub(super) fn enter_new(&self, at: Name<'_>, attr: Attr) -> Known {
+        let version = version_of(&attr.version_token);
         let known = Known::new(attr, Instant::now());
         self.inodes.entered(at.0, at.1, known.clone());
         // From now on the kernel's pages are of what is staged.
         self.inodes.pages(known.attr.inode, version, false, false);
-        Ok((known, number))
+        known
     }
 
     /// Makes an empty file without opening it.
@@ -218,7 +233,7 @@ impl Fs {
         // Kept by version, it knows the old path.
         self.reader.forget(&source_of(&attr, Vec::new()));
         match &mut moved {
-            Some(turn) => self.rebase(turn, attr),
+            Some(turn) => self.rebase(turn, attr, 0),
             None => self.news(attr),
         }
         Ok(())

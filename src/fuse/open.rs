@@ -38,16 +38,33 @@ impl Fs {
 
     /// Opens a file; if it `cuts`, with nothing in it, as far as this mount sees until it is stored.
     ///
-    /// *Errors*: `IsADirectory`; `ReadOnly` for one to be written where nothing can be; those of [`Fs::truncate`].
+    /// *Errors*: `IsADirectory`; `ReadOnly` for one to be written where nothing can be; `InvalidArgument` for one that is to be
+    /// read and cut off; those of [`Fs::truncate`].
     pub(super) async fn open(self: &Arc<Self>, inode: u64, writes: bool, cuts: bool) -> Result<(u64, PageCache)> {
+        if cuts && !writes {
+            self.check_nothing_to_cut(inode).await?;
+        }
         let opened = self.open_whole(inode, writes).await?;
-        if cuts && let Err(error) = self.truncate(inode, 0, Some(opened.0)).await {
+        if cuts
+            && writes
+            && let Err(error) = self.truncate(inode, 0, Some(opened.0)).await
+        {
             if let Some(inode) = self.release(opened.0) {
                 self.let_go(inode).await;
             }
             return Err(error);
         }
         Ok(opened)
+    }
+
+    /// The kernel refuses to open a running program like that only after it was cut off, and its pages are gone even if it
+    /// was not: then the program dies.
+    async fn check_nothing_to_cut(self: &Arc<Self>, inode: u64) -> Result<()> {
+        let attr = self.attr(inode).await?.attr;
+        match self.staging.overlay(&attr).size {
+            0 => Ok(()),
+            _ => Err(Error::invalid("O_RDONLY | O_TRUNC: what is to be cut off has to be opened for writing")),
+        }
     }
 
     async fn open_whole(self: &Arc<Self>, inode: u64, writes: bool) -> Result<(u64, PageCache)> {

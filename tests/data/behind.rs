@@ -1,9 +1,10 @@
 //! Files that are made behind their answer: what is true at once, what at the close, and who is told what.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::SystemTime;
 
 use jindofs::client::namespace::at_path;
 
@@ -13,6 +14,7 @@ use crate::support::{fuse_works, wait_for};
 
 const THREADS: usize = 16;
 const EACH: usize = 40;
+const TOUCHED: SystemTime = SystemTime::UNIX_EPOCH;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn files_that_many_make_at_once_in_one_directory_are_there_for_everybody_when_they_are_closed() {
@@ -79,7 +81,7 @@ async fn a_file_that_is_open_and_hardly_made_is_seen_changed_moved_and_removed_l
                 );
 
                 let open = File::create(at("changed")).expect("made");
-                std::fs::set_permissions(at("changed"), std::fs::Permissions::from_mode(0o600)).expect("chmod");
+                std::fs::set_permissions(at("changed"), Permissions::from_mode(0o600)).expect("chmod");
                 assert_eq!(open.metadata().expect("stat").mode() & 0o777, 0o600);
 
                 let _open = File::create(at("moved")).expect("made");
@@ -100,8 +102,8 @@ async fn a_file_that_is_open_and_hardly_made_is_seen_changed_moved_and_removed_l
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_mounts_that_make_the_same_empty_files_at_once_have_one_of_each_and_no_error() {
-    if !fuse_works("two_mounts_that_make_the_same_empty_files_at_once_have_one_of_each_and_no_error") {
+async fn two_mounts_that_make_and_touch_the_same_files_at_once_have_one_of_each_and_no_error() {
+    if !fuse_works("two_mounts_that_make_and_touch_the_same_files_at_once_have_one_of_each_and_no_error") {
         return;
     }
     let other = tempfile::tempdir().expect("tempdir");
@@ -117,10 +119,17 @@ async fn two_mounts_that_make_the_same_empty_files_at_once_have_one_of_each_and_
                     let file = mount.join(&name);
                     scope.spawn(move || {
                         let open = File::options().create(true).append(true).open(&file).expect("made, or found");
+                        // As touch does.
+                        open.set_modified(TOUCHED).expect("of the file that is there");
+                        open.set_permissions(Permissions::from_mode(0o640)).expect("of the file that is there");
                         open.sync_all().expect("no error to who has written nothing");
                     });
                 }
             });
+            for mount in &mounts {
+                let seen = std::fs::metadata(mount.join(&name)).expect("stat");
+                assert_eq!((seen.modified().expect("a time"), seen.mode() & 0o777), (TOUCHED, 0o640), "{name}");
+            }
         }
         for mount in &mounts {
             assert_eq!(names(&mount.join("d")).len(), 100);

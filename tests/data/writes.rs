@@ -213,6 +213,10 @@ async fn a_file_that_is_opened_to_be_overwritten_is_the_old_one_for_others_until
         let mut agent = off(move || {
             std::fs::write(&at, b"before").expect("written");
             let mut agent = Agent::start();
+            let read_and_cut = json!(["open", 0, at, libc::O_RDONLY | libc::O_TRUNC, 0]);
+            let refused = agent.call(&read_and_cut).expect_err("a program might run from it");
+            assert_eq!(refused.errno, libc::EINVAL);
+            assert_eq!(std::fs::read(&at).expect("read"), b"before");
             agent.call(&json!(["open", 0, at, libc::O_WRONLY | libc::O_TRUNC, 0])).expect("open");
             assert_eq!(std::fs::metadata(&at).expect("stat").len(), 0, "on this mount it is empty at once");
             agent
@@ -222,6 +226,10 @@ async fn a_file_that_is_opened_to_be_overwritten_is_the_old_one_for_others_until
         assert_eq!(site.ctl_ok(&["fs", "cat", &format!("/{path}")]), b"before");
         off(move || agent.call(&json!(["close", 0])).expect("closed")).await;
         assert_eq!(stored(&site, &path).await.as_deref(), Some(&b""[..]), "nothing was written");
+        let at = site.mnt.join(&path);
+        let empty =
+            off(move || Agent::start().call(&json!(["open", 0, at, libc::O_RDONLY | libc::O_TRUNC, 0])).map(drop));
+        assert_eq!(empty.await, Ok(()), "there is nothing to cut");
     }
 }
 
