@@ -1,7 +1,8 @@
 //! Mutations of many callers as few log entries: what is asked for while a batch is under way makes the next one.
 //!
-//! Of creations one batch is under way at a time, so that what they say of their directories comes in order; of what stores
-//! content there are a few. Group commit, as databases do it, one step further out.
+//! Of creations one batch is under way at a time, so that what they say of their directories comes in order, and beside it one of
+//! what stores content, which never waits for an under-storage. Several at a time would be more entries of the log, each of
+//! which costs every master about the same however much it holds. Group commit, as databases do it, one step further out.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,8 +20,6 @@ use crate::error::{Error, Result};
 
 /// Most operations of a batch: what a log entry can hold many times over, and a caller waits for gladly.
 const OPS_MAX: usize = 256;
-/// Batches under way that announce or end the storing of content.
-const CONTENTS_MAX: usize = 3;
 /// Inode numbers reserved at a time, and how few may be left before the next are.
 const RESERVE: u32 = 8192;
 const RESERVE_BELOW: u64 = 4096;
@@ -45,17 +44,11 @@ struct Item {
 }
 
 /// What waits for the next batch of its kind.
+#[derive(Default)]
 struct Lane {
     items: VecDeque<Item>,
-    /// Batches under way, and how many there may be.
-    running: usize,
-    most: usize,
-}
-
-impl Lane {
-    fn new(most: usize) -> Mutex<Lane> {
-        Mutex::new(Lane { items: VecDeque::new(), running: 0, most })
-    }
+    /// A batch is under way.
+    running: bool,
 }
 
 fn lock(lane: &Mutex<Lane>) -> MutexGuard<'_, Lane> {
@@ -78,6 +71,8 @@ pub struct Batches {
     creates: Mutex<Lane>,
     contents: Mutex<Lane>,
     numbers: Mutex<Numbers>,
+    /// Held by who asks for numbers that others wait for.
+    reserving: tokio::sync::Mutex<()>,
     observer: Option<Observer>,
 }
 
@@ -90,8 +85,14 @@ impl std::fmt::Debug for Batches {
 impl Batches {
     /// Nothing is under way yet.
     pub fn new(namespace: Arc<Namespace>, observer: Option<Observer>) -> Arc<Batches> {
-        let (creates, contents) = (Lane::new(1), Lane::new(CONTENTS_MAX));
-        Arc::new(Batches { namespace, creates, contents, numbers: Mutex::default(), observer })
+        Arc::new(Batches {
+            namespace,
+            creates: Mutex::default(),
+            contents: Mutex::default(),
+            numbers: Mutex::default(),
+            reserving: tokio::sync::Mutex::default(),
+            observer,
+        })
     }
 
     fn lane(&self, stores: bool) -> &Mutex<Lane> {
@@ -110,8 +111,7 @@ impl Batches {
         let stores = matches!(op, Op::BeginWrite(_) | Op::EndWrite(_));
         let mut lane = lock(self.lane(stores));
         lane.items.push_back(Item { op, done });
-        if lane.running < lane.most {
-            lane.running += 1;
+        if !std::mem::replace(&mut lane.running, true) {
             let this = self.clone();
             on.spawn(async move { this.send(stores).await });
         }
@@ -142,7 +142,7 @@ impl Batches {
                 let mut lane = lock(self.lane(stores));
                 let count = lane.items.len().min(OPS_MAX);
                 if count == 0 {
-                    lane.running -= 1;
+                    lane.running = false;
                     return;
                 }
                 lane.items.drain(..count).collect()
@@ -200,6 +200,25 @@ impl Batches {
             on.spawn(async move { this.reserve().await });
         }
         number
+    }
+
+    /// Waits until there are numbers for new inodes. False if they are not to be had.
+    pub async fn have_numbers(&self) -> bool {
+        if self.are_left() {
+            return true;
+        }
+        match self.reserving.try_lock() {
+            Ok(_one) => self.reserve().await,
+            // Somebody has asked, and one answer is enough, also if it takes long and is an error.
+            Err(_) => drop(self.reserving.lock().await),
+        }
+        self.are_left()
+    }
+
+    fn are_left(&self) -> bool {
+        let numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
+        numbers.next < numbers.end
+            && self.namespace.session().id_now().is_some_and(|session| session == numbers.session)
     }
 
     async fn reserve(&self) {

@@ -417,7 +417,7 @@ impl Filesystem for Adapter {
     ) {
         let (fs, name, made) = (self.fs.clone(), name.as_bytes().to_vec(), made(request, mode));
         let exclusive = flags & libc::O_EXCL != 0;
-        let behind = (!exclusive).then(|| fs.create_behind((parent.0, &name), made, &self.runtime)).flatten();
+        let behind = (!exclusive).then(|| fs.create_behind((parent.0, &name), made, false, &self.runtime)).flatten();
         if let Some(created) = behind {
             return created_as(&fs, parent, created, reply);
         }

@@ -14,6 +14,7 @@ use jindofs_proto::v1::{Attr, BeginWriteResponse, CreateRequest, FileType, MetaP
 use tokio::runtime::Handle;
 
 use crate::client::batches::Grown;
+use crate::client::namespace::at_entry;
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::now_ns;
 use crate::types::check_name;
@@ -28,31 +29,25 @@ use super::staging::Turn;
 const WAITING_MAX: usize = 1024;
 
 impl Fs {
-    /// Makes a file and opens it without waiting for anybody; `None` where the masters have to be asked first. As
-    /// [`Fs::create`] otherwise.
+    /// Makes a file and opens it without waiting for anybody; `None` where the masters have to be asked first, if only whether
+    /// there is such a name: the caller may be `sure`. As [`Fs::create`] otherwise.
     ///
-    /// *Errors*: `NoSpace` and others of the staging directory.
+    /// *Errors*: too many files are open.
     pub(super) fn create_behind(
         self: &Arc<Self>,
         at: Name<'_>,
         made: Made,
+        sure: bool,
         on: &Handle,
     ) -> Option<Result<(Known, u64)>> {
         if !self.writable || self.masters_fail() || self.batches.waiting() >= WAITING_MAX || check_name(at.1).is_err() {
             return None;
         }
         let directory = self.attr_now(at.0)?.attr;
-        if !self.can_grow(&directory) || !self.is_surely_absent(at) {
+        if !self.can_grow(&directory) || !(sure || self.is_surely_absent(at)) {
             return None;
         }
         let inode = self.batches.number(on)?;
-        let content = match directory.mount_id {
-            0 => None,
-            _ => match self.staging.blank() {
-                Ok(content) => Some(content),
-                Err(error) => return Some(Err(error)),
-            },
-        };
         self.creates.add(inode, at.0, at.1)?;
         let attr = imagine(inode, &directory, made.inside(&directory, false));
         let number = match self.open_new(&attr) {
@@ -62,13 +57,24 @@ impl Fs {
                 return Some(Err(error));
             }
         };
-        if let Some(content) = content {
-            self.staging.begin_new(attr.clone(), content);
+        if directory.mount_id != 0 {
+            self.staging.begin_new(attr.clone());
         }
         self.listings.came(at.0, at.1);
         self.inodes.grown(at.0, attr.mtime_ns);
         self.send(at, &attr, on);
         Some(Ok((self.enter_new(at, attr), number)))
+    }
+
+    /// Has everything at hand that making a file behind its answer takes. False where that cannot be, or there is such a name.
+    pub(super) async fn is_ready_to_make(self: &Arc<Self>, at: Name<'_>) -> bool {
+        if self.masters_fail() || !self.batches.have_numbers().await || self.attr(at.0).await.is_err() {
+            return false;
+        }
+        if self.is_surely_absent(at) {
+            return true;
+        }
+        self.patient.lookup(at_entry(at.0, at.1)).await.is_err_and(|error| error.kind == ErrorKind::NotFound)
     }
 
     /// True for a directory in which this mount can make files, as far as is known.
@@ -188,12 +194,17 @@ impl Fs {
         }
     }
 
+    /// True for a directory whose version counts all changes of its names. Under ALWAYS names come by the under-storage, and
+    /// nobody counts them before they are looked for.
+    pub(super) fn counts(&self, directory: &Attr) -> bool {
+        directory.mount_id == 0
+            || self.mounts.known(directory.mount_id).is_some_and(|mount| mount.meta_policy() != MetaPolicy::Always)
+    }
+
     /// A batch of ours has been applied.
     pub(super) fn has_grown(&self, grown: Grown) {
         let Grown { directory, came, asked } = grown;
-        // Under ALWAYS names come by the under-storage, and nobody counts them before they are looked for.
-        let counted = directory.mount_id == 0
-            || self.mounts.known(directory.mount_id).is_some_and(|mount| mount.meta_policy() != MetaPolicy::Always);
+        let counted = self.counts(&directory);
         self.listings.grew(&directory, came, asked, counted);
         self.inodes.renew(Known::new(directory, asked));
     }

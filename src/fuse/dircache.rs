@@ -94,6 +94,36 @@ impl DirCache {
             .renew(directory.inode, Directory { since: asked, changed: true, complete: true, own, ..Directory::new() });
     }
 
+    /// By a change of ours, and nothing else of it, `name` is in a directory now, or not any more.
+    pub(super) fn changed_name(&self, directory: u64, name: &[u8], is_there: bool) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.changes += 1;
+        let Some(known) = inner.directories.get_mut(&directory).filter(|known| known.own.is_some()) else {
+            return inner.renew(directory, Directory { changed: true, ..Directory::new() });
+        };
+        known.own = known.own.map(|version| version + 1);
+        let before = known.entries.len();
+        match is_there {
+            true => drop(known.entries.insert(name.into(), None)),
+            false => drop(known.entries.remove(name)),
+        }
+        let after = known.entries.len();
+        inner.entries = inner.entries + after - before;
+        inner.shrink();
+    }
+
+    /// A master was asked at `asked` what a directory is like: of one that is ours, of the version that we know, all we know of
+    /// its names was right then.
+    pub(super) fn confirm(&self, directory: &Attr, asked: Instant) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = inner.directories.peek_mut(&directory.inode).filter(|known| known.own.is_some()) {
+            // Of another version it may be because of what we have just told the masters ourselves.
+            if known.own == Some(directory.version) {
+                known.since = known.since.max(asked);
+            }
+        }
+    }
+
     /// True for a directory that was made here, and in which nobody else has changed a name since.
     pub(super) fn is_own(&self, directory: u64) -> bool {
         let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
@@ -146,6 +176,9 @@ impl DirCache {
     pub(super) fn missed(&self, directory: u64, ttl: Duration) -> bool {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let known = inner.entry(directory);
+        if known.own.is_some() {
+            return false;
+        }
         if known.since.elapsed() >= ttl && !known.listing {
             inner.renew(directory, Directory::new());
             return false;
@@ -317,6 +350,32 @@ mod tests {
         cache.first_page(1, cache.changes(), &page(&["b"]), true);
         assert!(matches!(cache.get(1, b"b", TTL), Seen::Entry(_)));
         assert_eq!(cache.inner.lock().expect("lock").entries, 1);
+    }
+
+    #[test]
+    fn a_directory_made_here_stays_known_over_all_changes_of_ours_and_is_forgotten_by_one_of_others() {
+        let (cache, asked) = (DirCache::new(), Instant::now());
+        let version = |version| Attr { inode: 1, version, ..Default::default() };
+        cache.born(&version(5), asked);
+        cache.changed_name(1, b"dir", true);
+        assert!(matches!(cache.get(1, b"dir", TTL), Seen::Unknown), "there, and to be asked for");
+        cache.changed_name(1, b"dir", false);
+        assert!(matches!(cache.get(1, b"dir", TTL), Seen::Absent));
+        cache.came(1, b"file");
+        cache.grew(&version(8), 1, asked, true);
+        assert!(cache.is_own(1) && !cache.missed(1, Duration::ZERO));
+        let later = asked + Duration::from_millis(1);
+        cache.confirm(&version(9), later);
+        assert!(
+            cache.is_own(1) && cache.inner.lock().expect("lock").directories.peek(&1).expect("known").since == asked
+        );
+        cache.confirm(&version(8), later);
+        assert_eq!(cache.inner.lock().expect("lock").directories.peek(&1).expect("known").since, later);
+        cache.grew(&version(10), 1, asked, true);
+        assert!(!cache.is_own(1), "somebody else has changed it too");
+        cache.changed_name(1, b"dir", true);
+        assert!(matches!(cache.get(1, b"other", TTL), Seen::Unknown));
+        assert_eq!(cache.inner.lock().expect("lock").entries, 0);
     }
 
     #[test]

@@ -156,6 +156,13 @@ impl Fs {
 
     /// The entry `name` of a directory.
     pub(super) async fn lookup(self: &Arc<Self>, parent: u64, name: &[u8]) -> Result<Known> {
+        if self.listings.is_own(parent)
+            && self.attr(parent).await.is_ok()
+            && let Some(seen) = self.lookup_now(parent, name)
+        {
+            // All its names are known, and for that long only its version was not.
+            return seen.map_err(|()| Error::new(ErrorKind::NotFound, "there is no such name"));
+        }
         if self.listings.missed(parent, self.ttl) {
             let this = self.clone();
             tokio::spawn(async move { this.remember_listing(parent).await });
@@ -198,8 +205,12 @@ impl Fs {
             // Why it could not be made is for its close to say.
             let _ = making.done().await;
         }
+        let asked = Instant::now();
         match self.ask(at_inode(inode), known.clone()).await {
             Ok(news) => {
+                if news.since >= asked && self.counts(&news.attr) {
+                    self.listings.confirm(&news.attr, asked);
+                }
                 self.inodes.renew(news.clone());
                 Ok(news)
             }

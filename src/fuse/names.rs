@@ -6,12 +6,15 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use jindofs_proto::v1::{Attr, CreateRequest, FileType, MkdirRequest, SymlinkRequest};
+use tokio::runtime::Handle;
 
 use crate::client::namespace::at_entry;
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::source::source_of;
 use crate::types::version_of;
+use crate::ufs::Content;
 
 use super::fs::Fs;
 use super::inodes::Known;
@@ -58,13 +61,22 @@ impl Fs {
         self.listings.changed(directory);
     }
 
+    /// A change of ours of one name was answered: it `is_there` now, or is not any more, if it was made.
+    fn changed_name<T>(&self, at: Name<'_>, is_there: bool, answer: &Result<T>) {
+        self.inodes.changed(at.0);
+        match answer {
+            Ok(_) => self.listings.changed_name(at.0, at.1, is_there),
+            Err(_) => self.listings.changed(at.0),
+        }
+    }
+
     async fn make_file(self: &Arc<Self>, at: Name<'_>, made: Made, exclusive: bool) -> Result<Attr> {
         let made = made.inside(&self.attr(at.0).await?.attr, false);
         // Never one that exists: nobody has checked yet whether the caller may open it.
         let request = CreateRequest { exclusive: true, ..made.request(at) };
         self.creates.settled(at.0).await;
         let attr = self.patient.create(request).await;
-        self.changed(at.0);
+        self.changed_name(at, true, &attr);
         attr.map_err(|error| match error.kind {
             // The kernel looks the name up again, and opens what it finds.
             ErrorKind::AlreadyExists if !exclusive => Error { kind: ErrorKind::Stale, ..error },
@@ -72,20 +84,25 @@ impl Fs {
         })
     }
 
-    /// Makes a file and opens it: its attributes, and the number of the handle, both of which the kernel has to be told.
+    /// Makes a file and opens it: its attributes, and the number of the handle, both of which the kernel has to be told. Behind
+    /// its answer where that can be, as soon as it can.
     ///
     /// *Errors*: `AlreadyExists`; `Stale` unless `exclusive`, when the file has come from elsewhere: it is to be looked up.
     pub(super) async fn create(self: &Arc<Self>, at: Name<'_>, made: Made, exclusive: bool) -> Result<(Known, u64)> {
         self.check_writable()?;
-        // Before anything is made that nobody could write.
-        let content = self.staging.blank()?;
+        if !exclusive
+            && self.is_ready_to_make(at).await
+            && let Some(created) = self.create_behind(at, made, true, &Handle::current())
+        {
+            return created;
+        }
         let attr = self.make_file(at, made, exclusive).await?;
         let number = self.open_new(&attr)?;
         if attr.mount_id != 0 {
             let mut turn = self.staging.turn(attr.inode).await;
             // Whoever has found it meanwhile may have written to it.
             if !turn.is_ready() {
-                turn.begin(attr.clone(), content);
+                turn.begin(attr.clone(), self.staging.blank());
             }
             // Nothing of it is stored yet.
             turn.touch();
@@ -119,12 +136,11 @@ impl Fs {
     /// *Errors*: as [`Fs::create`]; those of storing, then there is no file.
     pub(super) async fn make_node(self: &Arc<Self>, at: Name<'_>, made: Made) -> Result<Known> {
         self.check_writable()?;
-        let content = self.staging.blank()?;
         let attr = self.make_file(at, made, true).await?;
         if attr.mount_id == 0 {
             return Ok(Known::new(attr, Instant::now()));
         }
-        match self.writer.store(&attr, None, content.content()).await {
+        match self.writer.store(&attr, None, Content::in_memory(Bytes::new())).await {
             Ok(attr) => Ok(Known::new(attr, Instant::now())),
             Err(error) => {
                 if let Err(second) = self.patient.unlink(at_entry(at.0, at.1)).await {
@@ -152,7 +168,7 @@ impl Fs {
         self.creates.settled(at.0).await;
         let asked = Instant::now();
         let attr = self.patient.mkdir(request).await;
-        self.changed(at.0);
+        self.changed_name(at, true, &attr);
         let attr = attr?;
         self.listings.born(&attr, asked);
         Ok(Known::new(attr, Instant::now()))
@@ -173,7 +189,7 @@ impl Fs {
         };
         self.creates.settled(at.0).await;
         let attr = self.patient.symlink(request).await;
-        self.changed(at.0);
+        self.changed_name(at, true, &attr);
         Ok(Known::new(attr?, Instant::now()))
     }
 
@@ -187,7 +203,7 @@ impl Fs {
             self.creates.settled(known.attr.inode).await;
         }
         let removed = self.patient.rmdir(at_entry(at.0, at.1), false).await;
-        self.changed(at.0);
+        self.changed_name(at, false, &removed);
         removed?;
         self.inodes.removed(at.0, at.1);
         Ok(())
@@ -204,7 +220,7 @@ impl Fs {
             None => None,
         };
         let removed = self.patient.unlink(at_entry(at.0, at.1)).await;
-        self.changed(at.0);
+        self.changed_name(at, false, &removed);
         if removed.is_ok() {
             self.inodes.removed(at.0, at.1);
         }

@@ -1,4 +1,4 @@
-//! Content that is being written, until it is stored: per inode one file of the staging directory.
+//! Content that is being written, until it is stored: per inode a little memory, or one file of the staging directory.
 //!
 //! *Promises.* All of it together is never more than `fuse.staging.size`; who needs more is refused before anything is lost.
 //! The files have no names: nothing is left by a process that is killed. Content changes, and is stored, only in turn, so
@@ -26,7 +26,7 @@ use crate::runtime::now_ns;
 use crate::types::version_of;
 use crate::ufs::Content;
 
-use spool::Budget;
+use spool::Room;
 pub(super) use spool::{Place, Spool};
 
 /// What may change in turn only.
@@ -201,8 +201,7 @@ impl Turn {
 /// Everything that is staged.
 #[derive(Debug)]
 pub(super) struct Staging {
-    dir: PathBuf,
-    budget: Arc<Budget>,
+    room: Arc<Room>,
     staged: Mutex<HashMap<u64, Arc<Staged>>>,
     /// Number of entries: most clients write nothing, and should not pay for those who do.
     count: AtomicUsize,
@@ -211,21 +210,20 @@ pub(super) struct Staging {
 impl Staging {
     /// An empty one; the directory is made by [`Staging::prepare`].
     pub(super) fn new(dir: PathBuf, limit: u64) -> Staging {
-        let budget = Arc::new(Budget::new(limit));
-        Staging { dir, budget, staged: Mutex::default(), count: AtomicUsize::new(0) }
+        Staging { room: Arc::new(Room::new(dir, limit)), staged: Mutex::default(), count: AtomicUsize::new(0) }
     }
 
     /// Makes the directory, for us alone.
     ///
     /// *Errors*: `PermissionDenied` for one that belongs to somebody else; the disk's.
     pub(super) fn prepare(&self) -> Result<()> {
-        prepare(&self.dir).map_err(|error| error.context(format!("fuse.staging.dir {}", self.dir.display())))
+        prepare(&self.room.dir).map_err(|error| error.context(format!("fuse.staging.dir {}", self.room.dir.display())))
     }
 
     /// Takes the directory away if nothing is in it.
     pub(super) fn clear(&self) {
-        if let Err(error) = fs::remove_dir(&self.dir) {
-            tracing::debug!(%error, dir = %self.dir.display(), "the staging directory stays");
+        if let Err(error) = fs::remove_dir(&self.room.dir) {
+            tracing::debug!(%error, dir = %self.room.dir.display(), "the staging directory stays");
         }
     }
 
@@ -286,22 +284,20 @@ impl Staging {
         self.remove_unless(turn, || false);
     }
 
-    /// A new empty file.
-    ///
-    /// *Errors*: the disk's.
-    pub(super) fn blank(&self) -> Result<Arc<Spool>> {
-        Spool::new(&self.dir, self.budget.clone()).map(Arc::new)
+    /// No content yet.
+    pub(super) fn blank(&self) -> Arc<Spool> {
+        Arc::new(Spool::new(self.room.clone()))
     }
 
     /// A new file is staged: nobody else can have found it yet, and nothing of it is stored.
-    pub(super) fn begin_new(&self, base: Attr, content: Arc<Spool>) {
+    pub(super) fn begin_new(&self, base: Attr) {
         let staged = Arc::new(Staged::new(base.inode));
         let mut table = self.table();
         table.insert(base.inode, staged.clone());
         self.count.store(table.len(), Ordering::Release);
         if let Ok(work) = staged.work.clone().try_lock_owned() {
             let mut turn = Turn { staged, work };
-            turn.begin(base, content);
+            turn.begin(base, self.blank());
             turn.touch();
         }
     }

@@ -102,7 +102,7 @@ impl Fs {
         if opened.is_some_and(|opened| opened != version) {
             return Err(other());
         }
-        let content = self.staging.blank()?;
+        let content = self.staging.blank();
         if attr.size > 0 && keep > 0 {
             let file = self.open_source(&attr).await?;
             if file.source.version != version {

@@ -4,6 +4,7 @@
 //! which version it expects to find, and may be repeated: found done, it is done.
 
 mod bucket;
+mod content;
 mod local;
 mod options;
 mod oss;
@@ -12,12 +13,10 @@ mod retry;
 mod role;
 mod s3;
 
-use std::fs::File;
-use std::sync::Arc;
-
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
+pub use content::{Content, Source};
 pub use options::{Options, validate};
 pub use registry::Registry;
 
@@ -98,15 +97,6 @@ pub struct AttrChange {
     pub gid: Option<u32>,
     /// Nanoseconds since the epoch.
     pub mtime_ns: Option<i64>,
-}
-
-/// Content to be stored: a file of this host that nobody changes meanwhile.
-#[derive(Debug, Clone)]
-pub struct Content {
-    /// Open for reading; read by offset.
-    pub file: Arc<File>,
-    /// Bytes.
-    pub length: u64,
 }
 
 /// An under-storage below one uri. Paths are relative to it, without a leading '/'; empty for its root.

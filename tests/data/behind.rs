@@ -143,6 +143,67 @@ async fn two_mounts_that_make_and_touch_the_same_files_at_once_have_one_of_each_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn in_a_directory_where_files_are_made_all_the_time_a_name_that_came_by_the_under_storage_is_seen() {
+    if !fuse_works("in_a_directory_where_files_are_made_all_the_time_a_name_that_came_by_the_under_storage_is_seen") {
+        return;
+    }
+    let site = writable(1, |_| {}).await;
+    let dir = site.mnt.join("local/d");
+    let made = dir.clone();
+    off(move || {
+        std::fs::create_dir(&made).expect("mkdir");
+        File::create(made.join("first")).expect("made");
+    })
+    .await;
+    std::fs::write(site.local.join("d/theirs"), b"theirs").expect("written");
+    // Whoever runs into it has it looked at.
+    let refused = site.ctl(&["fs", "mkdir", "/local/d/theirs"]);
+    assert!(!refused.status.success(), "{refused:?}");
+    let seen = off(move || {
+        let mut count = 0;
+        wait_for("the name is seen", PATIENCE, || {
+            count += 1;
+            File::create(dir.join(format!("f{count}"))).expect("made");
+            std::fs::read(dir.join("theirs")).ok()
+        })
+    });
+    assert_eq!(seen.await, b"theirs");
+    site.cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_are_made_behind_their_answer_beside_directories_and_links_and_removals() {
+    if !fuse_works("files_are_made_behind_their_answer_beside_directories_and_links_and_removals") {
+        return;
+    }
+    let site = writable(3, |_| {}).await;
+    let dirs = ["d", "local/d"].map(|dir| site.mnt.join(dir));
+    off(move || {
+        for dir in dirs {
+            std::fs::create_dir(&dir).expect("mkdir");
+            for round in 0..50 {
+                let at = |name: &str| dir.join(format!("{name}{round}"));
+                std::fs::write(at("file"), b"").expect("made");
+                std::fs::create_dir(at("dir")).expect("mkdir");
+                std::fs::write(at("dir").join("inner"), b"").expect("made");
+                std::os::unix::fs::symlink("there", at("link")).expect("symlink");
+                File::create_new(at("new")).expect("made");
+                std::fs::remove_file(at("new")).expect("removed");
+                std::fs::remove_file(at("file")).expect("removed");
+                assert!(std::fs::metadata(at("file")).is_err() && std::fs::metadata(at("new")).is_err());
+                std::fs::write(at("file"), b"").expect("made again");
+                let kind = |name| std::fs::symlink_metadata(at(name)).expect("there").file_type();
+                assert!(kind("dir").is_dir() && kind("link").is_symlink() && kind("file").is_file());
+            }
+            assert_eq!(names(&dir).len(), 150);
+        }
+    })
+    .await;
+    site.cluster.assert_digests_equal().await;
+    site.cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_file_whose_close_was_good_is_there_after_the_leader_was_killed_while_it_was_made() {
     if !fuse_works("every_file_whose_close_was_good_is_there_after_the_leader_was_killed_while_it_was_made") {
         return;

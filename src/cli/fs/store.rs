@@ -6,6 +6,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use jindofs_proto::v1::{Attr, CreateRequest, FileType};
 
 use crate::client::mounts::Mounts;
@@ -31,8 +32,7 @@ pub(super) async fn create(namespace: &Arc<Namespace>, path: Vec<u8>) -> Result<
     if attr.mount_id == 0 {
         return Ok(());
     }
-    let empty = Content { file: Arc::new(unnamed()?), length: 0 };
-    writer(namespace).store(&attr, None, empty).await.map(drop)
+    writer(namespace).store(&attr, None, Content::in_memory(Bytes::new())).await.map(drop)
 }
 
 /// Stores a local file, or what comes on standard input, as one file below a mount: a new one, or in the place of an old one.
@@ -40,7 +40,7 @@ pub(super) async fn put(namespace: &Arc<Namespace>, from: &Path, path: Vec<u8>) 
     let (file, mode) = open(from).map_err(|error| error.context(from.display()))?;
     let length = file.metadata()?.len();
     let attr = target(namespace, &path, mode).await?;
-    writer(namespace).store(&attr, None, Content { file: Arc::new(file), length }).await.map(drop)
+    writer(namespace).store(&attr, None, Content::in_file(Arc::new(file), length)).await.map(drop)
 }
 
 /// The file to replace, or a new one.

@@ -1,11 +1,16 @@
-//! One file without a name, whose bytes are counted.
+//! What is staged of one inode, whose bytes are counted: a little of it in memory, more in a file without a name.
+//!
+//! Most files are small and stored right after they were made: to make and remove a second file for each would cost more
+//! than to store it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::ufs::Content;
@@ -13,16 +18,23 @@ use crate::ufs::Content;
 /// Numbers files of this process for the moment in which they have a name.
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
-/// Bytes of all files together, and how many they may be.
+/// Most bytes of one inode in memory, and of all together.
+const MEMORY: usize = 128 << 10;
+const MEMORY_TOTAL: u64 = 32 << 20;
+
+/// Where files are made, bytes of all of them together, and how many they may be.
 #[derive(Debug)]
-pub(super) struct Budget {
+pub(super) struct Room {
+    pub(super) dir: PathBuf,
     limit: u64,
     used: AtomicU64,
+    /// How many of those used are in memory.
+    memory: AtomicU64,
 }
 
-impl Budget {
-    pub(super) fn new(limit: u64) -> Budget {
-        Budget { limit, used: AtomicU64::new(0) }
+impl Room {
+    pub(super) fn new(dir: PathBuf, limit: u64) -> Room {
+        Room { dir, limit, used: AtomicU64::new(0), memory: AtomicU64::new(0) }
     }
 
     fn take(&self, bytes: u64) -> Result<()> {
@@ -40,6 +52,20 @@ impl Budget {
 
     fn give_back(&self, bytes: u64) {
         self.used.fetch_sub(bytes, Ordering::AcqRel);
+    }
+
+    /// True if what has `before` bytes in memory may have `after` of them there, which are counted then.
+    fn may_stay(&self, before: usize, after: usize) -> bool {
+        if after <= before {
+            self.leave_memory(before - after);
+            return true;
+        }
+        let more = |used: u64| Some(used + (after - before) as u64).filter(|sum| *sum <= MEMORY_TOTAL);
+        after <= MEMORY && self.memory.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
+    }
+
+    fn leave_memory(&self, bytes: usize) {
+        self.memory.fetch_sub(bytes as u64, Ordering::AcqRel);
     }
 }
 
@@ -66,19 +92,23 @@ pub(crate) enum Place {
     End,
 }
 
-/// The file. Whoever changes it does so alone; readers need not care.
+#[derive(Debug)]
+enum Held {
+    Memory(Vec<u8>),
+    File(Arc<File>),
+}
+
+/// The content. Whoever changes it does so alone; readers need not care.
 #[derive(Debug)]
 pub(crate) struct Spool {
-    file: Arc<File>,
+    held: RwLock<Held>,
     length: AtomicU64,
-    budget: Arc<Budget>,
+    room: Arc<Room>,
 }
 
 impl Spool {
-    pub(super) fn new(dir: &Path, budget: Arc<Budget>) -> Result<Spool> {
-        let failed = |error: io::Error| Error::from(error).context(format!("fuse.staging.dir {}", dir.display()));
-        let file = unnamed(dir).map_err(failed)?;
-        Ok(Spool { file: Arc::new(file), length: AtomicU64::new(0), budget })
+    pub(super) fn new(room: Arc<Room>) -> Spool {
+        Spool { held: RwLock::new(Held::Memory(Vec::new())), length: AtomicU64::new(0), room }
     }
 
     pub(super) fn length(&self) -> u64 {
@@ -86,16 +116,29 @@ impl Spool {
     }
 
     pub(crate) fn content(&self) -> Content {
-        Content { file: self.file.clone(), length: self.length() }
+        match &*self.held.read().unwrap_or_else(PoisonError::into_inner) {
+            Held::Memory(bytes) => Content::in_memory(Bytes::copy_from_slice(bytes)),
+            Held::File(file) => Content::in_file(file.clone(), self.length()),
+        }
     }
 
     /// Up to `size` bytes; fewer at the end.
+    ///
+    /// *Errors*: the disk's.
     pub(super) fn read(&self, offset: u64, size: u32) -> Result<Vec<u8>> {
+        let file = match &*self.held.read().unwrap_or_else(PoisonError::into_inner) {
+            Held::Memory(bytes) => {
+                let begin = usize::try_from(offset).map_or(bytes.len(), |offset| offset.min(bytes.len()));
+                let end = begin.saturating_add(usize::try_from(size).unwrap_or(usize::MAX)).min(bytes.len());
+                return Ok(bytes[begin..end].to_vec());
+            }
+            Held::File(file) => file.clone(),
+        };
         let wanted = self.length().saturating_sub(offset).min(u64::from(size));
         let mut bytes = vec![0; usize::try_from(wanted).unwrap_or(0)];
         let mut filled = 0;
         while filled < bytes.len() {
-            match self.file.read_at(&mut bytes[filled..], offset + filled as u64) {
+            match file.read_at(&mut bytes[filled..], offset + filled as u64) {
                 // Cut off at this very moment.
                 Ok(0) => break,
                 Ok(read) => filled += read,
@@ -105,6 +148,30 @@ impl Spool {
         }
         bytes.truncate(filled);
         Ok(bytes)
+    }
+
+    /// Changes what is in memory, if it can stay there with `length` bytes, zeros where it grows. Otherwise the file that it is
+    /// in from now on, which is to be changed.
+    fn change(&self, length: u64, change: impl FnOnce(&mut [u8])) -> Result<Option<Arc<File>>> {
+        let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
+        let bytes = match &mut *held {
+            Held::File(file) => return Ok(Some(file.clone())),
+            Held::Memory(bytes) => bytes,
+        };
+        let wanted = usize::try_from(length).unwrap_or(usize::MAX);
+        if self.room.may_stay(bytes.len(), wanted) {
+            bytes.resize(wanted, 0);
+            change(bytes);
+            return Ok(None);
+        }
+        let dir = &self.room.dir;
+        let failed = |error: io::Error| Error::from(error).context(format!("fuse.staging.dir {}", dir.display()));
+        let file = unnamed(dir).map_err(failed)?;
+        file.write_all_at(bytes, 0).map_err(failed)?;
+        self.room.leave_memory(bytes.len());
+        let file = Arc::new(file);
+        *held = Held::File(file.clone());
+        Ok(Some(file))
     }
 
     /// Writes; a gap before it reads as zeros.
@@ -119,21 +186,34 @@ impl Spool {
         let end = offset.checked_add(data.len() as u64).filter(|end| i64::try_from(*end).is_ok());
         let end = end.ok_or_else(|| Error::invalid(format!("no file can have a byte at {offset}")))?;
         let growth = end.saturating_sub(before);
-        self.budget.take(growth)?;
-        if let Err(error) = self.file.write_all_at(data, offset) {
-            self.budget.give_back(growth);
-            // What lies behind the end must read as zeros when the end moves over it.
-            if growth > 0
-                && let Err(second) = self.file.set_len(before)
-            {
-                tracing::error!(error = %second, "a staged file is longer than it should be");
-            }
-            return Err(Error::from(error).context("staging"));
+        self.room.take(growth)?;
+        if let Err(error) = self.write_at(offset, data, before) {
+            self.room.give_back(growth);
+            return Err(error.context("staging"));
         }
         if growth > 0 {
             self.length.store(end, Ordering::Release);
         }
         Ok(())
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8], before: u64) -> Result<()> {
+        let end = offset + data.len() as u64;
+        let over = |bytes: &mut [u8]| {
+            // It is as long as a vector can be.
+            let begin = usize::try_from(offset).unwrap_or(usize::MAX);
+            bytes[begin..begin + data.len()].copy_from_slice(data);
+        };
+        let Some(file) = self.change(before.max(end), over)? else { return Ok(()) };
+        let written = file.write_all_at(data, offset);
+        // What lies behind the end must read as zeros when the end moves over it.
+        if written.is_err()
+            && end > before
+            && let Err(second) = file.set_len(before)
+        {
+            tracing::error!(error = %second, "a staged file is longer than it should be");
+        }
+        Ok(written?)
     }
 
     /// Sets the length; what is new reads as zeros.
@@ -142,19 +222,26 @@ impl Spool {
     pub(crate) fn resize(&self, length: u64) -> Result<()> {
         let before = self.length();
         let growth = length.saturating_sub(before);
-        self.budget.take(growth)?;
-        if let Err(error) = self.file.set_len(length) {
-            self.budget.give_back(growth);
-            return Err(Error::from(error).context("staging"));
+        self.room.take(growth)?;
+        let resized = match self.change(length, |_| ()) {
+            Ok(Some(file)) => file.set_len(length).map_err(Error::from),
+            done => done.map(drop),
+        };
+        if let Err(error) = resized {
+            self.room.give_back(growth);
+            return Err(error.context("staging"));
         }
         self.length.store(length, Ordering::Release);
-        self.budget.give_back(before.saturating_sub(length));
+        self.room.give_back(before.saturating_sub(length));
         Ok(())
     }
 }
 
 impl Drop for Spool {
     fn drop(&mut self) {
-        self.budget.give_back(self.length());
+        self.room.give_back(self.length());
+        if let Held::Memory(bytes) = self.held.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            self.room.leave_memory(bytes.len());
+        }
     }
 }

@@ -21,7 +21,7 @@ fn attr(inode: u64, token: &'static [u8], size: u64) -> Attr {
 impl Bench {
     /// An inode that is staged with `content`, clean.
     async fn staged(&self, inode: u64, content: &[u8]) -> Turn {
-        let spool = self.staging.blank().expect("a file");
+        let spool = self.staging.blank();
         spool.write(Place::End, content).expect("written");
         let mut turn = self.staging.turn(inode).await;
         turn.begin(attr(inode, b"v1", content.len() as u64), spool);
@@ -49,6 +49,27 @@ async fn growth_beyond_the_bound_is_refused_and_what_is_staged_stays() {
     one.write(Place::End, b"x").expect("there is room again");
     bench.staging.remove(one);
     two.truncate(2 * MIB as u64).expect("what was dropped has made room");
+}
+
+#[tokio::test]
+async fn what_outgrows_its_place_in_memory_goes_on_in_a_file_and_has_the_same_bytes() {
+    let bench = bench(1 << 30);
+    let mut turn = bench.staged(1, &[7; 1000]).await;
+    turn.write(Place::End, &vec![8; MIB]).expect("to a file");
+    turn.write(Place::At(3), b"x").expect("in the file");
+    let read = bench.read(1);
+    assert_eq!((read.len(), &read[2..5], read[999], read[1000]), (1000 + MIB, &[7, b'x', 7][..], 7, 8));
+    turn.truncate(4).expect("shorter");
+    assert_eq!(bench.read(1), [7, 7, 7, b'x']);
+    // Many that are small by themselves, and more than memory takes together.
+    let mut turns = Vec::new();
+    for inode in 2..400 {
+        turns.push(bench.staged(inode, &vec![inode.to_le_bytes()[0]; 100 << 10]).await);
+    }
+    assert!((2..400).all(|inode| bench.read(inode) == vec![inode.to_le_bytes()[0]; 100 << 10]));
+    turns[0].write(Place::End, b"end").expect("in memory");
+    turns[397].write(Place::End, b"end").expect("in a file");
+    assert!([2, 399].iter().all(|inode| bench.read(*inode).ends_with(b"end")));
 }
 
 #[tokio::test]
@@ -143,10 +164,10 @@ fn a_directory_of_somebody_else_or_no_directory_is_refused() {
     let link = dir.path().join("link");
     std::os::unix::fs::symlink(dir.path(), &link).expect("link");
     assert_eq!(Staging::new(link, 1).prepare().expect_err("a link").kind, ErrorKind::NotADirectory);
-    let staging = Staging::new(dir.path().join("d"), 1);
+    let staging = Staging::new(dir.path().join("d"), 4 << 20);
     staging.prepare().expect("made");
     staging.prepare().expect("as good");
-    staging.blank().expect("a file");
+    staging.blank().write(Place::At(2 << 20), b"far").expect("in a file");
     assert_eq!(fs::read_dir(dir.path().join("d")).expect("listed").count(), 0, "its files have no names");
     staging.clear();
     assert!(!dir.path().join("d").exists());

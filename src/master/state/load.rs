@@ -197,6 +197,7 @@ impl Load {
         rows::put_inode(ctx.txn, id, &row);
         namespace::link(ctx, &keys::dentry(self.content, &entry.name), id, entry.r#type());
         self.row.entries += 1;
+        self.row.version += 1;
         if rows::is_dir(&row) {
             self.row.nlink = self.row.nlink.saturating_add(1);
         }
@@ -211,8 +212,13 @@ impl Load {
             return;
         }
         ctx.count(&row, -1);
+        let version = row.version;
         let mut fresh = row;
         fill(ctx, &mut fresh, entry);
+        if rows::is_dir(&fresh) {
+            // It counts changes of names: whoever knows all of them must be able to tell that these are still all.
+            fresh.version = version;
+        }
         ctx.count(&fresh, 1);
         rows::put_inode(ctx.txn, id, &fresh);
         self.loaded.changed += 1;
@@ -247,6 +253,7 @@ impl Load {
 
     fn drop_inode(&mut self, ctx: &mut Ctx<'_>, there: &DentryRow, row: InodeRow) {
         self.row.entries = self.row.entries.saturating_sub(1);
+        self.row.version += 1;
         if rows::is_dir(&row) {
             self.row.nlink = self.row.nlink.saturating_sub(1);
             namespace::detach(ctx, there.inode, row);

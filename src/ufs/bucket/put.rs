@@ -1,18 +1,14 @@
 //! An object is stored whole, on condition that what it replaces is still there: checked by the store itself where it
 //! can, otherwise by a look right before.
 
-use std::fs::File;
-use std::io;
 use std::sync::atomic::Ordering;
 
 use opendal::{Metadata, Writer};
-use rustix::buffer::spare_capacity;
-use rustix::io::{Errno, pread};
 
 use super::{Bucket, key_to_change};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::failpoint_io;
-use crate::ufs::{Content, Entry, Expected, Kind, blocking, stale};
+use crate::ufs::{Content, Entry, Expected, Kind, stale};
 
 /// Content up to this many bytes is one request; more is sent in parts of it, unless there were too many then.
 pub(super) const PART: u64 = 8 << 20;
@@ -108,7 +104,7 @@ impl Bucket {
         let mut sent = 0;
         while sent < content.length {
             let length = part_size.min(content.length - sent);
-            let part = read_part(content, sent, length).await?;
+            let part = content.part(sent, length).await?;
             writer.write(part).await.map_err(|error| self.refused(path, key, &error))?;
             failpoint_io("bucket.part")?;
             sent += length;
@@ -168,32 +164,6 @@ impl Bucket {
             _ => self.failed(key, error),
         }
     }
-}
-
-async fn read_part(content: &Content, offset: u64, length: u64) -> Result<Vec<u8>> {
-    let file = content.file.clone();
-    blocking(move || {
-        let length = usize::try_from(length).map_err(|_| Error::invalid("a part too long to be read"))?;
-        read_exact(&file, offset, length)
-            .map_err(|error| Error::from(error).context("what is to be stored is not read"))
-    })
-    .await
-}
-
-/// Reads into memory that was not cleared before.
-fn read_exact(file: &File, offset: u64, length: usize) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(length);
-    while bytes.len() < length {
-        let at = offset + bytes.len() as u64;
-        match pread(file, spare_capacity(&mut bytes), at) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    // Room that was given beyond what was asked for may have been filled too.
-    bytes.truncate(length);
-    Ok(bytes)
 }
 
 pub(super) fn is_a_directory(path: &[u8]) -> Error {

@@ -2,9 +2,8 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
-use rustix::fs::{Mode, OFlags, copy_file_range, openat};
+use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
 
 use super::attributes::give;
@@ -13,9 +12,6 @@ use super::{Local, entry_of_opened};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::failpoint_io;
 use crate::ufs::{Content, Entry, Expected, NewAttr, stale};
-
-/// Bytes that are copied at once where the kernel does not copy by itself.
-const BUFFER: u64 = 1 << 20;
 
 /// What content is called until it takes its place.
 fn temporary_name(intent: u64) -> Vec<u8> {
@@ -37,7 +33,8 @@ impl Local {
         self.must_be(path, &place, expected)?;
         let temporary = temporary_name(intent);
         let file = create(&place, &temporary).map_err(failed)?;
-        let placed = fill(&file, content)
+        let placed = content
+            .copy_to(&file)
             .and_then(|()| give(&file, attr))
             .and_then(|()| file.sync_all())
             .and_then(|()| failpoint_io("local.filled").map(drop))
@@ -99,38 +96,4 @@ fn create(place: &Place<'_>, name: &[u8]) -> io::Result<File> {
         created => created,
     };
     Ok(created?.into())
-}
-
-/// Copies by offset: others may read the same file.
-fn fill(to: &File, content: &Content) -> io::Result<()> {
-    let mut done = copied_by_kernel(to, content);
-    let mut buffer = Vec::new();
-    while done < content.length {
-        let wanted = (content.length - done).min(BUFFER);
-        buffer.resize(usize::try_from(wanted).map_err(io::Error::other)?, 0);
-        match content.file.read_at(&mut buffer, done) {
-            Ok(0) => return Err(io::Error::other(format!("what is to be stored ends at {done} bytes"))),
-            Ok(read) => {
-                to.write_all_at(&buffer[..read], done)?;
-                done += read as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-/// How many bytes the kernel has copied by itself. Why it stopped finds out who goes on.
-fn copied_by_kernel(to: &File, content: &Content) -> u64 {
-    let (mut read, mut written) = (0, 0);
-    while written < content.length {
-        let wanted = usize::try_from(content.length - written).unwrap_or(usize::MAX);
-        match copy_file_range(&content.file, Some(&mut read), to, Some(&mut written), wanted) {
-            Err(Errno::INTR) => {}
-            Ok(0) | Err(_) => break,
-            Ok(_) => {}
-        }
-    }
-    written
 }

@@ -19,11 +19,13 @@ fn attr() -> NewAttr {
 fn content(bytes: &[u8]) -> Content {
     let file = tempfile::tempfile().expect("tempfile");
     file.write_all_at(bytes, 0).expect("write");
-    Content { file: Arc::new(file), length: bytes.len() as u64 }
+    Content::in_file(Arc::new(file), bytes.len() as u64)
 }
 
+/// From a file if there are many, as a client does.
 fn put(ufs: &Local, path: &[u8], bytes: &[u8], expected: Expected<'_>) -> Result<Entry> {
-    ufs.put_now(path, &content(bytes), expected, attr(), 7)
+    let content = if bytes.len() > 3 { content(bytes) } else { Content::in_memory(Bytes::copy_from_slice(bytes)) };
+    ufs.put_now(path, &content, expected, attr(), 7)
 }
 
 fn names(path: &Path) -> Vec<String> {

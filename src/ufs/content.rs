@@ -1,0 +1,126 @@
+//! Content on its way into an under-storage.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rustix::buffer::spare_capacity;
+use rustix::fs::copy_file_range;
+use rustix::io::{Errno, pread};
+
+use super::blocking;
+use crate::error::{Error, Result};
+
+/// Bytes that are copied at once where the kernel does not copy by itself.
+const BUFFER: u64 = 1 << 20;
+
+/// Where content is that nobody changes meanwhile.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// A file of this host, open for reading; read by offset.
+    File(Arc<File>),
+    /// All of it.
+    Memory(Bytes),
+}
+
+/// Content to be stored.
+#[derive(Debug, Clone)]
+pub struct Content {
+    /// Where it is.
+    pub source: Source,
+    /// Bytes.
+    pub length: u64,
+}
+
+impl Content {
+    /// The first `length` bytes of a file.
+    pub fn in_file(file: Arc<File>, length: u64) -> Content {
+        Content { source: Source::File(file), length }
+    }
+
+    /// Bytes in memory.
+    pub fn in_memory(bytes: Bytes) -> Content {
+        Content { length: bytes.len() as u64, source: Source::Memory(bytes) }
+    }
+
+    /// Copies all of it to the beginning of a file, by offset: others may read the same source. Blocks.
+    pub(super) fn copy_to(&self, to: &File) -> io::Result<()> {
+        match &self.source {
+            Source::Memory(bytes) => to.write_all_at(bytes, 0),
+            Source::File(file) => copy(file, self.length, to),
+        }
+    }
+
+    /// A part of it in memory.
+    ///
+    /// *Errors*: the disk's; when it is shorter than it should be.
+    pub(super) async fn part(&self, offset: u64, length: u64) -> Result<Bytes> {
+        let too_long = |_| Error::invalid("a part too long to be read");
+        let length = usize::try_from(length).map_err(too_long)?;
+        match &self.source {
+            Source::Memory(bytes) => {
+                let offset = usize::try_from(offset).map_err(too_long)?;
+                Ok(bytes.slice(offset..offset + length))
+            }
+            Source::File(file) => {
+                let file = file.clone();
+                let read = move || {
+                    read_exact(&file, offset, length)
+                        .map_err(|error| Error::from(error).context("what is to be stored is not read"))
+                };
+                blocking(read).await.map(Bytes::from)
+            }
+        }
+    }
+}
+
+fn copy(file: &File, length: u64, to: &File) -> io::Result<()> {
+    let mut done = copied_by_kernel(file, length, to);
+    let mut buffer = Vec::new();
+    while done < length {
+        let wanted = (length - done).min(BUFFER);
+        buffer.resize(usize::try_from(wanted).map_err(io::Error::other)?, 0);
+        match file.read_at(&mut buffer, done) {
+            Ok(0) => return Err(io::Error::other(format!("what is to be stored ends at {done} bytes"))),
+            Ok(read) => {
+                to.write_all_at(&buffer[..read], done)?;
+                done += read as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// How many bytes the kernel has copied by itself. Why it stopped finds out who goes on.
+fn copied_by_kernel(file: &File, length: u64, to: &File) -> u64 {
+    let (mut read, mut written) = (0, 0);
+    while written < length {
+        let wanted = usize::try_from(length - written).unwrap_or(usize::MAX);
+        match copy_file_range(file, Some(&mut read), to, Some(&mut written), wanted) {
+            Err(Errno::INTR) => {}
+            Ok(0) | Err(_) => break,
+            Ok(_) => {}
+        }
+    }
+    written
+}
+
+/// Reads into memory that was not cleared before.
+fn read_exact(file: &File, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(length);
+    while bytes.len() < length {
+        let at = offset + bytes.len() as u64;
+        match pread(file, spare_capacity(&mut bytes), at) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    // Room that was given beyond what was asked for may have been filled too.
+    bytes.truncate(length);
+    Ok(bytes)
+}
