@@ -1,12 +1,13 @@
 //! Mutations of many callers as few log entries: what is asked for while a batch is under way makes the next one.
 //!
-//! Of creations one batch is under way at a time, so that what they say of their directories comes in order, and beside it one of
-//! what stores content, which never waits for an under-storage. Several at a time would be more entries of the log, each of
-//! which costs every master about the same however much it holds. Group commit, as databases do it, one step further out.
+//! One batch is under way at a time, so that what creations say of their directories comes in order: several would be more
+//! entries of the log, each of which costs every master about the same however much it holds. Only what stores content, which
+//! never waits for an under-storage, does not wait long for a batch that does. Group commit, as databases do it, one step
+//! further out.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::FutureExt;
@@ -20,6 +21,8 @@ use crate::error::{Error, Result};
 
 /// Most operations of a batch: what a log entry can hold many times over, and a caller waits for gladly.
 const OPS_MAX: usize = 256;
+/// How long content waits for a batch that is under way before it goes by itself.
+const PATIENCE: Duration = Duration::from_millis(20);
 /// Inode numbers reserved at a time, and how few may be left before the next are.
 const RESERVE: u32 = 8192;
 const RESERVE_BELOW: u64 = 4096;
@@ -43,16 +46,26 @@ struct Item {
     done: oneshot::Sender<Result<MutationResponse>>,
 }
 
-/// What waits for the next batch of its kind.
+/// What waits for the next batch.
 #[derive(Default)]
-struct Lane {
-    items: VecDeque<Item>,
+struct Queue {
+    creates: VecDeque<Item>,
+    contents: VecDeque<Item>,
     /// A batch is under way.
     running: bool,
+    /// How many have been.
+    sent: u64,
+    /// Somebody looks after content that waits too long.
+    watched: bool,
 }
 
-fn lock(lane: &Mutex<Lane>) -> MutexGuard<'_, Lane> {
-    lane.lock().unwrap_or_else(PoisonError::into_inner)
+impl Queue {
+    /// The next batch; content only, if that goes by itself.
+    fn next(&mut self, alone: bool) -> Vec<Item> {
+        let creates = if alone { 0 } else { self.creates.len().min(OPS_MAX) };
+        let contents = self.contents.len().min(OPS_MAX - creates);
+        self.creates.drain(..creates).chain(self.contents.drain(..contents)).collect()
+    }
 }
 
 /// Inode numbers of one session, not given to anything yet.
@@ -68,8 +81,7 @@ struct Numbers {
 /// The way of small mutations out of one client process.
 pub struct Batches {
     namespace: Arc<Namespace>,
-    creates: Mutex<Lane>,
-    contents: Mutex<Lane>,
+    queue: Mutex<Queue>,
     numbers: Mutex<Numbers>,
     /// Held by who asks for numbers that others wait for.
     reserving: tokio::sync::Mutex<()>,
@@ -87,16 +99,15 @@ impl Batches {
     pub fn new(namespace: Arc<Namespace>, observer: Option<Observer>) -> Arc<Batches> {
         Arc::new(Batches {
             namespace,
-            creates: Mutex::default(),
-            contents: Mutex::default(),
+            queue: Mutex::default(),
             numbers: Mutex::default(),
             reserving: tokio::sync::Mutex::default(),
             observer,
         })
     }
 
-    fn lane(&self, stores: bool) -> &Mutex<Lane> {
-        if stores { &self.contents } else { &self.creates }
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds an operation to the next batch. Returns its outcome to come; dropped, the operation is done all the same.
@@ -109,11 +120,15 @@ impl Batches {
     ) -> impl Future<Output = Result<MutationResponse>> + Send + use<> {
         let (done, outcome) = oneshot::channel();
         let stores = matches!(op, Op::BeginWrite(_) | Op::EndWrite(_));
-        let mut lane = lock(self.lane(stores));
-        lane.items.push_back(Item { op, done });
-        if !std::mem::replace(&mut lane.running, true) {
+        let mut queue = self.queue();
+        let items = if stores { &mut queue.contents } else { &mut queue.creates };
+        items.push_back(Item { op, done });
+        if !std::mem::replace(&mut queue.running, true) {
             let this = self.clone();
-            on.spawn(async move { this.send(stores).await });
+            on.spawn(async move { this.send().await });
+        } else if stores && !std::mem::replace(&mut queue.watched, true) {
+            let this = self.clone();
+            on.spawn(async move { this.watch().await });
         }
         outcome.map(|done| done.unwrap_or_else(|_| Err(Error::internal("a batch has ended without an answer"))))
     }
@@ -128,26 +143,46 @@ impl Batches {
             _ => false,
         };
         // What is waited for now was asked for lately.
-        lock(&self.creates).items.iter_mut().rev().any(creates);
+        self.queue().creates.iter_mut().rev().any(creates);
     }
 
     /// Number of creations that wait for the next batch.
     pub fn waiting(&self) -> usize {
-        lock(&self.creates).items.len()
+        self.queue().creates.len()
     }
 
-    async fn send(self: Arc<Self>, stores: bool) {
+    async fn send(&self) {
         loop {
-            let items: Vec<Item> = {
-                let mut lane = lock(self.lane(stores));
-                let count = lane.items.len().min(OPS_MAX);
-                if count == 0 {
-                    lane.running = false;
+            let items = {
+                let mut queue = self.queue();
+                let items = queue.next(false);
+                queue.running = !items.is_empty();
+                queue.sent += 1;
+                items
+            };
+            if items.is_empty() {
+                return;
+            }
+            self.send_one(items).await;
+        }
+    }
+
+    /// Sends content by itself while the batch under way takes too long.
+    async fn watch(&self) {
+        let mut sent = self.queue().sent;
+        loop {
+            tokio::time::sleep(PATIENCE).await;
+            let items = {
+                let mut queue = self.queue();
+                if queue.contents.is_empty() || !queue.running {
+                    queue.watched = false;
                     return;
                 }
-                lane.items.drain(..count).collect()
+                if std::mem::replace(&mut sent, queue.sent) == sent { queue.next(true) } else { Vec::new() }
             };
-            self.send_one(items).await;
+            if !items.is_empty() {
+                self.send_one(items).await;
+            }
         }
     }
 

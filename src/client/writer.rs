@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jindofs_proto::v1::batch_op::Op;
-use jindofs_proto::v1::{Attr, BeginWriteRequest, BeginWriteResponse, EndWriteRequest, StoredContent};
+use jindofs_proto::v1::{Attr, BeginWriteRequest, BeginWriteResponse, EndWriteRequest, Mount, StoredContent};
 use tokio::runtime::Handle;
 
 use super::batches::Batches;
@@ -16,7 +16,7 @@ use super::mounts::Mounts;
 use super::namespace::Namespace;
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::failpoint_io;
-use crate::ufs::{Content, Entry, Expected, NewAttr, Registry};
+use crate::ufs::{Content, Entry, Expected, NewAttr, Registry, Upload};
 
 /// How long the error of a write waits for a master to find out what came of it.
 const LOOK: Duration = Duration::from_secs(2);
@@ -63,6 +63,18 @@ impl Writer {
             ended => ended?,
         };
         ended.ok_or_else(|| Error::new(ErrorKind::NotFound, "the file was removed while it was stored"))
+    }
+
+    /// Begins to send content that is going to be stored at `path` of a mount in place of the version `base`, before its end is
+    /// known. `None` where the under-storage cannot be opened: whoever stores is told why.
+    pub fn begin_upload(
+        &self,
+        mount: &Mount,
+        path: Vec<u8>,
+        base: Vec<u8>,
+    ) -> Option<impl Future<Output = Result<Option<Upload>>> + Send + use<>> {
+        let storage = self.storage.open(&mount.ufs_uri, &mount.options).ok()?;
+        Some(async move { storage.begin(&path, expected(&base)).await })
     }
 
     async fn begin(&self, attr: &Attr) -> Result<BeginWriteResponse> {
@@ -116,14 +128,18 @@ impl Writer {
             Error::new(ErrorKind::Stale, format!("mount {} of the file does not exist any more", begun.mount_id))
         })?;
         let storage = self.storage.open(&mount.ufs_uri, &mount.options)?;
-        let expected = if base.is_empty() { Expected::Absent } else { Expected::Token(base) };
         let attr = begun.attr.as_ref().ok_or_else(|| Error::internal("begin a write: the answer lacks attributes"))?;
         let attr = NewAttr { mode: attr.mode, uid: attr.uid, gid: attr.gid };
         failpoint_io("write.begun")?;
-        let entry = storage.put(&begun.ufs_path, content, expected, attr, begun.intent).await?;
+        let entry = storage.put(&begun.ufs_path, content, expected(base), attr, begun.intent).await?;
         failpoint_io("write.stored")?;
         Ok(entry)
     }
+}
+
+/// What is there before content that was made from the version `base` is stored.
+fn expected(base: &[u8]) -> Expected<'_> {
+    if base.is_empty() { Expected::Absent } else { Expected::Token(base) }
 }
 
 /// Somebody else has ended the write: our session has expired meanwhile.

@@ -183,7 +183,7 @@ impl Filesystem for Adapter {
             Ok(()) => reply.written(length),
             Err(error) => reply.error(failed("write", inode.0, &error)),
         };
-        if let Some(written) = self.fs.write_now(inode.0, place, data) {
+        if let Some(written) = self.fs.write_now(inode.0, place, data, &self.runtime) {
             return answer(written, reply);
         }
         let (fs, data) = (self.fs.clone(), data.to_vec());

@@ -6,6 +6,7 @@
 //!
 //! An inode is staged from its first change to the close of its last handle. All its handles share what is staged.
 
+mod sending;
 mod spool;
 #[cfg(test)]
 mod tests;
@@ -19,13 +20,15 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use jindofs_proto::v1::Attr;
+use tokio::runtime::Handle;
 use tokio::sync::OwnedMutexGuard;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::now_ns;
 use crate::types::version_of;
-use crate::ufs::Content;
+use crate::ufs::{Content, Upload};
 
+use sending::{Head, Senders, Sending};
 use spool::Room;
 pub(super) use spool::{Place, Spool};
 
@@ -34,6 +37,10 @@ pub(super) use spool::{Place, Spool};
 struct Work {
     /// The version that was stored last, or that the content was made from.
     base: Attr,
+    /// Bytes that it has grown by since then.
+    grown: u64,
+    /// It is being sent already.
+    sending: Option<Sending>,
     /// Out of the table: whoever waited for the turn has to look again.
     gone: bool,
 }
@@ -161,7 +168,10 @@ impl Turn {
     ///
     /// *Errors*: `NoSpace`: then nothing has changed; the disk's.
     pub(super) fn write(&mut self, place: Place, data: &[u8]) -> Result<()> {
-        self.spool()?.write(place, data)?;
+        let spool = self.spool()?;
+        let before = spool.length();
+        spool.write(place, data)?;
+        self.work.grown += self.staged.length() - before;
         self.touch();
         Ok(())
     }
@@ -175,13 +185,36 @@ impl Turn {
         Ok(())
     }
 
-    /// The content for storing; it stays as it is for as long as the turn is ours.
+    /// The content; it stays as it is for as long as the turn is ours.
     pub(super) fn content(&self) -> Result<Content> {
         Ok(self.spool()?.content())
     }
 
+    /// Begins to send what is staged, if it is long and not on its way yet; `upload` begins the object.
+    pub(super) fn send_ahead<F>(&mut self, senders: &Senders, upload: impl FnOnce(&Attr) -> Option<F>, on: &Handle)
+    where
+        F: Future<Output = Result<Option<Upload>>> + Send + 'static,
+    {
+        let work = &mut *self.work;
+        if work.sending.is_none()
+            && !self.staged.is_unlinked()
+            && let Some(spool) = self.staged.spool.get()
+        {
+            work.sending = Sending::start(senders, spool, work.grown, || upload(&work.base), on);
+        }
+    }
+
+    /// What was sent of it before the end, which is now.
+    pub(super) async fn head(&mut self) -> Head {
+        match self.work.sending.take() {
+            Some(sending) => sending.end().await,
+            None => Head::default(),
+        }
+    }
+
     /// It is stored: `attr` is of the new version.
     pub(super) fn stored(&mut self, attr: Attr) {
+        self.work.grown = 0;
         self.rebase(attr);
         self.staged.dirty.store(false, Ordering::Release);
     }
@@ -195,6 +228,7 @@ impl Turn {
     /// Its name is gone: from now on it is of nobody's concern but its handles'.
     pub(super) fn unlinked(&mut self) {
         self.staged.unlinked.store(true, Ordering::Release);
+        self.work.sending = None;
     }
 }
 
@@ -202,6 +236,7 @@ impl Turn {
 #[derive(Debug)]
 pub(super) struct Staging {
     room: Arc<Room>,
+    pub(super) senders: Senders,
     staged: Mutex<HashMap<u64, Arc<Staged>>>,
     /// Number of entries: most clients write nothing, and should not pay for those who do.
     count: AtomicUsize,
@@ -210,7 +245,8 @@ pub(super) struct Staging {
 impl Staging {
     /// An empty one; the directory is made by [`Staging::prepare`].
     pub(super) fn new(dir: PathBuf, limit: u64) -> Staging {
-        Staging { room: Arc::new(Room::new(dir, limit)), staged: Mutex::default(), count: AtomicUsize::new(0) }
+        let room = Arc::new(Room::new(dir, limit));
+        Staging { room, senders: Senders::new(), staged: Mutex::default(), count: AtomicUsize::new(0) }
     }
 
     /// Makes the directory, for us alone.

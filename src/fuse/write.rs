@@ -10,12 +10,14 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
 use jindofs_proto::v1::{Attr, FileType, SetAttrRequest};
+use tokio::runtime::Handle;
 
 use crate::client::namespace::at_inode;
 use crate::client::{OpenFile, Reader};
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::source::source_of;
 use crate::types::version_of;
+use crate::ufs::{Content, Upload};
 
 use super::fs::Fs;
 use super::inodes::Known;
@@ -56,9 +58,18 @@ impl Fs {
     }
 
     /// Writes, if the file is staged and nobody is at work on it.
-    pub(super) fn write_now(&self, inode: u64, place: Place, data: &[u8]) -> Option<Result<()>> {
+    pub(super) fn write_now(&self, inode: u64, place: Place, data: &[u8], on: &Handle) -> Option<Result<()>> {
         let mut turn = self.staging.ready(inode)?.try_turn()?;
-        Some(turn.write(place, data))
+        let written = turn.write(place, data);
+        turn.send_ahead(&self.staging.senders, |base| self.begin_upload(base), on);
+        Some(written)
+    }
+
+    /// Begins the object that a file becomes when it is stored, where that is known.
+    fn begin_upload(&self, base: &Attr) -> Option<impl Future<Output = Result<Option<Upload>>> + Send + use<>> {
+        let mount = self.mounts.known(base.mount_id)?;
+        let path = self.inodes.path_below(mount.root_inode, base.inode)?;
+        self.writer.begin_upload(&mount, path, base.version_token.to_vec())
     }
 
     /// Writes through a handle.
@@ -140,7 +151,10 @@ impl Fs {
         if !turn.is_due() {
             return Ok(());
         }
-        let stored = self.writer.store(turn.base(), begun, turn.content()?).await;
+        let head = turn.head().await;
+        let content = Content { sent: head.sent.clone(), ..turn.content()? };
+        let stored = self.writer.store(turn.base(), begun, content).await;
+        head.sent.give_up().await;
         let attr = stored.inspect_err(|error| {
             if error.kind == ErrorKind::Stale {
                 self.inodes.expire(turn.inode());

@@ -10,7 +10,7 @@ use rustix::buffer::spare_capacity;
 use rustix::fs::copy_file_range;
 use rustix::io::{Errno, pread};
 
-use super::blocking;
+use super::{Sent, blocking};
 use crate::error::{Error, Result};
 
 /// Bytes that are copied at once where the kernel does not copy by itself.
@@ -32,17 +32,19 @@ pub struct Content {
     pub source: Source,
     /// Bytes.
     pub length: u64,
+    /// What of it is on its way already.
+    pub sent: Sent,
 }
 
 impl Content {
     /// The first `length` bytes of a file.
     pub fn in_file(file: Arc<File>, length: u64) -> Content {
-        Content { source: Source::File(file), length }
+        Content { source: Source::File(file), length, sent: Sent::default() }
     }
 
     /// Bytes in memory.
     pub fn in_memory(bytes: Bytes) -> Content {
-        Content { length: bytes.len() as u64, source: Source::Memory(bytes) }
+        Content { length: bytes.len() as u64, source: Source::Memory(bytes), sent: Sent::default() }
     }
 
     /// Copies all of it to the beginning of a file, by offset: others may read the same source. Blocks.
@@ -56,7 +58,7 @@ impl Content {
     /// A part of it in memory.
     ///
     /// *Errors*: the disk's; when it is shorter than it should be.
-    pub(super) async fn part(&self, offset: u64, length: u64) -> Result<Bytes> {
+    pub async fn part(&self, offset: u64, length: u64) -> Result<Bytes> {
         let too_long = |_| Error::invalid("a part too long to be read");
         let length = usize::try_from(length).map_err(too_long)?;
         match &self.source {

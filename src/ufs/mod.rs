@@ -12,6 +12,7 @@ mod registry;
 mod retry;
 mod role;
 mod s3;
+mod upload;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -19,6 +20,7 @@ use futures::future::BoxFuture;
 pub use content::{Content, Source};
 pub use options::{Options, validate};
 pub use registry::Registry;
+pub use upload::{Sent, Upload};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::check_name;
@@ -75,6 +77,21 @@ pub enum Expected<'a> {
     Token(&'a [u8]),
 }
 
+impl Expected<'_> {
+    /// To be kept, or taken to another thread.
+    fn owned(self) -> Option<Vec<u8>> {
+        match self {
+            Expected::Absent => None,
+            Expected::Token(token) => Some(token.to_vec()),
+        }
+    }
+
+    /// What [`Expected::owned`] was made of.
+    fn of(owned: &Option<Vec<u8>>) -> Expected<'_> {
+        owned.as_deref().map_or(Expected::Absent, Expected::Token)
+    }
+}
+
 /// Owner and permission bits of something new; object stores keep neither.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NewAttr {
@@ -129,6 +146,14 @@ pub trait Ufs: Send + Sync + std::fmt::Debug {
         attr: NewAttr,
         intent: u64,
     ) -> BoxFuture<'a, Result<Entry>>;
+
+    /// Begins to send content before its end is known; `None` where nothing is gained by that. A put that is given it takes it
+    /// over, if both are of the same place and expect the same.
+    ///
+    /// *Errors*: as [`Ufs::put`].
+    fn begin<'a>(&'a self, _path: &'a [u8], _expected: Expected<'a>) -> BoxFuture<'a, Result<Option<Upload>>> {
+        Box::pin(std::future::ready(Ok(None)))
+    }
 
     /// Removes what a put that was cut off has left beside `path`; that there is nothing is no error.
     fn clean<'a>(&'a self, path: &'a [u8], intent: u64) -> BoxFuture<'a, Result<()>>;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
-use super::{AttrChange, Content, Entry, Expected, Listing, NewAttr, Ufs};
+use super::{AttrChange, Content, Entry, Expected, Listing, NewAttr, Ufs, Upload};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Pauses between attempts; together they are shorter than what a reader waits for one worker.
@@ -73,6 +73,10 @@ impl<U: Ufs> Ufs for Retry<U> {
         intent: u64,
     ) -> BoxFuture<'a, Result<Entry>> {
         Box::pin(store_again(move || self.0.put(path, content.clone(), expected, attr, intent)))
+    }
+
+    fn begin<'a>(&'a self, path: &'a [u8], expected: Expected<'a>) -> BoxFuture<'a, Result<Option<Upload>>> {
+        Box::pin(again(move || self.0.begin(path, expected)))
     }
 
     fn clean<'a>(&'a self, path: &'a [u8], intent: u64) -> BoxFuture<'a, Result<()>> {

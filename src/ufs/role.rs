@@ -15,7 +15,7 @@ use tokio::sync::Mutex;
 use super::bucket::{Bucket, with_causes};
 use super::options::{Options, value};
 use super::oss::Keys;
-use super::{AttrChange, Content, Entry, Expected, Listing, NewAttr, Ufs};
+use super::{AttrChange, Content, Entry, Expected, Listing, NewAttr, Ufs, Upload};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Keys are renewed when they have less than this left.
@@ -205,6 +205,10 @@ impl Ufs for RoleBucket {
         intent: u64,
     ) -> BoxFuture<'a, Result<Entry>> {
         Box::pin(async move { self.bucket().await?.put(path, content, expected, attr, intent).await })
+    }
+
+    fn begin<'a>(&'a self, path: &'a [u8], expected: Expected<'a>) -> BoxFuture<'a, Result<Option<Upload>>> {
+        Box::pin(async move { self.bucket().await?.begin(path, expected).await })
     }
 
     fn clean<'a>(&'a self, path: &'a [u8], intent: u64) -> BoxFuture<'a, Result<()>> {

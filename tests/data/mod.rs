@@ -1,5 +1,6 @@
 //! Reading real files: under-storage, workers and a kernel mount, and what must hold while parts of it are gone.
 
+mod ahead;
 mod bad_input;
 mod behind;
 mod cache;

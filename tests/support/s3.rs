@@ -41,6 +41,8 @@ pub const SECRET_KEY: &str = "test-secret-key";
 pub struct Control {
     gets: Mutex<HashMap<String, u64>>,
     lists: AtomicU64,
+    parts: AtomicU64,
+    refused: AtomicU64,
     fail_next: AtomicU64,
     pub troubles: Arc<Troubles>,
     /// Empty objects whose names end with '/', as bucket and key.
@@ -60,6 +62,16 @@ impl Control {
     /// Listings so far.
     pub fn lists(&self) -> u64 {
         self.lists.load(Ordering::SeqCst)
+    }
+
+    /// Parts of objects that have been stored so far.
+    pub fn parts(&self) -> u64 {
+        self.parts.load(Ordering::SeqCst)
+    }
+
+    /// Requests that were answered with 503 so far.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::SeqCst)
     }
 
     fn markers(&self) -> MutexGuard<'_, BTreeSet<(String, String)>> {
@@ -92,6 +104,7 @@ impl Control {
     fn gate(&self) -> S3Result<()> {
         let take = |left: u64| left.checked_sub(1);
         if self.fail_next.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_ok() {
+            self.refused.fetch_add(1, Ordering::SeqCst);
             return Err(s3_error!(SlowDown));
         }
         Ok(())
@@ -216,7 +229,9 @@ impl S3 for Front {
 
     async fn upload_part(&self, req: S3Request<UploadPartInput>) -> S3Result<S3Response<UploadPartOutput>> {
         self.before(&req, Kind::Part, &req.input.bucket, &req.input.key).await?;
-        self.inner.upload_part(req).await
+        let stored = self.inner.upload_part(req).await?;
+        self.control.parts.fetch_add(1, Ordering::SeqCst);
+        Ok(stored)
     }
 
     async fn complete_multipart_upload(

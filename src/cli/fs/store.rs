@@ -1,8 +1,8 @@
 //! Content into the cluster: `jindoctl fs put`, and files that `create` makes below a mount.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -86,7 +86,9 @@ async fn make(namespace: &Namespace, path: &[u8], mode: u32) -> Result<Attr> {
 /// The content, and the mode of a new file with it.
 fn open(from: &Path) -> Result<(File, u32)> {
     if from == Path::new(STDIN) {
-        let mut file = unnamed()?;
+        // It vanishes with this process.
+        let mut file =
+            tempfile::tempfile().map_err(|error| Error::from(error).context(std::env::temp_dir().display()))?;
         io::copy(&mut io::stdin().lock(), &mut file)?;
         return Ok((file, MODE));
     }
@@ -96,15 +98,6 @@ fn open(from: &Path) -> Result<(File, u32)> {
         return Err(Error::invalid("it is no regular file: give one, or `-` to read standard input"));
     }
     Ok((file, metadata.mode() & 0o777))
-}
-
-/// A file that vanishes with this process.
-fn unnamed() -> Result<File> {
-    let path = std::env::temp_dir().join(format!("jindoctl-{}", uuid::Uuid::new_v4()));
-    let failed = |error: io::Error| Error::from(error).context(path.display());
-    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
-    fs::remove_file(&path).map_err(failed)?;
-    Ok(file)
 }
 
 #[cfg(test)]
@@ -118,7 +111,7 @@ mod tests {
         assert!(error.kind == ErrorKind::InvalidArgument && error.message.contains("`-`"), "{error}");
         assert_eq!(open(&dir.path().join("none")).expect_err("missing").kind, ErrorKind::NotFound);
         let path = dir.path().join("f");
-        fs::write(&path, b"abc").expect("written");
+        std::fs::write(&path, b"abc").expect("written");
         let (file, mode) = open(&path).expect("a file");
         assert_eq!((file.metadata().expect("stat").len(), mode & 0o600), (3, 0o600));
     }

@@ -3,20 +3,18 @@
 //! Most files are small and stored right after they were made: to make and remove a second file for each would cost more
 //! than to store it.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
+use tokio::sync::Notify;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::ufs::Content;
-
-/// Numbers files of this process for the moment in which they have a name.
-static NEXT: AtomicU64 = AtomicU64::new(0);
 
 /// Most bytes of one inode in memory, and of all together.
 const MEMORY: usize = 128 << 10;
@@ -69,20 +67,6 @@ impl Room {
     }
 }
 
-/// A new file that has no name, or only for a moment where the file system cannot do without.
-fn unnamed(dir: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).mode(0o600);
-    match options.clone().custom_flags(libc::O_TMPFILE).open(dir) {
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR | libc::ENOENT)) => {}
-        opened => return opened,
-    }
-    let path = dir.join(format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
-    let file = options.create_new(true).open(&path)?;
-    fs::remove_file(&path)?;
-    Ok(file)
-}
-
 /// Where a write goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
@@ -103,12 +87,44 @@ enum Held {
 pub(crate) struct Spool {
     held: RwLock<Held>,
     length: AtomicU64,
+    /// How much of the beginning has stayed as it was since it is watched.
+    kept: AtomicU64,
+    grew: Notify,
     room: Arc<Room>,
 }
 
 impl Spool {
     pub(super) fn new(room: Arc<Room>) -> Spool {
-        Spool { held: RwLock::new(Held::Memory(Vec::new())), length: AtomicU64::new(0), room }
+        Spool {
+            held: RwLock::new(Held::Memory(Vec::new())),
+            length: AtomicU64::new(0),
+            kept: AtomicU64::new(0),
+            grew: Notify::new(),
+            room,
+        }
+    }
+
+    /// From now on [`Spool::kept`] tells what has stayed.
+    pub(super) fn watch(&self) {
+        self.kept.store(u64::MAX, Ordering::Release);
+    }
+
+    /// How many bytes of the beginning are what they were at the call of [`Spool::watch`], as far as there were any.
+    pub(super) fn kept(&self) -> u64 {
+        self.kept.load(Ordering::Acquire)
+    }
+
+    /// Waits until there are that many bytes. For one who waits; cancel-safe.
+    pub(super) async fn reaches(&self, length: u64) {
+        while self.length() < length {
+            self.grew.notified().await;
+        }
+    }
+
+    /// The length is another one now.
+    fn is(&self, length: u64) {
+        self.length.store(length, Ordering::Release);
+        self.grew.notify_one();
     }
 
     pub(super) fn length(&self) -> u64 {
@@ -166,7 +182,7 @@ impl Spool {
         }
         let dir = &self.room.dir;
         let failed = |error: io::Error| Error::from(error).context(format!("fuse.staging.dir {}", dir.display()));
-        let file = unnamed(dir).map_err(failed)?;
+        let file = tempfile::tempfile_in(dir).map_err(failed)?;
         file.write_all_at(bytes, 0).map_err(failed)?;
         self.room.leave_memory(bytes.len());
         let file = Arc::new(file);
@@ -187,12 +203,15 @@ impl Spool {
         let end = end.ok_or_else(|| Error::invalid(format!("no file can have a byte at {offset}")))?;
         let growth = end.saturating_sub(before);
         self.room.take(growth)?;
+        if offset < before {
+            self.kept.fetch_min(offset, Ordering::AcqRel);
+        }
         if let Err(error) = self.write_at(offset, data, before) {
             self.room.give_back(growth);
             return Err(error.context("staging"));
         }
         if growth > 0 {
-            self.length.store(end, Ordering::Release);
+            self.is(end);
         }
         Ok(())
     }
@@ -223,6 +242,7 @@ impl Spool {
         let before = self.length();
         let growth = length.saturating_sub(before);
         self.room.take(growth)?;
+        self.kept.fetch_min(length, Ordering::AcqRel);
         let resized = match self.change(length, |_| ()) {
             Ok(Some(file)) => file.set_len(length).map_err(Error::from),
             done => done.map(drop),
@@ -231,7 +251,7 @@ impl Spool {
             self.room.give_back(growth);
             return Err(error.context("staging"));
         }
-        self.length.store(length, Ordering::Release);
+        self.is(length);
         self.room.give_back(before.saturating_sub(length));
         Ok(())
     }

@@ -189,10 +189,13 @@ impl Load {
             parent: self.directory,
             mount_id: self.row.mount_id,
             name: entry.name.clone(),
+            version: 1,
+            ctime_ns: ctx.now,
+            born_index: ctx.index,
             ..InodeRow::default()
         };
         row.set_type(entry.r#type());
-        fill(ctx, &mut row, entry);
+        fill(&mut row, entry);
         ctx.count(&row, 1);
         rows::put_inode(ctx.txn, id, &row);
         namespace::link(ctx, &keys::dentry(self.content, &entry.name), id, entry.r#type());
@@ -206,19 +209,14 @@ impl Load {
     /// Brings an inode up to date.
     fn refresh(&mut self, ctx: &mut Ctx<'_>, id: u64, row: InodeRow, entry: &UfsEntry) {
         let mut fresh = row.clone();
-        fill(ctx, &mut fresh, entry);
-        (fresh.version, fresh.ctime_ns, fresh.born_index) = (row.version, row.ctime_ns, row.born_index);
+        fill(&mut fresh, entry);
         if fresh == row {
             return;
         }
         ctx.count(&row, -1);
-        let version = row.version;
-        let mut fresh = row;
-        fill(ctx, &mut fresh, entry);
-        if rows::is_dir(&fresh) {
-            // It counts changes of names: whoever knows all of them must be able to tell that these are still all.
-            fresh.version = version;
-        }
+        (fresh.ctime_ns, fresh.born_index) = (ctx.now, ctx.index);
+        // That of a directory counts changes of names: whoever knows all of them must be able to tell that these are still all.
+        fresh.version += u64::from(!rows::is_dir(&fresh));
         ctx.count(&fresh, 1);
         rows::put_inode(ctx.txn, id, &fresh);
         self.loaded.changed += 1;
@@ -265,7 +263,7 @@ impl Load {
 }
 
 /// Copies what the under-storage says into a row.
-fn fill(ctx: &Ctx<'_>, row: &mut InodeRow, entry: &UfsEntry) {
+fn fill(row: &mut InodeRow, entry: &UfsEntry) {
     if !row.own_attr {
         (row.mode, row.uid, row.gid) = (entry.mode & 0o7777, entry.uid, entry.gid);
     }
@@ -276,7 +274,4 @@ fn fill(ctx: &Ctx<'_>, row: &mut InodeRow, entry: &UfsEntry) {
     row.size = if entry.r#type() == FileType::Directory { 0 } else { entry.size };
     row.version_token = entry.version_token.clone();
     row.symlink_target = entry.symlink_target.clone();
-    row.ctime_ns = ctx.now;
-    row.version += 1;
-    row.born_index = ctx.index;
 }

@@ -15,7 +15,7 @@ use opendal::layers::TimeoutLayer;
 use opendal::{Builder, EntryMode, Metadata, Operator};
 
 use super::options::{self, Options, Owner};
-use super::{AttrChange, Content, Entry, Expected, Kind, Listing, NewAttr, Ufs, stale, tidy};
+use super::{AttrChange, Content, Entry, Expected, Kind, Listing, NewAttr, Ufs, Upload, stale, tidy};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Longest wait for an answer without a body.
@@ -259,6 +259,10 @@ impl Ufs for Bucket {
         _intent: u64,
     ) -> BoxFuture<'a, Result<Entry>> {
         Box::pin(async move { self.put_now(path, &content, expected).await })
+    }
+
+    fn begin<'a>(&'a self, path: &'a [u8], expected: Expected<'a>) -> BoxFuture<'a, Result<Option<Upload>>> {
+        Box::pin(async move { self.begin_now(path, expected).await.map(Some) })
     }
 
     /// Nothing is left beside the path. Parts of an upload that was cut off are not seen by anybody, and are removed by

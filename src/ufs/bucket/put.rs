@@ -3,12 +3,12 @@
 
 use std::sync::atomic::Ordering;
 
-use opendal::{Metadata, Writer};
+use opendal::Metadata;
 
 use super::{Bucket, key_to_change};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::failpoint_io;
-use crate::ufs::{Content, Entry, Expected, Kind, stale};
+use crate::ufs::{Content, Entry, Expected, Kind, Upload, stale};
 
 /// Content up to this many bytes is one request; more is sent in parts of it, unless there were too many then.
 pub(super) const PART: u64 = 8 << 20;
@@ -25,6 +25,33 @@ fn part_size(length: u64) -> u64 {
 impl Bucket {
     pub(super) async fn put_now(&self, path: &[u8], content: &Content, expected: Expected<'_>) -> Result<Entry> {
         let key = key_to_change(path)?;
+        let Some(upload) = content.sent.take() else { return self.put_whole(path, key, content, expected).await };
+        if !upload.is_for(key, expected) || upload.sent() > content.length || content.length > upload.part() * PARTS_MAX
+        {
+            upload.abort().await;
+            return self.put_whole(path, key, content, expected).await;
+        }
+        match self.finish(path, upload, content, expected).await {
+            Err(error) if of_the_upload(error.kind) => {
+                tracing::info!(key, %error, "what was sent before the end is of no use, and is sent again");
+                let stored = self.put_whole(path, key, content, expected).await;
+                stored.map_err(|error| match error.kind {
+                    // The first attempt may have come through all the same.
+                    ErrorKind::Stale => Error { kind: ErrorKind::OutcomeUnknown, ..error },
+                    _ => error,
+                })
+            }
+            done => done,
+        }
+    }
+
+    /// Begins to send an object of any length.
+    pub(super) async fn begin_now(&self, path: &[u8], expected: Expected<'_>) -> Result<Upload> {
+        let condition = self.condition(expected);
+        self.upload(path, key_to_change(path)?, 0, expected, condition).await
+    }
+
+    async fn put_whole(&self, path: &[u8], key: &str, content: &Content, expected: Expected<'_>) -> Result<Entry> {
         let condition = self.condition(expected);
         // Told before much is sent; without a condition the store is looked at again at the end.
         if condition.is_some() || content.length > PART {
@@ -69,54 +96,65 @@ impl Bucket {
         expected: Expected<'_>,
         condition: Option<Expected<'_>>,
     ) -> Result<Entry> {
-        let mut writer = self.writer(path, key, content.length, condition).await?;
-        let sent = match self.send(path, key, &mut writer, content).await {
-            Ok(()) if condition.is_none() => self.must_be(path, expected).await,
+        let upload = self.upload(path, key, content.length, expected, condition).await?;
+        self.finish(path, upload, content, expected).await
+    }
+
+    /// Sends what is left, and puts the whole in place.
+    async fn finish(
+        &self,
+        path: &[u8],
+        mut upload: Upload,
+        content: &Content,
+        expected: Expected<'_>,
+    ) -> Result<Entry> {
+        let sent = match self.send(path, &mut upload, content).await {
+            Ok(()) if !upload.conditional => self.must_be(path, expected).await,
             sent => sent,
         };
         if let Err(error) = sent {
-            self.abort(key, writer).await;
+            upload.abort().await;
             return Err(error);
         }
-        match writer.close().await {
-            Ok(written) => self.stored(key, &written, content.length).await,
+        match upload.writer.close().await {
+            Ok(written) => self.stored(&upload.key, &written, content.length).await,
             Err(error) => {
+                let key = upload.key.clone();
                 // Before the look: then nothing is under way any more.
-                self.abort(key, writer).await;
-                Err(self.not_closed(path, key, expected, &error).await)
+                upload.abort().await;
+                Err(self.not_closed(path, &key, expected, &error).await)
             }
         }
     }
 
-    async fn writer(&self, path: &[u8], key: &str, length: u64, condition: Option<Expected<'_>>) -> Result<Writer> {
-        let part = usize::try_from(part_size(length)).map_err(|_| Error::invalid("content too long to be stored"))?;
-        let writer = self.patient.writer_with(key).chunk(part).concurrent(CONCURRENT);
+    async fn upload(
+        &self,
+        path: &[u8],
+        key: &str,
+        length: u64,
+        expected: Expected<'_>,
+        condition: Option<Expected<'_>>,
+    ) -> Result<Upload> {
+        let part = part_size(length);
+        let chunk = usize::try_from(part).map_err(|_| Error::invalid("content too long to be stored"))?;
+        let writer = self.patient.writer_with(key).chunk(chunk).concurrent(CONCURRENT);
         let writer = match condition {
             None => writer,
             Some(Expected::Absent) => writer.if_not_exists(true),
             Some(Expected::Token(token)) => writer.if_match(std::str::from_utf8(token).map_err(|_| stale(path))?),
         };
-        writer.await.map_err(|error| self.refused(path, key, &error))
+        let writer = writer.await.map_err(|error| self.refused(path, key, &error))?;
+        Ok(Upload::new(writer, key, expected, condition.is_some(), part))
     }
 
-    async fn send(&self, path: &[u8], key: &str, writer: &mut Writer, content: &Content) -> Result<()> {
-        let part_size = part_size(content.length);
-        let mut sent = 0;
-        while sent < content.length {
-            let length = part_size.min(content.length - sent);
-            let part = content.part(sent, length).await?;
-            writer.write(part).await.map_err(|error| self.refused(path, key, &error))?;
+    async fn send(&self, path: &[u8], upload: &mut Upload, content: &Content) -> Result<()> {
+        while upload.sent() < content.length {
+            let length = upload.part().min(content.length - upload.sent());
+            let part = content.part(upload.sent(), length).await?;
+            upload.send(part).await.map_err(|error| self.refused(path, &upload.key, &error))?;
             failpoint_io("bucket.part")?;
-            sent += length;
         }
         Ok(())
-    }
-
-    /// Gives up what was sent; what cannot be given up is removed by the store in time.
-    async fn abort(&self, key: &str, mut writer: Writer) {
-        if let Err(error) = writer.abort().await {
-            tracing::debug!(key, %error, "an upload is not given up");
-        }
     }
 
     /// The object as others see it, whose time only they are told.
@@ -164,6 +202,13 @@ impl Bucket {
             _ => self.failed(key, error),
         }
     }
+}
+
+/// True for an error that says nothing of the object and its place: an upload that the store, or its keys, do not know any
+/// more. What passes is tried again by the caller.
+fn of_the_upload(kind: ErrorKind) -> bool {
+    use ErrorKind::{NotFound, PermissionDenied, UnderStorage, Unsupported};
+    matches!(kind, NotFound | PermissionDenied | UnderStorage | Unsupported)
 }
 
 pub(super) fn is_a_directory(path: &[u8]) -> Error {

@@ -201,19 +201,6 @@ fn entry_of(name: &[u8], metadata: &Metadata, target: impl FnOnce() -> rustix::i
     })
 }
 
-/// What is expected, to be taken to another thread.
-fn owned(expected: Expected<'_>) -> Option<Vec<u8>> {
-    match expected {
-        Expected::Absent => None,
-        Expected::Token(token) => Some(token.to_vec()),
-    }
-}
-
-/// What [`owned`] was made of.
-fn borrowed(expected: &Option<Vec<u8>>) -> Expected<'_> {
-    expected.as_deref().map_or(Expected::Absent, Expected::Token)
-}
-
 impl Ufs for Local {
     fn list<'a>(&'a self, path: &'a [u8]) -> BoxFuture<'a, Result<Listing>> {
         let (this, path) = (self.clone(), path.to_vec());
@@ -238,8 +225,8 @@ impl Ufs for Local {
         attr: NewAttr,
         intent: u64,
     ) -> BoxFuture<'a, Result<Entry>> {
-        let (this, path, expected) = (self.clone(), path.to_vec(), owned(expected));
-        Box::pin(blocking(move || this.put_now(&path, &content, borrowed(&expected), attr, intent)))
+        let (this, path, expected) = (self.clone(), path.to_vec(), expected.owned());
+        Box::pin(blocking(move || this.put_now(&path, &content, Expected::of(&expected), attr, intent)))
     }
 
     fn clean<'a>(&'a self, path: &'a [u8], intent: u64) -> BoxFuture<'a, Result<()>> {
@@ -275,8 +262,8 @@ impl Ufs for Local {
         expected: Expected<'a>,
     ) -> BoxFuture<'a, Result<Entry>> {
         let (this, from, token, to) = (self.clone(), from.to_vec(), token.to_vec(), to.to_vec());
-        let expected = owned(expected);
-        Box::pin(blocking(move || this.rename_now(&from, &token, &to, borrowed(&expected))))
+        let expected = expected.owned();
+        Box::pin(blocking(move || this.rename_now(&from, &token, &to, Expected::of(&expected))))
     }
 
     fn copy<'a>(
