@@ -20,7 +20,7 @@ const GROWN: u64 = 16 << 20;
 
 /// Who may send.
 #[derive(Debug)]
-pub(super) struct Senders(Arc<Semaphore>);
+pub(in crate::fuse) struct Senders(Arc<Semaphore>);
 
 impl Senders {
     pub(super) fn new() -> Senders {
@@ -30,7 +30,7 @@ impl Senders {
 
 /// One file on its way. Dropped, it is given up.
 #[derive(Debug)]
-pub(super) struct Sending {
+pub(in crate::fuse) struct Sending {
     spool: Arc<Spool>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<Option<(Upload, OwnedSemaphorePermit)>>,
@@ -38,8 +38,8 @@ pub(super) struct Sending {
 
 /// What was sent before the end, until all is stored.
 #[derive(Debug, Default)]
-pub(super) struct Head {
-    pub(super) sent: Sent,
+pub(in crate::fuse) struct Head {
+    pub(in crate::fuse) sent: Sent,
     _permit: Option<OwnedSemaphorePermit>,
 }
 
