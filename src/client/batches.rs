@@ -269,3 +269,35 @@ impl Batches {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use jindofs_proto::v1::{CreateRequest, EndWriteRequest};
+
+    use super::*;
+
+    fn item(op: Op) -> Item {
+        Item { op, done: oneshot::channel().0 }
+    }
+
+    fn stores(items: &[Item]) -> Vec<bool> {
+        items.iter().map(|item| matches!(item.op, Op::EndWrite(_))).collect()
+    }
+
+    #[test]
+    fn a_batch_takes_creations_first_and_content_that_goes_by_itself_takes_none() {
+        let mut queue = Queue::default();
+        for _ in 0..2 {
+            queue.creates.push_back(item(Op::Create(CreateRequest::default())));
+            queue.contents.push_back(item(Op::EndWrite(EndWriteRequest::default())));
+        }
+        assert_eq!(stores(&queue.next(true)), [true, true]);
+        queue.contents.push_back(item(Op::EndWrite(EndWriteRequest::default())));
+        assert_eq!(stores(&queue.next(false)), [false, false, true]);
+        assert!(queue.next(false).is_empty());
+        queue.creates.extend((0..OPS_MAX).map(|_| item(Op::Create(CreateRequest::default()))));
+        queue.contents.push_back(item(Op::EndWrite(EndWriteRequest::default())));
+        assert_eq!(queue.next(false).len(), OPS_MAX);
+        assert_eq!(stores(&queue.next(false)), [true]);
+    }
+}

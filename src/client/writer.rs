@@ -16,7 +16,7 @@ use super::mounts::Mounts;
 use super::namespace::Namespace;
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::failpoint_io;
-use crate::ufs::{Content, Entry, Expected, NewAttr, Registry, Upload};
+use crate::ufs::{Content, Entry, Expected, NewAttr, Registry, Sent, Upload};
 
 /// How long the error of a write waits for a master to find out what came of it.
 const LOOK: Duration = Duration::from_secs(2);
@@ -77,6 +77,14 @@ impl Writer {
         Some(async move { storage.begin(&path, expected(&base)).await })
     }
 
+    /// Prepares the storing of a new file at `path` of a mount, while the masters are told of it; best effort.
+    pub async fn prepare(&self, mount: &Mount, path: &[u8], attr: NewAttr, content: Content) -> Sent {
+        match self.storage.open(&mount.ufs_uri, &mount.options) {
+            Ok(storage) => storage.prepare(path, content, attr).await,
+            Err(_) => Sent::default(),
+        }
+    }
+
     async fn begin(&self, attr: &Attr) -> Result<BeginWriteResponse> {
         let (inode, base_token) = (attr.inode, attr.version_token.clone());
         let request = BeginWriteRequest { op: None, inode, base_token: base_token.clone() };
@@ -129,12 +137,17 @@ impl Writer {
         })?;
         let storage = self.storage.open(&mount.ufs_uri, &mount.options)?;
         let attr = begun.attr.as_ref().ok_or_else(|| Error::internal("begin a write: the answer lacks attributes"))?;
-        let attr = NewAttr { mode: attr.mode, uid: attr.uid, gid: attr.gid };
+        let attr = new_attr(attr);
         failpoint_io("write.begun")?;
         let entry = storage.put(&begun.ufs_path, content, expected(base), attr, begun.intent).await?;
         failpoint_io("write.stored")?;
         Ok(entry)
     }
+}
+
+/// What a new file is given.
+pub fn new_attr(attr: &Attr) -> NewAttr {
+    NewAttr { mode: attr.mode, uid: attr.uid, gid: attr.gid }
 }
 
 /// What is there before content that was made from the version `base` is stored.

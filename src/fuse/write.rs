@@ -9,15 +9,16 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
-use jindofs_proto::v1::{Attr, FileType, SetAttrRequest};
+use jindofs_proto::v1::{Attr, FileType, Mount, SetAttrRequest};
 use tokio::runtime::Handle;
 
 use crate::client::namespace::at_inode;
+use crate::client::writer::new_attr;
 use crate::client::{OpenFile, Reader};
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::source::source_of;
 use crate::types::version_of;
-use crate::ufs::{Content, Upload};
+use crate::ufs::{Content, Sent, Source, Upload};
 
 use super::fs::Fs;
 use super::inodes::Known;
@@ -67,8 +68,7 @@ impl Fs {
 
     /// Begins the object that a file becomes when it is stored, where that is known.
     fn begin_upload(&self, base: &Attr) -> Option<impl Future<Output = Result<Option<Upload>>> + Send + use<>> {
-        let mount = self.mounts.known(base.mount_id)?;
-        let path = self.inodes.path_below(mount.root_inode, base.inode)?;
+        let (mount, path) = self.place_of(base)?;
         self.writer.begin_upload(&mount, path, base.version_token.to_vec())
     }
 
@@ -147,12 +147,15 @@ impl Fs {
     }
 
     pub(super) async fn store(&self, turn: &mut Turn) -> Result<()> {
-        let begun = self.made_of(turn).await?;
+        let prepared = self.prepared(turn);
+        let (begun, prepared) = tokio::join!(self.made_of(turn), prepared);
+        let begun = begun?;
         if !turn.is_due() {
             return Ok(());
         }
         let head = turn.head().await;
-        let content = Content { sent: head.sent.clone(), ..turn.content()? };
+        let sent = prepared.unwrap_or_else(|| head.sent.clone());
+        let content = Content { sent, ..turn.content()? };
         let stored = self.writer.store(turn.base(), begun, content).await;
         head.sent.give_up().await;
         let attr = stored.inspect_err(|error| {
@@ -163,6 +166,25 @@ impl Fs {
         self.renewed(turn, attr.clone());
         turn.stored(attr);
         Ok(())
+    }
+
+    /// What can be done of storing a small file while it is being made, which takes the masters as long.
+    fn prepared<'s>(&'s self, turn: &Turn) -> impl Future<Output = Option<Sent>> + Send + use<'s> {
+        let base = turn.base();
+        let content = turn.content().ok().filter(|content| matches!(content.source, Source::Memory(_)));
+        let place = self.creates.get(base.inode).filter(|_| turn.is_due()).and_then(|_| self.place_of(base));
+        let attr = new_attr(base);
+        async move {
+            let ((mount, path), content) = place.zip(content)?;
+            Some(self.writer.prepare(&mount, &path, attr, content).await)
+        }
+    }
+
+    /// The mount of a file and its path there, as far as is known.
+    fn place_of(&self, attr: &Attr) -> Option<(Mount, Vec<u8>)> {
+        let mount = self.mounts.known(attr.mount_id)?;
+        let path = self.inodes.path_below(mount.root_inode, attr.inode)?;
+        Some((mount, path))
     }
 
     /// The file of `turn` has new attributes by a change of ours; its content is still what is staged.

@@ -5,6 +5,7 @@
 
 mod bucket;
 mod content;
+mod early;
 mod local;
 mod options;
 mod oss;
@@ -18,9 +19,10 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 
 pub use content::{Content, Source};
+pub use early::Sent;
 pub use options::{Options, validate};
 pub use registry::Registry;
-pub use upload::{Sent, Upload};
+pub use upload::Upload;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::check_name;
@@ -153,6 +155,11 @@ pub trait Ufs: Send + Sync + std::fmt::Debug {
     /// *Errors*: as [`Ufs::put`].
     fn begin<'a>(&'a self, _path: &'a [u8], _expected: Expected<'a>) -> BoxFuture<'a, Result<Option<Upload>>> {
         Box::pin(std::future::ready(Ok(None)))
+    }
+
+    /// Prepares a put of something new as far as can be without being seen; best effort. The put is given what this returns.
+    fn prepare<'a>(&'a self, _path: &'a [u8], _content: Content, _attr: NewAttr) -> BoxFuture<'a, Sent> {
+        Box::pin(std::future::ready(Sent::default()))
     }
 
     /// Removes what a put that was cut off has left beside `path`; that there is nothing is no error.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
-use super::{AttrChange, Content, Entry, Expected, Listing, NewAttr, Ufs, Upload};
+use super::{AttrChange, Content, Entry, Expected, Listing, NewAttr, Sent, Ufs, Upload};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Pauses between attempts; together they are shorter than what a reader waits for one worker.
@@ -77,6 +77,10 @@ impl<U: Ufs> Ufs for Retry<U> {
 
     fn begin<'a>(&'a self, path: &'a [u8], expected: Expected<'a>) -> BoxFuture<'a, Result<Option<Upload>>> {
         Box::pin(again(move || self.0.begin(path, expected)))
+    }
+
+    fn prepare<'a>(&'a self, path: &'a [u8], content: Content, attr: NewAttr) -> BoxFuture<'a, Sent> {
+        self.0.prepare(path, content, attr)
     }
 
     fn clean<'a>(&'a self, path: &'a [u8], intent: u64) -> BoxFuture<'a, Result<()>> {

@@ -4,8 +4,6 @@
 //! Nothing of it is seen before it is closed, on the condition that the file is then still what it was expected to be when
 //! this began. Given up it leaves nothing behind but parts, which the store removes.
 
-use std::sync::{Arc, Mutex, PoisonError};
-
 use bytes::Bytes;
 use opendal::Writer;
 
@@ -63,29 +61,6 @@ impl Upload {
     pub async fn abort(mut self) {
         if let Err(error) = self.writer.abort().await {
             tracing::debug!(key = self.key, %error, "an upload is not given up");
-        }
-    }
-}
-
-/// What of some content was sent already: whoever puts it first takes it over.
-#[derive(Debug, Clone, Default)]
-pub struct Sent(Arc<Mutex<Option<Upload>>>);
-
-impl Sent {
-    /// This much is on its way.
-    pub fn by(upload: Upload) -> Sent {
-        Sent(Arc::new(Mutex::new(Some(upload))))
-    }
-
-    /// What was sent, once.
-    pub(super) fn take(&self) -> Option<Upload> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-
-    /// Gives up what nobody has taken over.
-    pub async fn give_up(&self) {
-        if let Some(upload) = self.take() {
-            upload.abort().await;
         }
     }
 }

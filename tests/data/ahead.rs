@@ -30,7 +30,7 @@ async fn begin(site: &Site, path: &str, bytes: &[u8]) -> File {
 /// Waits until so many more parts have come since there were `before`.
 async fn wait_parts(site: &Site, before: u64, count: u64) {
     let control = site.s3.control.clone();
-    wait_until("parts are sent", PATIENCE, || (control.parts() >= before + count).then_some(())).await;
+    wait_until("parts are sent", PATIENCE, || control.parts() >= before + count).await;
 }
 
 /// Parts that belong to no object.
@@ -41,30 +41,30 @@ fn left_over(site: &Site) -> Vec<String> {
 }
 
 /// What is done to a file after most of it was sent; `model` is what it holds.
-type Change = fn(&File, &Path, &mut Vec<u8>);
+type Change = fn(&File, &mut Vec<u8>);
 
-fn grow(file: &File, _: &Path, model: &mut Vec<u8>) {
+fn grow(file: &File, model: &mut Vec<u8>) {
     file.write_all_at(b"the end", model.len() as u64).expect("staged");
     model.extend_from_slice(b"the end");
 }
 
-fn change_the_beginning(file: &File, _: &Path, model: &mut Vec<u8>) {
+fn change_the_beginning(file: &File, model: &mut [u8]) {
     file.write_all_at(b"header", 3).expect("staged");
     model[3..9].copy_from_slice(b"header");
 }
 
-fn cut_off(file: &File, _: &Path, model: &mut Vec<u8>) {
+fn cut_off(file: &File, model: &mut Vec<u8>) {
     file.set_len(PART as u64 + 5).expect("cut");
     file.set_len(2 * PART as u64).expect("grown");
     model.truncate(PART + 5);
     model.resize(2 * PART, 0);
 }
 
-fn store_twice(file: &File, at: &Path, model: &mut Vec<u8>) {
+fn store_twice(file: &File, model: &mut Vec<u8>) {
     file.sync_all().expect("stored");
-    change_the_beginning(file, at, model);
+    change_the_beginning(file, model);
     file.sync_all().expect("stored again");
-    grow(file, at, model);
+    grow(file, model);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -73,19 +73,22 @@ async fn most_of_a_long_file_is_sent_before_its_close_and_what_changed_since_is_
         return;
     }
     let site = writable(1, |_| {}).await;
-    let changes: [(&str, Change); 4] =
-        [("grown", grow), ("changed", change_the_beginning), ("cut", cut_off), ("twice", store_twice)];
+    let changes: [(&str, Change); 4] = [
+        ("grown", grow),
+        ("changed", |file, model| change_the_beginning(file, model)),
+        ("cut", cut_off),
+        ("twice", store_twice),
+    ];
     for (number, (name, change)) in changes.into_iter().enumerate() {
         let path = format!("s3/{name}");
-        let mut model = content(4 * PART + 1000, number as u32 + 1);
+        let mut model = content(4 * PART + 1000, 1 + u32::try_from(number).expect("few"));
         let before = site.s3.control.parts();
         let file = begin(&site, &path, &model).await;
-        // The last one waits for what comes behind it.
-        wait_parts(&site, before, 3).await;
+        // The last ones wait for what comes behind them.
+        wait_parts(&site, before, 2).await;
         assert_eq!(stored(&site, &path).await, None, "{name}: nobody sees it before it is stored");
-        let at = site.mnt.join(&path);
         let (closed, model) = off(move || {
-            change(&file, &at, &mut model);
+            change(&file, &mut model);
             (file.sync_all(), model)
         })
         .await;
@@ -123,7 +126,7 @@ async fn a_long_file_that_is_renamed_removed_or_stored_by_others_while_it_is_sen
 
     let before = site.s3.control.parts();
     let file = begin(&site, "s3/from", &bytes).await;
-    wait_parts(&site, before, 3).await;
+    wait_parts(&site, before, 2).await;
     let to = site.mnt.join("s3/to");
     let moved = go_on(file, move |from| std::fs::rename(from, to).expect("renamed"), site.mnt.join("s3/from")).await;
     moved.expect("stored under its new name");
@@ -132,20 +135,20 @@ async fn a_long_file_that_is_renamed_removed_or_stored_by_others_while_it_is_sen
 
     let before = site.s3.control.parts();
     let file = begin(&site, "s3/gone", &bytes).await;
-    wait_parts(&site, before, 3).await;
+    wait_parts(&site, before, 2).await;
     let gone = go_on(file, |at| std::fs::remove_file(at).expect("removed"), site.mnt.join("s3/gone")).await;
     gone.expect("a file without a name is stored nowhere");
     assert_eq!(stored(&site, "s3/gone").await, None);
 
     let before = site.s3.control.parts();
     let file = begin(&site, "s3/other", &bytes).await;
-    wait_parts(&site, before, 3).await;
+    wait_parts(&site, before, 2).await;
     site.put("other", b"theirs").await;
     let refused = go_on(file, |_| (), PathBuf::new()).await;
     assert_eq!(errno(refused), libc::ESTALE, "somebody else was first");
     assert_eq!(stored(&site, "s3/other").await.as_deref(), Some(&b"theirs"[..]));
 
-    let nothing = || left_over(&site).is_empty().then_some(());
+    let nothing = || left_over(&site).is_empty();
     wait_until("nothing is left of what was given up", PATIENCE, nothing).await;
     site.cluster.assert_no_panic();
 }
@@ -157,9 +160,15 @@ async fn a_store_that_refuses_what_is_sent_early_is_given_all_of_it_at_the_close
     }
     let site = writable(1, |_| {}).await;
     let bytes = content(4 * PART, 8);
+    let file = begin(&site, "s3/f", &bytes[..PART]).await;
     site.s3.control.fail_next(u64::MAX);
-    let file = begin(&site, "s3/f", &bytes).await;
-    let refused = || site.s3.control.refused().ge(&1).then_some(());
+    let rest = bytes[PART..].to_vec();
+    let file = off(move || {
+        file.write_all_at(&rest, PART as u64).expect("staged");
+        file
+    })
+    .await;
+    let refused = || site.s3.control.refused() > 0;
     wait_until("the upload is refused", PATIENCE, refused).await;
     site.s3.control.fail_next(0);
     off(move || file.sync_all()).await.expect("stored");

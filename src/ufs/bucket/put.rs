@@ -8,6 +8,7 @@ use opendal::Metadata;
 use super::{Bucket, key_to_change};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::failpoint_io;
+use crate::ufs::early::Early;
 use crate::ufs::{Content, Entry, Expected, Kind, Upload, stale};
 
 /// Content up to this many bytes is one request; more is sent in parts of it, unless there were too many then.
@@ -25,7 +26,9 @@ fn part_size(length: u64) -> u64 {
 impl Bucket {
     pub(super) async fn put_now(&self, path: &[u8], content: &Content, expected: Expected<'_>) -> Result<Entry> {
         let key = key_to_change(path)?;
-        let Some(upload) = content.sent.take() else { return self.put_whole(path, key, content, expected).await };
+        let Some(Early::Upload(upload)) = content.sent.take() else {
+            return self.put_whole(path, key, content, expected).await;
+        };
         if !upload.is_for(key, expected) || upload.sent() > content.length || content.length > upload.part() * PARTS_MAX
         {
             upload.abort().await;

@@ -20,7 +20,8 @@ use futures::future::BoxFuture;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, open, openat2, readlinkat};
 
 use self::place::is_temporary;
-use super::{AttrChange, Content, Entry, Expected, Kind, Listing, NewAttr, Ufs, blocking, stale, tidy};
+use super::early::Early;
+use super::{AttrChange, Content, Entry, Expected, Kind, Listing, NewAttr, Sent, Ufs, blocking, stale, tidy};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A local directory.
@@ -227,6 +228,22 @@ impl Ufs for Local {
     ) -> BoxFuture<'a, Result<Entry>> {
         let (this, path, expected) = (self.clone(), path.to_vec(), expected.owned());
         Box::pin(blocking(move || this.put_now(&path, &content, Expected::of(&expected), attr, intent)))
+    }
+
+    fn prepare<'a>(&'a self, path: &'a [u8], content: Content, attr: NewAttr) -> BoxFuture<'a, Sent> {
+        let (this, path) = (self.clone(), path.to_vec());
+        let filled = blocking(move || this.fill_now(&path, &content, attr));
+        Box::pin(async move {
+            match filled.await {
+                Ok(Some(filled)) => Sent::early(Early::Filled(filled)),
+                Ok(None) => Sent::default(),
+                // The put meets it again, and tells.
+                Err(error) => {
+                    tracing::debug!(%error, "a put is not prepared");
+                    Sent::default()
+                }
+            }
+        })
     }
 
     fn clean<'a>(&'a self, path: &'a [u8], intent: u64) -> BoxFuture<'a, Result<()>> {

@@ -3,14 +3,15 @@
 use std::fs::File;
 use std::io;
 
-use rustix::fs::{Mode, OFlags, openat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, openat};
 use rustix::io::Errno;
 
 use super::attributes::give;
 use super::place::{Place, TEMPORARY, is_version};
-use super::{Local, entry_of_opened};
+use super::{Local, by_fd, entry_of_opened};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::failpoint_io;
+use crate::ufs::early::{Early, Filled};
 use crate::ufs::{Content, Entry, Expected, NewAttr, stale};
 
 /// What content is called until it takes its place.
@@ -29,6 +30,13 @@ impl Local {
     ) -> Result<Entry> {
         let failed = |error: io::Error| self.failed(path, &error);
         let Some(place) = self.place(path)? else { return Err(self.no_place(path, expected)) };
+        if let Some(Early::Filled(filled)) = content.sent.take()
+            && expected == Expected::Absent
+            && filled.attr == attr
+            && self.link(path, &place, &filled.file)?
+        {
+            return self.in_place(path, &place, &filled.file);
+        }
         // Told before anything is copied, and once more when all is.
         self.must_be(path, &place, expected)?;
         let temporary = temporary_name(intent);
@@ -45,9 +53,44 @@ impl Local {
             let _ = place.unlink(&temporary);
             return Err(error);
         }
-        let stored = place.sync().and_then(|()| entry_of_opened(place.name, &file));
-        let unknown = |error: io::Error| Error { kind: ErrorKind::OutcomeUnknown, ..failed(error) };
+        self.in_place(path, &place, &file)
+    }
+
+    /// Makes durable that a file has its place.
+    fn in_place(&self, path: &[u8], place: &Place<'_>, file: &File) -> Result<Entry> {
+        let stored = place.sync().and_then(|()| entry_of_opened(place.name, file));
+        let unknown = |error: io::Error| Error { kind: ErrorKind::OutcomeUnknown, ..self.failed(path, &error) };
         stored.map_err(unknown)?.ok_or_else(|| Error::internal("a stored file is none"))
+    }
+
+    /// Fills a file that has no name; `None` where there are none.
+    pub(super) fn fill_now(&self, path: &[u8], content: &Content, attr: NewAttr) -> Result<Option<Filled>> {
+        let Some(place) = self.place(path)? else { return Ok(None) };
+        let flags = OFlags::WRONLY | OFlags::TMPFILE | OFlags::CLOEXEC;
+        let file = match openat(&place.directory, ".", flags, Mode::RUSR | Mode::WUSR) {
+            Ok(file) => File::from(file),
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(self.failed(path, &error.into())),
+        };
+        let filled = content.copy_to(&file).and_then(|()| give(&file, attr)).and_then(|()| file.sync_all());
+        filled.map_err(|error| self.failed(path, &error))?;
+        Ok(Some(Filled { file, attr }))
+    }
+
+    /// Gives a file without a name its place; false if that cannot be.
+    ///
+    /// *Errors*: `Stale` when something else is there.
+    fn link(&self, path: &[u8], place: &Place<'_>, file: &File) -> Result<bool> {
+        failpoint_io("local.filled").map_err(|error| self.failed(path, &error))?;
+        match linkat(CWD, by_fd(file), &place.directory, place.name, AtFlags::SYMLINK_FOLLOW) {
+            Ok(()) => Ok(true),
+            Err(Errno::EXIST) => Err(stale(path)),
+            // The directory may be on another file system by now.
+            Err(error) => {
+                tracing::debug!(%error, "a file that was filled gets no name");
+                Ok(false)
+            }
+        }
     }
 
     pub(super) fn clean_now(&self, path: &[u8], intent: u64) -> Result<()> {

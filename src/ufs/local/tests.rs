@@ -84,6 +84,35 @@ fn content_is_stored_whole_and_only_in_the_place_of_what_was_expected() {
     assert_eq!(names(dir.path()), [""; 0]);
 }
 
+/// Content of a new file `f` that is on disk before it is put.
+async fn prepared(ufs: &Local, bytes: &[u8]) -> Content {
+    let content = Content::in_memory(Bytes::copy_from_slice(bytes));
+    let sent = ufs.prepare(b"f", content.clone(), attr()).await;
+    Content { sent, ..content }
+}
+
+#[tokio::test]
+async fn what_was_prepared_has_no_name_before_it_is_put_and_takes_the_place_of_nothing() {
+    let (dir, ufs) = storage();
+    let content = prepared(&ufs, b"one").await;
+    assert_eq!(names(dir.path()), [""; 0]);
+    let one = ufs.put_now(b"f", &content, Expected::Absent, attr(), 7).expect("put");
+    assert_eq!(Some(&one), ufs.stat_now(b"f").expect("stat").as_ref());
+    assert_eq!((one.size, one.mode), (3, 0o750));
+    let content = prepared(&ufs, b"two").await;
+    assert_eq!(kind_of(ufs.put_now(b"f", &content, Expected::Absent, attr(), 7)), ErrorKind::Stale);
+    let content = prepared(&ufs, b"three").await;
+    ufs.put_now(b"f", &content, Expected::Token(&one.token), attr(), 7).expect("replaced, by another way");
+    assert_eq!(std::fs::read(dir.path().join("f")).expect("read"), b"three");
+    std::fs::remove_file(dir.path().join("f")).expect("removed");
+    let content = prepared(&ufs, b"four").await;
+    let other = NewAttr { mode: 0o600, ..attr() };
+    let four = ufs.put_now(b"f", &content, Expected::Absent, other, 7).expect("with other attributes");
+    assert_eq!((four.size, four.mode), (4, 0o600));
+    assert!(ufs.prepare(b"no/f", content, attr()).await.take().is_none(), "there is no such directory");
+    assert_eq!(names(dir.path()), ["f"]);
+}
+
 #[test]
 fn a_refused_put_leaves_nothing_behind() {
     let (dir, ufs) = storage();
