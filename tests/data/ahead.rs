@@ -1,36 +1,68 @@
 //! Long files are sent while they are written: what is sent before the close is not seen, and is used only if it is still
 //! what the file holds when it is stored.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use serde_json::{Value, json};
 
-use super::writes::{errno, names, off, stored, writable};
+use super::writes::{names, off, stored, writable};
 use super::{Site, content};
+use crate::support::agent::{Agent, Refusal, encode};
 use crate::support::cluster::PATIENCE;
 use crate::support::{fuse_works, wait_until};
 
 /// Bytes of a part.
 const PART: usize = 8 << 20;
 
-/// Writes `bytes` to a new file and leaves it open.
-async fn begin(site: &Site, path: &str, bytes: &[u8]) -> File {
-    let (at, bytes) = (site.mnt.join(path), bytes.to_vec());
-    off(move || {
-        let mut file = OpenOptions::new().read(true).write(true).create_new(true).open(at).expect("made");
-        for piece in bytes.chunks(1 << 20) {
-            file.write_all(piece).expect("staged");
-        }
-        file
-    })
-    .await
+/// A file that is held open by a process of its own, which nobody else inherits it from.
+struct Held {
+    agent: Agent,
+    model: Vec<u8>,
 }
 
-/// Waits until so many more parts have come since there were `before`.
-async fn wait_parts(site: &Site, before: u64, count: u64) {
-    let control = site.s3.control.clone();
-    wait_until("parts are sent", PATIENCE, || control.parts() >= before + count).await;
+impl Held {
+    /// A new file.
+    async fn make(site: &Site, path: &str) -> Held {
+        let at = site.mnt.join(path);
+        off(move || {
+            let mut agent = Agent::start();
+            agent.call(&json!(["open", 0, at, libc::O_RDWR | libc::O_CREAT, 0o644])).expect("made");
+            Held { agent, model: Vec::new() }
+        })
+        .await
+    }
+
+    /// A new file of which most is sent.
+    async fn sent(site: &Site, path: &str, bytes: &[u8]) -> Held {
+        let before = site.s3.control.parts();
+        let held = Held::make(site, path).await.write(0, bytes).await;
+        // The last ones wait for what comes behind them.
+        wait_until("parts are sent", PATIENCE, || site.s3.control.parts() >= before + 2).await;
+        assert!(stored(site, path).await.is_none(), "{path}: nobody sees it before it is stored");
+        held
+    }
+
+    async fn write(self, at: usize, bytes: &[u8]) -> Held {
+        let data = encode(bytes);
+        let mut held = self.told(json!(["write", 0, at, data])).await.expect("staged");
+        held.model.resize(held.model.len().max(at + bytes.len()), 0);
+        held.model[at..at + bytes.len()].copy_from_slice(bytes);
+        held
+    }
+
+    async fn cut(self, length: usize) -> Held {
+        let mut held = self.told(json!(["ftruncate", 0, length])).await.expect("cut");
+        held.model.resize(length, 0);
+        held
+    }
+
+    async fn told(self, command: Value) -> Result<Held, Refusal> {
+        let Held { mut agent, model } = self;
+        off(move || agent.call(&command).map(|_| Held { agent, model })).await
+    }
+
+    /// Closes it; what it holds then.
+    async fn close(self) -> Result<Vec<u8>, Refusal> {
+        self.told(json!(["close", 0])).await.map(|held| held.model)
+    }
 }
 
 /// Parts that belong to no object.
@@ -40,31 +72,28 @@ fn left_over(site: &Site) -> Vec<String> {
     left
 }
 
-/// What is done to a file after most of it was sent; `model` is what it holds.
-type Change = fn(&File, &mut Vec<u8>);
-
-fn grow(file: &File, model: &mut Vec<u8>) {
-    file.write_all_at(b"the end", model.len() as u64).expect("staged");
-    model.extend_from_slice(b"the end");
+/// What is done to a file after most of it was sent.
+#[derive(Debug, Clone, Copy)]
+enum Change {
+    Grown,
+    ChangedAtTheBeginning,
+    CutAndGrown,
+    StoredTwice,
 }
 
-fn change_the_beginning(file: &File, model: &mut [u8]) {
-    file.write_all_at(b"header", 3).expect("staged");
-    model[3..9].copy_from_slice(b"header");
-}
-
-fn cut_off(file: &File, model: &mut Vec<u8>) {
-    file.set_len(PART as u64 + 5).expect("cut");
-    file.set_len(2 * PART as u64).expect("grown");
-    model.truncate(PART + 5);
-    model.resize(2 * PART, 0);
-}
-
-fn store_twice(file: &File, model: &mut Vec<u8>) {
-    file.sync_all().expect("stored");
-    change_the_beginning(file, model);
-    file.sync_all().expect("stored again");
-    grow(file, model);
+impl Change {
+    async fn make(self, held: Held) -> Held {
+        let end = held.model.len();
+        match self {
+            Change::Grown => held.write(end, b"the end").await,
+            Change::ChangedAtTheBeginning => held.write(3, b"header").await,
+            Change::CutAndGrown => held.cut(PART + 5).await.cut(2 * PART).await,
+            Change::StoredTwice => {
+                let held = held.told(json!(["fsync", 0])).await.expect("stored").write(3, b"header").await;
+                held.told(json!(["fsync", 0])).await.expect("stored again").write(end, b"the end").await
+            }
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -73,44 +102,20 @@ async fn most_of_a_long_file_is_sent_before_its_close_and_what_changed_since_is_
         return;
     }
     let site = writable(1, |_| {}).await;
-    let changes: [(&str, Change); 4] = [
-        ("grown", grow),
-        ("changed", |file, model| change_the_beginning(file, model)),
-        ("cut", cut_off),
-        ("twice", store_twice),
-    ];
-    for (number, (name, change)) in changes.into_iter().enumerate() {
-        let path = format!("s3/{name}");
-        let mut model = content(4 * PART + 1000, 1 + u32::try_from(number).expect("few"));
+    let changes = [Change::Grown, Change::ChangedAtTheBeginning, Change::CutAndGrown, Change::StoredTwice];
+    for (change, salt) in changes.into_iter().zip(1..) {
+        let path = format!("s3/{change:?}");
         let before = site.s3.control.parts();
-        let file = begin(&site, &path, &model).await;
-        // The last ones wait for what comes behind them.
-        wait_parts(&site, before, 2).await;
-        assert_eq!(stored(&site, &path).await, None, "{name}: nobody sees it before it is stored");
-        let (closed, model) = off(move || {
-            change(&file, &mut model);
-            (file.sync_all(), model)
-        })
-        .await;
-        closed.expect("stored");
-        assert!(stored(&site, &path).await.as_ref() == Some(&model), "{name}");
-        assert!(site.ctl_ok(&["fs", "cat", &format!("/{path}")]) == model, "{name} for another client");
-        if name == "grown" {
+        let held = Held::sent(&site, &path, &content(4 * PART + 1000, salt)).await;
+        let model = change.make(held).await.close().await.expect("stored");
+        assert!(stored(&site, &path).await.as_ref() == Some(&model), "{change:?}");
+        assert!(site.ctl_ok(&["fs", "cat", &format!("/{path}")]) == model, "{change:?} for another client");
+        if matches!(change, Change::Grown) {
             assert_eq!(site.s3.control.parts() - before, 5, "nothing is sent twice");
         }
     }
     assert!(left_over(&site).is_empty(), "{:?}", left_over(&site));
     site.cluster.assert_no_panic();
-}
-
-/// Renames or removes what is open, and writes on.
-async fn go_on(file: File, change: impl FnOnce(&Path) + Send + 'static, at: PathBuf) -> std::io::Result<()> {
-    off(move || {
-        change(&at);
-        file.write_all_at(b"!", 4 * PART as u64).expect("staged");
-        file.sync_all()
-    })
-    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -122,34 +127,27 @@ async fn a_long_file_that_is_renamed_removed_or_stored_by_others_while_it_is_sen
     }
     let site = writable(1, |_| {}).await;
     let bytes = content(4 * PART, 7);
-    let whole = [&bytes[..], b"!"].concat();
+    let at = |name: &str| site.mnt.join("s3").join(name);
 
-    let before = site.s3.control.parts();
-    let file = begin(&site, "s3/from", &bytes).await;
-    wait_parts(&site, before, 2).await;
-    let to = site.mnt.join("s3/to");
-    let moved = go_on(file, move |from| std::fs::rename(from, to).expect("renamed"), site.mnt.join("s3/from")).await;
-    moved.expect("stored under its new name");
-    assert_eq!(stored(&site, "s3/from").await, None);
-    assert!(stored(&site, "s3/to").await.as_ref() == Some(&whole));
+    let held = Held::sent(&site, "s3/from", &bytes).await;
+    let (from, to) = (at("from"), at("to"));
+    off(move || std::fs::rename(from, to)).await.expect("renamed");
+    let model = held.write(bytes.len(), b"!").await.close().await.expect("stored under its new name");
+    assert!(stored(&site, "s3/from").await.is_none() && stored(&site, "s3/to").await.as_ref() == Some(&model));
 
-    let before = site.s3.control.parts();
-    let file = begin(&site, "s3/gone", &bytes).await;
-    wait_parts(&site, before, 2).await;
-    let gone = go_on(file, |at| std::fs::remove_file(at).expect("removed"), site.mnt.join("s3/gone")).await;
-    gone.expect("a file without a name is stored nowhere");
-    assert_eq!(stored(&site, "s3/gone").await, None);
+    let held = Held::sent(&site, "s3/gone", &bytes).await;
+    let gone = at("gone");
+    off(move || std::fs::remove_file(gone)).await.expect("removed");
+    held.write(bytes.len(), b"!").await.close().await.expect("a file without a name is stored nowhere");
+    assert!(stored(&site, "s3/gone").await.is_none());
 
-    let before = site.s3.control.parts();
-    let file = begin(&site, "s3/other", &bytes).await;
-    wait_parts(&site, before, 2).await;
+    let held = Held::sent(&site, "s3/other", &bytes).await;
     site.put("other", b"theirs").await;
-    let refused = go_on(file, |_| (), PathBuf::new()).await;
-    assert_eq!(errno(refused), libc::ESTALE, "somebody else was first");
+    let refusal = held.close().await.expect_err("somebody else was first");
+    assert_eq!(refusal.errno, libc::ESTALE);
     assert_eq!(stored(&site, "s3/other").await.as_deref(), Some(&b"theirs"[..]));
 
-    let nothing = || left_over(&site).is_empty();
-    wait_until("nothing is left of what was given up", PATIENCE, nothing).await;
+    wait_until("nothing is left of what was given up", PATIENCE, || left_over(&site).is_empty()).await;
     site.cluster.assert_no_panic();
 }
 
@@ -160,17 +158,11 @@ async fn a_store_that_refuses_what_is_sent_early_is_given_all_of_it_at_the_close
     }
     let site = writable(1, |_| {}).await;
     let bytes = content(4 * PART, 8);
-    let file = begin(&site, "s3/f", &bytes[..PART]).await;
+    let held = Held::make(&site, "s3/f").await.write(0, &bytes[..PART]).await;
     site.s3.control.fail_next(u64::MAX);
-    let rest = bytes[PART..].to_vec();
-    let file = off(move || {
-        file.write_all_at(&rest, PART as u64).expect("staged");
-        file
-    })
-    .await;
-    let refused = || site.s3.control.refused() > 0;
-    wait_until("the upload is refused", PATIENCE, refused).await;
+    let held = held.write(PART, &bytes[PART..]).await;
+    wait_until("the upload is refused", PATIENCE, || site.s3.control.refused() > 0).await;
     site.s3.control.fail_next(0);
-    off(move || file.sync_all()).await.expect("stored");
-    assert!(stored(&site, "s3/f").await.as_ref() == Some(&bytes));
+    let model = held.close().await.expect("stored");
+    assert!(model == bytes && stored(&site, "s3/f").await.as_ref() == Some(&model));
 }
