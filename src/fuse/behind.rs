@@ -62,8 +62,9 @@ impl Fs {
         }
         self.listings.came(at.0, at.1);
         self.inodes.grown(at.0, attr.mtime_ns);
-        self.send(at, &attr, on);
-        Some(Ok((self.enter_new(at, attr), number)))
+        let known = self.enter_new(at, attr);
+        self.send(at, &known.attr, on);
+        Some(Ok((known, number)))
     }
 
     /// Has everything at hand that making a file behind its answer takes. False where that cannot be, or there is such a name.

@@ -1,5 +1,8 @@
 //! Listings remembered for a moment, so that looking up many names of one directory asks a master once per thousand.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::{Mutex, PoisonError};
@@ -15,6 +18,19 @@ const ENTRIES_MAX: usize = 200_000;
 const DIRECTORIES: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
 /// Names asked for one by one before the whole directory is listed.
 const STREAK: u32 = 4;
+/// As many before all names are learnt of one in which we make files; twice as many each time that was in vain.
+const STREAK_OF_MAKERS: u32 = 64;
+const DOUBLINGS: u32 = 10;
+
+/// What is to be found out of a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wanted {
+    Nothing,
+    /// Everything that is in it.
+    Entries,
+    /// All its names, and its version.
+    Names,
+}
 
 /// What a remembered listing says of a name.
 #[derive(Debug)]
@@ -34,11 +50,16 @@ struct Directory {
     entries: HashMap<Box<[u8]>, Option<Attr>>,
     complete: bool,
     misses: u32,
-    listing: bool,
+    /// A listing is under way, which was begun then.
+    listing: Option<Instant>,
     /// We have changed it: whoever makes many files looks each of their names up, and would have all of them listed each time.
     changed: bool,
-    /// Of one that was made here: its version, with which all names are known that it has.
+    /// Its version, with all changes of names that we know of: all names that it has are known, or being learnt.
     own: Option<u64>,
+    /// When that was found out of one that was not made here.
+    learnt: Option<Instant>,
+    /// How often its names were learnt.
+    lessons: u32,
 }
 
 impl Directory {
@@ -48,9 +69,11 @@ impl Directory {
             entries: HashMap::new(),
             complete: false,
             misses: 0,
-            listing: false,
+            listing: None,
             changed: false,
             own: None,
+            learnt: None,
+            lessons: 0,
         }
     }
 }
@@ -94,11 +117,13 @@ impl DirCache {
             .renew(directory.inode, Directory { since: asked, changed: true, complete: true, own, ..Directory::new() });
     }
 
-    /// By a change of ours, and nothing else of it, `name` is in a directory now, or not any more.
-    pub(super) fn changed_name(&self, directory: u64, name: &[u8], is_there: bool) {
+    /// By a change of ours that was begun at `asked`, and nothing else of it, `name` is in a directory now, or not any more.
+    pub(super) fn changed_name(&self, directory: u64, name: &[u8], is_there: bool, asked: Instant) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.changes += 1;
-        let Some(known) = inner.directories.get_mut(&directory).filter(|known| known.own.is_some()) else {
+        // Whether a version that was learnt meanwhile counts this change is not known.
+        let counts = |known: &&mut Directory| known.own.is_some() && known.learnt.is_none_or(|learnt| learnt < asked);
+        let Some(known) = inner.directories.get_mut(&directory).filter(counts) else {
             return inner.renew(directory, Directory { changed: true, ..Directory::new() });
         };
         known.own = known.own.map(|version| version + 1);
@@ -124,7 +149,7 @@ impl DirCache {
         }
     }
 
-    /// True for a directory that was made here, and in which nobody else has changed a name since.
+    /// True for a directory of which all names are known, or being learnt, and in which nobody else has changed one since.
     pub(super) fn is_own(&self, directory: u64) -> bool {
         let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.directories.peek(&directory).is_some_and(|known| known.own.is_some())
@@ -148,6 +173,10 @@ impl DirCache {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(known) = inner.directories.get_mut(&directory.inode) else { return };
         let Some(own) = known.own else { return };
+        // An answer that was overtaken: its names came before the version was learnt.
+        if directory.version <= own {
+            return;
+        }
         if own + count != directory.version {
             return inner.renew(directory.inode, Directory { changed: true, ..Directory::new() });
         }
@@ -172,21 +201,65 @@ impl DirCache {
         }
     }
 
-    /// To be told that a name had to be asked for. True if the directory should now be listed, by this caller.
-    pub(super) fn missed(&self, directory: u64, ttl: Duration) -> bool {
+    /// To be told that a name had to be asked for. What this caller should now find out.
+    pub(super) fn missed(&self, directory: u64, ttl: Duration) -> Wanted {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let known = inner.entry(directory);
-        if known.own.is_some() {
-            return false;
+        if known.own.is_some() || known.listing.is_some() {
+            return Wanted::Nothing;
         }
-        if known.since.elapsed() >= ttl && !known.listing {
+        if known.since.elapsed() >= ttl {
             inner.renew(directory, Directory::new());
-            return false;
+            return Wanted::Nothing;
         }
         known.misses += 1;
-        let due = known.misses >= STREAK && !known.listing && !known.complete && !known.changed;
-        known.listing |= due;
-        due
+        let wanted = match known.changed {
+            true if known.misses >= STREAK_OF_MAKERS << known.lessons.min(DOUBLINGS) => Wanted::Names,
+            false if known.misses >= STREAK && !known.complete => Wanted::Entries,
+            _ => return Wanted::Nothing,
+        };
+        known.listing = Some(Instant::now());
+        wanted
+    }
+
+    /// Begins to learn the names of a directory; what comes by us from now on is known. To be told what the masters say of it
+    /// after everything that was on its way has come.
+    pub(super) fn begin_names(&self, directory: u64) -> Instant {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let begun = inner.begin(directory);
+        let known = inner.entry(directory);
+        (known.changed, known.lessons) = (true, known.lessons + 1);
+        begun
+    }
+
+    /// Of this version a directory was at `asked`: whatever is listed from now on is all it has, as far as it is not changed by
+    /// others. False if it was changed meanwhile so that all of it is in vain.
+    pub(super) fn learns(&self, directory: &Attr, begun: Instant, asked: Instant) -> bool {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = inner.directories.peek_mut(&directory.inode).filter(|known| known.listing == Some(begun));
+        let Some(known) = known else { return false };
+        (known.own, known.learnt, known.since) = (Some(directory.version), Some(Instant::now()), asked);
+        true
+    }
+
+    /// Adds names of the listing begun at `begun`; what is known already of one stays. False if the listing is in vain.
+    pub(super) fn add_names(&self, directory: u64, begun: Instant, page: &[Entry], end: bool) -> bool {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = inner.directories.get_mut(&directory);
+        let Some(known) = known.filter(|known| known.listing == Some(begun) && known.own.is_some()) else {
+            return false;
+        };
+        let before = known.entries.len();
+        for entry in page {
+            known.entries.entry(entry.name.as_ref().into()).or_default();
+        }
+        let after = known.entries.len();
+        if end {
+            (known.complete, known.listing) = (true, None);
+        }
+        inner.entries += after - before;
+        inner.shrink();
+        true
     }
 
     /// Begins a listing; pages are added with the returned time.
@@ -197,7 +270,8 @@ impl DirCache {
     /// Adds a page of the listing begun at `since`; ignored if another one was begun after it.
     pub(super) fn add(&self, directory: u64, since: Instant, page: &[Entry], end: bool) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(known) = inner.directories.get_mut(&directory).filter(|known| known.since == since) else { return };
+        let begun = |known: &&mut Directory| known.listing == Some(since);
+        let Some(known) = inner.directories.get_mut(&directory).filter(begun) else { return };
         let before = known.entries.len();
         for entry in page {
             if let Some(attr) = &entry.attr {
@@ -205,7 +279,9 @@ impl DirCache {
             }
         }
         known.complete = end;
-        known.listing = !end;
+        if end {
+            known.listing = None;
+        }
         inner.entries += inner.directories.peek(&directory).map_or(0, |known| known.entries.len()) - before;
         inner.shrink();
     }
@@ -215,7 +291,9 @@ impl DirCache {
     pub(super) fn first_page(&self, directory: u64, changes: u64, page: &[Entry], end: bool) {
         let since = {
             let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-            if inner.changes != changes {
+            let own = inner.directories.peek(&directory).is_some_and(|known| known.own.is_some());
+            // To know all names is worth more than to know what some of them stand for.
+            if inner.changes != changes || own {
                 return;
             }
             inner.begin(directory)
@@ -227,9 +305,9 @@ impl DirCache {
     /// A listing failed or was given up: the next streak may begin another.
     pub(super) fn ended(&self, directory: u64, since: Instant) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = inner.directories.get_mut(&directory).filter(|known| known.since == since) {
-            known.listing = false;
-            known.misses = 0;
+        if let Some(known) = inner.directories.get_mut(&directory).filter(|known| known.listing == Some(since)) {
+            // Half of the names are of no use.
+            (known.listing, known.misses, known.own) = (None, 0, None);
         }
     }
 
@@ -252,7 +330,7 @@ impl Inner {
 
     fn begin(&mut self, directory: u64) -> Instant {
         let since = Instant::now();
-        self.renew(directory, Directory { since, listing: true, ..Directory::new() });
+        self.renew(directory, Directory { since, listing: Some(since), ..Directory::new() });
         since
     }
 
@@ -260,7 +338,7 @@ impl Inner {
     fn renew(&mut self, directory: u64, fresh: Directory) {
         let known = self.entry(directory);
         let dropped = known.entries.len();
-        *known = fresh;
+        *known = Directory { lessons: known.lessons, ..fresh };
         self.entries -= dropped;
     }
 
@@ -269,127 +347,5 @@ impl Inner {
             let Some((_, dropped)) = self.directories.pop_lru() else { return };
             self.entries -= dropped.entries.len();
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const TTL: Duration = Duration::from_secs(60);
-
-    fn page(names: &[&str]) -> Vec<Entry> {
-        let entry = |(at, name): (usize, &&str)| Entry {
-            name: name.as_bytes().to_vec().into(),
-            attr: Some(Attr { inode: at as u64 + 10, ..Default::default() }),
-        };
-        names.iter().enumerate().map(entry).collect()
-    }
-
-    #[test]
-    fn a_name_is_absent_only_when_the_listing_is_complete() {
-        let cache = DirCache::new();
-        let since = cache.begin(1);
-        cache.add(1, since, &page(&["a", "b"]), false);
-        assert!(matches!(cache.get(1, b"a", TTL), Seen::Entry(_)));
-        assert!(matches!(cache.get(1, b"z", TTL), Seen::Unknown));
-        cache.add(1, since, &page(&["c"]), true);
-        assert!(matches!(cache.get(1, b"z", TTL), Seen::Absent));
-        assert!(matches!(cache.get(1, b"a", Duration::ZERO), Seen::Unknown), "too old");
-    }
-
-    #[test]
-    fn a_streak_of_misses_asks_for_one_listing() {
-        let cache = DirCache::new();
-        let asked = (0..20).filter(|_| cache.missed(1, TTL)).count();
-        assert_eq!(asked, 1);
-        assert!(!cache.missed(2, TTL), "another directory has its own streak");
-    }
-
-    #[test]
-    fn a_directory_that_we_change_ourselves_is_not_listed_for_every_streak_of_misses() {
-        let cache = DirCache::new();
-        for _ in 0..10 {
-            cache.changed(1);
-            assert_eq!((0..20).filter(|_| cache.missed(1, TTL)).count(), 0);
-        }
-        assert!(!cache.missed(1, Duration::ZERO), "what is old is forgotten");
-        assert_eq!((0..20).filter(|_| cache.missed(1, TTL)).count(), 1);
-    }
-
-    #[test]
-    fn after_the_first_page_of_a_reader_a_streak_of_misses_still_asks_for_a_listing() {
-        let cache = DirCache::new();
-        cache.first_page(1, cache.changes(), &page(&["a"]), false);
-        assert!(matches!(cache.get(1, b"a", TTL), Seen::Entry(_)));
-        assert_eq!((0..20).filter(|_| cache.missed(1, TTL)).count(), 1);
-    }
-
-    #[test]
-    fn a_page_of_an_older_listing_is_ignored() {
-        let cache = DirCache::new();
-        let old = cache.begin(1);
-        let new = cache.begin(1);
-        assert_ne!(old, new);
-        cache.add(1, old, &page(&["a"]), true);
-        assert!(matches!(cache.get(1, b"a", TTL), Seen::Unknown));
-    }
-
-    #[test]
-    fn nothing_that_was_asked_for_before_a_change_of_our_own_is_remembered() {
-        let cache = DirCache::new();
-        let before = cache.changes();
-        let since = cache.begin(1);
-        cache.add(1, since, &page(&["a"]), false);
-        cache.changed(1);
-        assert!(matches!(cache.get(1, b"a", TTL), Seen::Unknown));
-        cache.add(1, since, &page(&["b"]), true);
-        cache.first_page(1, before, &page(&["b"]), true);
-        assert!(matches!(cache.get(1, b"a", TTL), Seen::Unknown), "not absent");
-        assert!(matches!(cache.get(1, b"b", TTL), Seen::Unknown));
-        cache.first_page(1, cache.changes(), &page(&["b"]), true);
-        assert!(matches!(cache.get(1, b"b", TTL), Seen::Entry(_)));
-        assert_eq!(cache.inner.lock().expect("lock").entries, 1);
-    }
-
-    #[test]
-    fn a_directory_made_here_stays_known_over_all_changes_of_ours_and_is_forgotten_by_one_of_others() {
-        let (cache, asked) = (DirCache::new(), Instant::now());
-        let version = |version| Attr { inode: 1, version, ..Default::default() };
-        cache.born(&version(5), asked);
-        cache.changed_name(1, b"dir", true);
-        assert!(matches!(cache.get(1, b"dir", TTL), Seen::Unknown), "there, and to be asked for");
-        cache.changed_name(1, b"dir", false);
-        assert!(matches!(cache.get(1, b"dir", TTL), Seen::Absent));
-        cache.came(1, b"file");
-        cache.grew(&version(8), 1, asked, true);
-        assert!(cache.is_own(1) && !cache.missed(1, Duration::ZERO));
-        let later = asked + Duration::from_millis(1);
-        cache.confirm(&version(9), later);
-        assert!(
-            cache.is_own(1) && cache.inner.lock().expect("lock").directories.peek(&1).expect("known").since == asked
-        );
-        cache.confirm(&version(8), later);
-        assert_eq!(cache.inner.lock().expect("lock").directories.peek(&1).expect("known").since, later);
-        cache.grew(&version(10), 1, asked, true);
-        assert!(!cache.is_own(1), "somebody else has changed it too");
-        cache.changed_name(1, b"dir", true);
-        assert!(matches!(cache.get(1, b"other", TTL), Seen::Unknown));
-        assert_eq!(cache.inner.lock().expect("lock").entries, 0);
-    }
-
-    #[test]
-    fn the_number_of_remembered_entries_is_bounded() {
-        let cache = DirCache::new();
-        let names: Vec<_> = (0..1000).map(|number| format!("{number}")).collect();
-        let names: Vec<_> = names.iter().map(String::as_str).collect();
-        let entries = page(&names);
-        for directory in 0..400 {
-            let since = cache.begin(directory);
-            cache.add(directory, since, &entries, true);
-        }
-        let inner = cache.inner.lock().expect("lock");
-        assert!(inner.entries <= ENTRIES_MAX);
-        assert_eq!(inner.entries, inner.directories.iter().map(|(_, known)| known.entries.len()).sum::<usize>());
     }
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use jindofs_proto::v1::{FileType, Target, WorkerState};
+use jindofs_proto::v1::{Entry, FileType, Target, WorkerState};
 
 use crate::client::layout_cache::LayoutCache;
 use crate::client::mounts::Mounts;
@@ -22,7 +22,7 @@ use crate::rpc::channel::MasterChannel;
 use crate::ufs::Registry;
 
 use super::creates::Creates;
-use super::dircache::{DirCache, Seen};
+use super::dircache::{DirCache, Seen, Wanted};
 use super::directory::Directory;
 use super::handles::{FileHandle, Handles};
 use super::inodes::{Inodes, Known};
@@ -163,9 +163,11 @@ impl Fs {
             // All its names are known, and for that long only its version was not.
             return seen.map_err(|()| Error::new(ErrorKind::NotFound, "there is no such name"));
         }
-        if self.listings.missed(parent, self.ttl) {
-            let this = self.clone();
-            tokio::spawn(async move { this.remember_listing(parent).await });
+        let (this, wanted) = (self.clone(), self.listings.missed(parent, self.ttl));
+        match wanted {
+            Wanted::Nothing => {}
+            Wanted::Entries => drop(tokio::spawn(async move { this.remember_listing(parent).await })),
+            Wanted::Names => drop(tokio::spawn(async move { this.learn_names(parent).await })),
         }
         self.ask(at_entry(parent, name), self.inodes.get_named(parent, name)).await
     }
@@ -174,17 +176,43 @@ impl Fs {
     async fn remember_listing(&self, directory: u64) {
         self.creates.settled(directory).await;
         let since = self.listings.begin(directory);
+        let add = |page: &[Entry], end| {
+            self.listings.add(directory, since, page, end);
+            !self.listings.is_full(directory)
+        };
+        self.read_all(directory, add).await;
+        self.listings.ended(directory, since);
+    }
+
+    /// Learns all names of a directory in which this mount makes files: no master need be asked for each new one then.
+    async fn learn_names(&self, directory: u64) {
+        let begun = self.listings.begin_names(directory);
+        // What comes after this was begun is noted by it, and what was on its way before is listed.
+        self.creates.settled(directory).await;
+        let asked = Instant::now();
+        if let Ok(attr) = self.hasty.lookup(at_inode(directory)).await
+            && self.counts(&attr)
+            && self.listings.learns(&attr, begun, asked)
+        {
+            let add = |page: &[Entry], end| {
+                self.listings.add_names(directory, begun, page, end) && !self.listings.is_full(directory)
+            };
+            self.read_all(directory, add).await;
+        }
+        self.listings.ended(directory, begun);
+    }
+
+    /// Lists a directory for as long as `add` wants more; it is told whether a page is the last one.
+    async fn read_all(&self, directory: u64, add: impl Fn(&[Entry], bool) -> bool) {
         let mut after = Bytes::new();
         loop {
-            let Ok(page) = self.hasty.list_page(at_inode(directory), after, 0).await else { break };
+            let Ok(page) = self.hasty.list_page(at_inode(directory), after, 0).await else { return };
             let end = page.end || page.entries.is_empty();
             after = page.entries.last().map(|last| last.name.clone()).unwrap_or_default();
-            self.listings.add(directory, since, &page.entries, end);
-            if end || self.listings.is_full(directory) {
-                break;
+            if !add(&page.entries, end) || end {
+                return;
             }
         }
-        self.listings.ended(directory, since);
     }
 
     /// Attributes young enough to be given without asking.

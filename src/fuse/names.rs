@@ -61,11 +61,11 @@ impl Fs {
         self.listings.changed(directory);
     }
 
-    /// A change of ours of one name was answered: it `is_there` now, or is not any more, if it was made.
-    fn changed_name<T>(&self, at: Name<'_>, is_there: bool, answer: &Result<T>) {
+    /// A change of ours of one name, begun at `asked`, was answered: it `is_there` now, or is not any more, if it was made.
+    fn changed_name<T>(&self, at: Name<'_>, is_there: bool, asked: Instant, answer: &Result<T>) {
         self.inodes.changed(at.0);
         match answer {
-            Ok(_) => self.listings.changed_name(at.0, at.1, is_there),
+            Ok(_) => self.listings.changed_name(at.0, at.1, is_there, asked),
             Err(_) => self.listings.changed(at.0),
         }
     }
@@ -75,8 +75,9 @@ impl Fs {
         // Never one that exists: nobody has checked yet whether the caller may open it.
         let request = CreateRequest { exclusive: true, ..made.request(at) };
         self.creates.settled(at.0).await;
+        let asked = Instant::now();
         let attr = self.patient.create(request).await;
-        self.changed_name(at, true, &attr);
+        self.changed_name(at, true, asked, &attr);
         attr.map_err(|error| match error.kind {
             // The kernel looks the name up again, and opens what it finds.
             ErrorKind::AlreadyExists if !exclusive => Error { kind: ErrorKind::Stale, ..error },
@@ -168,7 +169,7 @@ impl Fs {
         self.creates.settled(at.0).await;
         let asked = Instant::now();
         let attr = self.patient.mkdir(request).await;
-        self.changed_name(at, true, &attr);
+        self.changed_name(at, true, asked, &attr);
         let attr = attr?;
         self.listings.born(&attr, asked);
         Ok(Known::new(attr, Instant::now()))
@@ -188,8 +189,9 @@ impl Fs {
             gid: made.gid,
         };
         self.creates.settled(at.0).await;
+        let asked = Instant::now();
         let attr = self.patient.symlink(request).await;
-        self.changed_name(at, true, &attr);
+        self.changed_name(at, true, asked, &attr);
         Ok(Known::new(attr?, Instant::now()))
     }
 
@@ -202,8 +204,9 @@ impl Fs {
         if let Some(known) = self.inodes.get_named(at.0, at.1) {
             self.creates.settled(known.attr.inode).await;
         }
+        let asked = Instant::now();
         let removed = self.patient.rmdir(at_entry(at.0, at.1), false).await;
-        self.changed_name(at, false, &removed);
+        self.changed_name(at, false, asked, &removed);
         removed?;
         self.inodes.removed(at.0, at.1);
         Ok(())
@@ -219,8 +222,9 @@ impl Fs {
             Some(known) => self.keep_for_handles(&known.attr).await,
             None => None,
         };
+        let asked = Instant::now();
         let removed = self.patient.unlink(at_entry(at.0, at.1)).await;
-        self.changed_name(at, false, &removed);
+        self.changed_name(at, false, asked, &removed);
         if removed.is_ok() {
             self.inodes.removed(at.0, at.1);
         }

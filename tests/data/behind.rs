@@ -8,12 +8,14 @@ use std::time::SystemTime;
 
 use jindofs::client::namespace::at_path;
 
-use super::writes::{names, off, stored, writable};
+use super::writes::{names, off, stored, writable, writable_twice};
 use crate::support::cluster::PATIENCE;
 use crate::support::{fuse_works, wait_for};
 
 const THREADS: usize = 16;
 const EACH: usize = 40;
+/// Files of a directory before anybody makes one through a mount.
+const PLANTED: usize = 300;
 const TOUCHED: SystemTime = SystemTime::UNIX_EPOCH;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -106,10 +108,8 @@ async fn two_mounts_that_make_and_touch_the_same_files_at_once_have_one_of_each_
     if !fuse_works("two_mounts_that_make_and_touch_the_same_files_at_once_have_one_of_each_and_no_error") {
         return;
     }
-    let other = tempfile::tempdir().expect("tempdir");
-    let second = other.path().to_owned();
-    let site = writable(3, |dev| dev.mounts.push(second.clone())).await;
-    let mounts: [PathBuf; 2] = [site.mnt.clone(), other.path().to_owned()];
+    let (site, second) = writable_twice(3, |_| {}).await;
+    let mounts: [PathBuf; 2] = [site.mnt.clone(), second];
     off(move || {
         std::fs::create_dir(mounts[0].join("d")).expect("mkdir");
         for round in 0..100 {
@@ -168,6 +168,64 @@ async fn in_a_directory_where_files_are_made_all_the_time_a_name_that_came_by_th
         })
     });
     assert_eq!(seen.await, b"theirs");
+    site.cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_a_directory_that_was_there_before_each_mount_sees_what_the_other_makes_and_removes_while_both_make_files() {
+    let test =
+        "in_a_directory_that_was_there_before_each_mount_sees_what_the_other_makes_and_removes_while_both_make_files";
+    if !fuse_works(test) {
+        return;
+    }
+    let (site, second) = writable_twice(3, |_| {}).await;
+    std::fs::create_dir(site.local.join("d")).expect("mkdir");
+    for number in 0..PLANTED {
+        std::fs::write(site.local.join(format!("d/planted{number}")), b"planted").expect("written");
+    }
+    let (ours, theirs) = (site.mnt.join("local/d"), second.join("local/d"));
+    off(move || {
+        let (stop, made) = (AtomicBool::new(false), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            let makers: Vec<_> = (0..4)
+                .map(|maker| {
+                    let (ours, stop, made) = (&ours, &stop, &made);
+                    scope.spawn(move || {
+                        for count in 0.. {
+                            if stop.load(Ordering::Acquire) {
+                                return;
+                            }
+                            std::fs::write(ours.join(format!("m{maker}-{count}")), b"ours").expect("made");
+                            made.fetch_add(1, Ordering::AcqRel);
+                        }
+                    })
+                })
+                .collect();
+            for round in 0..20 {
+                // Enough to learn all names, the first time.
+                let enough = made.load(Ordering::Acquire) + 100;
+                let on = || (made.load(Ordering::Acquire) > enough).then_some(());
+                wait_for("files are made", PATIENCE, on);
+                let (new, gone) = (format!("theirs{round}"), format!("planted{round}"));
+                std::fs::write(theirs.join(&new), b"theirs").expect("made");
+                wait_for("what the other has made is seen", PATIENCE, || {
+                    std::fs::read(ours.join(&new)).is_ok_and(|seen| seen == b"theirs").then_some(())
+                });
+                std::fs::remove_file(theirs.join(&gone)).expect("removed");
+                wait_for("what the other has removed is not", PATIENCE, || {
+                    std::fs::metadata(ours.join(&gone)).is_err().then_some(())
+                });
+            }
+            stop.store(true, Ordering::Release);
+            makers.into_iter().for_each(|maker| maker.join().expect("no panic"));
+            let made = made.load(Ordering::Acquire);
+            for dir in [&ours, &theirs] {
+                assert_eq!(names(dir).len(), made + PLANTED, "as many were removed as the other has made");
+            }
+        });
+    })
+    .await;
+    site.cluster.assert_digests_equal().await;
     site.cluster.assert_no_panic();
 }
 

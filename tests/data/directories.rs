@@ -11,7 +11,7 @@ use std::time::Instant;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::writes::{names, off, writable};
+use super::writes::{names, off, writable_twice};
 use super::{Site, start};
 use crate::support::{fuse_works, rounds, seed};
 
@@ -110,16 +110,14 @@ async fn a_directory_read_with_steps_back_while_others_change_it_gives_what_stay
         return;
     }
     let seed = seed(test);
-    let second = tempfile::tempdir().expect("tempdir");
-    let other = second.path().to_owned();
-    let site = writable(1, |dev| dev.mounts.push(other)).await;
+    let (site, second) = writable_twice(1, |_| {}).await;
     let expected: Vec<String> = (0..STAY).map(|number| format!("stay-{number:04}")).collect();
     std::fs::create_dir(site.local.join("d")).expect("made");
     for name in &expected {
         std::fs::write(site.local.join("d").join(name), b"").expect("made");
     }
     let stop = Arc::new(AtomicBool::new(false));
-    let writers: Vec<_> = [(site.mnt.clone(), "a"), (second.path().to_owned(), "b")]
+    let writers: Vec<_> = [(site.mnt.clone(), "a"), (second, "b")]
         .into_iter()
         .map(|(mnt, salt)| {
             let (stop, random) = (stop.clone(), StdRng::seed_from_u64(seed ^ u64::from(salt.as_bytes()[0])));

@@ -16,7 +16,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 
-use super::writes::{names, off, stored, writable};
+use super::writes::{names, off, stored, writable, writable_twice};
 use super::{Site, TTL, content, s3_options, start};
 use crate::support::cluster::PATIENCE;
 use crate::support::s3::trouble::{Held, Kind};
@@ -178,9 +178,7 @@ async fn under_always_a_name_that_was_unlinked_never_returns_however_late_a_list
         return;
     }
     let mut random = StdRng::seed_from_u64(seed(test));
-    let second = tempfile::tempdir().expect("tempdir");
-    let other = second.path().to_owned();
-    let site = writable(1, |dev| dev.mounts.push(other)).await;
+    let (site, second) = writable_twice(1, |_| {}).await;
     let mut left: Vec<String> = (0..60).map(|number| format!("f{number:02}")).collect();
     for name in &left {
         site.put(&format!("d/{name}"), name.as_bytes()).await;
@@ -188,7 +186,7 @@ async fn under_always_a_name_that_was_unlinked_never_returns_however_late_a_list
     mount_always(&site);
     // What they tell is as old when they are answered. Nothing is held: within a mount nothing is removed during a listing.
     site.s3.control.troubles.delay(Kind::List, LATE);
-    let (dir, far) = (site.mnt.join("always/d"), second.path().join("always/d"));
+    let (dir, far) = (site.mnt.join("always/d"), second.join("always/d"));
     let at = far.clone();
     assert_eq!(off(move || names(&at).len()).await, left.len());
     let removed = Arc::new(Removed::default());

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use jindofs::dev::DevOptions;
 
 use super::Site;
-use super::writes::{off, writable};
+use super::writes::{off, writable_twice};
 use crate::support::cluster::PATIENCE;
 use crate::support::{after, fuse_works, wait_for};
 
@@ -138,18 +138,11 @@ struct Pair {
     other: PathBuf,
     one: Locker,
     two: Locker,
-    _dir: tempfile::TempDir,
 }
 
 async fn pair(masters: usize, change: impl FnOnce(&mut DevOptions) + Send) -> Pair {
-    let dir = tempfile::tempdir().expect("tempdir");
-    let other = dir.path().to_owned();
-    let site = writable(masters, |dev| {
-        dev.mounts.push(other.clone());
-        change(dev);
-    })
-    .await;
-    let mut pair = Pair { site, other, one: Locker::start(), two: Locker::start(), _dir: dir };
+    let (site, other) = writable_twice(masters, change).await;
+    let mut pair = Pair { site, other, one: Locker::start(), two: Locker::start() };
     let (at, there) = (pair.at("f"), pair.there("f"));
     off(move || {
         pair.one.ok(&format!("open f {}", at.display()));

@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use serde_json::json;
 
 use super::Site;
-use super::writes::{off, writable};
+use super::writes::{off, writable_twice};
 use crate::support::agent::{Agent, Refusal};
 use crate::support::cluster::PATIENCE;
 use crate::support::{fuse_works, rounds, wait_until};
@@ -170,10 +170,7 @@ async fn kill_leaders_and_workers(site: &Site, load: &Load) {
 }
 
 async fn under_fire(registers: Vec<Arc<Register>>) {
-    let other = tempfile::tempdir().expect("tempdir");
-    let second = other.path().to_owned();
-    let site = writable(3, |dev| {
-        dev.mounts.push(second.clone());
+    let (site, second) = writable_twice(3, |dev| {
         dev.settings.push(("fuse.attr-ttl".into(), "0s".into()));
         // What was seen before may not serve while a new leader is elected, as it does where that is allowed.
         dev.settings.push(("fuse.offline-max-staleness".into(), "0s".into()));

@@ -18,6 +18,8 @@ use crate::support::{fuse_works, wait_for, wait_until};
 
 /// Sessions that expire soon, so that what a dead client has left is found soon.
 const SESSION_TTL: &str = "2s";
+/// Name of a second mount's directory.
+const SECOND: &str = "second";
 
 pub(super) async fn writable(masters: usize, change: impl FnOnce(&mut DevOptions) + Send) -> Site {
     start(masters, |dev| {
@@ -26,6 +28,19 @@ pub(super) async fn writable(masters: usize, change: impl FnOnce(&mut DevOptions
         change(dev);
     })
     .await
+}
+
+/// As [`writable`], with a second mount, and where that is.
+pub(super) async fn writable_twice(masters: usize, change: impl FnOnce(&mut DevOptions) + Send) -> (Site, PathBuf) {
+    let site = writable(masters, |dev| {
+        let second = dev.mounts[0].with_file_name(SECOND);
+        std::fs::create_dir(&second).expect("mkdir");
+        dev.mounts.push(second);
+        change(dev);
+    })
+    .await;
+    let second = site.mnt.with_file_name(SECOND);
+    (site, second)
 }
 
 /// Runs what waits for the kernel off the threads that serve S3.
@@ -263,12 +278,10 @@ async fn of_two_writers_the_first_to_close_wins_and_the_other_is_told() {
     if !fuse_works("of_two_writers_the_first_to_close_wins_and_the_other_is_told") {
         return;
     }
-    let other = tempfile::tempdir().expect("tempdir");
-    let second = other.path().to_owned();
-    let site = writable(1, |dev| dev.mounts.push(second.clone())).await;
+    let (site, second) = writable_twice(1, |_| {}).await;
     for storage in ["local", "s3"] {
         let path = format!("{storage}/f");
-        let (one, two) = (site.mnt.join(&path), other.path().join(&path));
+        let (one, two) = (site.mnt.join(&path), second.join(&path));
         off(move || {
             std::fs::write(&one, b"before").expect("written");
             let open = |path: &PathBuf| OpenOptions::new().write(true).custom_flags(libc::O_CLOEXEC).open(path);
@@ -429,16 +442,10 @@ async fn a_change_of_mode_does_not_make_a_writer_that_comes_second_the_first() {
     if !fuse_works("a_change_of_mode_does_not_make_a_writer_that_comes_second_the_first") {
         return;
     }
-    let other = tempfile::tempdir().expect("tempdir");
-    let second = other.path().to_owned();
-    let site = writable(1, |dev| {
-        dev.mounts.push(second.clone());
-        dev.settings.push(("fuse.attr-ttl".into(), "0s".into()));
-    })
-    .await;
+    let (site, second) = writable_twice(1, |dev| dev.settings.push(("fuse.attr-ttl".into(), "0s".into()))).await;
     for storage in ["local", "s3"] {
         let path = format!("{storage}/f");
-        let (one, two) = (site.mnt.join(&path), other.path().join(&path));
+        let (one, two) = (site.mnt.join(&path), second.join(&path));
         off(move || {
             std::fs::write(&one, b"before").expect("written");
             let mut late = Agent::start();
