@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use futures::StreamExt;
 use serde_json::json;
 
 use super::writes::{off, stored, writable};
@@ -16,6 +17,8 @@ use crate::support::{fuse_works, wait_until};
 
 /// Files of one directory.
 const TOGETHER: u32 = 500;
+/// How many look at what a writer has left, at once: in ten minutes it writes tens of thousands of files.
+const READERS: usize = 8;
 
 /// How long writers write, and how often a leader is killed: longer with `LONG=1`.
 fn times() -> (Duration, Duration) {
@@ -102,15 +105,29 @@ impl Writer {
         }
         assert!(failed.is_empty(), "a leader that is killed is a pause, no error");
         assert!(good.len() > 100, "{} files only", good.len());
-        let mut reader = (Agent::start(), site.mnt.join(storage));
-        for number in good {
-            let (path, bytes) = (path_of(salt, number), bytes_of(salt, number));
-            let below = format!("{storage}/{path}");
-            assert!(stored(site, &below).await.as_ref() == Some(&bytes), "{below} in the under-storage");
-            let (seen, back) = off(move || (reader.0.get(&reader.1.join(path)), reader)).await;
-            reader = back;
-            assert!(seen.as_ref() == Ok(&bytes), "{below} through the mount");
-        }
+        let files: Vec<(String, Vec<u8>)> =
+            good.into_iter().map(|number| (path_of(salt, number), bytes_of(salt, number))).collect();
+        let below = |path: &str| format!("{storage}/{path}");
+        let kept = futures::stream::iter(&files).map(async |(path, bytes)| {
+            assert!(stored(site, &below(path)).await.as_ref() == Some(bytes), "{} in the under-storage", below(path));
+        });
+        kept.buffer_unordered(READERS).collect::<()>().await;
+        let dir = site.mnt.join(storage);
+        off(move || {
+            std::thread::scope(|scope| {
+                for mine in files.chunks(files.len().div_ceil(READERS)) {
+                    let dir = &dir;
+                    scope.spawn(move || {
+                        let mut reader = Agent::start();
+                        for (path, bytes) in mine {
+                            let seen = reader.get(&dir.join(path));
+                            assert!(seen.as_ref() == Ok(bytes), "{storage}/{path} through the mount");
+                        }
+                    });
+                }
+            });
+        })
+        .await;
     }
 }
 
