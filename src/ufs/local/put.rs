@@ -41,10 +41,7 @@ impl Local {
         self.must_be(path, &place, expected)?;
         let temporary = temporary_name(intent);
         let file = create(&place, &temporary).map_err(failed)?;
-        let placed = content
-            .copy_to(&file)
-            .and_then(|()| give(&file, attr))
-            .and_then(|()| file.sync_all())
+        let placed = fill(&file, content, attr)
             .and_then(|()| failpoint_io("local.filled").map(drop))
             .map_err(failed)
             .and_then(|()| self.put_in_place(path, &place, &temporary, expected));
@@ -72,8 +69,7 @@ impl Local {
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT) => return Ok(None),
             Err(error) => return Err(self.failed(path, &error.into())),
         };
-        let filled = content.copy_to(&file).and_then(|()| give(&file, attr)).and_then(|()| file.sync_all());
-        filled.map_err(|error| self.failed(path, &error))?;
+        fill(&file, content, attr).map_err(|error| self.failed(path, &error))?;
         Ok(Some(Filled { file, attr }))
     }
 
@@ -125,6 +121,13 @@ impl Local {
             Expected::Token(_) => stale(path),
         }
     }
+}
+
+/// Brings content and attributes of a new file to disk; its name is another matter.
+fn fill(file: &File, content: &Content, attr: NewAttr) -> io::Result<()> {
+    content.copy_to(file)?;
+    give(file, attr)?;
+    file.sync_all()
 }
 
 /// A new file, in place of what an attempt of the same intent has left when it was cut off.
