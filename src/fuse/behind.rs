@@ -14,7 +14,7 @@ use jindofs_proto::v1::{Attr, BeginWriteResponse, CreateRequest, FileType, MetaP
 use tokio::runtime::Handle;
 
 use crate::client::batches::Grown;
-use crate::client::namespace::at_entry;
+use crate::client::namespace::{at_entry, at_inode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::now_ns;
 use crate::types::check_name;
@@ -157,6 +157,9 @@ impl Fs {
         match making.done().await {
             Ok(()) => Ok(making.take_begun()),
             Err(error) if error.kind == ErrorKind::AlreadyExists => {
+                if self.goes_on_as(turn, making.instead()).await? {
+                    return Ok(None);
+                }
                 // The other one stays; to nothing that was written here it is as good.
                 let written = turn.content()?.length > 0;
                 turn.unlinked();
@@ -167,6 +170,30 @@ impl Fs {
                 Err(error)
             }
         }
+    }
+
+    /// True if what is written to a file is stored as the one of its name that was made elsewhere at the same time: if that is
+    /// as if it was made here, and nobody has stored anything in it before.
+    ///
+    /// *Errors*: what the other one is like cannot be found out now.
+    async fn goes_on_as(&self, turn: &mut Turn, instead: Option<u64>) -> Result<bool> {
+        let Some(instead) = instead else { return Ok(false) };
+        if turn.base().inode == instead {
+            return Ok(true);
+        }
+        let other = match self.patient.lookup(at_inode(instead)).await {
+            Err(error) if error.kind == ErrorKind::NotFound => return Ok(false),
+            other => other?,
+        };
+        let same = is_as_made(turn.base(), &other);
+        if same {
+            turn.rebase(other);
+            if turn.is_new() {
+                // Whoever has made it stores that it is there; who writes to it must not find it stored by us.
+                turn.is_left_to_others();
+            }
+        }
+        Ok(same)
     }
 
     /// As [`Fs::made_of`], for a file that holds no data.
@@ -209,6 +236,13 @@ impl Fs {
         self.listings.grew(&directory, came, asked, counted);
         self.inodes.renew(Known::new(directory, asked));
     }
+}
+
+/// True for a file that differs in nothing from one that was made here and is empty. Nobody has asked whether the maker may open
+/// one of another owner or mode.
+fn is_as_made(made: &Attr, other: &Attr) -> bool {
+    let made_so = |attr: &Attr| (attr.r#type, attr.mode, attr.uid, attr.gid, attr.mount_id, attr.parent);
+    made_so(made) == made_so(other) && made.version_token == other.version_token
 }
 
 /// What a file will be, as far as nobody else has a say.

@@ -121,20 +121,21 @@ impl DirCache {
     pub(super) fn changed_name(&self, directory: u64, name: &[u8], is_there: bool, asked: Instant) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.changes += 1;
-        // Whether a version that was learnt meanwhile counts this change is not known.
-        let counts = |known: &&mut Directory| known.own.is_some() && known.learnt.is_none_or(|learnt| learnt < asked);
-        let Some(known) = inner.directories.get_mut(&directory).filter(counts) else {
-            return inner.renew(directory, Directory { changed: true, ..Directory::new() });
-        };
-        known.own = known.own.map(|version| version + 1);
-        let before = known.entries.len();
-        match is_there {
-            true => drop(known.entries.insert(name.into(), None)),
-            false => drop(known.entries.remove(name)),
+        let counted = inner.change(directory, |known| {
+            // Whether a version that was learnt meanwhile counts this change is not known.
+            let counts = known.own.is_some() && known.learnt.is_none_or(|learnt| learnt < asked);
+            if counts {
+                known.own = known.own.map(|version| version + 1);
+                match is_there {
+                    true => drop(known.entries.insert(name.into(), None)),
+                    false => drop(known.entries.remove(name)),
+                }
+            }
+            counts
+        });
+        if !counted {
+            inner.renew(directory, Directory { changed: true, ..Directory::new() });
         }
-        let after = known.entries.len();
-        inner.entries = inner.entries + after - before;
-        inner.shrink();
     }
 
     /// A master was asked at `asked` what a directory is like: of one that is ours, of the version that we know, all we know of
@@ -159,11 +160,11 @@ impl DirCache {
     pub(super) fn came(&self, directory: u64, name: &[u8]) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.changes += 1;
-        let Some(known) = inner.directories.get_mut(&directory) else { return };
-        let more = usize::from(known.entries.insert(name.into(), None).is_none());
-        known.changed = true;
-        inner.entries += more;
-        inner.shrink();
+        inner.change(directory, |known| {
+            known.entries.insert(name.into(), None);
+            known.changed = true;
+            true
+        });
     }
 
     /// `count` names that we have told of came into a directory, whose attributes afterwards are these; it was asked for at
@@ -245,21 +246,18 @@ impl DirCache {
     /// Adds names of the listing begun at `begun`; what is known already of one stays. False if the listing is in vain.
     pub(super) fn add_names(&self, directory: u64, begun: Instant, page: &[Entry], end: bool) -> bool {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = inner.directories.get_mut(&directory);
-        let Some(known) = known.filter(|known| known.listing == Some(begun) && known.own.is_some()) else {
-            return false;
-        };
-        let before = known.entries.len();
-        for entry in page {
-            known.entries.entry(entry.name.as_ref().into()).or_default();
-        }
-        let after = known.entries.len();
-        if end {
-            (known.complete, known.listing) = (true, None);
-        }
-        inner.entries += after - before;
-        inner.shrink();
-        true
+        inner.change(directory, |known| {
+            if known.listing != Some(begun) || known.own.is_none() {
+                return false;
+            }
+            for entry in page {
+                known.entries.entry(entry.name.as_ref().into()).or_default();
+            }
+            if end {
+                (known.complete, known.listing) = (true, None);
+            }
+            true
+        })
     }
 
     /// Begins a listing; pages are added with the returned time.
@@ -270,20 +268,21 @@ impl DirCache {
     /// Adds a page of the listing begun at `since`; ignored if another one was begun after it.
     pub(super) fn add(&self, directory: u64, since: Instant, page: &[Entry], end: bool) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let begun = |known: &&mut Directory| known.listing == Some(since);
-        let Some(known) = inner.directories.get_mut(&directory).filter(begun) else { return };
-        let before = known.entries.len();
-        for entry in page {
-            if let Some(attr) = &entry.attr {
-                known.entries.insert(entry.name.as_ref().into(), Some(attr.clone()));
+        inner.change(directory, |known| {
+            if known.listing != Some(since) {
+                return false;
             }
-        }
-        known.complete = end;
-        if end {
-            known.listing = None;
-        }
-        inner.entries += inner.directories.peek(&directory).map_or(0, |known| known.entries.len()) - before;
-        inner.shrink();
+            for entry in page {
+                if let Some(attr) = &entry.attr {
+                    known.entries.insert(entry.name.as_ref().into(), Some(attr.clone()));
+                }
+            }
+            known.complete = end;
+            if end {
+                known.listing = None;
+            }
+            true
+        });
     }
 
     /// Remembers the first page of a listing that somebody else goes on with, if nothing was changed by us since it was asked
@@ -332,6 +331,16 @@ impl Inner {
         let since = Instant::now();
         self.renew(directory, Directory { since, listing: Some(since), ..Directory::new() });
         since
+    }
+
+    /// Changes what is remembered of a directory, and says whether it did; false for one that is not.
+    fn change(&mut self, directory: u64, change: impl FnOnce(&mut Directory) -> bool) -> bool {
+        let Some(known) = self.directories.get_mut(&directory) else { return false };
+        let before = known.entries.len();
+        let changed = change(known);
+        self.entries = self.entries + known.entries.len() - before;
+        self.shrink();
+        changed
     }
 
     /// Forgets what is remembered of a directory.

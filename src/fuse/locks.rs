@@ -137,18 +137,21 @@ impl Fs {
                 None => return Err(Errno::WOULD_BLOCK),
             }
         }
-        self.see_anew(request.inode);
+        let inode = request.inode.0;
+        for inode in BTreeSet::from([inode, self.known_now(inode)]) {
+            self.see_anew(inode);
+        }
         Ok(())
     }
 
     /// What is opened under a lock is what those before have left, and as long.
-    fn see_anew(&self, inode: INodeNo) {
-        self.inodes.expire(inode.0);
+    fn see_anew(&self, inode: u64) {
+        self.inodes.changed(inode);
         // Attributes only: what the kernel keeps of the content is judged when the file is opened.
         if let Some(kernel) = self.locks.kernel.get()
-            && let Err(error) = kernel.inval_inode(inode, -1, 0)
+            && let Err(error) = kernel.inval_inode(INodeNo(inode), -1, 0)
         {
-            tracing::debug!(inode = inode.0, %error, "the kernel keeps attributes until they expire");
+            tracing::debug!(inode, %error, "the kernel keeps attributes until they expire");
         }
     }
 
@@ -188,8 +191,10 @@ impl Fs {
         if !self.locks.held.has(owner) {
             return Ok(());
         }
-        self.store_before_others(owner.0).await;
         let inode = self.known_as(owner.0).await.unwrap_or(owner.0);
+        for inode in BTreeSet::from([owner.0, inode]) {
+            self.store_before_others(inode).await;
+        }
         match self.patient.set_lock(inode, lock).await {
             Ok(_) => Ok(()),
             Err(error) if error.kind == ErrorKind::SessionExpired => Ok(()),

@@ -105,8 +105,7 @@ impl Fs {
             if !turn.is_ready() {
                 turn.begin(attr.clone(), self.staging.blank());
             }
-            // Nothing of it is stored yet.
-            turn.touch();
+            turn.is_made();
         }
         Ok((self.enter_new(at, attr), number))
     }

@@ -52,8 +52,12 @@ pub(super) struct Staged {
     /// The content, once it is here; until then readers read as if nothing was staged.
     spool: OnceLock<Arc<Spool>>,
     work: Arc<tokio::sync::Mutex<Work>>,
-    /// Differs from what is stored.
+    /// Waits to be stored.
     dirty: AtomicBool,
+    /// It does so only because the file is new: nothing was written to it, and everybody sees the same.
+    new: AtomicBool,
+    /// What is written through these handles is stored as another inode, which was made elsewhere at the same time.
+    elsewhere: AtomicBool,
     /// Has no name any more: only its handles see it, and it is never stored.
     unlinked: AtomicBool,
     mtime_ns: AtomicI64,
@@ -66,6 +70,8 @@ impl Staged {
             spool: OnceLock::new(),
             work: Arc::default(),
             dirty: AtomicBool::new(false),
+            new: AtomicBool::new(false),
+            elsewhere: AtomicBool::new(false),
             unlinked: AtomicBool::new(false),
             mtime_ns: AtomicI64::new(0),
         }
@@ -105,7 +111,11 @@ impl Staged {
 
     /// True if what others see of the file is not what its handles here see.
     pub(super) fn is_apart(&self) -> bool {
-        self.is_dirty() || self.is_unlinked()
+        (self.is_dirty() && !self.is_new()) || self.elsewhere.load(Ordering::Acquire) || self.is_unlinked()
+    }
+
+    fn is_new(&self) -> bool {
+        self.new.load(Ordering::Acquire)
     }
 }
 
@@ -154,9 +164,29 @@ impl Turn {
     }
 
     /// Notes a change, also one that leaves the content as it is.
-    pub(super) fn touch(&mut self) {
+    fn touch(&mut self) {
         self.staged.mtime_ns.store(now_ns(), Ordering::Release);
+        self.staged.new.store(false, Ordering::Release);
         self.staged.dirty.store(true, Ordering::Release);
+    }
+
+    /// The file is new, and not stored yet.
+    pub(super) fn is_made(&mut self) {
+        if !self.is_dirty() {
+            self.staged.new.store(true, Ordering::Release);
+            self.staged.dirty.store(true, Ordering::Release);
+        }
+    }
+
+    /// True if it is due only because it is new.
+    pub(super) fn is_new(&self) -> bool {
+        self.staged.is_new()
+    }
+
+    /// Others have stored something: what is new here, and nothing more, is not needed.
+    pub(super) fn is_left_to_others(&mut self) {
+        self.staged.dirty.store(false, Ordering::Release);
+        self.staged.new.store(false, Ordering::Release);
     }
 
     fn spool(&self) -> Result<&Arc<Spool>> {
@@ -217,10 +247,12 @@ impl Turn {
         self.work.grown = 0;
         self.rebase(attr);
         self.staged.dirty.store(false, Ordering::Release);
+        self.staged.new.store(false, Ordering::Release);
     }
 
-    /// Attributes have changed, and with them maybe the name of the version.
+    /// Attributes have changed, and with them maybe the name of the version, or the inode that it is stored as.
     pub(super) fn rebase(&mut self, attr: Attr) {
+        self.staged.elsewhere.store(attr.inode != self.inode(), Ordering::Release);
         self.staged.mtime_ns.store(attr.mtime_ns, Ordering::Release);
         self.work.base = attr;
     }
@@ -334,7 +366,7 @@ impl Staging {
         if let Ok(work) = staged.work.clone().try_lock_owned() {
             let mut turn = Turn { staged, work };
             turn.begin(base, self.blank());
-            turn.touch();
+            turn.is_made();
         }
     }
 
@@ -345,7 +377,7 @@ impl Staging {
         // While somebody has the turn, what is staged and what is known of it may differ.
         let Some(turn) = staged.and_then(|staged| staged.try_turn()) else { return };
         let differs = version_of(&turn.base().version_token) != version_of(&attr.version_token);
-        if differs && !turn.is_dirty() && !turn.is_unlinked() {
+        if differs && !turn.staged.is_apart() {
             self.remove(turn);
         }
     }

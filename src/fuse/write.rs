@@ -158,14 +158,28 @@ impl Fs {
         let content = Content { sent, ..turn.content()? };
         let stored = self.writer.store(turn.base(), begun, content).await;
         head.sent.give_up().await;
-        let attr = stored.inspect_err(|error| {
-            if error.kind == ErrorKind::Stale {
-                self.inodes.expire(turn.inode());
+        match stored {
+            Ok(attr) => {
+                self.renewed(turn, attr.clone());
+                turn.stored(attr);
+                Ok(())
             }
-        })?;
-        self.renewed(turn, attr.clone());
-        turn.stored(attr);
-        Ok(())
+            Err(error) if error.kind == ErrorKind::Stale => {
+                self.inodes.expire(turn.inode());
+                if turn.is_new() && self.others_have_stored(turn.base()).await {
+                    turn.is_left_to_others();
+                    return Ok(());
+                }
+                Err(error)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// True if a file that was made here is there, with what somebody else has stored in it.
+    async fn others_have_stored(&self, made: &Attr) -> bool {
+        let there = self.patient.lookup(at_inode(made.inode)).await;
+        there.is_ok_and(|attr| version_of(&attr.version_token) != version_of(&made.version_token))
     }
 
     /// What can be done of storing a small file while it is being made, which takes the masters as long.
@@ -190,7 +204,9 @@ impl Fs {
     /// The file of `turn` has new attributes by a change of ours; its content is still what is staged.
     pub(super) fn renewed(&self, turn: &Turn, attr: Attr) {
         let version = version_of(&attr.version_token);
-        self.inodes.pages_become(attr.inode, version_of(&turn.base().version_token), version);
+        if attr.inode == turn.inode() {
+            self.inodes.pages_become(attr.inode, version_of(&turn.base().version_token), version);
+        }
         self.news(attr);
     }
 
@@ -217,6 +233,9 @@ impl Fs {
             FileType::Symlink | FileType::Unspecified => return Err(Error::invalid("only a file has a length to set")),
         }
         let handle = number.and_then(|number| self.handles.file(number));
+        if handle.is_none() {
+            self.staging.drop_superseded(&attr);
+        }
         let opened = handle.as_ref().map(|handle| handle.file.source.version);
         let mut turn = self.stage(inode, opened, length).await?;
         let mut done = turn.truncate(length);

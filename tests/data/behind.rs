@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use jindofs::client::namespace::at_path;
+use serde_json::json;
 
 use super::writes::{names, off, stored, writable, writable_twice};
+use crate::support::agent::{Agent, decode, encode};
 use crate::support::cluster::PATIENCE;
 use crate::support::{fuse_works, wait_for};
 
@@ -137,6 +139,50 @@ async fn two_mounts_that_make_and_touch_the_same_files_at_once_have_one_of_each_
         let number =
             |mount: &PathBuf, round: usize| std::fs::metadata(mount.join(format!("d/f{round}"))).expect("stat").ino();
         assert!((0..100).all(|round| number(&mounts[0], round) == number(&mounts[1], round)));
+    })
+    .await;
+    site.cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_of_two_mounts_writes_to_a_file_that_both_have_made_is_in_it_and_neither_is_refused() {
+    if !fuse_works("what_one_of_two_mounts_writes_to_a_file_that_both_have_made_is_in_it_and_neither_is_refused") {
+        return;
+    }
+    let (site, second) = writable_twice(3, |_| {}).await;
+    let mounts = [site.mnt.clone(), second];
+    off(move || {
+        let mut agents = [Agent::start(), Agent::start()];
+        for dir in ["local/d", "s3/d"] {
+            std::fs::create_dir(mounts[0].join(dir)).expect("mkdir");
+            wait_for("both see it", PATIENCE, || std::fs::metadata(mounts[1].join(dir)).ok());
+            for round in 0..40 {
+                let files = mounts.each_ref().map(|mount| mount.join(format!("{dir}/f{round}")));
+                std::thread::scope(|scope| {
+                    for (agent, file) in agents.iter_mut().zip(&files) {
+                        let open = json!(["open", "f", file, libc::O_RDWR | libc::O_CREAT, 0o644]);
+                        scope.spawn(move || agent.call(&open).expect("made, or found"));
+                    }
+                });
+                let (content, writer) = (format!("round {round}"), &mut agents[round % 2]);
+                // As a shell does before its command writes.
+                writer.call(&json!(["fsync", "f"])).expect("it is there");
+                writer.call(&json!(["write", "f", 0, encode(content.as_bytes())])).expect("written");
+                for synced in [false, true] {
+                    let seen = writer.call(&json!(["fstat", "f"])).expect("open")["size"].take();
+                    assert_eq!(seen, content.len(), "{dir}, {round}, {synced}");
+                    assert_eq!(decode(&writer.call(&json!(["read", "f"])).expect("read")), content.as_bytes());
+                    writer.call(&json!(["fsync", "f"])).expect("nobody else has written");
+                }
+                for agent in &mut agents {
+                    agent.call(&json!(["close", "f"])).unwrap_or_else(|error| panic!("{dir}, {round}: {error:?}"));
+                }
+                for file in &files {
+                    let read = || std::fs::read(file).ok().filter(|read| read == content.as_bytes());
+                    wait_for(&format!("both see what was written to {dir}/f{round}"), PATIENCE, read);
+                }
+            }
+        }
     })
     .await;
     site.cluster.assert_no_panic();

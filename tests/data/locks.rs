@@ -281,6 +281,43 @@ async fn who_waits_for_a_lock_gets_it_with_what_was_written_under_it_or_is_ended
     .await;
 }
 
+/// Both make a file that was not there: it is one file, and the handles of one of them have a number of their own.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_written_under_a_lock_is_seen_also_where_the_file_was_made_on_both_mounts_at_once() {
+    if !fuse_works("what_was_written_under_a_lock_is_seen_also_where_the_file_was_made_on_both_mounts_at_once") {
+        return;
+    }
+    let mut pair = pair(1, |_| {}).await;
+    off(move || {
+        std::fs::create_dir(pair.there("d")).expect("made by the second");
+        wait_for("the first sees it", PATIENCE, || std::fs::metadata(pair.at("d")).ok());
+        for round in 0..40 {
+            let name = format!("d/{round}");
+            let (at, there) = (pair.at(&name), pair.there(&name));
+            let Pair { one, two, .. } = &mut pair;
+            one.order(&open(&at, "n"));
+            two.order(&open(&there, "n"));
+            assert_eq!((one.answer(), two.answer()), ("ok".to_owned(), "ok".to_owned()));
+            for what in ["first", "other"] {
+                one.gets("flock n ex try");
+                one.ok(&open(&at, "g"));
+                one.ok(&format!("write g {what}"));
+                one.ok("flock n un");
+                one.ok("close g");
+                two.gets("flock n ex try");
+                two.ok(&open(&there, "g"));
+                assert_eq!(two.run("read g"), what, "{name}");
+                two.ok("close g");
+                two.ok("flock n un");
+            }
+            one.ok("close n");
+            two.ok("close n");
+        }
+        pair.site.cluster.assert_no_panic();
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn locks_of_a_client_that_is_killed_or_ends_are_free_when_its_session_has_ended() {
     if !fuse_works("locks_of_a_client_that_is_killed_or_ends_are_free_when_its_session_has_ended") {

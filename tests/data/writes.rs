@@ -45,7 +45,7 @@ pub(super) async fn writable_twice(masters: usize, change: impl FnOnce(&mut DevO
 
 /// Runs what waits for the kernel off the threads that serve S3.
 pub(super) async fn off<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(work).await.expect("no panic")
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
 /// What a bucket or directory holds below `path`, without what is on its way.

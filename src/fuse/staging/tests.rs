@@ -140,6 +140,41 @@ async fn what_is_stored_gives_way_to_a_newer_version_and_what_is_not_does_not() 
 }
 
 #[tokio::test]
+async fn a_new_file_waits_to_be_stored_and_gives_way_to_what_others_store_until_it_is_written() {
+    let bench = bench(1 << 30);
+    for written in [false, true] {
+        bench.staging.begin_new(attr(1, b"", 0));
+        let mut turn = bench.staging.turn_of_ready(1).await.expect("staged");
+        assert!(turn.is_due() && turn.is_new() && !bench.staging.is_apart(1), "everybody sees an empty file");
+        if written {
+            turn.write(Place::End, b"x").expect("written");
+            assert!(turn.is_due() && !turn.is_new() && bench.staging.is_apart(1));
+            turn.is_made();
+            assert!(!turn.is_new(), "something is written");
+        }
+        drop(turn);
+        bench.staging.drop_superseded(&attr(1, b"", 0));
+        assert!(bench.staging.ready(1).is_some(), "nobody has stored anything");
+        bench.staging.drop_superseded(&attr(1, b"v9", 3));
+        assert_eq!(bench.staging.ready(1).is_some(), written);
+    }
+}
+
+#[tokio::test]
+async fn what_is_stored_as_another_inode_is_seen_by_its_handles_as_they_have_written_it() {
+    let bench = bench(1 << 30);
+    bench.staging.begin_new(attr(1, b"", 0));
+    let mut turn = bench.staging.turn_of_ready(1).await.expect("staged");
+    turn.rebase(attr(2, b"", 0));
+    turn.write(Place::End, b"content").expect("written");
+    turn.stored(attr(2, b"v1", 7));
+    drop(turn);
+    bench.staging.drop_superseded(&attr(1, b"v9", 3));
+    assert_eq!(bench.read(1), b"content");
+    assert_eq!(bench.staging.overlay(&attr(1, b"", 0)).size, 7);
+}
+
+#[tokio::test]
 async fn whoever_waited_for_a_turn_that_was_the_last_gets_one_of_a_new_entry() {
     let bench = bench(1 << 30);
     let turn = bench.staged(1, b"old").await;

@@ -95,7 +95,7 @@ impl Intents {
         let targets: Vec<Target> = targets(&kind).into_iter().cloned().collect();
         match self.propose(op, kind).await? {
             Answer::Pending(pending) if !begins_write => {
-                let done = self.drive(pending.intent, guard).await;
+                let done = self.drive(pending.intent, guard, self.leaders_store().ok()).await;
                 if done.as_ref().is_err_and(|error| matches!(error.kind, ErrorKind::Stale | ErrorKind::AlreadyExists)) {
                     self.look_again(&targets).await;
                 }
@@ -119,7 +119,7 @@ impl Intents {
     /// *Errors*: as [`Intents::execute`].
     pub async fn settle(&self, op: Option<OpId>, kind: Kind) -> Result<Answer> {
         match self.propose(op, kind).await? {
-            Answer::Pending(pending) => self.drive(pending.intent, None).await,
+            Answer::Pending(pending) => self.drive(pending.intent, None, self.leaders_store().ok()).await,
             answer => Ok(answer),
         }
     }
@@ -130,9 +130,13 @@ impl Intents {
         if !plan::is_below_mount(&store.view(), kind) {
             return Ok(None);
         }
+        let removes_directory = matches!(kind, Kind::Rmdir(_));
         for target in targets(kind) {
+            if !removes_directory && plan::is_known(&store.view(), target) {
+                continue;
+            }
             match self.0.metadata.lookup(target).await {
-                Ok(attr) if matches!(kind, Kind::Rmdir(_)) && attr.mount_id != 0 && attr.inode != ROOT_INODE => {
+                Ok(attr) if removes_directory && attr.mount_id != 0 && attr.inode != ROOT_INODE => {
                     // Empty is what is known to be.
                     self.0.metadata.list(target, b"", 1).await.map(drop).or_else(refusal)?;
                 }
@@ -140,8 +144,8 @@ impl Intents {
                 Err(error) => refusal(error)?,
             }
         }
-        let store = self.0.handle.read().await?;
-        plan::scope(&store.view(), kind)
+        // What only this leader thinks to be so is found out when the command is applied.
+        plan::scope(&self.leaders_store()?.view(), kind)
     }
 
     fn may_begin(&self, scope: &Scope, op: Option<&OpId>) -> Result<()> {
@@ -175,19 +179,20 @@ impl Intents {
         }
     }
 
-    /// Carries an intent out, whoever asks for it how often; it goes on if they give up.
-    async fn drive(&self, id: u64, guard: Option<Guard>) -> Result<Answer> {
+    /// Carries an intent out, whoever asks for it how often; it goes on if they give up. `begun` is the state in which a
+    /// quorum has just recorded it: a leader that has it so need not ask whether it still leads.
+    async fn drive(&self, id: u64, guard: Option<Guard>, begun: Option<Arc<Store>>) -> Result<Answer> {
         let running = {
             let mut all = self.0.running.lock().unwrap_or_else(PoisonError::into_inner);
-            all.entry(id).or_insert_with(|| self.start(id, guard)).clone()
+            all.entry(id).or_insert_with(|| self.start(id, guard, begun)).clone()
         };
         running.await
     }
 
-    fn start(&self, id: u64, guard: Option<Guard>) -> Running {
+    fn start(&self, id: u64, guard: Option<Guard>, begun: Option<Arc<Store>>) -> Running {
         let this = self.clone();
         let task = tokio::spawn(async move {
-            let done = this.run(id).await;
+            let done = this.run(id, begun).await;
             this.0.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
             drop(guard);
             done
@@ -198,12 +203,12 @@ impl Intents {
     }
 
     /// Works at an intent until it has ended, or somebody else leads.
-    async fn run(&self, id: u64) -> Result<Answer> {
+    async fn run(&self, id: u64, mut begun: Option<Arc<Store>>) -> Result<Answer> {
         let mut answer = None;
         let mut lost = false;
         let mut failures = 0;
         loop {
-            match self.step(id).await {
+            match self.step(id, begun.take()).await {
                 Ok(Step { said, more }) => {
                     failures = 0;
                     answer = answer.or(said.filter(|_| !lost));
@@ -232,8 +237,11 @@ impl Intents {
         }
     }
 
-    async fn step(&self, id: u64) -> Result<Step> {
-        let store = self.0.handle.read().await?;
+    async fn step(&self, id: u64, begun: Option<Arc<Store>>) -> Result<Step> {
+        let store = match begun {
+            Some(store) => store,
+            None => self.0.handle.read().await?,
+        };
         failpoint_io("intent.step")?;
         let finish = match plan::due(&store.view(), id)? {
             Due::Ended | Due::Client => return Ok(Step { said: None, more: false }),
@@ -272,7 +280,7 @@ impl Intents {
                 if let Some(guard) = guard {
                     tracing::info!(intent = id, "a change that the leader before has begun is taken over");
                     let this = self.clone();
-                    tokio::spawn(async move { this.drive(id, Some(guard)).await });
+                    tokio::spawn(async move { this.drive(id, Some(guard), None).await });
                 }
             }
         }
@@ -294,7 +302,7 @@ impl Intents {
                 let known = self.0.running.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&id);
                 if !known && !matches!(plan::due(&store.view(), id)?, Due::Client | Due::Ended) {
                     let this = self.clone();
-                    tokio::spawn(async move { this.drive(id, None).await });
+                    tokio::spawn(async move { this.drive(id, None, None).await });
                 }
             }
         }

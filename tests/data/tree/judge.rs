@@ -13,9 +13,8 @@ pub(super) type Verdict = Result<(), String>;
 /// What was answered.
 pub(super) type Answer = Result<Value, Errno>;
 
-/// What handles of a file that went elsewhere may be told. `EIO` is the object store of the tests: it may break off its answer about
-/// an object that another was copied over.
-const LOST: [Option<Errno>; 4] = [None, Some(libc::ESTALE), Some(libc::ENOENT), Some(libc::EIO)];
+/// What handles of a file that went elsewhere may be told.
+const LOST: [Option<Errno>; 3] = [None, Some(libc::ESTALE), Some(libc::ENOENT)];
 
 const DONE: [Option<Errno>; 1] = [None];
 const STALE: [Option<Errno>; 1] = [Some(libc::ESTALE)];
@@ -144,7 +143,7 @@ impl Model {
                 self.children(found.parent).insert(found.name, node);
                 (self.nodes[node].maker, self.nodes[node].hidden) = (Some(mount), !how.exclusive);
                 if area != Area::Outside {
-                    let staged = Staged { content: Vec::new(), base: 0, dirty: true, unlinked: false };
+                    let staged = Staged { content: Vec::new(), base: 0, dirty: true, new: true, unlinked: false };
                     self.staged.insert((mount, node), staged);
                 }
                 node
@@ -177,10 +176,11 @@ impl Model {
             content: content.clone(),
             base: from,
             dirty: false,
+            new: false,
             unlinked: false,
         });
         how(&mut staged.content);
-        staged.dirty = true;
+        (staged.dirty, staged.new) = (true, false);
     }
 
     /// The first change of a version that is gone is refused, or else the storing of it.
@@ -231,7 +231,7 @@ impl Model {
             return allow(answer.as_ref().err().copied(), &LOST);
         }
         let (seen, superseded) = match self.staged.get(&key) {
-            Some(staged) => (&staged.content, !staged.dirty && !staged.unlinked && staged.base != node.version()),
+            Some(staged) => (&staged.content, !staged.is_apart() && staged.base != node.version()),
             None => (&node.versions[handle.opened], handle.opened != node.version()),
         };
         match answer {
@@ -278,6 +278,9 @@ impl Model {
         }
         if self.nodes[node].area == Area::Outside {
             self.nodes[node].hidden &= code.is_some();
+        }
+        if self.is_left_to_others(mount, node) {
+            return allow(code, &DONE);
         }
         let due = self.staged.get(&(mount, node)).filter(|staged| staged.dirty && !staged.unlinked);
         let Some(staged) = due else { return allow(code, &DONE) };
@@ -411,7 +414,8 @@ impl Model {
     fn rename(&mut self, mount: usize, from: &Path, to: &Path, code: Option<Errno>) -> Verdict {
         let Some((source, moved, target)) = reach!(code, self.may_rename(from, to)) else { return allow(code, &DONE) };
         // What is to be stored is stored under the old name first.
-        if self.staged.get(&(mount, moved)).is_some_and(|staged| staged.dirty) {
+        if !self.is_left_to_others(mount, moved) && self.staged.get(&(mount, moved)).is_some_and(|staged| staged.dirty)
+        {
             if self.is_stale(mount, moved) {
                 return allow(code, &STALE);
             }

@@ -66,7 +66,16 @@ pub(super) struct Staged {
     /// The version it was made from.
     pub(super) base: usize,
     pub(super) dirty: bool,
+    /// Only because it is new: nothing was written to it.
+    pub(super) new: bool,
     pub(super) unlinked: bool,
+}
+
+impl Staged {
+    /// True if handles see what others do not.
+    pub(super) fn is_apart(&self) -> bool {
+        self.dirty && !self.new || self.unlinked
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -191,7 +200,7 @@ impl Model {
 
     /// What handles of a mount see before it is stored; `None` if they see what everybody sees.
     pub(super) fn apart(&self, mount: usize, node: Id) -> Option<&Staged> {
-        self.staged.get(&(mount, node)).filter(|staged| staged.dirty || staged.unlinked)
+        self.staged.get(&(mount, node)).filter(|staged| staged.is_apart())
     }
 
     pub(super) fn size(&self, mount: usize, node: Id) -> usize {
@@ -201,7 +210,7 @@ impl Model {
     /// Whoever opens a file sees the newest content, unless something of it waits to be stored.
     pub(super) fn note_open(&mut self, mount: usize, node: Id) {
         let newest = self.nodes[node].version();
-        let superseded = |staged: &Staged| !staged.dirty && !staged.unlinked && staged.base != newest;
+        let superseded = |staged: &Staged| !staged.is_apart() && staged.base != newest;
         if self.staged.get(&(mount, node)).is_some_and(superseded) {
             self.staged.remove(&(mount, node));
         }
@@ -211,8 +220,18 @@ impl Model {
     pub(super) fn stored(&mut self, mount: usize, node: Id) {
         let Some(staged) = self.staged.get_mut(&(mount, node)) else { return };
         self.nodes[node].versions.push(staged.content.clone());
-        (staged.base, staged.dirty) = (self.nodes[node].version(), false);
+        (staged.base, staged.dirty, staged.new) = (self.nodes[node].version(), false, false);
         (self.nodes[node].maker, self.nodes[node].hidden) = (None, false);
+    }
+
+    /// A new file that nobody has written to here needs no storing where others have stored something: true if it is so.
+    pub(super) fn is_left_to_others(&mut self, mount: usize, node: Id) -> bool {
+        let stale = self.is_stale(mount, node);
+        let Some(staged) = self.staged.get_mut(&(mount, node)).filter(|staged| staged.new && stale) else {
+            return false;
+        };
+        (staged.dirty, staged.new) = (false, false);
+        true
     }
 
     /// The name of a file goes by a call through `mount`.
@@ -229,7 +248,7 @@ impl Model {
                 staged.unlinked = true;
             } else if opened == [newest].into() && self.nodes[node].area != Area::Outside {
                 let content = self.nodes[node].newest().clone();
-                self.staged.insert(key, Staged { content, base: newest, dirty: false, unlinked: true });
+                self.staged.insert(key, Staged { content, base: newest, dirty: false, new: false, unlinked: true });
             } else if !opened.is_empty() {
                 self.lost.insert(key);
             }
