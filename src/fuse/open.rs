@@ -112,8 +112,8 @@ impl Fs {
         }
         // Noted before the look: what is staged while a handle is noted stays staged.
         let other = self.inodes.note_open(inode, version);
-        if self.staging.ready(inode).is_some() {
-            return Ok(Some((number, self.inodes.pages_of_staged(inode, version))));
+        if let Some(staged) = self.staging.ready(inode) {
+            return Ok(Some((number, self.inodes.pages_of_staged(inode, staged.base_version()))));
         }
         let newest = self.inodes.get(inode).filter(|_| self.writable);
         if newest.is_some_and(|known| version_of(&known.attr.version_token) != version) {

@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use jindofs_proto::v1::Attr;
@@ -61,6 +61,8 @@ pub(super) struct Staged {
     /// Has no name any more: only its handles see it, and it is never stored.
     unlinked: AtomicBool,
     mtime_ns: AtomicI64,
+    /// Version that was stored last, or that the content was made from.
+    base_version: AtomicU64,
 }
 
 impl Staged {
@@ -74,6 +76,7 @@ impl Staged {
             elsewhere: AtomicBool::new(false),
             unlinked: AtomicBool::new(false),
             mtime_ns: AtomicI64::new(0),
+            base_version: AtomicU64::new(0),
         }
     }
 
@@ -117,6 +120,11 @@ impl Staged {
     fn is_new(&self) -> bool {
         self.new.load(Ordering::Acquire)
     }
+
+    /// The version that the content was made from.
+    pub(super) fn base_version(&self) -> u64 {
+        self.base_version.load(Ordering::Acquire)
+    }
 }
 
 /// The right to change what is staged of one inode, and to store it.
@@ -156,8 +164,7 @@ impl Turn {
 
     /// The content is here: that of the version `base`.
     pub(super) fn begin(&mut self, base: Attr, content: Arc<Spool>) {
-        self.staged.mtime_ns.store(base.mtime_ns, Ordering::Release);
-        self.work.base = base;
+        self.set_base(base);
         if self.staged.spool.set(content).is_err() {
             tracing::error!(inode = self.inode(), "content was staged twice");
         }
@@ -253,8 +260,13 @@ impl Turn {
     /// Attributes have changed, and with them maybe the name of the version, or the inode that it is stored as.
     pub(super) fn rebase(&mut self, attr: Attr) {
         self.staged.elsewhere.store(attr.inode != self.inode(), Ordering::Release);
-        self.staged.mtime_ns.store(attr.mtime_ns, Ordering::Release);
-        self.work.base = attr;
+        self.set_base(attr);
+    }
+
+    fn set_base(&mut self, base: Attr) {
+        self.staged.mtime_ns.store(base.mtime_ns, Ordering::Release);
+        self.staged.base_version.store(version_of(&base.version_token), Ordering::Release);
+        self.work.base = base;
     }
 
     /// Its name is gone: from now on it is of nobody's concern but its handles'.

@@ -266,6 +266,7 @@ impl Fs {
         }
         if let Err(error) = self.store(&mut turn).await {
             tracing::error!(inode, %error, "what was written is lost: it could not be stored after the last close");
+            self.inodes.pages_are_lost(inode);
         }
         self.staging.remove_unless(turn, || self.inodes.is_open(inode));
     }

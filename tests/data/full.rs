@@ -64,7 +64,7 @@ async fn a_full_under_storage_is_told_by_sync_and_close_leaves_every_file_whole_
     .await;
     // Less than the kernel gives at once.
     disk.fill_but(100_000);
-    let (at, bytes) = (site.mnt.join("small"), new.clone());
+    let (at, bytes, whole) = (site.mnt.join("small"), new.clone(), other.clone());
     // No process is started from here on: it would close what it inherits, and with that store it.
     let (overwriting, making) = off(move || {
         let mut overwriting = OpenOptions::new().write(true).open(at.join("old")).expect("open");
@@ -73,6 +73,12 @@ async fn a_full_under_storage_is_told_by_sync_and_close_leaves_every_file_whole_
             file.write_all(&bytes).expect("staged");
             assert_eq!(errno(file.sync_all()), libc::ENOSPC);
         }
+        let mut given_up = OpenOptions::new().write(true).open(at.join("other")).expect("open");
+        given_up.write_all(&bytes).expect("staged");
+        assert_eq!(errno(given_up.sync_all()), libc::ENOSPC);
+        drop(given_up);
+        let read = || (std::fs::read(at.join("other")).expect("read") == whole).then_some(());
+        wait_for("what was given up is not seen any more", PATIENCE, read);
         (overwriting, making)
     })
     .await;

@@ -18,6 +18,7 @@ mod metadata;
 mod mount;
 mod oss;
 mod registers;
+mod rivals;
 mod sessions;
 mod start;
 mod storms;

@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -14,7 +14,7 @@ use serde_json::json;
 use super::{BLOCK, Site, content, start};
 use crate::support::agent::{Agent, encode};
 use crate::support::cluster::PATIENCE;
-use crate::support::{fuse_works, wait_for, wait_until};
+use crate::support::{fuse_works, wait_until};
 
 /// Sessions that expire soon, so that what a dead client has left is found soon.
 const SESSION_TTL: &str = "2s";
@@ -273,31 +273,6 @@ async fn a_file_that_another_client_has_moved_is_changed_by_whoever_has_it_open(
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn of_two_writers_the_first_to_close_wins_and_the_other_is_told() {
-    if !fuse_works("of_two_writers_the_first_to_close_wins_and_the_other_is_told") {
-        return;
-    }
-    let (site, second) = writable_twice(1, |_| {}).await;
-    for storage in ["local", "s3"] {
-        let path = format!("{storage}/f");
-        let (one, two) = (site.mnt.join(&path), second.join(&path));
-        off(move || {
-            std::fs::write(&one, b"before").expect("written");
-            let open = |path: &PathBuf| OpenOptions::new().write(true).custom_flags(libc::O_CLOEXEC).open(path);
-            let first = open(&one).expect("open");
-            let late = wait_for("the other mount sees it", PATIENCE, || open(&two).ok());
-            first.write_all_at(b"first!", 0).expect("written");
-            // Refused already if a process that was started meanwhile has closed the first, and with that stored it.
-            let staged = late.write_all_at(b"second", 0);
-            first.sync_all().expect("the first is stored");
-            assert_eq!(errno(staged.and_then(|()| late.sync_all())), libc::ESTALE);
-        })
-        .await;
-        assert_eq!(stored(&site, &path).await.as_deref(), Some(&b"first!"[..]));
-    }
-}
-
 /// A process of its own that writes to a new file and an old one of each storage, and closes nothing: this one starts others
 /// all the time, each of which closes what it inherits, and with that stores it.
 fn hold_open(mnt: &Path) -> Child {
@@ -434,29 +409,5 @@ async fn commands_for_people_put_make_and_remove_below_a_mount() {
         assert!(site.ctl_ok(&["fs", "cat", &format!("/{storage}/a/g")]) == bytes);
         site.ctl_ok(&["fs", "rm", "-r", &format!("/{storage}/a")]);
         assert_eq!(stored(&site, &format!("{storage}/a/g")).await, None);
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_change_of_mode_does_not_make_a_writer_that_comes_second_the_first() {
-    if !fuse_works("a_change_of_mode_does_not_make_a_writer_that_comes_second_the_first") {
-        return;
-    }
-    let (site, second) = writable_twice(1, |dev| dev.settings.push(("fuse.attr-ttl".into(), "0s".into()))).await;
-    for storage in ["local", "s3"] {
-        let path = format!("{storage}/f");
-        let (one, two) = (site.mnt.join(&path), second.join(&path));
-        off(move || {
-            std::fs::write(&one, b"before").expect("written");
-            let mut late = Agent::start();
-            late.call(&json!(["open", 0, two, libc::O_RDWR, 0])).expect("open");
-            late.call(&json!(["write", 0, 0, encode(b"second")])).expect("written");
-            std::fs::write(&one, b"first!").expect("stored");
-            std::fs::set_permissions(&two, std::fs::Permissions::from_mode(0o600)).expect("chmod");
-            let refused = late.call(&json!(["close", 0])).expect_err("it comes second");
-            assert_eq!(refused.errno, libc::ESTALE);
-        })
-        .await;
-        assert_eq!(stored(&site, &path).await.as_deref(), Some(&b"first!"[..]), "of the same length");
     }
 }

@@ -69,7 +69,8 @@ impl Inodes {
         }
     }
 
-    /// How a handle that was noted may use the page cache where all handles see what is staged.
+    /// How a handle that was noted may use the page cache where all handles see what is staged, made from `version`: that is not
+    /// what the pages hold, but what they will be taken for when it is stored.
     pub(crate) fn pages_of_staged(&self, inode: u64, version: u64) -> PageCache {
         let handles: u32 =
             self.opens(inode).get(&inode).map_or(0, |open| open.iter().map(|(_, handles)| handles).sum());
@@ -85,6 +86,13 @@ impl Inodes {
             && entry.cached_version == Some(from)
         {
             entry.cached_version = Some(to);
+        }
+    }
+
+    /// What the kernel's pages hold was given up: whoever opens the file next does not see it.
+    pub(crate) fn pages_are_lost(&self, inode: u64) {
+        if let Some(entry) = self.shard(inode).get_mut(&inode) {
+            entry.cached_version = None;
         }
     }
 }
@@ -145,6 +153,9 @@ mod tests {
         assert_eq!(inodes.open_version(5), None);
         assert_eq!(inodes.opened(5, 11, false), PageCache::Keep);
         inodes.closed(5, 11);
+        assert_eq!(inodes.opened(5, 12, false), PageCache::Drop);
+        inodes.closed(5, 12);
+        inodes.pages_are_lost(5);
         assert_eq!(inodes.opened(5, 12, false), PageCache::Drop);
         inodes.note_open(5, 13);
         assert_eq!(inodes.open_version(5), None, "several");

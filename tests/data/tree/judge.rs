@@ -419,6 +419,10 @@ impl Model {
             if self.is_stale(mount, moved) {
                 return allow(code, &STALE);
             }
+            // Others have stored the same: that is another version all the same, unless the store names versions by content.
+            if self.staged[&(mount, moved)].base != self.nodes[moved].version() && code == STALE[0] {
+                return Ok(());
+            }
             self.stored(mount, moved);
         }
         let mut refusals = BTreeSet::new();
