@@ -117,7 +117,23 @@ struct Front {
     control: Arc<Control>,
 }
 
+/// Directories that removed objects have left empty are in the way of an object of their name.
+fn clear_empty(dir: &Path) {
+    for item in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if item.file_type().is_ok_and(|kind| kind.is_dir()) {
+            clear_empty(&item.path());
+        }
+    }
+    let _ = std::fs::remove_dir(dir);
+}
+
 impl Front {
+    async fn changing(&self, bucket: &str, key: &str) -> OwnedRwLockWriteGuard<()> {
+        let alone = self.control.changing(bucket, key).await;
+        clear_empty(&self.root.join(bucket).join(key));
+        alone
+    }
+
     /// Lets a request of ours be late, and others be first.
     async fn before<T>(&self, req: &S3Request<T>, kind: Kind, bucket: &str, key: &str) -> S3Result<()> {
         self.control.gate()?;
@@ -129,8 +145,14 @@ impl Front {
         Ok(())
     }
 
+    /// What is a directory of the server is no object, even if there was one: what is left of its version lies beside it.
+    fn is_no_directory(&self, bucket: &str, key: &str) -> S3Result<()> {
+        if self.root.join(bucket).join(key).is_dir() { Err(s3_error!(NoSuchKey)) } else { Ok(()) }
+    }
+
     /// The version of an object, if there is one.
     async fn version<T>(&self, req: &S3Request<T>, bucket: &str, key: &str) -> S3Result<Option<ETag>> {
+        self.is_no_directory(bucket, key)?;
         let input = HeadObjectInput { bucket: bucket.to_owned(), key: key.to_owned(), ..HeadObjectInput::default() };
         Ok(self.inner.head_object(pass(req, input)).await?.output.e_tag)
     }
@@ -166,7 +188,7 @@ impl S3 for Front {
             self.control.markers().insert((req.input.bucket, req.input.key));
             return Ok(S3Response::new(PutObjectOutput { e_tag: Some(marker()), ..PutObjectOutput::default() }));
         }
-        let _alone = self.control.changing(&req.input.bucket, &req.input.key).await;
+        let _alone = self.changing(&req.input.bucket, &req.input.key).await;
         self.inner.put_object(req).await
     }
 
@@ -183,9 +205,7 @@ impl S3 for Front {
             };
             return if there { Ok(S3Response::new(output)) } else { Err(s3_error!(NoSuchKey)) };
         }
-        if self.root.join(bucket).join(key).is_dir() {
-            return Err(s3_error!(NoSuchKey));
-        }
+        self.is_no_directory(bucket, key)?;
         let same = self.control.reading(bucket, key).await;
         let key = key.clone();
         let found = self.inner.head_object(req).await;
@@ -197,8 +217,9 @@ impl S3 for Front {
     async fn copy_object(&self, req: S3Request<CopyObjectInput>) -> S3Result<S3Response<CopyObjectOutput>> {
         if let CopySource::Bucket { bucket, key, .. } = &req.input.copy_source {
             self.before(&req, Kind::Copy, bucket, key).await?;
+            self.is_no_directory(bucket, key)?;
         }
-        let _alone = self.control.changing(&req.input.bucket, &req.input.key).await;
+        let _alone = self.changing(&req.input.bucket, &req.input.key).await;
         self.inner.copy_object(req).await
     }
 
@@ -209,7 +230,7 @@ impl S3 for Front {
             return Ok(S3Response::new(DeleteObjectOutput::default()));
         }
         self.control.troubles.held(Kind::Delete, &req.input.key).await;
-        let _alone = self.control.changing(&req.input.bucket, &req.input.key).await;
+        let _alone = self.changing(&req.input.bucket, &req.input.key).await;
         if let Some(ETagCondition::ETag(wanted)) = &req.input.if_match {
             let now = self.version(&req, &req.input.bucket, &req.input.key).await?;
             if now.as_ref().map(ETag::value) != Some(wanted.value()) {
@@ -239,7 +260,7 @@ impl S3 for Front {
         req: S3Request<CompleteMultipartUploadInput>,
     ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
         self.before(&req, Kind::Complete, &req.input.bucket, &req.input.key).await?;
-        let _alone = self.control.changing(&req.input.bucket, &req.input.key).await;
+        let _alone = self.changing(&req.input.bucket, &req.input.key).await;
         self.inner.complete_multipart_upload(req).await
     }
 
@@ -258,6 +279,7 @@ impl S3 for Front {
         self.control.gate()?;
         // Until the content is open: what is read is what was asked for.
         let _same = self.control.reading(&req.input.bucket, &req.input.key).await;
+        self.is_no_directory(&req.input.bucket, &req.input.key)?;
         if let Some(ETagCondition::ETag(wanted)) = &req.input.if_match {
             let now = self.version(&req, &req.input.bucket, &req.input.key).await?;
             if now.as_ref().map(ETag::value) != Some(wanted.value()) {
