@@ -2,7 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
@@ -36,6 +36,16 @@ async fn of_two_writers_the_first_to_close_wins_and_the_other_is_told() {
     }
 }
 
+/// A writer that has `two` open as `w` and has not closed it, while another content was stored through `one`.
+fn overtaken(one: &Path, two: &Path) -> Agent {
+    std::fs::write(one, b"before").expect("written");
+    let mut late = Agent::start();
+    late.call(&json!(["open", "w", two, libc::O_RDWR, 0])).expect("open");
+    late.call(&json!(["write", "w", 0, encode(b"second")])).expect("written");
+    std::fs::write(one, b"first!").expect("stored");
+    late
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_of_mode_does_not_make_a_writer_that_comes_second_the_first() {
     if !fuse_works("a_change_of_mode_does_not_make_a_writer_that_comes_second_the_first") {
@@ -46,13 +56,9 @@ async fn a_change_of_mode_does_not_make_a_writer_that_comes_second_the_first() {
         let path = format!("{storage}/f");
         let (one, two) = (site.mnt.join(&path), second.join(&path));
         off(move || {
-            std::fs::write(&one, b"before").expect("written");
-            let mut late = Agent::start();
-            late.call(&json!(["open", 0, two, libc::O_RDWR, 0])).expect("open");
-            late.call(&json!(["write", 0, 0, encode(b"second")])).expect("written");
-            std::fs::write(&one, b"first!").expect("stored");
+            let mut late = overtaken(&one, &two);
             std::fs::set_permissions(&two, std::fs::Permissions::from_mode(0o600)).expect("chmod");
-            let refused = late.call(&json!(["close", 0])).expect_err("it comes second");
+            let refused = late.call(&json!(["close", "w"])).expect_err("it comes second");
             assert_eq!(refused.errno, libc::ESTALE);
         })
         .await;
@@ -70,11 +76,7 @@ async fn what_a_writer_that_came_second_has_given_up_is_seen_by_nobody_of_its_mo
         let path = format!("{storage}/f");
         let (one, two) = (site.mnt.join(&path), second.join(&path));
         off(move || {
-            std::fs::write(&one, b"before").expect("written");
-            let mut late = Agent::start();
-            late.call(&json!(["open", "w", two, libc::O_RDWR, 0])).expect("open");
-            late.call(&json!(["write", "w", 0, encode(b"second")])).expect("written");
-            std::fs::write(&one, b"first!").expect("stored");
+            let mut late = overtaken(&one, &two);
             // Opened for what is there by now, and shown what waits to be stored.
             late.call(&json!(["open", "r", two, libc::O_RDONLY, 0])).expect("open");
             late.call(&json!(["read", "r"])).expect("read");

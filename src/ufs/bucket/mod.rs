@@ -187,10 +187,6 @@ impl Bucket {
             _ if cannot(error) => (ErrorKind::Unsupported, "it cannot do that"),
             Theirs::PermissionDenied => (ErrorKind::PermissionDenied, "check access key and secret"),
             Theirs::RateLimited => (ErrorKind::Unavailable, "it asks for fewer requests"),
-            // Of an object that is replaced at this very moment, if nothing worse: the next answer tells.
-            _ if says("got too little data") || says("got too much data") => {
-                (ErrorKind::Unavailable, "its answer is of another length than it said")
-            }
             // A connection that cannot be made, or breaks, and what the store itself calls passing.
             _ if error.is_temporary() => (ErrorKind::Unavailable, self.check_endpoint),
             _ => (ErrorKind::UnderStorage, "it answers with an error"),
