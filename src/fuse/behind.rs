@@ -190,7 +190,7 @@ impl Fs {
             turn.rebase(other);
             if turn.is_new() {
                 // Whoever has made it stores that it is there; who writes to it must not find it stored by us.
-                turn.is_left_to_others();
+                turn.left_to_others();
             }
         }
         Ok(same)

@@ -105,7 +105,7 @@ impl Fs {
             if !turn.is_ready() {
                 turn.begin(attr.clone(), self.staging.blank());
             }
-            turn.is_made();
+            turn.made();
         }
         Ok((self.enter_new(at, attr), number))
     }

@@ -178,7 +178,7 @@ impl Turn {
     }
 
     /// The file is new, and not stored yet.
-    pub(super) fn is_made(&mut self) {
+    pub(super) fn made(&mut self) {
         if !self.is_dirty() {
             self.staged.new.store(true, Ordering::Release);
             self.staged.dirty.store(true, Ordering::Release);
@@ -191,7 +191,11 @@ impl Turn {
     }
 
     /// Others have stored something: what is new here, and nothing more, is not needed.
-    pub(super) fn is_left_to_others(&mut self) {
+    pub(super) fn left_to_others(&mut self) {
+        self.is_due_no_more();
+    }
+
+    fn is_due_no_more(&mut self) {
         self.staged.dirty.store(false, Ordering::Release);
         self.staged.new.store(false, Ordering::Release);
     }
@@ -253,8 +257,7 @@ impl Turn {
     pub(super) fn stored(&mut self, attr: Attr) {
         self.work.grown = 0;
         self.rebase(attr);
-        self.staged.dirty.store(false, Ordering::Release);
-        self.staged.new.store(false, Ordering::Release);
+        self.is_due_no_more();
     }
 
     /// Attributes have changed, and with them maybe the name of the version, or the inode that it is stored as.
@@ -378,7 +381,7 @@ impl Staging {
         if let Ok(work) = staged.work.clone().try_lock_owned() {
             let mut turn = Turn { staged, work };
             turn.begin(base, self.blank());
-            turn.is_made();
+            turn.made();
         }
     }
 

@@ -167,7 +167,7 @@ impl Fs {
             Err(error) if error.kind == ErrorKind::Stale => {
                 self.inodes.expire(turn.inode());
                 if turn.is_new() && self.others_have_stored(turn.base()).await {
-                    turn.is_left_to_others();
+                    turn.left_to_others();
                     return Ok(());
                 }
                 Err(error)

@@ -149,7 +149,7 @@ async fn a_new_file_waits_to_be_stored_and_gives_way_to_what_others_store_until_
         if written {
             turn.write(Place::End, b"x").expect("written");
             assert!(turn.is_due() && !turn.is_new() && bench.staging.is_apart(1));
-            turn.is_made();
+            turn.made();
             assert!(!turn.is_new(), "something is written");
         }
         drop(turn);

@@ -10,10 +10,10 @@ use jindofs_proto::v1::batch_op::Op;
 use jindofs_proto::v1::batch_result::Result as Body;
 use jindofs_proto::v1::{BatchOp, BatchRequest, BatchResponse, BatchResult, MutationResponse, OpId};
 
+use super::Intents;
 use super::locks::Guard;
-use super::{Intents, refusal, targets};
 use crate::error::{Error, ErrorKind, Result};
-use crate::master::state::plan::{self, Scope};
+use crate::master::state::plan::Scope;
 use crate::master::state::query;
 use crate::rpc::status::to_detail;
 
@@ -26,7 +26,11 @@ impl Intents {
     pub async fn batch(&self, mut request: BatchRequest) -> Result<BatchResponse> {
         let kinds: Vec<Option<Kind>> = request.ops.iter().map(kind_of).collect();
         let op = request.op.clone();
-        let scopes = join_all(kinds.iter().map(|kind| self.scope_in_batch(kind.as_ref()))).await;
+        let scopes = join_all(kinds.iter().map(async |kind| match kind {
+            Some(kind) => self.scope(kind).await,
+            None => Ok(None),
+        }))
+        .await;
         let mut refused = Vec::new();
         let mut held = Vec::new();
         for (at, scope) in scopes.into_iter().enumerate() {
@@ -51,21 +55,6 @@ impl Intents {
         }
         self.say_where(&kinds, &mut response)?;
         Ok(response)
-    }
-
-    /// What an operation changes below a mount. Where everything is known, nothing is asked for again.
-    async fn scope_in_batch(&self, kind: Option<&Kind>) -> Result<Option<Scope>> {
-        let Some(kind) = kind else { return Ok(None) };
-        let store = self.leaders_store()?;
-        if !plan::is_below_mount(&store.view(), kind) {
-            return Ok(None);
-        }
-        for target in targets(kind) {
-            if !plan::is_known(&store.view(), target) {
-                self.0.metadata.lookup(target).await.map(drop).or_else(refusal)?;
-            }
-        }
-        plan::scope(&self.leaders_store()?.view(), kind)
     }
 
     /// Holds what an operation changes. A batch waits for nobody: a change under way may take as long as its under-storage.

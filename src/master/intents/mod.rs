@@ -124,7 +124,8 @@ impl Intents {
         }
     }
 
-    /// What a command changes below mounts, with everything loaded that its rules must know.
+    /// What a command changes below mounts, with everything loaded that its rules must know. What is known already is not asked
+    /// for again.
     async fn scope(&self, kind: &Kind) -> Result<Option<Scope>> {
         let store = self.leaders_store()?;
         if !plan::is_below_mount(&store.view(), kind) {
