@@ -1,5 +1,8 @@
 //! Mutations of many callers as few log entries: what is asked for while a batch is under way makes the next one.
 //!
+//! What nobody waits for yet, a creation or the end of a write that was answered already, lingers for a moment: mostly somebody
+//! comes who waits, and takes it along.
+//!
 //! One batch is under way at a time, so that what creations say of their directories comes in order: several would be more
 //! entries of the log, each of which costs every master about the same however much it holds. Only what stores content, which
 //! never waits for an under-storage, does not wait long for a batch that does. Group commit, as databases do it, one step
@@ -18,11 +21,14 @@ use tokio::sync::oneshot;
 
 use super::namespace::Namespace;
 use crate::error::{Error, Result};
+use crate::runtime::failpoint_io;
 
 /// Most operations of a batch: what a log entry can hold many times over, and a caller waits for gladly.
 const OPS_MAX: usize = 256;
 /// How long content waits for a batch that is under way before it goes by itself.
 const PATIENCE: Duration = Duration::from_millis(20);
+/// How long what nobody waits for stays for a batch of others.
+const LINGER: Duration = Duration::from_millis(5);
 /// Inode numbers reserved at a time, and how few may be left before the next are.
 const RESERVE: u32 = 8192;
 const RESERVE_BELOW: u64 = 4096;
@@ -53,6 +59,10 @@ struct Queue {
     contents: VecDeque<Item>,
     /// A batch is under way.
     running: bool,
+    /// Somebody waits for what is here.
+    hurried: bool,
+    /// Somebody looks after what lingers.
+    lingering: bool,
     /// How many have been.
     sent: u64,
     /// Somebody looks after content that waits too long.
@@ -64,7 +74,13 @@ impl Queue {
     fn next(&mut self, alone: bool) -> Vec<Item> {
         let creates = if alone { 0 } else { self.creates.len().min(OPS_MAX) };
         let contents = self.contents.len().min(OPS_MAX - creates);
-        self.creates.drain(..creates).chain(self.contents.drain(..contents)).collect()
+        let items = self.creates.drain(..creates).chain(self.contents.drain(..contents)).collect();
+        self.hurried &= !self.is_empty();
+        items
+    }
+
+    fn is_empty(&self) -> bool {
+        self.creates.is_empty() && self.contents.is_empty()
     }
 }
 
@@ -110,10 +126,22 @@ impl Batches {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds an operation to the next batch. Returns its outcome to come; dropped, the operation is done all the same.
+    /// Adds an operation to the next batch, for which somebody waits. Returns its outcome to come; dropped, the operation is done
+    /// all the same.
     ///
     /// *Errors*: the operation's own; those of the batch. One that is retryable says that nothing was done.
     pub fn submit(
+        self: &Arc<Self>,
+        op: Op,
+        on: &Handle,
+    ) -> impl Future<Output = Result<MutationResponse>> + Send + use<> {
+        let outcome = self.linger(op, on);
+        self.hurry(on);
+        outcome
+    }
+
+    /// As [`Batches::submit`], for what can wait a little until somebody is in a hurry.
+    pub fn linger(
         self: &Arc<Self>,
         op: Op,
         on: &Handle,
@@ -123,27 +151,53 @@ impl Batches {
         let mut queue = self.queue();
         let items = if stores { &mut queue.contents } else { &mut queue.creates };
         items.push_back(Item { op, done });
-        if !std::mem::replace(&mut queue.running, true) {
-            let this = self.clone();
-            on.spawn(async move { this.send().await });
-        } else if stores && !std::mem::replace(&mut queue.watched, true) {
+        queue.hurried |= queue.creates.len() >= OPS_MAX;
+        if stores && queue.running && !std::mem::replace(&mut queue.watched, true) {
             let this = self.clone();
             on.spawn(async move { this.watch().await });
         }
+        self.go_on(&mut queue, on);
         outcome.map(|done| done.unwrap_or_else(|_| Err(Error::internal("a batch has ended without an answer"))))
     }
 
-    /// Has the creation of `inode` announce at once that its content is going to be stored, if it was not sent yet.
-    pub fn begin_with(&self, inode: u64) {
+    /// Somebody waits for what was asked for before.
+    pub fn hurry(self: &Arc<Self>, on: &Handle) {
+        let mut queue = self.queue();
+        queue.hurried = !queue.is_empty();
+        self.go_on(&mut queue, on);
+    }
+
+    /// Has sent what is in a hurry, and looked after what is not.
+    fn go_on(self: &Arc<Self>, queue: &mut Queue, on: &Handle) {
+        if queue.running || queue.is_empty() {
+            return;
+        }
+        let this = self.clone();
+        if queue.hurried {
+            queue.running = true;
+            on.spawn(async move { this.send().await });
+        } else if !std::mem::replace(&mut queue.lingering, true) {
+            on.spawn(async move {
+                tokio::time::sleep(LINGER).await;
+                this.queue().lingering = false;
+                this.hurry(&Handle::current());
+            });
+        }
+    }
+
+    /// Has the creation of `inode` announce at once that its content is going to be stored, if it was not sent yet, and that its
+    /// writer is to be answered before the end.
+    pub fn begin_with(self: &Arc<Self>, inode: u64, end_behind: bool, on: &Handle) {
         let creates = |item: &mut Item| match &mut item.op {
             Op::Create(request) if request.inode == inode => {
-                request.begin_write = true;
+                (request.begin_write, request.end_behind) = (true, end_behind);
                 true
             }
             _ => false,
         };
         // What is waited for now was asked for lately.
         self.queue().creates.iter_mut().rev().any(creates);
+        self.hurry(on);
     }
 
     /// Number of creations that wait for the next batch.
@@ -151,18 +205,18 @@ impl Batches {
         self.queue().creates.len()
     }
 
-    async fn send(&self) {
+    async fn send(self: &Arc<Self>) {
         loop {
             let items = {
                 let mut queue = self.queue();
-                let items = queue.next(false);
-                queue.running = !items.is_empty();
                 queue.sent += 1;
-                items
+                queue.running = queue.hurried;
+                if !queue.hurried {
+                    self.go_on(&mut queue, &Handle::current());
+                    return;
+                }
+                queue.next(false)
             };
-            if items.is_empty() {
-                return;
-            }
             self.send_one(items).await;
         }
     }
@@ -189,7 +243,11 @@ impl Batches {
     async fn send_one(&self, items: Vec<Item>) {
         let asked = Instant::now();
         let ops = items.iter().map(|item| BatchOp { op: Some(item.op.clone()) }).collect();
-        match self.namespace.batch_in_full(ops).await {
+        let sent = match failpoint_io("batch.send") {
+            Ok(_) => self.namespace.batch_in_full(ops).await,
+            Err(error) => Err(error.into()),
+        };
+        match sent {
             Ok((results, directories)) => {
                 self.observe(&items, &results, directories, asked);
                 for (item, result) in items.into_iter().zip(results) {

@@ -192,7 +192,7 @@ impl Namespace {
     /// *Errors*: `Stale` when the file is of another version by now, `Busy` while somebody else changes it, `ReadOnly`; as
     /// [`Namespace::create`].
     pub async fn begin_write(&self, inode: u64, base_token: Bytes) -> Result<BeginWriteResponse> {
-        let request = BeginWriteRequest { op: None, inode, base_token };
+        let request = BeginWriteRequest { op: None, inode, base_token, end_behind: false };
         let send = |to, op| {
             let request = BeginWriteRequest { op, ..request.clone() };
             async move { namespace(to).begin_write(request).await }

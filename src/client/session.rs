@@ -43,6 +43,8 @@ pub struct Session {
 #[derive(Debug)]
 struct Open {
     client_id: Bytes,
+    /// How long it lasts without a renewal.
+    lasts: Duration,
     window: Mutex<Window>,
     freed: Notify,
     expired: AtomicBool,
@@ -148,6 +150,12 @@ impl Session {
         }
     }
 
+    /// How long the session in which files are made lasts after any sign of life, if one is open. Without waiting, as
+    /// [`Session::id_now`].
+    pub fn lasts_now(&self) -> Option<Duration> {
+        open_in(&*self.open.try_lock().ok()?).map(|open| open.lasts)
+    }
+
     /// The id of the session in which files are made, if one is open.
     pub async fn id(&self) -> Option<Bytes> {
         id_in(&*self.open.lock().await)
@@ -194,13 +202,15 @@ impl Session {
             async move { namespace(to).open_session(request).await }
         };
         let answer = self.channel.call_leader("open session", call).await?;
+        let lasts = Duration::from_millis(answer.ttl_ms);
         let open = Arc::new(Open {
             client_id,
+            lasts,
             window: Mutex::new(Window::new()),
             freed: Notify::new(),
             expired: AtomicBool::new(false),
         });
-        let interval = (Duration::from_millis(answer.ttl_ms) / 3).max(RENEW_MIN);
+        let interval = (lasts / 3).max(RENEW_MIN);
         tokio::spawn(renew(Arc::downgrade(&open), self.channel.with_timeout(interval), interval));
         *slot = Some(open.clone());
         Ok(open)
@@ -208,7 +218,11 @@ impl Session {
 }
 
 fn id_in(slot: &Option<Arc<Open>>) -> Option<Bytes> {
-    slot.as_ref().filter(|open| !open.expired.load(Ordering::Acquire)).map(|open| open.client_id.clone())
+    open_in(slot).map(|open| open.client_id.clone())
+}
+
+fn open_in(slot: &Option<Arc<Open>>) -> Option<&Arc<Open>> {
+    slot.as_ref().filter(|open| !open.expired.load(Ordering::Acquire))
 }
 
 impl Open {

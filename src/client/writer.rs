@@ -1,39 +1,75 @@
 //! Storing file content: straight into the under-storage, between an intent of the masters and its end.
 //!
 //! *Promises.* A file is stored as a whole, and only while it still is of the version the content was made from: a second
-//! writer whose base is gone is told `Stale`. `Ok` means that the under-storage has it and the masters know it. After an
-//! error the file is what it was before, unless the error says that nobody knows; then a master finds out.
+//! writer whose base is gone is told `Stale`. `Ok` means that the under-storage has it and the masters know it, or find it
+//! there before they answer anybody who asks. After an error the file is what it was before, unless the error says that nobody
+//! knows; then a master finds out.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use jindofs_proto::v1::batch_op::Op;
-use jindofs_proto::v1::{Attr, BeginWriteRequest, BeginWriteResponse, EndWriteRequest, Mount, StoredContent};
+use jindofs_proto::v1::{
+    Attr, BeginWriteRequest, CreateRequest, EndWriteRequest, Mount, MutationResponse, StoredContent,
+};
 use tokio::runtime::Handle;
 
 use super::batches::Batches;
 use super::mounts::Mounts;
-use super::namespace::Namespace;
+use super::namespace::{Namespace, at_entry, at_inode};
 use crate::error::{Error, ErrorKind, Result};
-use crate::runtime::failpoint_io;
-use crate::ufs::{Content, Entry, Expected, NewAttr, Registry, Sent, Upload};
+use crate::runtime::{Fail, failpoint, failpoint_io, now_ns};
+use crate::ufs::{Content, Entry, Expected, NewAttr, Registry, Sent, Ufs, Upload};
 
 /// How long the error of a write waits for a master to find out what came of it.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// The way of content out of one client process.
-#[derive(Debug)]
+/// Pause between two attempts to have recorded what is stored.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// A write that the masters have been told of.
+#[derive(Debug, Clone)]
+pub struct Begun {
+    intent: u64,
+    ufs_path: Bytes,
+    attr: Attr,
+    /// Others wait for its end.
+    end_behind: bool,
+    /// When they were told, or before.
+    asked: Instant,
+}
+
+impl Begun {
+    /// What a batch has said of a write that it was asked to announce at `asked`; `None` if it has not.
+    pub fn of(done: MutationResponse, asked: Instant) -> Option<Begun> {
+        let MutationResponse { attr, intent, ufs_path, end_behind } = done;
+        (intent != 0).then_some(Begun { intent, ufs_path, attr: attr?, end_behind, asked })
+    }
+
+    /// What the file is when this has ended.
+    fn becomes(&self, stored: &StoredContent) -> Attr {
+        let mut attr = self.attr.clone();
+        (attr.size, attr.mtime_ns) = (stored.size, stored.mtime_ns);
+        (attr.version_token, attr.ctime_ns) = (stored.version_token.clone(), stored.ctime_ns);
+        attr.version += 1;
+        attr
+    }
+}
+
+/// The way of content out of one client process. Clones share it.
+#[derive(Debug, Clone)]
 pub struct Writer {
     namespace: Arc<Namespace>,
     batches: Arc<Batches>,
     mounts: Arc<Mounts>,
-    storage: Registry,
+    storage: Arc<Registry>,
 }
 
 impl Writer {
     /// A writer. `namespace` must be the one that creates the files: what is made in a session ends with it.
     pub fn new(namespace: Arc<Namespace>, batches: Arc<Batches>, mounts: Arc<Mounts>, storage: Registry) -> Writer {
-        Writer { namespace, batches, mounts, storage }
+        Writer { namespace, batches, mounts, storage: Arc::new(storage) }
     }
 
     /// Stores the whole content of a file below a mount. `attr` names the file and the version that `content` was made from.
@@ -42,27 +78,87 @@ impl Writer {
     /// Not cancel-safe: dropped half-way it leaves the file to nobody else until the session ends.
     ///
     /// *Errors*: `Stale` when the file is of another version by now; `Busy`; what the under-storage says; `OutcomeUnknown`.
-    pub async fn store(&self, attr: &Attr, begun: Option<BeginWriteResponse>, content: Content) -> Result<Attr> {
-        let begun = match begun {
-            Some(begun) => begun,
-            None => self.begin(attr).await?,
-        };
-        let entry = match self.put(&begun, &attr.version_token, content).await {
-            Ok(entry) => entry,
-            Err(error) => {
-                self.give_up(attr, begun.intent).await;
-                return Err(error);
+    pub async fn store(&self, attr: &Attr, begun: Option<Begun>, content: Content) -> Result<Attr> {
+        let begun = self.begun(attr, begun, false).await?;
+        let stored = self.put(&begun, attr, content).await?;
+        self.end(attr, &begun, stored).await
+    }
+
+    /// As [`Writer::store`], with the end still to come, if others wait for it: then it is returned too, and goes on if it is
+    /// dropped.
+    ///
+    /// *Durability*: the under-storage has it, and the masters have recorded that it is being stored: if this client dies,
+    /// they look.
+    ///
+    /// *Errors*: as [`Writer::store`]. Those of the end say that the masters do not know of what is stored.
+    pub async fn store_behind(
+        &self,
+        attr: &Attr,
+        begun: Option<Begun>,
+        content: Content,
+    ) -> Result<(Attr, Option<impl Future<Output = Result<Attr>> + Send + use<>>)> {
+        let begun = self.begun(attr, begun, attr.version_token.is_empty()).await?;
+        let mut stored = self.put(&begun, attr, content).await?;
+        if !begun.end_behind || !self.is_still_ours(&begun) {
+            return Ok((self.end(attr, &begun, stored).await?, None));
+        }
+        stored.ctime_ns = now_ns().max(begun.attr.ctime_ns);
+        let becomes = begun.becomes(&stored);
+        let request = EndWriteRequest { op: None, intent: begun.intent, stored: Some(stored.clone()) };
+        let outcome = self.batches.linger(Op::EndWrite(request), &Handle::current());
+        let this = self.clone();
+        let end = async move {
+            match this.outcome_of_end(outcome.await, begun.intent, &stored).await {
+                Ok(Some(attr)) => Ok(attr),
+                // Somebody has looked in our stead, or nobody knows.
+                _ => this.find(&begun, &stored).await,
             }
         };
-        let stored = StoredContent { version_token: entry.token.into(), size: entry.size, mtime_ns: entry.mtime_ns };
-        let ended = match self.end(begun.intent, stored).await {
-            Err(error) if has_ended(&error) => {
-                self.give_up(attr, begun.intent).await;
-                return Err(error);
+        Ok((becomes, Some(end)))
+    }
+
+    /// True if the masters cannot have ended a write by themselves yet, because our session is over: they were told of it
+    /// less than half of that time ago.
+    fn is_still_ours(&self, begun: &Begun) -> bool {
+        failpoint("write.lease") == Fail::Skip
+            || self.namespace.session().lasts_now().is_some_and(|lasts| begun.asked.elapsed() < lasts / 2)
+    }
+
+    /// Has the masters find what is stored, however long that takes.
+    async fn find(&self, begun: &Begun, stored: &StoredContent) -> Result<Attr> {
+        loop {
+            match self.find_once(begun, stored).await {
+                Err(error) if error.is_retryable() || error.kind == ErrorKind::OutcomeUnknown => {
+                    tracing::warn!(inode = begun.attr.inode, %error, "a file that is stored is not recorded yet");
+                }
+                found => return found,
             }
-            ended => ended?,
-        };
-        ended.ok_or_else(|| Error::new(ErrorKind::NotFound, "the file was removed while it was stored"))
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    async fn find_once(&self, begun: &Begun, stored: &StoredContent) -> Result<Attr> {
+        let mut found = self.namespace.lookup(at_inode(begun.attr.inode)).await;
+        if found.as_ref().is_err_and(|error| error.kind == ErrorKind::NotFound) && self.is_there(begun, stored).await? {
+            // Our session has expired before it was stored, and the file that we made with it.
+            let name = begun.ufs_path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+            let target = Some(at_entry(begun.attr.parent, name));
+            let Attr { mode, uid, gid, .. } = begun.attr;
+            found = self.namespace.create(CreateRequest { target, mode, uid, gid, ..CreateRequest::default() }).await;
+        }
+        let attr = found?;
+        if !attr.version_token.is_empty() {
+            return Ok(attr);
+        }
+        let begun = self.namespace.begin_write(attr.inode, attr.version_token).await?;
+        let ended = self.namespace.end_write(begun.intent, None).await?;
+        ended.ok_or_else(|| Error::new(ErrorKind::NotFound, "the file was removed since it was stored"))
+    }
+
+    /// True if the under-storage still has what was stored.
+    async fn is_there(&self, begun: &Begun, stored: &StoredContent) -> Result<bool> {
+        let storage = self.storage_of(begun).await?;
+        Ok(storage.stat(&begun.ufs_path).await?.is_some_and(|entry| entry.token == stored.version_token))
     }
 
     /// Begins to send content that is going to be stored at `path` of a mount in place of the version `base`, before its end is
@@ -85,27 +181,52 @@ impl Writer {
         }
     }
 
-    async fn begin(&self, attr: &Attr) -> Result<BeginWriteResponse> {
-        let (inode, base_token) = (attr.inode, attr.version_token.clone());
-        let request = BeginWriteRequest { op: None, inode, base_token: base_token.clone() };
+    async fn begun(&self, attr: &Attr, begun: Option<Begun>, end_behind: bool) -> Result<Begun> {
+        match begun {
+            Some(begun) => Ok(begun),
+            None => self.begin(attr, end_behind).await,
+        }
+    }
+
+    async fn begin(&self, attr: &Attr, end_behind: bool) -> Result<Begun> {
+        let (inode, base_token, asked) = (attr.inode, attr.version_token.clone(), Instant::now());
+        let request = BeginWriteRequest { op: None, inode, base_token: base_token.clone(), end_behind };
+        let incomplete = || Error::internal("begin a write: the answer lacks what to store where");
         match self.batches.submit(Op::BeginWrite(request), &Handle::current()).await {
-            Ok(done) => Ok(BeginWriteResponse {
-                intent: done.intent,
-                mount_id: done.attr.as_ref().map_or(0, |attr| attr.mount_id),
-                ufs_path: done.ufs_path,
-                attr: done.attr,
-            }),
+            Ok(done) => Begun::of(done, asked).ok_or_else(incomplete),
             // It has to wait, which a batch does not.
-            Err(error) if error.was_not_begun() => self.namespace.begin_write(inode, base_token).await,
+            Err(error) if error.was_not_begun() => {
+                let done = self.namespace.begin_write(inode, base_token).await?;
+                let attr = done.attr.ok_or_else(incomplete)?;
+                Ok(Begun { intent: done.intent, ufs_path: done.ufs_path, attr, end_behind: false, asked })
+            }
             Err(error) => Err(error),
         }
     }
 
-    async fn end(&self, intent: u64, stored: StoredContent) -> Result<Option<Attr>> {
-        let request = EndWriteRequest { op: None, intent, stored: Some(stored.clone()) };
-        match self.batches.submit(Op::EndWrite(request), &Handle::current()).await {
+    async fn end(&self, attr: &Attr, begun: &Begun, stored: StoredContent) -> Result<Attr> {
+        let request = EndWriteRequest { op: None, intent: begun.intent, stored: Some(stored.clone()) };
+        let outcome = self.batches.submit(Op::EndWrite(request), &Handle::current()).await;
+        let ended = match self.outcome_of_end(outcome, begun.intent, &stored).await {
+            Err(error) if has_ended(&error) => {
+                self.give_up(attr, begun.intent).await;
+                return Err(error);
+            }
+            ended => ended?,
+        };
+        ended.ok_or_else(|| Error::new(ErrorKind::NotFound, "the file was removed while it was stored"))
+    }
+
+    /// What the masters say of an end; it is sent alone if it did not fit into its batch.
+    async fn outcome_of_end(
+        &self,
+        outcome: Result<MutationResponse>,
+        intent: u64,
+        stored: &StoredContent,
+    ) -> Result<Option<Attr>> {
+        match outcome {
             Ok(done) => Ok(done.attr),
-            Err(error) if error.was_not_begun() => self.namespace.end_write(intent, Some(stored)).await,
+            Err(error) if error.was_not_begun() => self.namespace.end_write(intent, Some(stored.clone())).await,
             Err(error) => Err(error),
         }
     }
@@ -131,17 +252,33 @@ impl Writer {
         }
     }
 
-    async fn put(&self, begun: &BeginWriteResponse, base: &[u8], content: Content) -> Result<Entry> {
-        let mount = self.mounts.get(begun.mount_id).await?.ok_or_else(|| {
-            Error::new(ErrorKind::Stale, format!("mount {} of the file does not exist any more", begun.mount_id))
-        })?;
-        let storage = self.storage.open(&mount.ufs_uri, &mount.options)?;
-        let attr = begun.attr.as_ref().ok_or_else(|| Error::internal("begin a write: the answer lacks attributes"))?;
-        let attr = new_attr(attr);
+    /// Brings content to the under-storage; after an error nobody waits for it any more.
+    async fn put(&self, begun: &Begun, attr: &Attr, content: Content) -> Result<StoredContent> {
+        match self.put_once(begun, &attr.version_token, content).await {
+            Ok(Entry { token, size, mtime_ns, .. }) => {
+                Ok(StoredContent { version_token: token.into(), size, mtime_ns, ctime_ns: 0 })
+            }
+            Err(error) => {
+                self.give_up(attr, begun.intent).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn put_once(&self, begun: &Begun, base: &[u8], content: Content) -> Result<Entry> {
+        let storage = self.storage_of(begun).await?;
         failpoint_io("write.begun")?;
+        let attr = new_attr(&begun.attr);
         let entry = storage.put(&begun.ufs_path, content, expected(base), attr, begun.intent).await?;
         failpoint_io("write.stored")?;
         Ok(entry)
+    }
+
+    async fn storage_of(&self, begun: &Begun) -> Result<Arc<dyn Ufs>> {
+        let id = begun.attr.mount_id;
+        let gone = || Error::new(ErrorKind::Stale, format!("mount {id} of the file does not exist any more"));
+        let mount = self.mounts.get(id).await?.ok_or_else(gone)?;
+        self.storage.open(&mount.ufs_uri, &mount.options)
     }
 }
 

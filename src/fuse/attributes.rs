@@ -49,6 +49,7 @@ impl Fs {
     pub(super) async fn set_attr(self: &Arc<Self>, inode: u64, number: Option<u64>, change: Change) -> Result<Known> {
         self.check_writable()?;
         let known_as = self.known_as(inode).await?;
+        self.recorded(inode).await;
         if let Some(length) = change.length {
             self.truncate(inode, length, number).await?;
         }

@@ -10,15 +10,17 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use jindofs_proto::v1::batch_op::Op;
-use jindofs_proto::v1::{Attr, BeginWriteResponse, CreateRequest, FileType, MetaPolicy, MutationResponse};
+use jindofs_proto::v1::{Attr, CreateRequest, FileType, MetaPolicy, MutationResponse};
 use tokio::runtime::Handle;
 
 use crate::client::batches::Grown;
 use crate::client::namespace::{at_entry, at_inode};
+use crate::client::writer::Begun;
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::now_ns;
 use crate::types::check_name;
 
+use super::creates::Making;
 use super::dircache::Seen;
 use super::fs::Fs;
 use super::inodes::Known;
@@ -99,7 +101,7 @@ impl Fs {
     fn send(self: &Arc<Self>, at: Name<'_>, attr: &Attr, on: &Handle) {
         let made = Made { mode: attr.mode, uid: attr.uid, gid: attr.gid };
         let request = CreateRequest { inode: attr.inode, ..made.request(at) };
-        let outcome = self.batches.submit(Op::Create(request.clone()), on);
+        let outcome = self.batches.linger(Op::Create(request.clone()), on);
         let (this, parent, name) = (self.clone(), at.0, at.1.to_vec());
         on.spawn(async move {
             let inode = request.inode;
@@ -149,10 +151,12 @@ impl Fs {
     /// Waits until the masters have the file of `turn`, if it is being made; what was begun with it is to be ended.
     ///
     /// *Errors*: why they do not have it.
-    pub(super) async fn made_of(&self, turn: &mut Turn) -> Result<Option<BeginWriteResponse>> {
+    pub(super) async fn made_of(&self, turn: &mut Turn) -> Result<Option<Begun>> {
         let Some(making) = self.creates.get(turn.inode()) else { return Ok(None) };
-        if turn.is_due() {
-            self.batches.begin_with(turn.inode());
+        let on = Handle::current();
+        match turn.is_due() {
+            true => self.batches.begin_with(turn.inode(), turn.content()?.is_in_memory(), &on),
+            false => self.batches.hurry(&on),
         }
         match making.done().await {
             Ok(()) => Ok(making.take_begun()),
@@ -199,10 +203,18 @@ impl Fs {
     /// As [`Fs::made_of`], for a file that holds no data.
     pub(super) async fn made_empty(&self, inode: u64) -> Result<()> {
         let Some(making) = self.creates.get(inode) else { return Ok(()) };
-        match making.done().await {
+        match self.made_at_last(&making).await {
             Err(error) if error.kind == ErrorKind::AlreadyExists => Ok(()),
             done => done,
         }
+    }
+
+    /// Waits until the masters have said what comes of a file that is being made.
+    ///
+    /// *Errors*: why it could not be.
+    pub(super) async fn made_at_last(&self, making: &Making) -> Result<()> {
+        self.batches.hurry(&Handle::current());
+        making.done().await
     }
 
     /// As [`Fs::known_as`], as far as is known.
@@ -215,7 +227,7 @@ impl Fs {
     /// *Errors*: why it could not be made.
     pub(super) async fn known_as(&self, inode: u64) -> Result<u64> {
         let Some(making) = self.creates.get(inode) else { return Ok(inode) };
-        match (making.done().await, making.instead()) {
+        match (self.made_at_last(&making).await, making.instead()) {
             (Ok(()), _) => Ok(inode),
             (Err(_), Some(instead)) => Ok(instead),
             (Err(error), None) => Err(error),

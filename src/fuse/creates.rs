@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
-use jindofs_proto::v1::{BeginWriteResponse, MutationResponse};
+use jindofs_proto::v1::MutationResponse;
 use tokio::sync::watch;
 
+use crate::client::writer::Begun;
 use crate::error::{Error, Result};
 
 /// One file on its way to the masters.
@@ -14,12 +16,13 @@ use crate::error::{Error, Result};
 pub(super) struct Making {
     pub(super) parent: u64,
     name: Box<[u8]>,
+    since: Instant,
     /// What came of it.
     outcome: watch::Sender<Option<Result<()>>>,
     /// The file of this name that was made elsewhere at the same time.
     instead: AtomicU64,
     /// The writing that was announced with it, until somebody takes it.
-    begun: Mutex<Option<BeginWriteResponse>>,
+    begun: Mutex<Option<Begun>>,
 }
 
 impl Making {
@@ -45,7 +48,7 @@ impl Making {
     }
 
     /// The writing that was announced with it, once.
-    pub(super) fn take_begun(&self) -> Option<BeginWriteResponse> {
+    pub(super) fn take_begun(&self) -> Option<Begun> {
         self.begun.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
@@ -79,8 +82,8 @@ impl Creates {
         if inner.names.contains_key(&(parent, Box::from(name))) {
             return None;
         }
-        let (outcome, name) = (watch::Sender::new(None), Box::from(name));
-        let making = Making { parent, name, outcome, instead: AtomicU64::new(0), begun: Mutex::default() };
+        let (outcome, name, since) = (watch::Sender::new(None), Box::from(name), Instant::now());
+        let making = Making { parent, name, since, outcome, instead: AtomicU64::new(0), begun: Mutex::default() };
         let making = Arc::new(making);
         inner.names.insert((parent, making.name.clone()), inode);
         inner.inodes.insert(inode, making.clone());
@@ -117,15 +120,7 @@ impl Creates {
             making
         };
         let outcome = outcome.map(|done| {
-            if let Some(attr) = done.attr.filter(|_| done.intent != 0) {
-                let begun = BeginWriteResponse {
-                    intent: done.intent,
-                    mount_id: attr.mount_id,
-                    ufs_path: done.ufs_path,
-                    attr: Some(attr),
-                };
-                *making.begun.lock().unwrap_or_else(PoisonError::into_inner) = Some(begun);
-            }
+            *making.begun.lock().unwrap_or_else(PoisonError::into_inner) = Begun::of(done, making.since);
         });
         making.outcome.send_replace(Some(outcome));
     }
@@ -142,19 +137,12 @@ impl Creates {
         }
     }
 
-    /// Waits until nothing is on its way into a directory that was when this was called.
-    pub(super) async fn settled(&self, directory: u64) {
+    /// What is on its way into a directory.
+    pub(super) fn bound_for(&self, directory: u64) -> Vec<Arc<Making>> {
         if self.is_empty() {
-            return;
+            return Vec::new();
         }
-        let on_its_way: Vec<Arc<Making>> = {
-            let inner = self.inner();
-            inner.inodes.values().filter(|making| making.parent == directory).cloned().collect()
-        };
-        for making in on_its_way {
-            // Whoever has it open is told of an error.
-            let _ = making.done().await;
-        }
+        self.inner().inodes.values().filter(|making| making.parent == directory).cloned().collect()
     }
 
     /// True while anything is on its way.
@@ -175,7 +163,7 @@ mod tests {
         let making = creates.add(7, 1, b"f").expect("new");
         assert!(creates.add(8, 1, b"f").is_none(), "the name is taken");
         assert_eq!(creates.named(1, b"f"), Some(7));
-        assert!(creates.settled(1).now_or_never().is_none() && creates.settled(2).now_or_never().is_some());
+        assert!(creates.bound_for(1)[0].done().now_or_never().is_none() && creates.bound_for(2).is_empty());
         creates.finish(7, Ok(MutationResponse::default()), || true);
         making.done().await.expect("made");
         assert!(creates.get(7).is_none() && creates.named(1, b"f").is_none() && creates.is_empty());

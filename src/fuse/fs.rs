@@ -24,6 +24,7 @@ use crate::ufs::Registry;
 use super::creates::Creates;
 use super::dircache::{DirCache, Seen, Wanted};
 use super::directory::Directory;
+use super::endings::Endings;
 use super::handles::{FileHandle, Handles};
 use super::inodes::{Inodes, Known};
 use super::locks::Locks;
@@ -52,6 +53,7 @@ pub(super) struct Fs {
     pub(super) writer: Writer,
     /// What is not recorded yet.
     pub(super) creates: Creates,
+    pub(super) endings: Endings,
     pub(super) inodes: Inodes,
     pub(super) listings: DirCache,
     pub(super) layouts: LayoutCache,
@@ -80,6 +82,7 @@ impl Fs {
                 writer: Writer::new(patient.clone(), batches.clone(), mounts.clone(), Registry::default()),
                 batches,
                 creates: Creates::default(),
+                endings: Endings::default(),
                 patient,
                 hasty: Namespace::with_channel(channel.with_timeout(HASTY.min(config.client.rpc_timeout))),
                 channel,
@@ -174,7 +177,7 @@ impl Fs {
 
     /// Reads a whole directory for the lookups to come.
     async fn remember_listing(&self, directory: u64) {
-        self.creates.settled(directory).await;
+        self.settled(directory).await;
         let since = self.listings.begin(directory);
         let add = |page: &[Entry], end| {
             self.listings.add(directory, since, page, end);
@@ -188,7 +191,7 @@ impl Fs {
     async fn learn_names(&self, directory: u64) {
         let begun = self.listings.begin_names(directory);
         // What comes after this was begun is noted by it, and what was on its way before is listed.
-        self.creates.settled(directory).await;
+        self.settled(directory).await;
         let asked = Instant::now();
         if let Ok(attr) = self.hasty.lookup(at_inode(directory)).await
             && self.counts(&attr)
@@ -231,7 +234,7 @@ impl Fs {
         }
         if let Some(making) = self.creates.get(inode) {
             // Why it could not be made is for its close to say.
-            let _ = making.done().await;
+            let _ = self.made_at_last(&making).await;
         }
         let asked = Instant::now();
         match self.ask(at_inode(inode), known.clone()).await {
@@ -319,7 +322,7 @@ impl Fs {
     /// Fetches what is needed to give entries from `offset` on; true if anything had to be fetched.
     pub(super) async fn fetch_entries(&self, directory: &Directory, offset: u64) -> Result<bool> {
         let _one = directory.fetching.lock().await;
-        self.creates.settled(directory.inode).await;
+        self.settled(directory.inode).await;
         let mut fetched = false;
         while let Some(wanted) = directory.wanted(offset) {
             let (asked, changes) = (Instant::now(), self.listings.changes());

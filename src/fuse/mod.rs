@@ -7,6 +7,7 @@ mod behind;
 mod creates;
 mod dircache;
 mod directory;
+mod endings;
 mod errno;
 mod fs;
 mod greet;

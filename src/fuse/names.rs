@@ -74,7 +74,7 @@ impl Fs {
         let made = made.inside(&self.attr(at.0).await?.attr, false);
         // Never one that exists: nobody has checked yet whether the caller may open it.
         let request = CreateRequest { exclusive: true, ..made.request(at) };
-        self.creates.settled(at.0).await;
+        self.settled(at.0).await;
         let asked = Instant::now();
         let attr = self.patient.create(request).await;
         self.changed_name(at, true, asked, &attr);
@@ -165,7 +165,7 @@ impl Fs {
             gid: made.gid,
             parents: false,
         };
-        self.creates.settled(at.0).await;
+        self.settled(at.0).await;
         let asked = Instant::now();
         let attr = self.patient.mkdir(request).await;
         self.changed_name(at, true, asked, &attr);
@@ -187,7 +187,7 @@ impl Fs {
             uid: made.uid,
             gid: made.gid,
         };
-        self.creates.settled(at.0).await;
+        self.settled(at.0).await;
         let asked = Instant::now();
         let attr = self.patient.symlink(request).await;
         self.changed_name(at, true, asked, &attr);
@@ -199,9 +199,9 @@ impl Fs {
     /// *Errors*: those of the masters.
     pub(super) async fn remove_directory(&self, at: Name<'_>) -> Result<()> {
         self.check_writable()?;
-        self.creates.settled(at.0).await;
+        self.settled(at.0).await;
         if let Some(known) = self.inodes.get_named(at.0, at.1) {
-            self.creates.settled(known.attr.inode).await;
+            self.settled(known.attr.inode).await;
         }
         let asked = Instant::now();
         let removed = self.patient.rmdir(at_entry(at.0, at.1), false).await;
@@ -216,7 +216,7 @@ impl Fs {
     /// *Errors*: those of the masters.
     pub(super) async fn remove_file(self: &Arc<Self>, at: Name<'_>) -> Result<()> {
         self.check_writable()?;
-        self.creates.settled(at.0).await;
+        self.settled(at.0).await;
         let turn = match self.inodes.get_named(at.0, at.1) {
             Some(known) => self.keep_for_handles(&known.attr).await,
             None => None,
@@ -236,8 +236,8 @@ impl Fs {
     /// *Errors*: those of the masters; those of storing what moves.
     pub(super) async fn rename(self: &Arc<Self>, from: Name<'_>, to: Name<'_>, no_replace: bool) -> Result<()> {
         self.check_writable()?;
-        self.creates.settled(from.0).await;
-        self.creates.settled(to.0).await;
+        self.settled(from.0).await;
+        self.settled(to.0).await;
         let (mut moved, replaced) = self.turns_of_rename(from, to, no_replace).await;
         if let Some(turn) = &mut moved {
             // Under its old name: what has no content in the under-storage cannot be moved there.

@@ -18,7 +18,7 @@ use crate::client::{OpenFile, Reader};
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::source::source_of;
 use crate::types::version_of;
-use crate::ufs::{Content, Sent, Source, Upload};
+use crate::ufs::{Content, Sent, Upload};
 
 use super::fs::Fs;
 use super::inodes::Known;
@@ -136,28 +136,49 @@ impl Fs {
         self.creates.get(inode).is_none() && self.staging.ready(inode).is_none_or(|staged| !staged.is_dirty())
     }
 
-    /// Stores what was written, if anything was.
+    /// Stores what was written, if anything was. What the masters record of a small new file comes behind the answer.
     ///
     /// *Errors*: as [`crate::client::Writer::store`]. What was written stays staged.
-    pub(super) async fn sync(&self, inode: u64) -> Result<()> {
+    pub(super) async fn sync(self: &Arc<Self>, inode: u64) -> Result<()> {
         match self.staging.turn_of_ready(inode).await {
-            Some(mut turn) => self.store(&mut turn).await,
+            Some(mut turn) => self.store_as(&mut turn, true).await,
             None => self.made_empty(inode).await,
         }
     }
 
-    pub(super) async fn store(&self, turn: &mut Turn) -> Result<()> {
+    /// As [`Fs::sync`], with everything recorded.
+    pub(super) async fn store(self: &Arc<Self>, turn: &mut Turn) -> Result<()> {
+        self.store_as(turn, false).await
+    }
+
+    async fn store_as(self: &Arc<Self>, turn: &mut Turn, behind: bool) -> Result<()> {
         let prepared = self.prepared(turn);
         let (begun, prepared) = tokio::join!(self.made_of(turn), prepared);
         let begun = begun?;
         if !turn.is_due() {
             return Ok(());
         }
+        self.recorded(turn.inode()).await;
         let head = turn.head().await;
         let sent = prepared.unwrap_or_else(|| head.sent.clone());
         let content = Content { sent, ..turn.content()? };
-        let stored = self.writer.store(turn.base(), begun, content).await;
+        let stored = if behind && content.is_in_memory() && self.endings.have_room() {
+            self.writer.store_behind(turn.base(), begun, content).await
+        } else {
+            self.writer.store(turn.base(), begun, content).await.map(|attr| (attr, None))
+        };
         head.sent.give_up().await;
+        let stored = stored.map(|(attr, end)| {
+            if let Some(end) = end {
+                self.is_recorded_behind(&attr, end);
+            }
+            attr
+        });
+        self.stored(turn, stored).await
+    }
+
+    /// Notes what came of storing what was written.
+    async fn stored(&self, turn: &mut Turn, stored: Result<Attr>) -> Result<()> {
         match stored {
             Ok(attr) => {
                 self.renewed(turn, attr.clone());
@@ -185,7 +206,7 @@ impl Fs {
     /// What can be done of storing a small file while it is being made, which takes the masters as long.
     fn prepared<'s>(&'s self, turn: &Turn) -> impl Future<Output = Option<Sent>> + Send + use<'s> {
         let base = turn.base();
-        let content = turn.content().ok().filter(|content| matches!(content.source, Source::Memory(_)));
+        let content = turn.content().ok().filter(Content::is_in_memory);
         let place = self.creates.get(base.inode).filter(|_| turn.is_due()).and_then(|_| self.place_of(base));
         let attr = new_attr(base);
         async move {
@@ -259,7 +280,7 @@ impl Fs {
 
     /// After the last close: stores what was written since the last sync, and forgets what is staged. Whoever maps a file
     /// writes after its close; nobody is left to be told of an error.
-    pub(super) async fn let_go(&self, inode: u64) {
+    pub(super) async fn let_go(self: &Arc<Self>, inode: u64) {
         let Some(mut turn) = self.staging.turn_of_ready(inode).await else { return };
         if self.inodes.is_open(inode) {
             return;
@@ -277,7 +298,8 @@ impl Fs {
             return;
         }
         let started = Instant::now();
-        while (self.staging.is_busy() || self.creates.is_busy()) && started.elapsed() < SETTLE {
+        while (self.staging.is_busy() || self.creates.is_busy() || self.endings.is_busy()) && started.elapsed() < SETTLE
+        {
             tokio::time::sleep(LOOK).await;
         }
         self.patient.session().close().await;

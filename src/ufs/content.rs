@@ -37,6 +37,11 @@ pub struct Content {
 }
 
 impl Content {
+    /// True if it needs no file.
+    pub fn is_in_memory(&self) -> bool {
+        matches!(self.source, Source::Memory(_))
+    }
+
     /// The first `length` bytes of a file.
     pub fn in_file(file: Arc<File>, length: u64) -> Content {
         Content { source: Source::File(file), length, sent: Sent::default() }

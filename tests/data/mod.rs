@@ -8,6 +8,7 @@ mod conformance;
 mod crashes;
 mod directories;
 mod drain;
+mod endings;
 mod faults;
 mod full;
 mod handover;

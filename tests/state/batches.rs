@@ -7,7 +7,8 @@ use jindofs_proto::store::v1::{CloseSession, OpenSession, ReserveInodes};
 use jindofs_proto::v1::batch_op::Op;
 use jindofs_proto::v1::batch_result::Result as Of;
 use jindofs_proto::v1::{
-    BatchOp, BatchRequest, BatchResponse, CreateRequest, EndWriteRequest, ErrorKind, MutationResponse, StoredContent,
+    BatchOp, BatchRequest, BatchResponse, BeginWriteRequest, CreateRequest, EndWriteRequest, ErrorKind,
+    MutationResponse, StoredContent,
 };
 
 use super::intents::{CLIENT, Tree, at, file};
@@ -18,7 +19,7 @@ fn create(path: &str, inode: u64) -> Op {
 }
 
 fn end(intent: u64, token: &str) -> Op {
-    let stored = StoredContent { version_token: token.as_bytes().to_vec().into(), size: 4, mtime_ns: 5 };
+    let stored = StoredContent { version_token: token.as_bytes().to_vec().into(), size: 4, mtime_ns: 5, ctime_ns: 0 };
     Op::EndWrite(EndWriteRequest { op: None, intent, stored: Some(stored) })
 }
 
@@ -120,4 +121,37 @@ fn the_end_of_a_write_that_a_batch_began_leaves_the_answer_of_the_batch_as_it_wa
     let intent = results(first.clone())[0].as_ref().expect("made").intent;
     tree.finish(intent, None);
     assert_eq!(tree.again(body), first);
+}
+
+#[test]
+fn others_wait_only_for_a_write_whose_client_says_so_and_only_of_a_file_that_was_never_stored() {
+    let mut tree = Tree::new("local:///d");
+    let made = |path: &str, end_behind: bool| {
+        let Op::Create(request) = create(path, 0) else { panic!("a creation") };
+        Op::Create(CreateRequest { end_behind, ..request })
+    };
+    let said = |done: &Result<MutationResponse, ErrorKind>| {
+        let done = done.as_ref().expect("begun");
+        (done.intent, done.end_behind)
+    };
+    let begun = results(tree.change(batch(vec![made("/m/a", true), made("/m/b", false), made("/c", true)])));
+    let (a, b) = (said(&begun[0]).0, said(&begun[1]).0);
+    assert_eq!((said(&begun[0]), said(&begun[1]), said(&begun[2])), ((a, true), (b, false), (0, false)));
+    assert_eq!((tree.ends_behind("/m/a"), tree.ends_behind("/m/b"), tree.ends_behind("/c")), (Some(a), None, None));
+    let far = i64::MAX - 1;
+    let stored = StoredContent { version_token: "one".into(), size: 4, mtime_ns: 5, ctime_ns: far };
+    let ended = EndWriteRequest { op: None, intent: a, stored: Some(stored) };
+    assert_eq!(
+        results(tree.change(batch(vec![Op::EndWrite(ended), end(b, "two")]))).iter().filter(|end| end.is_ok()).count(),
+        2
+    );
+    assert_eq!((tree.ends_behind("/m/a"), tree.lookup("/m/a").expect("stored").ctime_ns), (None, far));
+    // What was stored before has a version that others can tell from the next.
+    let again = |path: &str, token: &'static str| {
+        let inode = tree.lookup(path).expect("it is there").inode;
+        Op::BeginWrite(BeginWriteRequest { op: None, inode, base_token: token.into(), end_behind: true })
+    };
+    let again = batch(vec![again("/m/b", "two")]);
+    assert!(!said(&results(tree.change(again))[0]).1);
+    assert_eq!(tree.ends_behind("/m/b"), None);
 }

@@ -120,13 +120,17 @@ impl Tree {
         query::intents(&self.store.view(), 0).expect("read").len()
     }
 
+    pub(super) fn ends_behind(&self, path: &str) -> Option<u64> {
+        query::ends_behind(&self.store.view(), &self.lookup(path).expect("it is there")).expect("read")
+    }
+
     pub(super) fn due(&self, id: u64) -> Due {
         plan::due(&self.store.view(), id).expect("planned")
     }
 
     fn write(&mut self, inode: u64, base: &str) -> Answer {
         let base_token = base.as_bytes().to_vec().into();
-        self.change(Body::BeginWrite(BeginWriteRequest { op: None, inode, base_token }))
+        self.change(Body::BeginWrite(BeginWriteRequest { inode, base_token, ..BeginWriteRequest::default() }))
     }
 
     fn end(&mut self, intent: u64, stored: Option<&str>) -> Answer {
@@ -134,6 +138,7 @@ impl Tree {
             version_token: token.as_bytes().to_vec().into(),
             size: token.len() as u64,
             mtime_ns: 5,
+            ..StoredContent::default()
         });
         self.change(Body::EndWrite(EndWriteRequest { op: None, intent, stored }))
     }

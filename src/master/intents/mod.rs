@@ -86,6 +86,7 @@ impl Intents {
         let begins_write = matches!(kind, Kind::BeginWrite(_));
         let guard = match self.scope(&kind).await? {
             Some(scope) => {
+                self.0.metadata.await_ends_of(&scope.inodes).await?;
                 let guard = self.0.locks.take(&scope).await;
                 self.may_begin(&scope, op.as_ref())?;
                 Some(guard)

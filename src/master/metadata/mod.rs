@@ -1,5 +1,6 @@
 //! Reading the tree, with what must first be loaded from under-storage. Reads are linearizable; loading is the leader's.
 
+mod ends;
 mod load;
 
 use std::sync::Arc;
@@ -31,19 +32,29 @@ pub struct Page {
 #[derive(Debug, Clone)]
 pub struct Metadata {
     handle: Handle,
+    storage: Arc<ufs::Registry>,
     loads: Arc<Loads>,
 }
 
 impl Metadata {
     /// Over a member of the group and the under-storages it may read.
     pub fn new(handle: Handle, storage: Arc<ufs::Registry>) -> Metadata {
-        Metadata { loads: Arc::new(Loads::new(handle.clone(), storage)), handle }
+        Metadata { loads: Arc::new(Loads::new(handle.clone(), storage.clone())), storage, handle }
     }
 
     /// Attributes of what `target` points at.
     ///
     /// *Errors*: `NotFound` and its like; `NotLeader` on a follower when metadata must be loaded; the under-storage's.
     pub async fn lookup(&self, target: &Target) -> Result<Attr> {
+        let attr = self.find(target).await?;
+        if !self.await_ends(std::iter::once(&attr)).await? {
+            return Ok(attr);
+        }
+        self.find(target).await
+    }
+
+    /// As [`Metadata::lookup`], as far as is recorded.
+    async fn find(&self, target: &Target) -> Result<Attr> {
         let mut refreshed = false;
         let mut loaded = None;
         loop {
@@ -86,9 +97,18 @@ impl Metadata {
     ///
     /// *Errors*: as [`Metadata::lookup`].
     pub async fn list(&self, target: &Target, after: &[u8], limit: usize) -> Result<Page> {
+        let page = self.page(target, after, limit).await?;
+        if !self.await_ends(page.entries.iter().filter_map(|entry| entry.attr.as_ref())).await? {
+            return Ok(page);
+        }
+        self.page(target, after, limit).await
+    }
+
+    /// As [`Metadata::list`], as far as is recorded.
+    async fn page(&self, target: &Target, after: &[u8], limit: usize) -> Result<Page> {
         // Further pages go on with what the first one found.
         if after.is_empty() {
-            let directory = self.lookup(target).await?;
+            let directory = self.find(target).await?;
             let store = self.handle.read().await?;
             if directory.r#type() == FileType::Directory
                 && let Some(need) = query::relist_need(&store.view(), directory.inode)?

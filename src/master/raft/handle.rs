@@ -304,6 +304,11 @@ impl Handle {
         self.opened().map_or(0, |opened| *opened.machine.applied().borrow())
     }
 
+    /// Tells of every entry that is applied here; `None` while the disk belongs to no cluster.
+    pub fn applied(&self) -> Option<watch::Receiver<u64>> {
+        self.opened().map(|opened| opened.machine.applied())
+    }
+
     /// Checksums of all tables, and the index of the last entry they include.
     ///
     /// *Errors*: `Unavailable` while the disk belongs to no cluster.

@@ -6,10 +6,10 @@
 use jindofs_proto::store::v1::intent_row::Intent;
 use jindofs_proto::store::v1::outcome::Outcome as Answer;
 use jindofs_proto::store::v1::{FinishIntent, InodeRow, IntentRow, Made, UfsEntry, Write};
-use jindofs_proto::v1::{BeginWriteRequest, EndWriteRequest, FileType};
+use jindofs_proto::v1::{BeginWriteRequest, CreateRequest, EndWriteRequest, FileType};
 
 use super::apply::done;
-use super::context::Ctx;
+use super::context::{Begun, Ctx};
 use super::fault::{Step, refuse};
 use super::resolve::{self, Place};
 use super::{intent, namespace, rows, session};
@@ -18,15 +18,15 @@ use crate::error::ErrorKind;
 /// Largest file, bytes.
 const SIZE_MAX: u64 = i64::MAX as u64;
 
-/// Notes that a file was made which is not stored yet; with `begins` its client is going to store it.
-pub(super) fn made(ctx: &mut Ctx<'_>, inode: u64, row: &mut InodeRow, begins: bool) -> Step {
+/// Notes that a file was made which is not stored yet; its client may say that it is going to store it.
+pub(super) fn made(ctx: &mut Ctx<'_>, inode: u64, row: &mut InodeRow, request: &CreateRequest) -> Step {
     let op = Some(intent::op_of(ctx)?.clone());
     row.own_attr = !resolve::keeps_attributes(ctx.view(), row.mount_id)?;
     let id = ctx.new_intent();
     (row.unstored, row.intent) = (true, id);
-    let intent = if begins {
-        ctx.begun = id;
-        Intent::Write(Write { inode, ..Write::default() })
+    let intent = if request.begin_write && ctx.batched {
+        ctx.begun = Begun { intent: id, end_behind: request.end_behind };
+        Intent::Write(Write { inode, end_behind: request.end_behind, ..Write::default() })
     } else {
         Intent::Made(Made { inode })
     };
@@ -69,9 +69,11 @@ pub(super) fn begin_write(ctx: &mut Ctx<'_>, request: &BeginWriteRequest) -> Ste
         id if matches!(intent::get(ctx.view(), id)?.and_then(|row| row.intent), Some(Intent::Made(_))) => id,
         _ => return intent::is_free(&row).map(|()| done()),
     };
-    let write = Write { inode, base_token: request.base_token.clone(), given_up: false };
+    let end_behind = request.end_behind && ctx.batched && row.unstored;
+    let write = Write { inode, base_token: request.base_token.clone(), given_up: false, end_behind };
     intent::write(ctx, id, &IntentRow { op: Some(op), intent: Some(Intent::Write(write)), ..IntentRow::default() });
     rows::put_inode(ctx.txn, inode, &InodeRow { intent: id, ..row });
+    ctx.begun = Begun { intent: id, end_behind };
     Ok(intent::pending(id))
 }
 
@@ -119,7 +121,8 @@ pub(super) fn end_write(ctx: &mut Ctx<'_>, request: &EndWriteRequest) -> Step<An
     };
     intent::delete(ctx, request.intent);
     let Some(row) = rows::inode(ctx.view(), write.inode)? else { return resolve::no_inode(write.inode) };
-    Ok(take(ctx, write.inode, row, &entry))
+    let changed_ns = if stored.ctime_ns == 0 { ctx.now } else { stored.ctime_ns.max(row.ctime_ns) };
+    Ok(take(ctx, write.inode, row, &entry, changed_ns))
 }
 
 /// Ends the making or storing of a file with what lies in the under-storage.
@@ -130,7 +133,7 @@ pub(super) fn finish(ctx: &mut Ctx<'_>, request: &FinishIntent, inode: u64, base
     };
     if let Some(entry) = request.entry.as_ref().filter(|entry| entry.version_token != base_token) {
         intent::delete(ctx, request.id);
-        return Ok(take(ctx, inode, row, entry));
+        return Ok(take(ctx, inode, row, entry, ctx.now));
     }
     if !row.unstored {
         intent::delete(ctx, request.id);
@@ -154,11 +157,11 @@ pub(super) fn finish(ctx: &mut Ctx<'_>, request: &FinishIntent, inode: u64, base
     Ok(done())
 }
 
-/// The content of a file is another one now.
-fn take(ctx: &mut Ctx<'_>, inode: u64, mut row: InodeRow, entry: &UfsEntry) -> Answer {
+/// The content of a file is another one since `changed_ns`.
+fn take(ctx: &mut Ctx<'_>, inode: u64, mut row: InodeRow, entry: &UfsEntry, changed_ns: i64) -> Answer {
     ctx.count(&row, -1);
     (row.size, row.mtime_ns, row.version_token) = (entry.size, entry.mtime_ns, entry.version_token.clone());
-    (row.ctime_ns, row.born_index) = (ctx.now, ctx.index);
+    (row.ctime_ns, row.born_index) = (changed_ns, ctx.index);
     (row.intent, row.unstored) = (0, false);
     row.version += 1;
     ctx.count(&row, 1);

@@ -8,6 +8,15 @@ use jindofs_proto::v1::{FileType, OpId};
 use super::intent::Finishing;
 use super::{StoreError, Table, Txn, View, keys, lock, rows};
 
+/// A client is going to store content.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Begun {
+    /// Names the attempt.
+    pub(crate) intent: u64,
+    /// Others wait for its end.
+    pub(crate) end_behind: bool,
+}
+
 /// The work area of one command. [`Ctx::finish`] writes counters and statistics back.
 pub(crate) struct Ctx<'a> {
     /// The transaction.
@@ -22,8 +31,8 @@ pub(crate) struct Ctx<'a> {
     pub(crate) reserved: Vec<InodeRange>,
     /// Part of a batch.
     pub(crate) batched: bool,
-    /// Intent of the writing that a creation in a batch has announced.
-    pub(crate) begun: u64,
+    /// The writing that an operation of a batch has announced.
+    pub(crate) begun: Begun,
     /// Directories in which a batch has created something.
     pub(crate) grown: BTreeSet<u64>,
     /// Set while a change is made here that the under-storage has made already.
@@ -49,7 +58,7 @@ impl<'a> Ctx<'a> {
             op: None,
             reserved: Vec::new(),
             batched: false,
-            begun: 0,
+            begun: Begun::default(),
             grown: BTreeSet::new(),
             finishing: None,
             counters,

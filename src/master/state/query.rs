@@ -1,7 +1,10 @@
 //! The read side: what services and duties ask. Each call reads one view, so its answer is consistent in itself.
 
 use bytes::Bytes;
-use jindofs_proto::store::v1::{ClusterRow, CounterRow, InodeRow, IntentRow, Member, SessionRow, StatRow, WorkerRow};
+use jindofs_proto::store::v1::intent_row::Intent;
+use jindofs_proto::store::v1::{
+    ClusterRow, CounterRow, InodeRow, IntentRow, Member, SessionRow, StatRow, WorkerRow, Write,
+};
 use jindofs_proto::v1::{Attr, Entry, FileSource, FileType, JobInfo, Lock, MetaPolicy, Mount, Target};
 
 use super::fault::{Fault, Step, refuse};
@@ -306,6 +309,19 @@ pub fn lock_holder(view: &dyn View, inode: u64, client_id: &[u8], lock: Option<&
 /// The intent with this id.
 pub fn intent(view: &dyn View, id: u64) -> Result<Option<IntentRow>, Error> {
     Ok(intent::get(view, id)?)
+}
+
+/// True for a file below a mount of which nothing is known to be stored.
+pub fn was_never_stored(attr: &Attr) -> bool {
+    attr.mount_id != 0 && attr.r#type() == FileType::File && attr.version_token.is_empty()
+}
+
+/// The intent of the writing of a file that was never stored, if its writer may be answered before it ends.
+pub fn ends_behind(view: &dyn View, attr: &Attr) -> Result<Option<u64>, Error> {
+    let Some(row) = rows::inode(view, attr.inode)?.filter(|row| row.intent != 0) else { return Ok(None) };
+    let behind = |write: &Write| write.inode == attr.inode && write.end_behind && !write.given_up;
+    let intent = intent::get(view, row.intent)?.and_then(|intent| intent.intent);
+    Ok(matches!(intent, Some(Intent::Write(write)) if behind(&write)).then_some(row.intent))
 }
 
 /// Up to a thousand intents after the one with the id `after`, in the order in which they began.

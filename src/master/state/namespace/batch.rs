@@ -6,7 +6,7 @@ use jindofs_proto::v1::batch_result::Result as Body;
 use jindofs_proto::v1::{Attr, BatchOp, BatchRequest, BatchResponse, BatchResult, MutationResponse};
 
 use crate::error::ErrorKind;
-use crate::master::state::context::Ctx;
+use crate::master::state::context::{Begun, Ctx};
 use crate::master::state::fault::{Fault, Step, detail, refuse};
 use crate::master::state::{content, rows};
 use crate::types::BATCH_MAX;
@@ -20,10 +20,10 @@ pub(crate) fn batch(ctx: &mut Ctx<'_>, request: &BatchRequest) -> Step<Answer> {
     let mut results = Vec::with_capacity(request.ops.len());
     ctx.batched = true;
     for op in &request.ops {
-        ctx.begun = 0;
+        ctx.begun = Begun::default();
         let result = match one(ctx, op) {
             Ok(Answer::Attr(attr)) => Body::Ok(answered(Some(attr), ctx.begun)),
-            Ok(Answer::Pending(pending)) => Body::Ok(answered(None, pending.intent)),
+            Ok(Answer::Pending(_)) => Body::Ok(answered(None, ctx.begun)),
             Ok(_) => Body::Ok(MutationResponse::default()),
             Err(Fault::Refused(error)) => Body::Error(detail(error)),
             Err(fault) => return Err(fault),
@@ -39,8 +39,9 @@ pub(crate) fn batch(ctx: &mut Ctx<'_>, request: &BatchRequest) -> Step<Answer> {
     Ok(Answer::Batch(BatchResponse { results, directories }))
 }
 
-fn answered(attr: Option<Attr>, intent: u64) -> MutationResponse {
-    MutationResponse { attr, intent, ..MutationResponse::default() }
+fn answered(attr: Option<Attr>, begun: Begun) -> MutationResponse {
+    let Begun { intent, end_behind } = begun;
+    MutationResponse { attr, intent, end_behind, ..MutationResponse::default() }
 }
 
 fn one(ctx: &mut Ctx<'_>, op: &BatchOp) -> Step<Answer> {

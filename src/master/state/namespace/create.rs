@@ -33,7 +33,7 @@ pub(crate) fn create(ctx: &mut Ctx<'_>, request: &CreateRequest) -> Step<Answer>
     let mut row = new_row(ctx, &place, FileType::File, request.mode, request.uid, request.gid);
     let id = number(ctx, request.inode)?;
     if place.row.mount_id != 0 {
-        content::made(ctx, id, &mut row, request.begin_write && ctx.batched)?;
+        content::made(ctx, id, &mut row, request)?;
     }
     if ctx.batched {
         ctx.grown.insert(place.parent);

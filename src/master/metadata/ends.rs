@@ -1,0 +1,110 @@
+//! Files whose writers were answered when the under-storage had the content, before that was recorded: whoever asks for one
+//! waits for the record, which is on its way.
+//!
+//! Where it does not come, because the writer is slow or gone, what lies in the under-storage is what there is to tell.
+
+use std::time::Duration;
+
+use jindofs_proto::store::v1::command::Command as Kind;
+use jindofs_proto::store::v1::outcome::Outcome as Answer;
+use jindofs_proto::store::v1::{Command, FinishIntent};
+use jindofs_proto::v1::Attr;
+
+use super::Metadata;
+use super::load::convert;
+use crate::error::{Error, ErrorKind, Result};
+use crate::master::state::query;
+use crate::rpc::status::from_detail;
+use crate::ufs;
+
+/// How long to wait for a writer: many times what it takes.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// A file that is being stored, by the intent of that.
+type Behind = (u64, u64);
+
+impl Metadata {
+    /// Waits until it is known what came of storing these files, as far as that had begun. False if there was nothing to wait
+    /// for; otherwise they are to be asked for again.
+    ///
+    /// *Errors*: `NotLeader` on a follower that has waited in vain; the under-storage's.
+    pub(super) async fn await_ends<'a>(&self, attrs: impl Iterator<Item = &'a Attr>) -> Result<bool> {
+        let mut behind = self.behind(attrs)?;
+        if behind.is_empty() {
+            return Ok(false);
+        }
+        // Whether it was in vain is seen from what is left.
+        let _ = tokio::time::timeout(PATIENCE, self.all_end(&behind)).await;
+        behind = self.left(behind)?;
+        if !behind.is_empty() && !self.handle.is_leader() {
+            return Err(self.handle.not_leader());
+        }
+        for file in behind {
+            self.look_at(file).await?;
+        }
+        Ok(true)
+    }
+
+    /// As [`Metadata::await_ends`], for inodes that are about to be changed.
+    pub(crate) async fn await_ends_of(&self, inodes: &[u64]) -> Result<()> {
+        let Some(store) = self.handle.store() else { return Ok(()) };
+        let attrs: Vec<Attr> = inodes.iter().filter_map(|inode| query::attr(&store.view(), *inode).ok()).collect();
+        self.await_ends(attrs.iter()).await.map(drop)
+    }
+
+    fn behind<'a>(&self, attrs: impl Iterator<Item = &'a Attr>) -> Result<Vec<Behind>> {
+        let mut behind = Vec::new();
+        for attr in attrs.filter(|attr| query::was_never_stored(attr)) {
+            let Some(store) = self.handle.store() else { break };
+            behind.extend(query::ends_behind(&store.view(), attr)?.map(|intent| (intent, attr.inode)));
+        }
+        Ok(behind)
+    }
+
+    /// Those that have not ended yet.
+    fn left(&self, mut behind: Vec<Behind>) -> Result<Vec<Behind>> {
+        let store = self.handle.store().ok_or_else(|| Error::unavailable("this master belongs to no cluster"))?;
+        let mut failed = None;
+        behind.retain(|(intent, _)| {
+            query::intent(&store.view(), *intent).map(|row| row.is_some()).unwrap_or_else(|error| {
+                failed = Some(error);
+                false
+            })
+        });
+        failed.map_or(Ok(behind), Err)
+    }
+
+    async fn all_end(&self, behind: &[Behind]) -> Result<()> {
+        let Some(mut applied) = self.handle.applied() else { return Ok(()) };
+        let mut left = behind.to_vec();
+        loop {
+            applied.mark_unchanged();
+            left = self.left(left)?;
+            if left.is_empty() || applied.changed().await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Takes in what was stored of a file. What is not there may still come, and is as good as not begun.
+    async fn look_at(&self, (intent, inode): Behind) -> Result<()> {
+        let store = self.handle.read().await?;
+        let (mount, path) = match query::ufs_path(&store.view(), inode) {
+            Err(error) if error.kind == ErrorKind::NotFound => return Ok(()),
+            place => place?,
+        };
+        let storage = self.storage.open(&mount.ufs_uri, &mount.options)?;
+        let Some(found) = storage.stat(&path).await?.filter(|found| found.kind == ufs::Kind::File) else {
+            return Ok(());
+        };
+        tracing::info!(intent, inode, "a file is there whose writer has not said so");
+        let finish = FinishIntent { id: intent, entry: Some(convert(found)), ..FinishIntent::default() };
+        let command = Command { command: Some(Kind::FinishIntent(finish)), ..Command::default() };
+        match self.handle.propose(command).await?.outcome {
+            // Its writer has just said so.
+            Some(Answer::Error(detail)) if detail.kind() == ErrorKind::FailedPrecondition => Ok(()),
+            Some(Answer::Error(detail)) => Err(from_detail(&detail)),
+            _ => Ok(()),
+        }
+    }
+}
