@@ -1,6 +1,7 @@
 //! Small new files, whose writers are answered before the masters have recorded what is stored: nobody sees a difference.
 
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions};
+use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
@@ -25,6 +26,13 @@ fn arm(site: &Site, points: Option<&str>) {
     }
     site.cluster.dev.set_env(WRITER, "JINDOFS_FAILPOINTS", points).expect("set");
     site.cluster.dev.restart(WRITER).expect("mounted");
+}
+
+/// A new file. Dropped, a file does not tell what its close says; a sync is answered as that is.
+fn write_and_sync(path: &Path) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(b"answered")?;
+    file.sync_all()
 }
 
 /// What a mount shows of a directory: every file with its length and its bytes.
@@ -108,7 +116,7 @@ async fn a_client_that_dies_when_a_close_is_answered_leaves_the_file_to_everybod
             arm(&site, Some("batch.send=2*kill"));
             let path = format!("{storage}/f-{round}");
             let (one, two) = (site.mnt.join(&path), second.join(&path));
-            let closed = off(move || fs::write(one, b"answered").is_ok()).await;
+            let closed = off(move || write_and_sync(&one).is_ok()).await;
             if closed {
                 answered += 1;
                 let seen = off(move || fs::read(two)).await;
@@ -128,7 +136,7 @@ async fn a_client_that_dies_when_a_close_is_answered_leaves_the_file_to_everybod
 async fn stand_still(site: &Site, path: &str, points: &str) -> bool {
     arm(site, Some(points));
     let (at, shown) = (site.mnt.join(path), format!("/{path}"));
-    let writing = std::thread::spawn(move || fs::write(at, b"answered").is_ok());
+    let writing = std::thread::spawn(move || write_and_sync(&at).is_ok());
     let client = site.cluster.client();
     wait_until("it is being stored", PATIENCE, || site.ctl(&["fs", "stat", &shown]).status.success()).await;
     site.cluster.dev.pause(WRITER).expect("paused");

@@ -29,9 +29,9 @@ impl Metadata {
     ///
     /// *Errors*: `NotLeader` on a follower that has waited in vain; the under-storage's.
     pub(super) async fn await_ends<'a>(&self, attrs: impl Iterator<Item = &'a Attr>) -> Result<bool> {
-        let mut behind = self.behind(attrs)?;
+        let (mut behind, changed) = self.behind(attrs)?;
         if behind.is_empty() {
-            return Ok(false);
+            return Ok(changed);
         }
         // Whether it was in vain is seen from what is left.
         let _ = tokio::time::timeout(PATIENCE, self.all_end(&behind)).await;
@@ -52,13 +52,20 @@ impl Metadata {
         self.await_ends(attrs.iter()).await.map(drop)
     }
 
-    fn behind<'a>(&self, attrs: impl Iterator<Item = &'a Attr>) -> Result<Vec<Behind>> {
-        let mut behind = Vec::new();
+    /// Those that are being stored, and whether any has changed since it was looked at: it may have been stored by then.
+    fn behind<'a>(&self, attrs: impl Iterator<Item = &'a Attr>) -> Result<(Vec<Behind>, bool)> {
+        let (mut behind, mut changed) = (Vec::new(), false);
         for attr in attrs.filter(|attr| query::was_never_stored(attr)) {
             let Some(store) = self.handle.store() else { break };
-            behind.extend(query::ends_behind(&store.view(), attr)?.map(|intent| (intent, attr.inode)));
+            let view = store.view();
+            match query::inode(&view, attr.inode)? {
+                Some(row) if row.version == attr.version => {
+                    behind.extend(query::ends_behind(&view, attr)?.map(|intent| (intent, attr.inode)));
+                }
+                _ => changed = true,
+            }
         }
-        Ok(behind)
+        Ok((behind, changed))
     }
 
     /// Those that have not ended yet.
