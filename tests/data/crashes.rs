@@ -18,7 +18,7 @@ use crate::support::{fuse_works, rounds, seed, wait_for, wait_until};
 const STEPS: u64 = 20;
 
 /// Waits until a process has died by itself.
-fn wait_down(site: &Site, process: &str) {
+pub(super) fn wait_down(site: &Site, process: &str) {
     let gone = || site.cluster.dev.process(process).expect("a process").pid.is_none().then_some(());
     wait_for(&format!("{process} dies at its failpoint"), PATIENCE, gone);
 }

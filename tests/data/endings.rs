@@ -10,6 +10,7 @@ use jindofs::error::ErrorKind;
 use jindofs_proto::v1::SetAttrRequest;
 
 use super::Site;
+use super::crashes::wait_down;
 use super::writes::{names, off, stored, writable_twice};
 use crate::support::cluster::PATIENCE;
 use crate::support::{fuse_works, wait_for, wait_until};
@@ -123,8 +124,7 @@ async fn a_client_that_dies_when_a_close_is_answered_leaves_the_file_to_everybod
                 assert_eq!(seen.expect("it was closed"), b"answered", "{path}");
                 assert_eq!(stored(&site, &path).await.as_deref(), Some(&b"answered"[..]));
             }
-            let dead = || site.cluster.dev.process(WRITER).expect("a process").pid.is_none().then_some(());
-            wait_for("the client dies at its failpoint", PATIENCE, dead);
+            wait_down(&site, WRITER);
         }
     }
     assert!(answered > 0, "no close was answered");
