@@ -111,28 +111,54 @@ async fn all_masters_killed_at_once_under_load_lose_nothing_acknowledged() {
     cluster.assert_digests_equal().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn sole_master_moved_to_another_port_serves_the_same_tree() {
-    let cluster = Cluster::start(1);
+/// Stops these masters, and starts them with other ports that they alone are told of; returns a client that knows only those.
+fn moved(cluster: &Cluster, names: &[String]) -> jindofs::client::namespace::Namespace {
+    let ports: Vec<[u16; 3]> = names.iter().map(|_| [free_port(), free_port(), free_port()]).collect();
+    let addresses = |which: usize| ports.iter().map(move |ports| format!("127.0.0.1:{}", ports[which]));
+    let stay = cluster.names().into_iter().filter(|name| !names.contains(name));
+    let stay = stay.map(|name| cluster.dev.process(&name).expect("a process").raft.expect("an address"));
+    let peers = addresses(1).chain(stay).collect::<Vec<_>>().join(",");
+    for name in names {
+        cluster.dev.kill(name).expect("killed");
+    }
+    for (name, ports) in names.iter().zip(&ports) {
+        let keys = ["namespace.rpc.port", "namespace.backend.raft.port", "namespace.http.port"];
+        for (key, port) in keys.iter().zip(ports) {
+            cluster.dev.set(name, key, &port.to_string()).expect("set");
+        }
+        cluster.dev.set(name, "namespace.backend.raft.initial-conf", &peers).expect("set");
+        cluster.dev.launch(name).expect("launched");
+    }
+    let masters = addresses(0).collect();
+    let config = jindofs::config::ClientConfig { masters, rpc_timeout: PATIENCE, hard: false };
+    jindofs::client::namespace::Namespace::new(&config)
+}
+
+/// A cluster of three, of which some have moved, serves what it did before.
+async fn serves_after_a_move(cluster: Cluster, names_of: impl FnOnce(&Cluster) -> Vec<String>) {
     let client = cluster.client();
     make_dir(&client, "/a/b").await;
     client.create(create_request("/a/b/file")).await.expect("created");
-    cluster.dev.kill("master-0").expect("killed");
-    let ports: Vec<u16> = (0..3).map(|_| free_port()).collect();
-    for (key, port) in ["namespace.rpc.port", "namespace.backend.raft.port", "namespace.http.port"].iter().zip(&ports) {
-        cluster.dev.set("master-0", key, &port.to_string()).expect("set");
-    }
-    let peers = format!("127.0.0.1:{}", ports[1]);
-    cluster.dev.set("master-0", "namespace.backend.raft.initial-conf", &peers).expect("set");
-    cluster.dev.launch("master-0").expect("launched");
-    let config = jindofs::config::ClientConfig {
-        masters: vec![format!("127.0.0.1:{}", ports[0])],
-        rpc_timeout: PATIENCE,
-        hard: false,
-    };
-    let moved = jindofs::client::namespace::Namespace::new(&config);
+    let moved = moved(&cluster, &names_of(&cluster));
     assert!(names(&moved, "/a/b").await.contains("/a/b/file"));
     moved.create(create_request("/a/b/later")).await.expect("it also writes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sole_master_moved_to_another_port_serves_the_same_tree() {
+    serves_after_a_move(Cluster::start(1), Cluster::names).await;
+}
+
+/// Nobody knows where anybody is but by what each is told when it starts.
+#[tokio::test(flavor = "multi_thread")]
+async fn three_masters_that_all_moved_to_other_ports_elect_a_leader_and_serve_the_same_tree() {
+    serves_after_a_move(Cluster::start(3), Cluster::names).await;
+}
+
+/// The leader has nobody left where it knows them, and needs one of them to record where they are now.
+#[tokio::test(flavor = "multi_thread")]
+async fn both_followers_moved_to_other_ports_at_once_follow_again() {
+    serves_after_a_move(Cluster::start(3), Cluster::followers).await;
 }
 
 /// A leader sends an entry before its own disk has it. Killed together with the followers that stored it, it must not

@@ -400,12 +400,16 @@ impl Handle {
         if let Err(disbelief) = opened.net.peers.believe(news.member_id, &start) {
             return answer(Verdict::Reverted, disbelief.to_string());
         }
-        if let Some(running) = self.running().filter(|running| running.leading().is_some()) {
-            tokio::spawn(async move {
-                if let Err(error) = membership::take_announcement(&running, &news).await {
-                    tracing::warn!(member = news.member_id, %error, "announcement not recorded; it is repeated");
-                }
-            });
+        match self.running().filter(|running| running.leading().is_some()) {
+            Some(running) => {
+                tokio::spawn(async move {
+                    if let Err(error) = membership::take_announcement(&running, &news).await {
+                        tracing::warn!(member = news.member_id, %error, "announcement not recorded; it is repeated");
+                    }
+                });
+            }
+            // Members that have all moved can only elect a leader, who records it, where each of them is now.
+            None => opened.net.book.set(news.member_id, &membership::announced(&news)),
         }
         answer(Verdict::Welcome, String::new())
     }

@@ -316,6 +316,15 @@ async fn record_watermarks(running: &Running, known: &[Member], shape: &Shape) -
     propose(running, Kind::RecordWatermarks(RecordWatermarks { watermarks: news })).await.map(|_| ())
 }
 
+/// Where a member says that it is.
+pub(super) fn announced(news: &AnnounceRequest) -> Node {
+    Node {
+        raft_address: news.raft_address.clone(),
+        grpc_address: news.grpc_address.clone(),
+        incarnation: news.incarnation.to_vec(),
+    }
+}
+
 /// A member says that it started, or where it is now: record it, after making sure that it is really there.
 pub(crate) async fn take_announcement(running: &Arc<Running>, news: &AnnounceRequest) -> Result<()> {
     if running.leading().is_none() {
@@ -332,6 +341,9 @@ pub(crate) async fn take_announcement(running: &Arc<Running>, news: &AnnounceReq
             return Err(Error::new(ErrorKind::Foreign, format!("another disk answers at {}", news.raft_address)));
         }
     }
+    let node = announced(news);
+    // First: it may be needed for the quorum that is to record it.
+    running.net.book.set(news.member_id, &node);
     if moved || member.boot != news.boot || member.boot_nonce != news.boot_nonce {
         let record = RecordBoot {
             member_id: news.member_id,
@@ -342,12 +354,6 @@ pub(crate) async fn take_announcement(running: &Arc<Running>, news: &AnnounceReq
         };
         propose(running, Kind::RecordBoot(record)).await?;
     }
-    let node = Node {
-        raft_address: news.raft_address.clone(),
-        grpc_address: news.grpc_address.clone(),
-        incarnation: news.incarnation.to_vec(),
-    };
-    running.net.book.set(news.member_id, &node);
     let stale = running.look(|m| m.membership_config.get_node(&news.member_id).is_some_and(|known| *known != node));
     if stale {
         tracing::info!(member = news.member_id, address = news.raft_address, "member moved");
