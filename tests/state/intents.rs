@@ -7,8 +7,8 @@ use jindofs_proto::store::v1::command::Command as Body;
 use jindofs_proto::store::v1::outcome::Outcome as Answer;
 use jindofs_proto::store::v1::{CloseSession, Command, FinishIntent, Leftover, LoadEntries, OpenSession, UfsEntry};
 use jindofs_proto::v1::{
-    AddMountRequest, Attr, BeginWriteRequest, CreateRequest, EndWriteRequest, ErrorDetail, ErrorKind, FileType,
-    MkdirRequest, Mount, OpId, RenameRequest, StoredContent, Target, UnlinkRequest, target,
+    AddMountRequest, Attr, BeginWriteRequest, CreateRequest, EndWriteRequest, ErrorDetail, ErrorKind, FileType, Lock,
+    LockType, MkdirRequest, Mount, OpId, RenameRequest, SetLockRequest, StoredContent, Target, UnlinkRequest, target,
 };
 
 pub(super) const CLIENT: [u8; 16] = [7; 16];
@@ -121,7 +121,9 @@ impl Tree {
     }
 
     pub(super) fn ends_behind(&self, path: &str) -> Option<u64> {
-        query::ends_behind(&self.store.view(), &self.lookup(path).expect("it is there")).expect("read")
+        let (view, inode) = (self.store.view(), self.lookup(path).expect("it is there").inode);
+        let row = query::inode(&view, inode).expect("read").expect("it is there");
+        query::ends_behind(&view, inode, &row).expect("read")
     }
 
     pub(super) fn due(&self, id: u64) -> Due {
@@ -263,6 +265,68 @@ fn a_file_that_was_made_outlives_listings_and_goes_with_its_session_unless_it_wa
     assert_eq!((tree.names(), tree.intents()), (vec!["stored".to_owned()], 0));
     let counted = query::stat(&tree.store.view(), 1).expect("counted");
     assert_eq!((counted.files, counted.bytes), (1, 2));
+}
+
+/// A file that two clients have made, by its intent, with the sessions of both.
+fn made_by_two(other: [u8; 16]) -> (Tree, u64) {
+    let mut tree = Tree::new("local:///data");
+    tree.internal(Body::OpenSession(OpenSession { client_id: other.to_vec().into(), ..OpenSession::default() }));
+    let create = || Body::Create(CreateRequest { target: at("/m/f"), ..CreateRequest::default() });
+    let made = tree.change(create());
+    assert_eq!(tree.change_of(other, create()), made, "it is the same file for both");
+    let (intent, _) = query::intents(&tree.store.view(), 0).expect("read")[0];
+    (tree, intent)
+}
+
+fn ends(tree: &mut Tree, client: [u8; 16]) {
+    tree.internal(Body::CloseSession(CloseSession { client_id: client.to_vec().into() }));
+}
+
+#[test]
+fn a_file_that_two_clients_have_made_goes_with_the_session_of_the_last_of_them() {
+    let other = [8; 16];
+    for order in [[CLIENT, other], [other, CLIENT]] {
+        let (mut tree, intent) = made_by_two(other);
+        ends(&mut tree, order[0]);
+        assert_eq!(tree.due(intent), Due::Client);
+        ends(&mut tree, order[1]);
+        assert_eq!(tree.due(intent), Due::Forgotten);
+        tree.finish(intent, None);
+        assert_eq!((tree.lookup("/m/f"), tree.intents()), (Err(ErrorKind::NotFound), 0));
+    }
+}
+
+#[test]
+fn a_file_that_two_clients_have_made_stays_for_one_when_the_other_dies_while_it_stores() {
+    let other = [8; 16];
+    let (mut tree, intent) = made_by_two(other);
+    let inode = tree.lookup("/m/f").expect("made").inode;
+    assert_eq!(pending(&tree.write(inode, "")), intent);
+    ends(&mut tree, CLIENT);
+    assert!(matches!(tree.due(intent), Due::Leader(_)), "nobody knows whether it was stored");
+    tree.finish(intent, None);
+    assert_eq!((tree.lookup("/m/f").map(|attr| attr.inode), tree.due(intent)), (Ok(inode), Due::Client));
+    ends(&mut tree, other);
+    assert_eq!(tree.due(intent), Due::Forgotten);
+}
+
+#[test]
+fn a_file_that_is_locked_stays_when_the_session_ends_in_which_it_was_made() {
+    let locker = [8; 16];
+    let mut tree = Tree::new("local:///data");
+    tree.internal(Body::OpenSession(OpenSession { client_id: locker.to_vec().into(), ..OpenSession::default() }));
+    tree.change(Body::Create(CreateRequest { target: at("/m/f"), ..CreateRequest::default() }));
+    let (intent, _) = query::intents(&tree.store.view(), 0).expect("read")[0];
+    let inode = tree.lookup("/m/f").expect("made").inode;
+    ends(&mut tree, CLIENT);
+    let mut lock = Lock { start: 0, end: 9, owner: 1, ..Lock::default() };
+    lock.set_type(LockType::Exclusive);
+    tree.change_of(locker, Body::SetLock(SetLockRequest { op: None, inode, lock: Some(lock) }));
+    tree.finish(intent, None);
+    assert_eq!((tree.lookup("/m/f").map(|attr| attr.inode), tree.due(intent)), (Ok(inode), Due::Client));
+    ends(&mut tree, locker);
+    tree.finish(intent, None);
+    assert_eq!((tree.lookup("/m/f"), tree.intents()), (Err(ErrorKind::NotFound), 0));
 }
 
 #[test]

@@ -29,17 +29,17 @@ impl Metadata {
     ///
     /// *Errors*: `NotLeader` on a follower that has waited in vain; the under-storage's.
     pub(super) async fn await_ends<'a>(&self, attrs: impl Iterator<Item = &'a Attr>) -> Result<bool> {
-        let (mut behind, changed) = self.behind(attrs)?;
+        let (behind, changed) = self.behind(attrs)?;
         if behind.is_empty() {
             return Ok(changed);
         }
         // Whether it was in vain is seen from what is left.
         let _ = tokio::time::timeout(PATIENCE, self.all_end(&behind)).await;
-        behind = self.left(behind)?;
-        if !behind.is_empty() && !self.handle.is_leader() {
+        let left = self.left(&behind)?;
+        if !left.is_empty() && !self.handle.is_leader() {
             return Err(self.handle.not_leader());
         }
-        for file in behind {
+        for file in left {
             self.look_at(file).await?;
         }
         Ok(true)
@@ -60,7 +60,7 @@ impl Metadata {
             let view = store.view();
             match query::inode(&view, attr.inode)? {
                 Some(row) if row.version == attr.version => {
-                    behind.extend(query::ends_behind(&view, attr)?.map(|intent| (intent, attr.inode)));
+                    behind.extend(query::ends_behind(&view, attr.inode, &row)?.map(|intent| (intent, attr.inode)));
                 }
                 _ => changed = true,
             }
@@ -69,16 +69,15 @@ impl Metadata {
     }
 
     /// Those that have not ended yet.
-    fn left(&self, mut behind: Vec<Behind>) -> Result<Vec<Behind>> {
+    fn left(&self, behind: &[Behind]) -> Result<Vec<Behind>> {
         let store = self.handle.store().ok_or_else(|| Error::unavailable("this master belongs to no cluster"))?;
-        let mut failed = None;
-        behind.retain(|(intent, _)| {
-            query::intent(&store.view(), *intent).map(|row| row.is_some()).unwrap_or_else(|error| {
-                failed = Some(error);
-                false
-            })
-        });
-        failed.map_or(Ok(behind), Err)
+        let (view, mut left) = (store.view(), Vec::new());
+        for file in behind {
+            if query::intent(&view, file.0)?.is_some() {
+                left.push(*file);
+            }
+        }
+        Ok(left)
     }
 
     async fn all_end(&self, behind: &[Behind]) -> Result<()> {
@@ -86,7 +85,7 @@ impl Metadata {
         let mut left = behind.to_vec();
         loop {
             applied.mark_unchanged();
-            left = self.left(left)?;
+            left = self.left(&left)?;
             if left.is_empty() || applied.changed().await.is_err() {
                 return Ok(());
             }

@@ -3,18 +3,21 @@
 //! One rule for writers that meet: whoever ends first wins. Content is made from a version, and stored only while the file
 //! still is of that version; the other writer is told that it is stale.
 
+use bytes::Bytes;
 use jindofs_proto::store::v1::intent_row::Intent;
 use jindofs_proto::store::v1::outcome::Outcome as Answer;
 use jindofs_proto::store::v1::{FinishIntent, InodeRow, IntentRow, Made, UfsEntry, Write};
-use jindofs_proto::v1::{BeginWriteRequest, CreateRequest, EndWriteRequest, FileType};
+use jindofs_proto::v1::{BeginWriteRequest, CreateRequest, EndWriteRequest, FileType, OpId};
 
 use super::apply::done;
 use super::context::{Begun, Ctx};
 use super::fault::{Step, refuse};
 use super::resolve::{self, Place};
-use super::{intent, namespace, rows, session};
+use super::{StoreError, View, intent, lock, namespace, rows, session};
 use crate::error::ErrorKind;
 
+/// Most clients that are remembered to have made a file that another one has made and nobody stored.
+const MAKERS_MAX: usize = 256;
 /// Largest file, bytes.
 const SIZE_MAX: u64 = i64::MAX as u64;
 
@@ -32,6 +35,47 @@ pub(super) fn made(ctx: &mut Ctx<'_>, inode: u64, row: &mut InodeRow, request: &
     };
     intent::write(ctx, id, &IntentRow { op, intent: Some(intent), ..IntentRow::default() });
     Ok(())
+}
+
+/// Notes that a file which is not stored yet was made by one more client: it does not go with the first one's session.
+pub(super) fn made_too(ctx: &mut Ctx<'_>, row: &InodeRow) -> Step {
+    let Some(op) = ctx.op.as_ref().filter(|_| row.unstored) else { return Ok(()) };
+    let client_id = op.client_id.clone();
+    let Some(mut intent) = intent::get(ctx.view(), row.intent)? else { return Ok(()) };
+    let known = is_of(&intent, &client_id) || intent.makers.contains(&client_id);
+    if known || !matches!(intent.intent, Some(Intent::Made(_) | Intent::Write(_))) {
+        return Ok(());
+    }
+    intent.makers = living(ctx.view(), &intent.makers)?;
+    if intent.makers.len() < MAKERS_MAX {
+        intent.makers.push(client_id);
+        intent::write(ctx, row.intent, &intent);
+    }
+    Ok(())
+}
+
+fn is_of(intent: &IntentRow, client_id: &[u8]) -> bool {
+    intent.op.as_ref().is_some_and(|op| op.client_id == client_id)
+}
+
+fn living(view: &dyn View, client_ids: &[Bytes]) -> Result<Vec<Bytes>, StoreError> {
+    let mut living = Vec::new();
+    for client_id in client_ids {
+        if session::lives(view, client_id)? {
+            living.push(client_id.clone());
+        }
+    }
+    Ok(living)
+}
+
+/// True while a client lives that has made a file which is not stored yet.
+pub(super) fn has_maker(view: &dyn View, intent: &IntentRow) -> Result<bool, StoreError> {
+    for client_id in intent.op.iter().map(|op| &op.client_id).chain(&intent.makers) {
+        if session::lives(view, client_id)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Forgets a file that was made and never stored.
@@ -63,18 +107,26 @@ pub(super) fn begin_write(ctx: &mut Ctx<'_>, request: &BeginWriteRequest) -> Ste
     if row.version_token != request.base_token {
         return refuse(ErrorKind::Stale, format!("inode {inode} was stored by somebody else since it was opened"));
     }
-    let id = match row.intent {
-        0 => ctx.new_intent(),
-        // A file that was only made belongs to whoever stores it first.
-        id if matches!(intent::get(ctx.view(), id)?.and_then(|row| row.intent), Some(Intent::Made(_))) => id,
+    let made = if row.intent == 0 { None } else { intent::get(ctx.view(), row.intent)? };
+    let (id, makers) = match made {
+        None if row.intent == 0 => (ctx.new_intent(), Vec::new()),
+        // A file that was only made is stored by whoever does so first; the others have made it all the same.
+        Some(made @ IntentRow { intent: Some(Intent::Made(_)), .. }) => (row.intent, makers_but(made, &op.client_id)),
         _ => return intent::is_free(&row).map(|()| done()),
     };
     let end_behind = request.end_behind && ctx.batched && row.unstored;
     let write = Write { inode, base_token: request.base_token.clone(), given_up: false, end_behind };
-    intent::write(ctx, id, &IntentRow { op: Some(op), intent: Some(Intent::Write(write)), ..IntentRow::default() });
+    let intent = IntentRow { op: Some(op), intent: Some(Intent::Write(write)), makers, ..IntentRow::default() };
+    intent::write(ctx, id, &intent);
     rows::put_inode(ctx.txn, inode, &InodeRow { intent: id, ..row });
     ctx.begun = Begun { intent: id, end_behind };
     Ok(intent::pending(id))
+}
+
+/// All who have made a file, without one.
+fn makers_but(made: IntentRow, client_id: &[u8]) -> Vec<Bytes> {
+    let all = made.op.map(|op| op.client_id).into_iter().chain(made.makers);
+    all.filter(|maker| maker != client_id).collect()
 }
 
 /// What came of it.
@@ -83,8 +135,8 @@ pub(super) fn begin_write(ctx: &mut Ctx<'_>, request: &BeginWriteRequest) -> Ste
 pub(super) fn end_write(ctx: &mut Ctx<'_>, request: &EndWriteRequest) -> Step<Answer> {
     let op = intent::op_of(ctx)?.clone();
     let found = intent::get(ctx.view(), request.intent)?;
-    let (write, owner) = match found {
-        Some(IntentRow { op: Some(owner), intent: Some(Intent::Write(write)), .. }) => (write, owner),
+    let (write, owner, makers) = match found {
+        Some(IntentRow { op: Some(owner), intent: Some(Intent::Write(write)), makers, .. }) => (write, owner, makers),
         _ => {
             return refuse(
                 ErrorKind::Stale,
@@ -103,7 +155,7 @@ pub(super) fn end_write(ctx: &mut Ctx<'_>, request: &EndWriteRequest) -> Step<An
             );
         }
         let write = Write { given_up: true, ..write };
-        let row = IntentRow { op: Some(op), intent: Some(Intent::Write(write)), ..IntentRow::default() };
+        let row = IntentRow { op: Some(op), intent: Some(Intent::Write(write)), makers, ..IntentRow::default() };
         intent::write(ctx, request.intent, &row);
         return Ok(intent::pending(request.intent));
     };
@@ -141,20 +193,34 @@ pub(super) fn finish(ctx: &mut Ctx<'_>, request: &FinishIntent, inode: u64, base
         rows::put_inode(ctx.txn, inode, &row);
         return Ok(Answer::Attr(rows::attr(inode, &row)));
     }
-    let owner = intent::get(ctx.view(), request.id)?.and_then(|intent| intent.op);
-    let lives = match &owner {
-        Some(op) => session::lives(ctx.view(), &op.client_id)?,
-        None => false,
-    };
-    if lives {
-        // Its client may try again.
-        let made = IntentRow { op: owner, intent: Some(Intent::Made(Made { inode })), ..IntentRow::default() };
+    if let Some(made) = still_made(ctx, request.id, inode)? {
         intent::write(ctx, request.id, &made);
         return Ok(Answer::Attr(rows::attr(inode, &row)));
     }
     intent::delete(ctx, request.id);
     vanish(ctx, inode, row)?;
     Ok(done())
+}
+
+/// Whose a file is that is not stored: that of the client whose it was, if it lives and may try again, or else of all that have
+/// made it or locked it; a lock would keep nobody out if the next one made another file.
+fn still_made(ctx: &Ctx<'_>, id: u64, inode: u64) -> Result<Option<IntentRow>, StoreError> {
+    let view = ctx.view();
+    let Some(intent) = intent::get(view, id)? else { return Ok(None) };
+    let made = |op, makers| {
+        Some(IntentRow { op: Some(op), intent: Some(Intent::Made(Made { inode })), makers, ..IntentRow::default() })
+    };
+    let makers = living(view, &intent.makers)?;
+    if let Some(op) = intent.op
+        && session::lives(view, &op.client_id)?
+    {
+        return Ok(made(op, makers));
+    }
+    let mut heirs = lock::holders(view, inode)?;
+    heirs.extend(makers);
+    // None of its operations is answered by this.
+    let heir = heirs.pop_first().map(|client_id| OpId { client_id, ..OpId::default() });
+    Ok(heir.and_then(|heir| made(heir, heirs.into_iter().collect())))
 }
 
 /// The content of a file is another one since `changed_ns`.

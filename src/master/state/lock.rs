@@ -9,6 +9,8 @@
 
 mod ranges;
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use jindofs_proto::store::v1::outcome::Outcome as Answer;
 use jindofs_proto::store::v1::{LockRow, LockedRange, LockerRow};
@@ -113,6 +115,12 @@ fn check_limits(ctx: &Ctx<'_>, inode: u64, client_id: &[u8], more: u64) -> Step 
 fn of_inode(view: &dyn View, inode: u64) -> Result<Vec<(Bytes, LockRow)>, StoreError> {
     // No owner has a row without a range.
     rows::scan(view, Table::Lock, &keys::id(inode), OF_INODE_MAX as usize)
+}
+
+/// Clients that have locked something of a file.
+pub(super) fn holders(view: &dyn View, inode: u64) -> Result<BTreeSet<Bytes>, StoreError> {
+    let held = of_inode(view, inode)?;
+    Ok(held.iter().map(|(key, _)| Bytes::copy_from_slice(keys::locker_of(key).0)).collect())
 }
 
 fn of_client(view: &dyn View, client_id: &[u8]) -> Result<LockerRow, StoreError> {

@@ -8,7 +8,7 @@ use jindofs_proto::v1::{MetaPolicy, MkdirRequest, Mount, OpId, RenameRequest, Se
 
 use super::fault::{Step, refuse};
 use super::resolve::{self, Place, Reach};
-use super::{View, intent, keys, query, rows};
+use super::{View, content, intent, keys, query, rows};
 use crate::error::{Error, ErrorKind};
 
 /// Work in the under-storage of one mount.
@@ -100,7 +100,8 @@ pub fn due(view: &dyn View, id: u64) -> Result<Due, Error> {
     };
     let planned = match &row.intent {
         Some(Intent::Change(change)) => of_change(view, change),
-        Some(Intent::Made(_) | Intent::Write(_)) if lives && !given_up(&row) => return Ok(Due::Client),
+        Some(Intent::Made(_)) if content::has_maker(view, &row)? => return Ok(Due::Client),
+        Some(Intent::Write(_)) if lives && !given_up(&row) => return Ok(Due::Client),
         Some(Intent::Made(_)) | None => return Ok(Due::Forgotten),
         Some(Intent::Write(write)) => of_path(view, write.inode, |path| Work::Look { path }),
         Some(Intent::Leftover(leftover)) => {

@@ -316,10 +316,12 @@ pub fn was_never_stored(attr: &Attr) -> bool {
     attr.mount_id != 0 && attr.r#type() == FileType::File && attr.version_token.is_empty()
 }
 
-/// The intent of the writing of a file that was never stored, if its writer may be answered before it ends.
-pub fn ends_behind(view: &dyn View, attr: &Attr) -> Result<Option<u64>, Error> {
-    let Some(row) = rows::inode(view, attr.inode)?.filter(|row| row.intent != 0) else { return Ok(None) };
-    let behind = |write: &Write| write.inode == attr.inode && write.end_behind && !write.given_up;
+/// The intent of the writing of the file `inode` with the row `row`, if its writer may be answered before it ends.
+pub fn ends_behind(view: &dyn View, inode: u64, row: &InodeRow) -> Result<Option<u64>, Error> {
+    if row.intent == 0 {
+        return Ok(None);
+    }
+    let behind = |write: &Write| write.inode == inode && write.end_behind && !write.given_up;
     let intent = intent::get(view, row.intent)?.and_then(|intent| intent.intent);
     Ok(matches!(intent, Some(Intent::Write(write)) if behind(&write)).then_some(row.intent))
 }

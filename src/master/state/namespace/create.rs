@@ -22,7 +22,9 @@ pub(crate) fn create(ctx: &mut Ctx<'_>, request: &CreateRequest) -> Step<Answer>
         let name = show(&place.name);
         return match entry.r#type() {
             FileType::File if !request.exclusive => {
-                Ok(Answer::Attr(rows::attr(entry.inode, &row_of(ctx.view(), &entry)?)))
+                let row = row_of(ctx.view(), &entry)?;
+                content::made_too(ctx, &row)?;
+                Ok(Answer::Attr(rows::attr(entry.inode, &row)))
             }
             FileType::Directory if !request.exclusive => {
                 refuse(ErrorKind::IsADirectory, format!("{name:?} is a directory"))
