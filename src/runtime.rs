@@ -1,5 +1,6 @@
 //! What every role needs to run and to stop: a shutdown token, a clock, durable file replacement, failpoints.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -7,6 +8,7 @@ use std::path::Path;
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use tokio::runtime::Handle;
 pub use tokio_util::sync::CancellationToken as Shutdown;
 
 /// Nanoseconds since the Unix epoch. The only wall clock of the program: the state machine takes time from commands.
@@ -42,6 +44,26 @@ pub fn shutdown_on_signal() -> io::Result<Shutdown> {
         stop.cancel();
     });
     Ok(token)
+}
+
+thread_local! {
+    static MAY_BLOCK: Cell<bool> = const { Cell::new(false) };
+}
+
+/// True on a thread that serves nobody else meanwhile: it may wait for disks.
+pub fn may_block() -> bool {
+    MAY_BLOCK.get()
+}
+
+/// Runs `work` on a thread of its own. What mostly waits for disks is not handed from thread to thread there, which costs more
+/// than the rest of it; the caller bounds how many there are.
+pub fn spawn_apart(on: &Handle, work: impl Future<Output = ()> + Send + 'static) {
+    let handle = on.clone();
+    on.spawn_blocking(move || {
+        let before = MAY_BLOCK.replace(true);
+        handle.block_on(work);
+        MAY_BLOCK.set(before);
+    });
 }
 
 /// Replaces `path` by `content` so that a crash leaves the old file or the new one, never a part.

@@ -47,9 +47,12 @@ pub struct Grown {
 /// To be told of every directory that has grown, before those who wait for the batch are.
 pub type Observer = Box<dyn Fn(Grown) + Send + Sync>;
 
+/// Is told what came of an operation, on a thread that serves: it must not block.
+type Told = Box<dyn FnOnce(Result<MutationResponse>) + Send>;
+
 struct Item {
     op: Op,
-    done: oneshot::Sender<Result<MutationResponse>>,
+    told: Told,
 }
 
 /// What waits for the next batch.
@@ -135,29 +138,29 @@ impl Batches {
         op: Op,
         on: &Handle,
     ) -> impl Future<Output = Result<MutationResponse>> + Send + use<> {
-        let outcome = self.linger(op, on);
+        let (done, outcome) = oneshot::channel();
+        let told = move |result| {
+            // Who does not wait does not want to know.
+            let _ = done.send(result);
+        };
+        self.linger(op, on, told);
         self.hurry(on);
-        outcome
+        outcome.map(|done| done.unwrap_or_else(|_| Err(Error::internal("a batch has ended without an answer"))))
     }
 
-    /// As [`Batches::submit`], for what can wait a little until somebody is in a hurry.
-    pub fn linger(
-        self: &Arc<Self>,
-        op: Op,
-        on: &Handle,
-    ) -> impl Future<Output = Result<MutationResponse>> + Send + use<> {
-        let (done, outcome) = oneshot::channel();
+    /// As [`Batches::submit`], for what can wait a little until somebody is in a hurry. `told` hears the outcome in a task of the
+    /// batch; it must not block.
+    pub fn linger(self: &Arc<Self>, op: Op, on: &Handle, told: impl FnOnce(Result<MutationResponse>) + Send + 'static) {
         let stores = matches!(op, Op::BeginWrite(_) | Op::EndWrite(_));
         let mut queue = self.queue();
         let items = if stores { &mut queue.contents } else { &mut queue.creates };
-        items.push_back(Item { op, done });
+        items.push_back(Item { op, told: Box::new(told) });
         queue.hurried |= queue.creates.len() >= OPS_MAX;
         if stores && queue.running && !std::mem::replace(&mut queue.watched, true) {
             let this = self.clone();
             on.spawn(async move { this.watch().await });
         }
         self.go_on(&mut queue, on);
-        outcome.map(|done| done.unwrap_or_else(|_| Err(Error::internal("a batch has ended without an answer"))))
     }
 
     /// Somebody waits for what was asked for before.
@@ -251,13 +254,12 @@ impl Batches {
             Ok((results, directories)) => {
                 self.observe(&items, &results, directories, asked);
                 for (item, result) in items.into_iter().zip(results) {
-                    // Who does not wait does not want to know.
-                    let _ = item.done.send(result);
+                    (item.told)(result);
                 }
             }
             Err(error) => {
                 for item in items {
-                    let _ = item.done.send(Err(error.clone()));
+                    (item.told)(Err(error.clone()));
                 }
             }
         }
@@ -335,7 +337,7 @@ mod tests {
     use super::*;
 
     fn item(op: Op) -> Item {
-        Item { op, done: oneshot::channel().0 }
+        Item { op, told: Box::new(|_| ()) }
     }
 
     fn stores(items: &[Item]) -> Vec<bool> {

@@ -57,6 +57,38 @@ impl Begun {
     }
 }
 
+/// What is stored and still to be recorded.
+#[derive(Debug)]
+pub struct End {
+    writer: Writer,
+    begun: Begun,
+    stored: StoredContent,
+}
+
+impl End {
+    /// Has it recorded soon, however long the masters are away; `told` hears what the file is then, in a task where it must not
+    /// block.
+    ///
+    /// *Errors*: the masters do not know of what is stored.
+    pub fn record(self, told: impl FnOnce(Result<Attr>) + Send + 'static) {
+        let (batches, op) = (self.writer.batches.clone(), end_of(&self.begun, &self.stored));
+        batches.linger(op, &Handle::current(), move |outcome| match outcome {
+            Ok(MutationResponse { attr: Some(attr), .. }) => told(Ok(attr)),
+            outcome => {
+                tokio::spawn(async move { told(self.settle(outcome).await) });
+            }
+        });
+    }
+
+    async fn settle(self, outcome: Result<MutationResponse>) -> Result<Attr> {
+        match self.writer.outcome_of_end(outcome, self.begun.intent, &self.stored).await {
+            Ok(Some(attr)) => Ok(attr),
+            // Somebody has looked in our stead, or nobody knows.
+            _ => self.writer.find(&self.begun, &self.stored).await,
+        }
+    }
+}
+
 /// The way of content out of one client process. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Writer {
@@ -84,8 +116,7 @@ impl Writer {
         self.end(attr, &begun, stored).await
     }
 
-    /// As [`Writer::store`], with the end still to come, if others wait for it: then it is returned too, and goes on if it is
-    /// dropped.
+    /// As [`Writer::store`], with the end still to be sent, if others wait for it: then it is returned too.
     ///
     /// *Durability*: the under-storage has it, and the masters have recorded that it is being stored: if this client dies,
     /// they look.
@@ -96,7 +127,7 @@ impl Writer {
         attr: &Attr,
         begun: Option<Begun>,
         content: Content,
-    ) -> Result<(Attr, Option<impl Future<Output = Result<Attr>> + Send + use<>>)> {
+    ) -> Result<(Attr, Option<End>)> {
         let begun = self.begun(attr, begun, attr.version_token.is_empty()).await?;
         let mut stored = self.put(&begun, attr, content).await?;
         if !begun.end_behind || !self.is_still_ours(&begun) {
@@ -104,17 +135,7 @@ impl Writer {
         }
         stored.ctime_ns = now_ns().max(begun.attr.ctime_ns);
         let becomes = begun.becomes(&stored);
-        let request = EndWriteRequest { op: None, intent: begun.intent, stored: Some(stored.clone()) };
-        let outcome = self.batches.linger(Op::EndWrite(request), &Handle::current());
-        let this = self.clone();
-        let end = async move {
-            match this.outcome_of_end(outcome.await, begun.intent, &stored).await {
-                Ok(Some(attr)) => Ok(attr),
-                // Somebody has looked in our stead, or nobody knows.
-                _ => this.find(&begun, &stored).await,
-            }
-        };
-        Ok((becomes, Some(end)))
+        Ok((becomes, Some(End { writer: self.clone(), begun, stored })))
     }
 
     /// True if the masters cannot have ended a write by themselves yet, because our session is over: they were told of it
@@ -150,9 +171,8 @@ impl Writer {
         if !attr.version_token.is_empty() {
             return Ok(attr);
         }
-        let begun = self.namespace.begin_write(attr.inode, attr.version_token).await?;
-        let ended = self.namespace.end_write(begun.intent, None).await?;
-        ended.ok_or_else(|| Error::new(ErrorKind::NotFound, "the file was removed since it was stored"))
+        let looked = look(&self.namespace, attr.inode, attr.version_token).await?;
+        looked.ok_or_else(|| Error::new(ErrorKind::NotFound, "the file was removed since it was stored"))
     }
 
     /// True if the under-storage still has what was stored.
@@ -205,8 +225,7 @@ impl Writer {
     }
 
     async fn end(&self, attr: &Attr, begun: &Begun, stored: StoredContent) -> Result<Attr> {
-        let request = EndWriteRequest { op: None, intent: begun.intent, stored: Some(stored.clone()) };
-        let outcome = self.batches.submit(Op::EndWrite(request), &Handle::current()).await;
+        let outcome = self.batches.submit(end_of(begun, &stored), &Handle::current()).await;
         let ended = match self.outcome_of_end(outcome, begun.intent, &stored).await {
             Err(error) if has_ended(&error) => {
                 self.give_up(attr, begun.intent).await;
@@ -237,10 +256,7 @@ impl Writer {
         let looked = tokio::spawn(async move {
             let ended = match namespace.end_write(intent, None).await {
                 // A master has looked when our session ended, and we may have stored since.
-                Err(error) if has_ended(&error) => match namespace.begin_write(inode, base).await {
-                    Ok(begun) => namespace.end_write(begun.intent, None).await,
-                    Err(error) => Err(error),
-                },
+                Err(error) if has_ended(&error) => look(&namespace, inode, base).await,
                 ended => ended,
             };
             if let Err(error) = ended {
@@ -282,9 +298,19 @@ impl Writer {
     }
 }
 
+/// Has a master look what there is of a file that is of the version `base`, as after a write of which nobody knows the end.
+async fn look(namespace: &Namespace, inode: u64, base: Bytes) -> Result<Option<Attr>> {
+    let begun = namespace.begin_write(inode, base).await?;
+    namespace.end_write(begun.intent, None).await
+}
+
 /// What a new file is given.
 pub fn new_attr(attr: &Attr) -> NewAttr {
     NewAttr { mode: attr.mode, uid: attr.uid, gid: attr.gid }
+}
+
+fn end_of(begun: &Begun, stored: &StoredContent) -> Op {
+    Op::EndWrite(EndWriteRequest { op: None, intent: begun.intent, stored: Some(stored.clone()) })
 }
 
 /// What is there before content that was made from the version `base` is stored.

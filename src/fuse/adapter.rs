@@ -14,6 +14,7 @@ use fuser::{
     ReplyIoctl, ReplyLock, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 
 use crate::error::Result;
 
@@ -33,11 +34,13 @@ pub(super) struct Adapter {
     fs: Arc<Fs>,
     runtime: Handle,
     greeting: Arc<OnceLock<Greeting>>,
+    /// Who may have a thread of its own.
+    apart: Arc<Semaphore>,
 }
 
 impl Adapter {
     pub(super) fn new(fs: Arc<Fs>, runtime: Handle) -> Adapter {
-        Adapter { fs, runtime, greeting: Arc::default() }
+        Adapter { fs, runtime, greeting: Arc::default(), apart: Arc::new(Semaphore::new(later::APART)) }
     }
 
     /// What is agreed with the kernel, once it is.
@@ -227,7 +230,7 @@ impl Filesystem for Adapter {
             return reply.ok();
         }
         let fs = self.fs.clone();
-        self.runtime.spawn(async move {
+        self.begin_now(async move {
             if let Some(inode) = inode {
                 fs.let_go(inode).await;
             }

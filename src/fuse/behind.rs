@@ -101,26 +101,23 @@ impl Fs {
     fn send(self: &Arc<Self>, at: Name<'_>, attr: &Attr, on: &Handle) {
         let made = Made { mode: attr.mode, uid: attr.uid, gid: attr.gid };
         let request = CreateRequest { inode: attr.inode, ..made.request(at) };
-        let outcome = self.batches.linger(Op::Create(request.clone()), on);
-        let (this, parent, name) = (self.clone(), at.0, at.1.to_vec());
-        on.spawn(async move {
-            let inode = request.inode;
-            let outcome = this.answer_of(outcome.await, request).await;
-            this.made((parent, &name), inode, outcome);
+        let (this, parent, name, op) = (self.clone(), at.0, at.1.to_vec(), Op::Create(request.clone()));
+        self.batches.linger(op, on, move |outcome| match outcome {
+            // It did not fit into its batch, and waits by itself.
+            Err(error) if error.was_not_begun() => {
+                tokio::spawn(async move {
+                    let inode = request.inode;
+                    let alone = this.patient.create(request).await;
+                    let done = alone.map(|attr| MutationResponse { attr: Some(attr), ..MutationResponse::default() });
+                    this.made((parent, &name), inode, done);
+                });
+            }
+            outcome => this.made((parent, &name), request.inode, outcome),
         });
     }
 
-    /// What the masters say in the end.
-    async fn answer_of(&self, outcome: Result<MutationResponse>, request: CreateRequest) -> Result<MutationResponse> {
-        let inode = request.inode;
-        let done = match outcome {
-            // It did not fit into its batch, and waits by itself.
-            Err(error) if error.was_not_begun() => {
-                let attr = self.patient.create(request).await?;
-                MutationResponse { attr: Some(attr), ..MutationResponse::default() }
-            }
-            outcome => outcome?,
-        };
+    /// Nothing but `inode` itself is as good: another file of its name is not what was made here.
+    fn is_made(&self, inode: u64, done: MutationResponse) -> Result<MutationResponse> {
         match &done.attr {
             Some(attr) if attr.inode == inode => Ok(done),
             Some(attr) => {
@@ -133,7 +130,9 @@ impl Fs {
         }
     }
 
+    /// The masters have answered.
     fn made(&self, at: Name<'_>, inode: u64, outcome: Result<MutationResponse>) {
+        let outcome = outcome.and_then(|done| self.is_made(inode, done));
         match &outcome {
             Ok(MutationResponse { attr: Some(attr), .. }) => {
                 self.inodes.renew(Known::new(attr.clone(), Instant::now()));
@@ -155,7 +154,7 @@ impl Fs {
         let Some(making) = self.creates.get(turn.inode()) else { return Ok(None) };
         let on = Handle::current();
         match turn.is_due() {
-            true => self.batches.begin_with(turn.inode(), turn.content()?.is_in_memory(), &on),
+            true => self.batches.begin_with(turn.inode(), turn.is_in_memory(), &on),
             false => self.batches.hurry(&on),
         }
         match making.done().await {
@@ -165,7 +164,7 @@ impl Fs {
                     return Ok(None);
                 }
                 // The other one stays; to nothing that was written here it is as good.
-                let written = turn.content()?.length > 0;
+                let written = turn.length() > 0;
                 turn.unlinked();
                 if written { Err(Error { kind: ErrorKind::Stale, ..error }) } else { Ok(None) }
             }
@@ -177,7 +176,7 @@ impl Fs {
     }
 
     /// True if what is written to a file is stored as the one of its name that was made elsewhere at the same time: if that is
-    /// as if it was made here, and nobody has stored anything in it before.
+    /// as if it was made here, and nobody has written anything to it before.
     ///
     /// *Errors*: what the other one is like cannot be found out now.
     async fn goes_on_as(&self, turn: &mut Turn, instead: Option<u64>) -> Result<bool> {
@@ -185,19 +184,20 @@ impl Fs {
         if turn.base().inode == instead {
             return Ok(true);
         }
-        let other = match self.patient.lookup(at_inode(instead)).await {
-            Err(error) if error.kind == ErrorKind::NotFound => return Ok(false),
-            other => other?,
-        };
-        let same = is_as_made(turn.base(), &other);
-        if same {
-            turn.rebase(other);
-            if turn.is_new() {
-                // Whoever has made it stores that it is there; who writes to it must not find it stored by us.
-                turn.left_to_others();
-            }
+        match self.patient.lookup(at_inode(instead)).await {
+            Err(error) if error.kind == ErrorKind::NotFound => Ok(false),
+            other => Ok(begins_with(turn, other?)),
         }
-        Ok(same)
+    }
+
+    /// True if what was written to a new file is stored in place of what is there by now: somebody else has made the same file,
+    /// and stored that it is there.
+    pub(super) async fn goes_on_from_empty(&self, turn: &mut Turn) -> bool {
+        if !turn.base().version_token.is_empty() || turn.is_new() {
+            return false;
+        }
+        let there = self.patient.lookup(at_inode(turn.base().inode)).await;
+        there.is_ok_and(|other| !other.version_token.is_empty() && begins_with(turn, other))
     }
 
     /// As [`Fs::made_of`], for a file that holds no data.
@@ -250,11 +250,19 @@ impl Fs {
     }
 }
 
-/// True for a file that differs in nothing from one that was made here and is empty. Nobody has asked whether the maker may open
-/// one of another owner or mode.
-fn is_as_made(made: &Attr, other: &Attr) -> bool {
+/// True if a file that was made here goes on as `other`, which differs in nothing from it and is empty, as it was itself when
+/// the writing began. Nobody has asked whether the maker may open one of another owner or mode.
+fn begins_with(turn: &mut Turn, other: Attr) -> bool {
     let made_so = |attr: &Attr| (attr.r#type, attr.mode, attr.uid, attr.gid, attr.mount_id, attr.parent);
-    made_so(made) == made_so(other) && made.version_token == other.version_token
+    if made_so(turn.base()) != made_so(&other) || other.size > 0 {
+        return false;
+    }
+    let is_stored = !other.version_token.is_empty();
+    turn.rebase(other);
+    if is_stored && turn.is_new() {
+        turn.left_to_others();
+    }
+    true
 }
 
 /// What a file will be, as far as nobody else has a say.

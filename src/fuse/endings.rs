@@ -10,7 +10,7 @@ use jindofs_proto::v1::Attr;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use crate::error::Result;
+use crate::client::writer::End;
 
 use super::fs::Fs;
 
@@ -103,16 +103,12 @@ impl Fs {
         }
     }
 
-    /// A file was stored, and `outcome` says what is recorded of that. Whoever wrote it does not wait for it.
-    pub(super) fn is_recorded_behind(
-        self: &Arc<Self>,
-        stored: &Attr,
-        outcome: impl Future<Output = Result<Attr>> + Send + 'static,
-    ) {
+    /// Has recorded what was `stored`. Whoever wrote it does not wait for it.
+    pub(super) fn record_behind(self: &Arc<Self>, stored: &Attr, end: End) {
         let (this, inode) = (self.clone(), stored.inode);
         self.endings.add(inode, stored.parent);
-        tokio::spawn(async move {
-            match outcome.await {
+        end.record(move |outcome| {
+            match outcome {
                 Ok(attr) => this.news(attr),
                 Err(error) => {
                     tracing::error!(inode, %error, "a file that was stored is not known to the masters");

@@ -112,6 +112,10 @@ impl Staged {
         self.spool.get().map_or(0, |spool| spool.length())
     }
 
+    fn is_in_memory(&self) -> bool {
+        self.spool.get().is_some_and(|spool| spool.is_in_memory())
+    }
+
     /// True if what others see of the file is not what its handles here see.
     pub(super) fn is_apart(&self) -> bool {
         (self.is_dirty() && !self.is_new()) || self.elsewhere.load(Ordering::Acquire) || self.is_unlinked()
@@ -226,6 +230,16 @@ impl Turn {
         Ok(())
     }
 
+    /// Bytes that are staged.
+    pub(super) fn length(&self) -> u64 {
+        self.staged.length()
+    }
+
+    /// True for a little content.
+    pub(super) fn is_in_memory(&self) -> bool {
+        self.staged.is_in_memory()
+    }
+
     /// The content; it stays as it is for as long as the turn is ours.
     pub(super) fn content(&self) -> Result<Content> {
         Ok(self.spool()?.content())
@@ -320,6 +334,11 @@ impl Staging {
             return None;
         }
         self.table().get(&inode).filter(|staged| staged.spool.get().is_some()).cloned()
+    }
+
+    /// True for a little content that is staged in memory.
+    pub(super) fn is_in_memory(&self, inode: u64) -> bool {
+        self.ready(inode).is_some_and(|staged| staged.is_in_memory())
     }
 
     /// True if handles here see another file than everybody else.

@@ -152,16 +152,24 @@ impl Fs {
     }
 
     async fn store_as(self: &Arc<Self>, turn: &mut Turn, behind: bool) -> Result<()> {
-        let prepared = self.prepared(turn);
+        match self.store_once(turn, behind).await {
+            Err(error) if error.kind == ErrorKind::Stale && self.goes_on_from_empty(turn).await => {
+                self.store_once(turn, behind).await
+            }
+            done => done,
+        }
+    }
+
+    async fn store_once(self: &Arc<Self>, turn: &mut Turn, behind: bool) -> Result<()> {
+        // Taken once: what is in memory is copied.
+        let content = turn.is_due().then(|| turn.content()).transpose()?;
+        let prepared = self.prepared(turn, content.as_ref());
         let (begun, prepared) = tokio::join!(self.made_of(turn), prepared);
         let begun = begun?;
-        if !turn.is_due() {
-            return Ok(());
-        }
+        let Some(content) = content.filter(|_| turn.is_due()) else { return Ok(()) };
         self.recorded(turn.inode()).await;
         let head = turn.head().await;
-        let sent = prepared.unwrap_or_else(|| head.sent.clone());
-        let content = Content { sent, ..turn.content()? };
+        let content = Content { sent: prepared.unwrap_or_else(|| head.sent.clone()), ..content };
         let stored = if behind && content.is_in_memory() && self.endings.have_room() {
             self.writer.store_behind(turn.base(), begun, content).await
         } else {
@@ -170,7 +178,7 @@ impl Fs {
         head.sent.give_up().await;
         let stored = stored.map(|(attr, end)| {
             if let Some(end) = end {
-                self.is_recorded_behind(&attr, end);
+                self.record_behind(&attr, end);
             }
             attr
         });
@@ -204,10 +212,14 @@ impl Fs {
     }
 
     /// What can be done of storing a small file while it is being made, which takes the masters as long.
-    fn prepared<'s>(&'s self, turn: &Turn) -> impl Future<Output = Option<Sent>> + Send + use<'s> {
+    fn prepared<'s>(
+        &'s self,
+        turn: &Turn,
+        content: Option<&Content>,
+    ) -> impl Future<Output = Option<Sent>> + Send + use<'s> {
         let base = turn.base();
-        let content = turn.content().ok().filter(Content::is_in_memory);
-        let place = self.creates.get(base.inode).filter(|_| turn.is_due()).and_then(|_| self.place_of(base));
+        let content = content.filter(|content| content.is_in_memory()).cloned();
+        let place = self.creates.get(base.inode).and_then(|_| self.place_of(base));
         let attr = new_attr(base);
         async move {
             let ((mount, path), content) = place.zip(content)?;

@@ -25,6 +25,7 @@ pub use registry::Registry;
 pub use upload::Upload;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::may_block;
 use crate::types::check_name;
 
 /// What an entry is.
@@ -236,6 +237,9 @@ fn tidy(mut entries: Vec<Entry>, mut skipped: u64) -> Listing {
 
 /// Disks block: off the threads that serve.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    if may_block() {
+        return work();
+    }
     tokio::task::spawn_blocking(work).await.map_err(|error| Error::internal(format!("a disk task: {error}")))?
 }
 

@@ -4,15 +4,20 @@ use std::fs::{File, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use jindofs::client::namespace::at_path;
+use jindofs::dev::DevOptions;
 use serde_json::json;
 
+use super::Site;
 use super::writes::{names, off, stored, writable, writable_twice};
 use crate::support::agent::{Agent, decode, encode};
 use crate::support::cluster::PATIENCE;
-use crate::support::{fuse_works, wait_for};
+use crate::support::{fuse_works, wait_for, wait_until};
+
+/// More than the time to live of the sessions of these tests.
+const SESSION: Duration = Duration::from_secs(7);
 
 const THREADS: usize = 16;
 const EACH: usize = 40;
@@ -185,6 +190,72 @@ async fn what_one_of_two_mounts_writes_to_a_file_that_both_have_made_is_in_it_an
         }
     })
     .await;
+    site.cluster.assert_no_panic();
+}
+
+/// Ten files in both storages, of each the same one open as its number by both of two mounts, which have made it: the one that
+/// came second has not learnt that yet.
+async fn made_by_both() -> (Site, PathBuf, Vec<String>, [Agent; 2]) {
+    let late = |dev: &mut DevOptions| {
+        dev.env.insert("fuse-1".into(), [("JINDOFS_FAILPOINTS".into(), "batch.send=sleep(300)".into())].into());
+    };
+    let (site, second) = writable_twice(1, late).await;
+    let paths: Vec<String> = (0..10).map(|file| format!("{}/f{file}", ["local", "s3"][file % 2])).collect();
+    let (mounts, files) = ([second.clone(), site.mnt.clone()], paths.clone());
+    let agents = off(move || {
+        let mut agents = [Agent::start(), Agent::start()];
+        for (number, path) in files.iter().enumerate() {
+            for (agent, mount) in agents.iter_mut().zip(&mounts) {
+                let open = json!(["open", number.to_string(), mount.join(path), libc::O_RDWR | libc::O_CREAT, 0o644]);
+                agent.call(&open).expect("made");
+            }
+        }
+        let [second, first] = agents;
+        [first, second]
+    });
+    let agents = agents.await;
+    (site, second, paths, agents)
+}
+
+/// Writes, unless there is nothing to write, and closes.
+fn ends(agent: &mut Agent, file: usize, what: &str) {
+    if !what.is_empty() {
+        agent.call(&json!(["write", file.to_string(), 0, encode(what.as_bytes())])).expect("written");
+    }
+    agent.call(&json!(["close", file.to_string()])).unwrap_or_else(|error| panic!("file {file}: {error:?}"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_two_mounts_have_made_is_there_for_each_of_them_whatever_becomes_of_the_other() {
+    if !fuse_works("a_file_that_two_mounts_have_made_is_there_for_each_of_them_whatever_becomes_of_the_other") {
+        return;
+    }
+    let (site, second, paths, [mut first, mut other]) = made_by_both().await;
+    let mut other = off(move || {
+        (0..6).for_each(|file| ends(&mut other, file, ""));
+        other
+    })
+    .await;
+    for path in &paths[..6] {
+        assert_eq!(stored(&site, path).await.as_deref(), Some(&b""[..]), "{path} was closed by one who made it");
+    }
+    // The other has begun with the same empty file. It keeps the rest open.
+    let _first = off(move || {
+        (0..3).for_each(|file| ends(&mut first, file, "more"));
+        // One that its maker has stored before the other learns that there is one.
+        ends(&mut first, 6, "");
+        first
+    })
+    .await;
+    site.cluster.dev.kill("fuse-0").expect("killed");
+    let killed = Instant::now();
+    wait_until("its session has ended", PATIENCE, || killed.elapsed() > SESSION).await;
+    off(move || (6..10).for_each(|file| ends(&mut other, file, "late"))).await;
+    for (path, expected) in paths.iter().zip(["more", "more", "more", "", "", "", "late", "late", "late", "late"]) {
+        assert_eq!(stored(&site, path).await.as_deref(), Some(expected.as_bytes()), "{path}");
+        assert_eq!(site.ctl_ok(&["fs", "cat", &format!("/{path}")]), expected.as_bytes(), "{path}");
+        assert!(second.join(path).is_file(), "{path}");
+    }
     site.cluster.assert_no_panic();
 }
 

@@ -1,5 +1,7 @@
 //! Answers that a task gives.
 
+use std::task::{Context, Waker};
+
 use fuser::{INodeNo, ReplyData, ReplyEmpty, ReplyEntry};
 
 use super::super::answer::{enter, errno, failed};
@@ -7,6 +9,17 @@ use super::super::errno::Errno;
 use super::super::inodes::Known;
 use super::Adapter;
 use crate::error::Result;
+use crate::runtime::spawn_apart;
+
+/// Most closes and syncs that wait for disks on threads of their own: they keep them while masters are away.
+pub(super) const APART: usize = 64;
+
+fn end((what, inode): (&'static str, INodeNo), reply: ReplyEmpty, done: Result<()>) {
+    match done {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(failed(what, inode.0, &error)),
+    }
+}
 
 impl Adapter {
     /// Reads through a handle of the process before, which is opened here first.
@@ -46,12 +59,7 @@ impl Adapter {
         reply: ReplyEmpty,
         work: impl Future<Output = Result<()>> + Send + 'static,
     ) {
-        self.runtime.spawn(async move {
-            match work.await {
-                Ok(()) => reply.ok(),
-                Err(error) => reply.error(failed(what, inode.0, &error)),
-            }
-        });
+        self.runtime.spawn(async move { end((what, inode), reply, work.await) });
     }
 
     /// Stores what was written.
@@ -60,6 +68,24 @@ impl Adapter {
             return reply.ok();
         }
         let fs = self.fs.clone();
-        self.end_later((what, inode), reply, async move { fs.sync(inode.0).await });
+        let work = async move { fs.sync(inode.0).await };
+        let apart = self.fs.staging.is_in_memory(inode.0).then(|| self.apart.clone().try_acquire_owned());
+        let Some(Ok(permit)) = apart else { return self.end_later((what, inode), reply, work) };
+        spawn_apart(&self.runtime, async move {
+            end((what, inode), reply, work.await);
+            drop(permit);
+        });
+    }
+
+    /// Does something as far as that goes at once, and the rest by a task.
+    pub(super) fn begin_now(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let mut work = Box::pin(work);
+        let begun = {
+            let _entered = self.runtime.enter();
+            work.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+        };
+        if begun.is_pending() {
+            self.runtime.spawn(work);
+        }
     }
 }

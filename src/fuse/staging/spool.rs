@@ -131,6 +131,10 @@ impl Spool {
         self.length.load(Ordering::Acquire)
     }
 
+    pub(super) fn is_in_memory(&self) -> bool {
+        matches!(*self.held.read().unwrap_or_else(PoisonError::into_inner), Held::Memory(_))
+    }
+
     pub(crate) fn content(&self) -> Content {
         match &*self.held.read().unwrap_or_else(PoisonError::into_inner) {
             Held::Memory(bytes) => Content::in_memory(Bytes::copy_from_slice(bytes)),
