@@ -4,20 +4,18 @@ use std::fs::{File, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use jindofs::client::namespace::at_path;
 use jindofs::dev::DevOptions;
 use serde_json::json;
 
 use super::Site;
+use super::sessions::OUTAGE;
 use super::writes::{names, off, stored, writable, writable_twice};
 use crate::support::agent::{Agent, decode, encode};
 use crate::support::cluster::PATIENCE;
 use crate::support::{fuse_works, wait_for, wait_until};
-
-/// More than the time to live of the sessions of these tests.
-const SESSION: Duration = Duration::from_secs(7);
 
 const THREADS: usize = 16;
 const EACH: usize = 40;
@@ -249,7 +247,7 @@ async fn a_file_that_two_mounts_have_made_is_there_for_each_of_them_whatever_bec
     .await;
     site.cluster.dev.kill("fuse-0").expect("killed");
     let killed = Instant::now();
-    wait_until("its session has ended", PATIENCE, || killed.elapsed() > SESSION).await;
+    wait_until("its session has ended", PATIENCE, || killed.elapsed() > OUTAGE).await;
     off(move || (6..10).for_each(|file| ends(&mut other, file, "late"))).await;
     for (path, expected) in paths.iter().zip(["more", "more", "more", "", "", "", "late", "late", "late", "late"]) {
         assert_eq!(stored(&site, path).await.as_deref(), Some(expected.as_bytes()), "{path}");

@@ -15,7 +15,7 @@ use crate::support::cluster::PATIENCE;
 use crate::support::{fuse_works, wait_for, wait_until};
 
 /// More than the time to live of the sessions of these tests.
-const OUTAGE: Duration = Duration::from_secs(7);
+pub(super) const OUTAGE: Duration = Duration::from_secs(7);
 
 /// A process of its own that has written to a new file and an old one of each storage: this one starts others all the time,
 /// each of which closes what it inherits, and with that stores it.

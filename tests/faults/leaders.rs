@@ -134,7 +134,7 @@ fn moved(cluster: &Cluster, names: &[String]) -> jindofs::client::namespace::Nam
     jindofs::client::namespace::Namespace::new(&config)
 }
 
-/// A cluster of three, of which some have moved, serves what it did before.
+/// A cluster of which some masters, or all, have moved serves what it did before.
 async fn serves_after_a_move(cluster: Cluster, names_of: impl FnOnce(&Cluster) -> Vec<String>) {
     let client = cluster.client();
     make_dir(&client, "/a/b").await;
