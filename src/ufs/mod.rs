@@ -166,6 +166,9 @@ pub trait Ufs: Send + Sync + std::fmt::Debug {
     /// Removes what a put that was cut off has left beside `path`; that there is nothing is no error.
     fn clean<'a>(&'a self, path: &'a [u8], intent: u64) -> BoxFuture<'a, Result<()>>;
 
+    /// Makes durable that there is what has the name `path`, whoever has put it there; that there is nothing is no error.
+    fn sync_name<'a>(&'a self, path: &'a [u8]) -> BoxFuture<'a, Result<()>>;
+
     /// Makes a directory; one that exists is as good.
     ///
     /// *Errors*: `AlreadyExists` for something that is no directory.

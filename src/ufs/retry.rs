@@ -87,6 +87,10 @@ impl<U: Ufs> Ufs for Retry<U> {
         Box::pin(again(move || self.0.clean(path, intent)))
     }
 
+    fn sync_name<'a>(&'a self, path: &'a [u8]) -> BoxFuture<'a, Result<()>> {
+        Box::pin(again(move || self.0.sync_name(path)))
+    }
+
     fn make_directory<'a>(&'a self, path: &'a [u8], attr: NewAttr) -> BoxFuture<'a, Result<Entry>> {
         Box::pin(again(move || self.0.make_directory(path, attr)))
     }

@@ -215,6 +215,10 @@ impl Ufs for RoleBucket {
         Box::pin(async move { self.bucket().await?.clean(path, intent).await })
     }
 
+    fn sync_name<'a>(&'a self, path: &'a [u8]) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move { self.bucket().await?.sync_name(path).await })
+    }
+
     fn make_directory<'a>(&'a self, path: &'a [u8], attr: NewAttr) -> BoxFuture<'a, Result<Entry>> {
         Box::pin(async move { self.bucket().await?.make_directory(path, attr).await })
     }

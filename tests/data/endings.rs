@@ -17,16 +17,18 @@ use crate::support::{fuse_works, wait_for, wait_until};
 
 /// The client of the first mount.
 const WRITER: &str = "fuse-0";
+/// The only master, or one of them.
+const MASTER: &str = "master-0";
 /// Far longer than anybody waits for a record, and shorter than a session.
 const LATE: &str = "batch.send=1+sleep(400)";
 
-/// Starts the writer anew, with these failpoints.
-fn arm(site: &Site, points: Option<&str>) {
-    if site.cluster.dev.process(WRITER).expect("a process").pid.is_some() {
-        site.cluster.dev.kill(WRITER).expect("killed");
+/// Starts a process anew, with these failpoints.
+fn arm(site: &Site, process: &str, points: Option<&str>) {
+    if site.cluster.dev.process(process).expect("a process").pid.is_some() {
+        site.cluster.dev.kill(process).expect("killed");
     }
-    site.cluster.dev.set_env(WRITER, "JINDOFS_FAILPOINTS", points).expect("set");
-    site.cluster.dev.restart(WRITER).expect("mounted");
+    site.cluster.dev.set_env(process, "JINDOFS_FAILPOINTS", points).expect("set");
+    site.cluster.dev.restart(process).expect("started");
 }
 
 /// A new file. Dropped, a file does not tell what its close says; a sync is answered as that is.
@@ -52,7 +54,7 @@ async fn a_file_whose_record_is_late_is_there_for_whoever_asks() {
         return;
     }
     let (site, second) = writable_twice(3, |dev| dev.settings.push(("fuse.attr-ttl".into(), "0s".into()))).await;
-    arm(&site, Some(LATE));
+    arm(&site, WRITER, Some(LATE));
     for storage in ["local", "s3"] {
         let (one, two) = (site.mnt.join(storage), second.join(storage));
         off(move || {
@@ -71,12 +73,32 @@ async fn a_file_whose_record_is_late_is_there_for_whoever_asks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_file_whose_record_is_late_is_told_of_only_when_its_name_is_on_disk() {
+    if !fuse_works("a_file_whose_record_is_late_is_told_of_only_when_its_name_is_on_disk") {
+        return;
+    }
+    let (site, second) = writable_twice(1, |dev| dev.settings.push(("fuse.attr-ttl".into(), "0s".into()))).await;
+    arm(&site, MASTER, Some("local.sync-name=1*error"));
+    // The second batch holds the record.
+    arm(&site, WRITER, Some("batch.send=2*sleep(2000)"));
+    let (one, two) = (site.mnt.join("local/f"), second.join("local/f"));
+    off(move || {
+        fs::write(&one, b"answered").expect("written");
+        fs::read(&two).expect_err("who records it in its writer's stead cannot say that it stays");
+        assert_eq!(fs::read(&two).expect("read"), b"answered");
+        assert_eq!(fs::read(&one).expect("read"), b"answered");
+    })
+    .await;
+    site.cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_changes_a_file_waits_for_a_record_that_is_late() {
     if !fuse_works("what_changes_a_file_waits_for_a_record_that_is_late") {
         return;
     }
     let (site, second) = writable_twice(1, |_| {}).await;
-    arm(&site, Some(LATE));
+    arm(&site, WRITER, Some(LATE));
     for storage in ["local", "s3"] {
         let (one, two) = (site.mnt.join(storage), second.join(storage));
         off(move || {
@@ -114,7 +136,7 @@ async fn a_client_that_dies_when_a_close_is_answered_leaves_the_file_to_everybod
     for round in 0..4 {
         for storage in ["local", "s3"] {
             // The second batch holds the record.
-            arm(&site, Some("batch.send=2*kill"));
+            arm(&site, WRITER, Some("batch.send=2*kill"));
             let path = format!("{storage}/f-{round}");
             let (one, two) = (site.mnt.join(&path), second.join(&path));
             let closed = off(move || write_and_sync(&one).is_ok()).await;
@@ -128,13 +150,13 @@ async fn a_client_that_dies_when_a_close_is_answered_leaves_the_file_to_everybod
         }
     }
     assert!(answered > 0, "no close was answered");
-    arm(&site, None);
+    arm(&site, WRITER, None);
     site.cluster.assert_no_panic();
 }
 
 /// Stops the writer while it stores `path`, until its session has ended and a master has looked; returns what its close says.
 async fn stand_still(site: &Site, path: &str, points: &str) -> bool {
-    arm(site, Some(points));
+    arm(site, WRITER, Some(points));
     let (at, shown) = (site.mnt.join(path), format!("/{path}"));
     let writing = std::thread::spawn(move || write_and_sync(&at).is_ok());
     let client = site.cluster.client();
@@ -162,7 +184,7 @@ async fn a_client_whose_session_ends_before_the_record_comes_has_its_file_found(
             let path = format!("{storage}/{name}");
             assert!(stand_still(&site, &path, points).await, "{path}: its close is answered");
             let (one, two) = (site.mnt.join(&path), second.join(&path));
-            arm(&site, None);
+            arm(&site, WRITER, None);
             off(move || {
                 let seen =
                     |bytes: &[u8]| wait_for("it is seen", PATIENCE, || (fs::read(&two).ok()? == bytes).then_some(()));

@@ -256,14 +256,9 @@ impl Intents {
         drop(store);
         failpoint_io("intent.step")?;
         let more = finish.leftover.is_some();
-        let command = Command { command: Some(Kind::FinishIntent(finish)), ..Command::default() };
-        match self.0.handle.propose(command).await?.outcome {
-            Some(Answer::Error(detail)) if detail.kind() == ErrorKind::FailedPrecondition => {
-                Ok(Step { said: None, more: false })
-            }
-            Some(said) => Ok(Step { more: more && !matches!(said, Answer::Error(_)), said: Some(said) }),
-            None => Err(Error::internal("a command was answered with nothing")),
-        }
+        let said = self.0.metadata.record_end(finish).await?;
+        let more = more && said.as_ref().is_some_and(|said| !matches!(said, Answer::Error(_)));
+        Ok(Step { said, more })
     }
 
     /// Takes over what the leader before has left: holds it, and carries it out in the background.

@@ -103,14 +103,26 @@ impl Metadata {
         let Some(found) = storage.stat(&path).await?.filter(|found| found.kind == ufs::Kind::File) else {
             return Ok(());
         };
+        // What is recorded is told, and must not be gone after a power cut. Its writer may not have come to that yet.
+        storage.sync_name(&path).await?;
         tracing::info!(intent, inode, "a file is there whose writer has not said so");
         let finish = FinishIntent { id: intent, entry: Some(convert(found)), ..FinishIntent::default() };
+        match self.record_end(finish).await? {
+            Some(Answer::Error(detail)) => Err(from_detail(&detail)),
+            // `None` when its writer has just said so.
+            _ => Ok(()),
+        }
+    }
+
+    /// Records what came of a change of under-storage; `None` when somebody has done so before.
+    ///
+    /// *Errors*: as [`crate::master::raft::Handle::propose`].
+    pub(crate) async fn record_end(&self, finish: FinishIntent) -> Result<Option<Answer>> {
         let command = Command { command: Some(Kind::FinishIntent(finish)), ..Command::default() };
         match self.handle.propose(command).await?.outcome {
-            // Its writer has just said so.
-            Some(Answer::Error(detail)) if detail.kind() == ErrorKind::FailedPrecondition => Ok(()),
-            Some(Answer::Error(detail)) => Err(from_detail(&detail)),
-            _ => Ok(()),
+            Some(Answer::Error(detail)) if detail.kind() == ErrorKind::FailedPrecondition => Ok(None),
+            Some(said) => Ok(Some(said)),
+            None => Err(Error::internal("a command was answered with nothing")),
         }
     }
 }

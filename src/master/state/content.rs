@@ -68,14 +68,9 @@ fn living(view: &dyn View, client_ids: &[Bytes]) -> Result<Vec<Bytes>, StoreErro
     Ok(living)
 }
 
-/// True while a client lives that has made a file which is not stored yet.
-pub(super) fn has_maker(view: &dyn View, intent: &IntentRow) -> Result<bool, StoreError> {
-    for client_id in intent.op.iter().map(|op| &op.client_id).chain(&intent.makers) {
-        if session::lives(view, client_id)? {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+/// True while a client lives that has made a file which is not stored yet, beside the one whose it is.
+pub(super) fn has_other_maker(view: &dyn View, intent: &IntentRow) -> Result<bool, StoreError> {
+    Ok(!living(view, &intent.makers)?.is_empty())
 }
 
 /// Forgets a file that was made and never stored.
@@ -107,12 +102,16 @@ pub(super) fn begin_write(ctx: &mut Ctx<'_>, request: &BeginWriteRequest) -> Ste
     if row.version_token != request.base_token {
         return refuse(ErrorKind::Stale, format!("inode {inode} was stored by somebody else since it was opened"));
     }
-    let made = if row.intent == 0 { None } else { intent::get(ctx.view(), row.intent)? };
-    let (id, makers) = match made {
-        None if row.intent == 0 => (ctx.new_intent(), Vec::new()),
-        // A file that was only made is stored by whoever does so first; the others have made it all the same.
-        Some(made @ IntentRow { intent: Some(Intent::Made(_)), .. }) => (row.intent, makers_but(made, &op.client_id)),
-        _ => return intent::is_free(&row).map(|()| done()),
+    let (id, makers) = if row.intent == 0 {
+        (ctx.new_intent(), Vec::new())
+    } else {
+        match intent::get(ctx.view(), row.intent)? {
+            // A file that was only made is stored by whoever does so first; the others have made it all the same.
+            Some(made @ IntentRow { intent: Some(Intent::Made(_)), .. }) => {
+                (row.intent, makers_but(made, &op.client_id))
+            }
+            _ => return intent::is_free(&row).map(|()| done()),
+        }
     };
     let end_behind = request.end_behind && ctx.batched && row.unstored;
     let write = Write { inode, base_token: request.base_token.clone(), given_up: false, end_behind };

@@ -100,7 +100,7 @@ pub fn due(view: &dyn View, id: u64) -> Result<Due, Error> {
     };
     let planned = match &row.intent {
         Some(Intent::Change(change)) => of_change(view, change),
-        Some(Intent::Made(_)) if content::has_maker(view, &row)? => return Ok(Due::Client),
+        Some(Intent::Made(_)) if lives || content::has_other_maker(view, &row)? => return Ok(Due::Client),
         Some(Intent::Write(_)) if lives && !given_up(&row) => return Ok(Due::Client),
         Some(Intent::Made(_)) | None => return Ok(Due::Forgotten),
         Some(Intent::Write(write)) => of_path(view, write.inode, |path| Work::Look { path }),

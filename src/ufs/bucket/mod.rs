@@ -271,6 +271,10 @@ impl Ufs for Bucket {
         Box::pin(std::future::ready(Ok(())))
     }
 
+    fn sync_name<'a>(&'a self, _path: &'a [u8]) -> BoxFuture<'a, Result<()>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     fn make_directory<'a>(&'a self, path: &'a [u8], _attr: NewAttr) -> BoxFuture<'a, Result<Entry>> {
         Box::pin(self.make_directory_now(path))
     }

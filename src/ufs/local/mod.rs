@@ -251,6 +251,11 @@ impl Ufs for Local {
         Box::pin(blocking(move || this.clean_now(&path, intent)))
     }
 
+    fn sync_name<'a>(&'a self, path: &'a [u8]) -> BoxFuture<'a, Result<()>> {
+        let (this, path) = (self.clone(), path.to_vec());
+        Box::pin(blocking(move || this.sync_name_now(&path)))
+    }
+
     fn make_directory<'a>(&'a self, path: &'a [u8], attr: NewAttr) -> BoxFuture<'a, Result<Entry>> {
         let (this, path) = (self.clone(), path.to_vec());
         Box::pin(blocking(move || this.make_directory_now(&path, attr)))

@@ -95,6 +95,12 @@ impl Local {
         cleaned.map_err(|error| self.failed(path, &error))
     }
 
+    pub(super) fn sync_name_now(&self, path: &[u8]) -> Result<()> {
+        let Some(place) = self.place(path)? else { return Ok(()) };
+        let synced = failpoint_io("local.sync-name").and_then(|_| place.sync());
+        synced.map_err(|error| self.failed(path, &error))
+    }
+
     fn put_in_place(&self, path: &[u8], place: &Place<'_>, temporary: &[u8], expected: Expected<'_>) -> Result<()> {
         self.must_be(path, place, expected)?;
         match place.take(&place.directory, temporary, expected == Expected::Absent) {
