@@ -8,7 +8,7 @@ use jindofs_proto::v1::batch_op::Op;
 use jindofs_proto::v1::batch_result::Result as Of;
 use jindofs_proto::v1::{
     BatchOp, BatchRequest, BatchResponse, BeginWriteRequest, CreateRequest, EndWriteRequest, ErrorKind,
-    MutationResponse, StoredContent,
+    MutationResponse, StoredContent, UnlinkRequest,
 };
 
 use super::intents::{CLIENT, Tree, at, file};
@@ -70,6 +70,45 @@ fn only_a_reserved_number_can_be_given_and_only_once_and_nobody_else_gets_it() {
     }
     let second = reserve(&mut tree, 65_536).expect("reserved");
     assert!(second > first + 100, "never the same again");
+}
+
+fn unlink(path: &str) -> Body {
+    Body::Unlink(UnlinkRequest { target: at(path), ..UnlinkRequest::default() })
+}
+
+/// Creates a file with this number, or says why not; nothing is left of it.
+fn create_and_unlink(tree: &mut Tree, number: u64) -> Result<(), ErrorKind> {
+    let made = results(tree.change(batch(vec![create("/passing", number)]))).remove(0);
+    made.map(|done| {
+        assert_eq!(done.attr.expect("attributes").inode, number);
+        assert!(matches!(tree.change(unlink("/passing")), Answer::Done(_)));
+    })
+}
+
+#[test]
+fn a_reserved_number_is_given_once_also_after_its_file_is_gone() {
+    let mut tree = Tree::new("local:///d");
+    let first = reserve(&mut tree, 100).expect("reserved");
+    // Threads of a client come out of order.
+    for number in [first, first + 7, first + 3, first + 2, first + 99] {
+        create_and_unlink(&mut tree, number).expect("a number that was never used");
+        assert_eq!(create_and_unlink(&mut tree, number), Err(ErrorKind::InvalidArgument), "{number} was used");
+    }
+    // A creation that is refused has used nothing, and one that is repeated is answered as before.
+    tree.change(batch(vec![create("/there", 0)]));
+    let Op::Create(exclusive) = create("/there", first + 1) else { panic!("a creation") };
+    let exclusive = Op::Create(CreateRequest { exclusive: true, ..exclusive });
+    assert_eq!(results(tree.change(batch(vec![exclusive]))), [Err(ErrorKind::AlreadyExists)]);
+    let body = batch(vec![create("/passing", first + 1)]);
+    let made = tree.change(body.clone());
+    assert_eq!(tree.again(body), made);
+    // The numbers of an earlier range stay usable, and used, when more are reserved.
+    let second = reserve(&mut tree, 10).expect("reserved");
+    for (number, expected) in [(first + 4, Ok(())), (first + 3, Err(ErrorKind::InvalidArgument)), (second + 9, Ok(()))]
+    {
+        assert!(matches!(tree.change(unlink("/passing")), Answer::Done(_) | Answer::Error(_)));
+        assert_eq!(create_and_unlink(&mut tree, number), expected, "{number}");
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod batches;
 mod format;
 mod intents;
 mod locks;
+mod members;
 mod model;
 mod replicas;
 mod workers;

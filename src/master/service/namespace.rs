@@ -175,11 +175,12 @@ impl NamespaceService {
         if !self.0.handle.is_leader() {
             return Err(self.0.handle.not_leader());
         }
+        // Before the quorum is asked: a client is heard of also while this leader cannot serve it.
+        self.0.sessions.renew(client);
         let store = self.0.handle.read().await?;
         if !query::session_exists(&store.view(), client)? {
             return Err(Error::new(ErrorKind::SessionExpired, "no such session: open a new one"));
         }
-        self.0.sessions.renew(client);
         Ok(RenewSessionResponse {})
     }
 

@@ -42,9 +42,10 @@ pub fn apply(txn: &mut dyn Txn, index: u64, command: &Command) -> Result<Outcome
         Err(Fault::Refused(error)) => answer(Answer::Error(detail(error))),
         Err(Fault::Store(error)) => return Err(error),
     };
+    let reserved = std::mem::take(&mut ctx.reserved);
     ctx.finish()?;
     if let Some(ticket) = ticket {
-        ticket.store(txn, &outcome);
+        ticket.store(txn, &outcome, reserved);
     }
     Ok(outcome)
 }

@@ -2,11 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use jindofs_proto::store::v1::{CounterRow, GcRow, InodeRange, InodeRow, StatRow};
+use jindofs_proto::store::v1::{CounterRow, GcRow, InodeRow, ReservedRange, StatRow};
 use jindofs_proto::v1::{FileType, OpId};
 
 use super::intent::Finishing;
 use super::{StoreError, Table, Txn, View, keys, lock, rows};
+
+/// How far the clock of a command may lie behind the logical clock for the logical clock to stand still: one minute, more
+/// than the clocks of honest leaders differ. A clock that lies further behind shows that the logical clock was wrong.
+pub(super) const CLOCK_BEHIND_MAX_NS: i64 = 60_000_000_000;
 
 /// A client is going to store content.
 #[derive(Debug, Clone, Copy, Default)]
@@ -23,12 +27,13 @@ pub(crate) struct Ctx<'a> {
     pub(crate) txn: &'a mut dyn Txn,
     /// Log index of the command.
     pub(crate) index: u64,
-    /// The logical clock: never runs backwards, whatever the leaders' clocks do.
+    /// The logical clock: stands still while a leader's clock lies a little behind, and follows one that lies far behind,
+    /// so that one wrong stamp does not decide all later times.
     pub(crate) now: i64,
     /// The client's operation that the command is, if it is one.
     pub(crate) op: Option<OpId>,
-    /// Inode numbers that were set aside for its session.
-    pub(crate) reserved: Vec<InodeRange>,
+    /// Inode numbers that were set aside for its session; those that the command uses are marked.
+    pub(crate) reserved: Vec<ReservedRange>,
     /// Part of a batch.
     pub(crate) batched: bool,
     /// The writing that an operation of a batch has announced.
@@ -50,7 +55,7 @@ impl<'a> Ctx<'a> {
     pub(crate) fn load(txn: &'a mut dyn Txn, index: u64, time_ns: i64) -> Result<Ctx<'a>, StoreError> {
         let loaded = rows::counters(&*txn)?;
         let mut counters = loaded;
-        counters.clock_ns = counters.clock_ns.max(time_ns);
+        counters.clock_ns = advance(counters.clock_ns, time_ns);
         Ok(Ctx {
             txn,
             index,
@@ -146,5 +151,29 @@ impl<'a> Ctx<'a> {
             rows::write(self.txn, Table::Stat, &key, &new);
         }
         Ok(())
+    }
+}
+
+/// The logical clock after a command with the stamp `time_ns`.
+fn advance(clock_ns: i64, time_ns: i64) -> i64 {
+    if clock_ns.saturating_sub(time_ns) > CLOCK_BEHIND_MAX_NS { time_ns } else { clock_ns.max(time_ns) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_stands_still_for_small_steps_back_and_forgets_a_stamp_from_the_far_future() {
+        const SECOND: i64 = 1_000_000_000;
+        let now = 1_800_000_000 * SECOND;
+        let far = 4_100_000_000 * SECOND;
+        assert_eq!(advance(now, now + 5 * SECOND), now + 5 * SECOND);
+        assert_eq!(advance(now, now - 60 * SECOND), now);
+        assert_eq!(advance(now, far), far, "what the bound of the leader lets through");
+        assert_eq!(advance(far, now), now, "and it pins no later time");
+        for (clock, time) in [(i64::MAX, i64::MIN), (i64::MIN, i64::MAX), (i64::MAX, i64::MAX), (0, 0)] {
+            assert_eq!(advance(clock, time), time, "{clock} {time}");
+        }
     }
 }

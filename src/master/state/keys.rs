@@ -10,6 +10,8 @@ pub const APPLIED: &[u8] = b"applied";
 pub const MEMBERSHIP: &[u8] = b"membership";
 /// Meta: where the next sweep for old ended sessions begins.
 pub const SESSION_SWEEP: &[u8] = b"session-sweep";
+/// Meta: the member this store belongs to; written by the Raft layer. The one row in which replicas differ.
+pub const OWNER: &[u8] = b"owner";
 /// Meta: version of the stored format, decimal digits.
 pub const FORMAT: &[u8] = b"format";
 

@@ -11,6 +11,7 @@ use jindofs_proto::store::v1::{
 use super::apply::done;
 use super::context::Ctx;
 use super::fault::{Step, refuse};
+use super::lineage;
 use super::{StoreError, Table, View, keys, rows};
 use crate::error::ErrorKind;
 
@@ -47,6 +48,12 @@ pub(super) fn found(ctx: &mut Ctx<'_>, request: &Found) -> Step<Answer> {
 }
 
 /// Admits a new member, whose id is the index of this entry. The same incarnation always gets its first id.
+///
+/// The leader has decided what the new disk replaces by what it had applied. Another admission or a removal may stand
+/// before this entry in the log, also one of an earlier leader; so what the leader saw is checked again here.
+///
+/// *Errors*: `FailedPrecondition` for a retired disk and where no master is expected; `Unavailable` if the members at the
+/// address are not those that the leader saw: the disk asks again.
 pub(super) fn admit(ctx: &mut Ctx<'_>, request: &AdmitMember) -> Step<Answer> {
     if request.incarnation.len() != 16 {
         return refuse(ErrorKind::InvalidArgument, "an incarnation has 16 bytes");
@@ -64,10 +71,27 @@ pub(super) fn admit(ctx: &mut Ctx<'_>, request: &AdmitMember) -> Step<Answer> {
     if members.len() >= MEMBERS_MAX {
         return refuse(ErrorKind::ResourceExhausted, format!("the cluster has had {MEMBERS_MAX} members"));
     }
-    let learners = cluster(ctx.view())?.learners;
+    let row = cluster(ctx.view())?;
+    if !row.expected.contains(&request.raft_address) {
+        return refuse(
+            ErrorKind::FailedPrecondition,
+            format!("no master is expected at {} any more", request.raft_address),
+        );
+    }
+    let mut occupants = lineage::occupants(&members, &request.raft_address);
+    let as_seen = match request.replaces {
+        0 => occupants.next().is_none(),
+        replaced => occupants.any(|member| member.id == replaced),
+    };
+    if !as_seen {
+        return refuse(
+            ErrorKind::Unavailable,
+            format!("the members at {} have changed meanwhile: ask again", request.raft_address),
+        );
+    }
     let member = Member {
         id: ctx.index,
-        learner: learners.contains(&request.raft_address),
+        learner: row.learners.contains(&request.raft_address),
         incarnation: request.incarnation.clone(),
         raft_address: request.raft_address.clone(),
         grpc_address: request.grpc_address.clone(),
@@ -80,9 +104,15 @@ pub(super) fn admit(ctx: &mut Ctx<'_>, request: &AdmitMember) -> Step<Answer> {
 
 /// Records a start of a member, and where it is reached now.
 ///
+/// No bound is set on how far a boot rises: a disk counts its starts also where the cluster does not hear of them. The
+/// leader proposes only what the disk itself has confirmed.
+///
 /// *Errors*: `Foreign` for a boot older than the recorded one, or another start with the same number: an old copy of
 /// the disk.
 pub(super) fn record_boot(ctx: &mut Ctx<'_>, request: &RecordBoot) -> Step<Answer> {
+    if request.boot == 0 || request.boot_nonce.len() != 16 {
+        return refuse(ErrorKind::InvalidArgument, "a start has a boot above 0 and a nonce of 16 bytes");
+    }
     let mut member = live(ctx.view(), request.member_id)?;
     let known = member.boot;
     if request.boot < known || (request.boot == known && known != 0 && request.boot_nonce != member.boot_nonce) {
@@ -159,28 +189,26 @@ pub(super) fn expect(ctx: &mut Ctx<'_>, request: &ExpectMembers) -> Step<Answer>
     Ok(done())
 }
 
-/// Marks members that have to go, with whoever was to replace them, and forgets their addresses.
+/// Marks members that have to go, with those that were to replace them, and forgets their addresses. Repeated it changes
+/// nothing.
+///
+/// *Errors*: `NotFound`; `Unavailable` if a member would leave that the leader has not checked, because the membership
+/// has changed since.
 pub(super) fn remove(ctx: &mut Ctx<'_>, request: &RemoveMembers) -> Step<Answer> {
     let mut row = cluster(ctx.view())?;
     let members = all(ctx.view())?;
-    let mut addresses = request.raft_addresses.clone();
-    for id in &request.member_ids {
-        match members.iter().find(|member| member.id == *id) {
-            None => return refuse(ErrorKind::NotFound, format!("member {id} does not exist")),
-            Some(member) if member.retired => {}
-            Some(member) => addresses.push(member.raft_address.clone()),
-        }
+    let removal = lineage::plan_removal(&members, &row.expected, request)?;
+    if let Some(id) = removal.leaving.iter().find(|id| !request.checked_ids.contains(id)) {
+        return refuse(
+            ErrorKind::Unavailable,
+            format!("member {id} would leave too, which was not checked: the membership has changed, ask again"),
+        );
     }
-    for address in &request.raft_addresses {
-        if !row.expected.contains(address) && !members.iter().any(|member| member.raft_address == *address) {
-            return refuse(ErrorKind::NotFound, format!("no master is known or expected at {address}"));
-        }
-    }
-    for member in members.into_iter().filter(|m| !m.retired && !m.leaving && addresses.contains(&m.raft_address)) {
+    for member in members.into_iter().filter(|m| !m.leaving && removal.leaving.contains(&m.id)) {
         put(ctx, &Member { leaving: true, ..member });
     }
-    row.expected.retain(|address| !addresses.contains(address));
-    row.learners.retain(|address| !addresses.contains(address));
+    row.expected.retain(|address| !removal.addresses.contains(address));
+    row.learners.retain(|address| !removal.addresses.contains(address));
     put_cluster(ctx, &row);
     Ok(done())
 }

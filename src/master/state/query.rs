@@ -349,6 +349,11 @@ pub fn member(view: &dyn View, id: u64) -> Result<Option<Member>, Error> {
     Ok(rows::read(view, Table::Member, &keys::id(id))?)
 }
 
+/// The logical clock: what the last command was stamped with, nanoseconds since the epoch; 0 before the first.
+pub fn clock_ns(view: &dyn View) -> Result<i64, Error> {
+    Ok(rows::counters(view)?.clock_ns)
+}
+
 /// The cluster; none before it is founded.
 pub fn cluster(view: &dyn View) -> Result<Option<ClusterRow>, Error> {
     Ok(rows::read(view, Table::Meta, keys::CLUSTER)?)

@@ -7,14 +7,14 @@
 use bytes::Bytes;
 use jindofs_proto::store::v1::outcome::Outcome as Answer;
 use jindofs_proto::store::v1::{
-    CloseSession, ExpireSessions, InodeRange, OpenSession, Outcome, ReserveInodes, SessionRow,
+    CloseSession, ExpireSessions, InodeRange, OpenSession, Outcome, ReserveInodes, ReservedRange, SessionRow,
 };
 use jindofs_proto::v1::OpId;
 
 use super::apply::done;
-use super::context::Ctx;
+use super::context::{CLOCK_BEHIND_MAX_NS, Ctx};
 use super::fault::{Step, refuse};
-use super::{StoreError, Table, Txn, View, keys, lock, reply, rows};
+use super::{StoreError, Table, Txn, View, keys, lock, reply, reserved, rows};
 use crate::error::ErrorKind;
 
 /// Most operations of one client from the lowest one it has no answer for: further ones must wait.
@@ -96,12 +96,14 @@ pub(super) fn admit(txn: &dyn Txn, op: &OpId) -> Step<Gate> {
 
 impl Ticket {
     /// Inode numbers set aside for the session.
-    pub(super) fn reserved(&self) -> &[InodeRange] {
+    pub(super) fn reserved(&self) -> &[ReservedRange] {
         &self.row.reserved
     }
 
-    /// Stores the outcome, and forgets those the client has acknowledged.
-    pub(super) fn store(mut self, txn: &mut dyn Txn, outcome: &Outcome) {
+    /// Stores the outcome and what is left of the numbers set aside, and forgets the outcomes that the client has
+    /// acknowledged.
+    pub(super) fn store(mut self, txn: &mut dyn Txn, outcome: &Outcome, reserved: Vec<ReservedRange>) {
+        self.row.reserved = reserved;
         reply::forget(txn, &self.client_id, &mut self.row, self.acked_below);
         self.row.acked_below = self.acked_below;
         self.row.last_seq = self.row.last_seq.max(self.seq);
@@ -195,7 +197,7 @@ pub(super) fn reserve(ctx: &mut Ctx<'_>, request: &ReserveInodes) -> Step<Answer
     if row.reserved.len() >= RANGES_MAX {
         row.reserved.remove(0);
     }
-    row.reserved.push(range);
+    row.reserved.push(reserved::untouched(range));
     rows::write(ctx.txn, Table::Session, &request.client_id, &row);
     Ok(Answer::Reserved(range))
 }
@@ -238,8 +240,15 @@ fn sweep(ctx: &mut Ctx<'_>) -> Result<(), StoreError> {
     };
     for (key, value) in found {
         let row: SessionRow = rows::decode(Table::Session, &key, value)?;
-        if row.ended_ns != 0 && ctx.now.saturating_sub(row.ended_ns) > ENDED_KEPT_NS {
+        if row.ended_ns == 0 {
+            continue;
+        }
+        if ctx.now.saturating_sub(row.ended_ns) > ENDED_KEPT_NS {
             ctx.txn.delete(Table::Session, &key);
+        } else if row.ended_ns.saturating_sub(ctx.now) > CLOCK_BEHIND_MAX_NS {
+            // Made while the clock was wrong: without this the mark would stay until that time has come.
+            let mark = SessionRow { ended_ns: ctx.now.max(1), ..row };
+            rows::write(ctx.txn, Table::Session, &key, &mark);
         }
     }
     if next != from {

@@ -26,7 +26,7 @@ pub use view::StoreView;
 use super::state::{StoreError, Table, keys};
 
 /// Version of keys and rows that this release reads and writes.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// One open state machine directory.
 pub struct Store {
@@ -61,28 +61,75 @@ impl Store {
         Ok(store)
     }
 
+    /// False for a directory without a store, and for one in which a crash came before every table was made: nothing has
+    /// ever been committed to it. A store whose tables cannot be listed counts as begun: opening it tells the damage.
+    pub fn is_begun(dir: &Path) -> bool {
+        dir.join("CURRENT").exists() && options::has_all_tables(dir)
+    }
+
+    /// Opens the store in `dir` to look at it; nothing in `dir` changes, and writing to it fails.
+    ///
+    /// *Errors*: there is no store, or it is damaged, or of another format.
+    pub fn open_read_only(dir: &Path, options: &StoreOptions) -> Result<Store, StoreError> {
+        options::known_tables(dir)?;
+        let db = options::open_read_only(dir, options)
+            .map_err(|error| StoreError(format!("open the state store {}: {error}", dir.display())))?;
+        let store = Store { db, dir: dir.to_owned(), hot: hot::Hot::new() };
+        match store.get(Table::Meta, keys::FORMAT)? {
+            Some(found) => store.compare_format(&found)?,
+            // A crash came before the first flush.
+            None if store.is_empty()? => {}
+            None => return Err(store.no_format()),
+        }
+        Ok(store)
+    }
+
+    /// The bytes that name the member this store belongs to, as [`Store::set_owner`] stored them.
+    pub fn owner(&self) -> Result<Option<bytes::Bytes>, StoreError> {
+        self.get(Table::Meta, keys::OWNER)
+    }
+
+    /// Names the member this store belongs to. Replicas differ in this one row, so digests leave it out.
+    ///
+    /// *Durability*: on disk on return.
+    pub fn set_owner(&self, owner: &[u8]) -> Result<(), StoreError> {
+        let mut txn = self.begin();
+        super::state::Txn::put(&mut txn, Table::Meta, keys::OWNER, owner.to_vec());
+        self.commit(txn)?;
+        self.flush()
+    }
+
     /// Compares the stored format version with ours; writes it into an empty store.
     fn check_format(&self) -> Result<(), StoreError> {
-        let ours = FORMAT.to_string();
         match self.get(Table::Meta, keys::FORMAT)? {
-            Some(found) if found == ours.as_bytes() => Ok(()),
-            Some(found) => Err(StoreError(format!(
-                "the state store {} has format {}, this release reads format {ours}: start the release that wrote it, \
-                 or let this member join anew with an empty metadata directory",
-                self.dir.display(),
-                found.escape_ascii(),
-            ))),
+            Some(found) => self.compare_format(&found),
             None if self.is_empty()? => {
                 let mut txn = self.begin();
-                super::state::Txn::put(&mut txn, Table::Meta, keys::FORMAT, ours.into_bytes());
+                super::state::Txn::put(&mut txn, Table::Meta, keys::FORMAT, FORMAT.to_string().into_bytes());
                 self.commit(txn)?;
                 self.flush()
             }
-            None => Err(StoreError(format!(
-                "the state store {} holds data without a format version: it is damaged, or not a state store",
-                self.dir.display()
-            ))),
+            None => Err(self.no_format()),
         }
+    }
+
+    fn compare_format(&self, found: &[u8]) -> Result<(), StoreError> {
+        if found == FORMAT.to_string().as_bytes() {
+            return Ok(());
+        }
+        Err(StoreError(format!(
+            "the state store {} has format {}, this release reads format {FORMAT}: start the release that wrote it, or \
+             let this member join anew with an empty metadata directory",
+            self.dir.display(),
+            found.escape_ascii(),
+        )))
+    }
+
+    fn no_format(&self) -> StoreError {
+        StoreError(format!(
+            "the state store {} holds data without a format version: it is damaged, or not a state store",
+            self.dir.display()
+        ))
     }
 
     fn is_empty(&self) -> Result<bool, StoreError> {

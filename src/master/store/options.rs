@@ -25,11 +25,23 @@ impl Default for StoreOptions {
 
 /// Opens the database with every table.
 pub(super) fn open(dir: &Path, options: &StoreOptions) -> Result<DB, rocksdb::Error> {
+    DB::open_cf_descriptors(&database(options), dir, families(options))
+}
+
+/// As [`open`], for reading only: no file in `dir` is written.
+pub(super) fn open_read_only(dir: &Path, options: &StoreOptions) -> Result<DB, rocksdb::Error> {
+    let mut database = database(options);
+    database.create_if_missing(false);
+    database.create_missing_column_families(false);
+    DB::open_cf_descriptors_read_only(&database, dir, families(options), false)
+}
+
+fn families(options: &StoreOptions) -> impl Iterator<Item = ColumnFamilyDescriptor> {
     let cache = Cache::new_hyper_clock_cache(options.block_cache_bytes, 0);
     let families = Table::ALL.map(|table| ColumnFamilyDescriptor::new(table.name(), family(table, options, &cache)));
     // RocksDB insists on a family of this name; it stays empty.
     let unused = ColumnFamilyDescriptor::new("default", family(Table::Meta, options, &cache));
-    DB::open_cf_descriptors(&database(options), dir, std::iter::once(unused).chain(families))
+    std::iter::once(unused).chain(families)
 }
 
 fn database(options: &StoreOptions) -> Options {
@@ -78,6 +90,12 @@ fn family(table: Table, options: &StoreOptions, cache: &Cache) -> Options {
         family.set_memtable_prefix_bloom_ratio(0.02);
     }
     family
+}
+
+/// True unless a table of this release is missing.
+pub(super) fn has_all_tables(dir: &Path) -> bool {
+    let Ok(found) = DB::list_cf(&Options::default(), dir) else { return true };
+    Table::ALL.iter().all(|table| found.iter().any(|name| name == table.name()))
 }
 
 /// Refuses a directory with tables this release does not know.

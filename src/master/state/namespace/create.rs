@@ -1,6 +1,5 @@
 //! An empty file.
 
-use jindofs_proto::store::v1::InodeRange;
 use jindofs_proto::store::v1::outcome::Outcome as Answer;
 use jindofs_proto::v1::{CreateRequest, FileType};
 
@@ -8,6 +7,7 @@ use super::{insert_as, new_row, place, row_of};
 use crate::error::ErrorKind;
 use crate::master::state::context::Ctx;
 use crate::master::state::fault::{Step, refuse, show};
+use crate::master::state::reserved::{NumberState, mark_used, state_of};
 use crate::master::state::resolve::is_root;
 use crate::master::state::{content, rows};
 
@@ -40,6 +40,8 @@ pub(crate) fn create(ctx: &mut Ctx<'_>, request: &CreateRequest) -> Step<Answer>
     if ctx.batched {
         ctx.grown.insert(place.parent);
     }
+    // After everything that may refuse: a refused command has changed nothing.
+    mark_used(&mut ctx.reserved, id);
     let row = insert_as(ctx, id, place, row);
     Ok(Answer::Attr(rows::attr(id, &row)))
 }
@@ -49,10 +51,15 @@ fn number(ctx: &mut Ctx<'_>, asked: u64) -> Step<u64> {
     if asked == 0 {
         return Ok(ctx.new_inode());
     }
-    let is_in = |range: &InodeRange| asked >= range.first && asked - range.first < u64::from(range.count);
-    if !ctx.reserved.iter().any(is_in) {
+    match state_of(&ctx.reserved, asked) {
+        NumberState::Unused => {}
+        NumberState::Used => {
+            return refuse(ErrorKind::InvalidArgument, format!("inode number {asked} was given to a file before"));
+        }
         // The session it was reserved for has ended, and what it has begun with it.
-        return refuse(ErrorKind::SessionExpired, format!("inode number {asked} is not reserved for this session"));
+        NumberState::NotReserved => {
+            return refuse(ErrorKind::SessionExpired, format!("inode number {asked} is not reserved for this session"));
+        }
     }
     if rows::inode(ctx.view(), asked)?.is_some() {
         return refuse(ErrorKind::InvalidArgument, format!("inode number {asked} is in use"));
