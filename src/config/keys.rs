@@ -154,6 +154,9 @@ pub const KEYS: &[Key] = &[
         "Bytes of log kept behind a snapshot for followers that lag."),
     key("namespace.backend.raft.inflight-size", MASTER, Kind::Size, "64MiB", "",
         "Most bytes of proposals in flight; beyond that clients are told to retry. At least 2MiB."),
+    key("namespace.backend.raft.max-clock-skew", MASTER, Kind::Duration, "10s", "",
+        "How far a master's clock may differ from the median of the voters. A leader beyond that hands over; a step of a \
+         sole master's clock beyond that is held back for a minute."),
     key("namespace.session.ttl", MASTER, Kind::Duration, "60s", "",
         "Time without renewal after which a client session expires."),
     key("namespace.worker.timeout", MASTER, Kind::Duration, "10s", "",

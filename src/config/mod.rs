@@ -46,6 +46,8 @@ pub struct MasterConfig {
     pub keep_log_bytes: u64,
     /// Most bytes of proposals in flight; beyond that clients are told to retry.
     pub inflight_bytes: u64,
+    /// How far the clock of a leader may differ from the median of the voters.
+    pub clock_skew_max: Duration,
     /// Time without renewal after which a client session expires.
     pub session_ttl: Duration,
     /// Time without heartbeat after which a worker counts as lost.

@@ -19,6 +19,7 @@ use crate::config::MasterConfig;
 use crate::error::{Error, Result};
 use crate::rpc::server;
 use crate::runtime::Shutdown;
+use crate::runtime::attended::AttendedClock;
 use crate::telemetry;
 use crate::types::MESSAGE_BYTES_MAX;
 use crate::ufs;
@@ -40,12 +41,13 @@ pub async fn run(config: MasterConfig, stop: Shutdown) -> Result<()> {
     let http_port = server::bind(&listen(config.http_port), "namespace.http.port").await?;
     let handle = Handle::open(config.clone())?;
     let storage = Arc::new(ufs::Registry::default());
+    let clock = AttendedClock::of_process();
     let metadata = Metadata::new(handle.clone(), storage.clone());
     let parts = Parts {
         intents: Intents::new(handle.clone(), metadata.clone(), storage.clone()),
         metadata,
-        workers: Arc::new(view::Workers::new(config.worker_timeout)),
-        sessions: Arc::new(view::Sessions::new(config.session_ttl)),
+        workers: Arc::new(view::Workers::new(config.worker_timeout, clock.clone())),
+        sessions: Arc::new(view::Sessions::new(config.session_ttl, clock.clone())),
         drains: Arc::default(),
         progress: Arc::default(),
         sizes: Arc::default(),
@@ -55,6 +57,13 @@ pub async fn run(config: MasterConfig, stop: Shutdown) -> Result<()> {
 
     let servers = Shutdown::new();
     let mut tasks = JoinSet::new();
+    {
+        let servers = servers.clone();
+        tasks.spawn(async move {
+            clock.tick_until(servers).await;
+            Ok(())
+        });
+    }
     let raft = RaftServer::new(RaftService(handle.clone()))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);

@@ -50,7 +50,8 @@ pub(super) async fn add(channel: &MasterChannel, add: Add) -> Result<()> {
     println!("expected: {}", expected.join(", "));
     add.wait
         .until(channel, "the new masters have not joined: do they run, with a member in their list?", |status| {
-            let there = |address: &String| status.members.iter().find(|member| member.raft_address == *address);
+            // The newest member there: an older one may still be on record until it is retired.
+            let there = |address: &String| status.members.iter().rev().find(|one| one.raft_address == *address);
             let all: Option<Vec<&MemberStatus>> = add.addresses.iter().map(there).collect();
             let all = all?;
             let learners = all.iter().filter(|member| member.role() == Role::Learner).count();

@@ -1,4 +1,5 @@
-//! `jindoctl cluster status`: every master is asked at once; what answered within three seconds is printed.
+//! `jindoctl cluster status`: every master is asked at once, with a deadline of three seconds. Printed is the replicated
+//! membership as the leader has it, also members that do not answer, and what each master that answers says of itself.
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
@@ -16,6 +17,9 @@ use crate::rpc::channel::MasterChannel;
 
 const BUDGET: Duration = Duration::from_secs(3);
 
+/// State of a member that did not answer.
+const NO_ANSWER: &str = "no answer";
+
 /// The JSON shape is a contract: ids are strings, because JSON numbers lose their last digits.
 #[derive(Debug, Serialize)]
 struct ClusterStatus {
@@ -24,7 +28,13 @@ struct ClusterStatus {
     leader: Option<Leader>,
     term: u64,
     committed: u64,
+    /// How many more living voters may be lost; `null` without a leader that a quorum confirms.
+    tolerated_losses: Option<u32>,
+    /// Ids of the voters, by voter set: two sets while the voters are being changed.
+    voter_sets: Vec<Vec<String>>,
     members: Vec<Member>,
+    /// Raft addresses at which a master is expected and no member is on record.
+    awaited: Vec<String>,
     unreachable: Vec<String>,
     workers: Vec<Worker>,
 }
@@ -39,8 +49,17 @@ struct Leader {
 struct Member {
     id: String,
     address: String,
+    raft_address: String,
     role: &'static str,
+    /// What the master says of itself; `no answer` for one that does not.
     state: String,
+    /// The leader has heard from it within two election timeouts; `null` without a leader that a quorum confirms.
+    heard: Option<bool>,
+    /// Id of the voter whose place it takes as soon as it has caught up.
+    replaces: Option<String>,
+    leaving: bool,
+    /// It stays a learner until it is promoted.
+    stays_learner: bool,
     last_log: u64,
     applied: u64,
     lag: u64,
@@ -54,7 +73,19 @@ struct Member {
 pub(super) async fn run(common: &Common, channel: &MasterChannel) -> Result<ExitCode> {
     let asked = ask_all(common, channel).await;
     let status = summarise(&asked);
-    let header = ["ID", "ADDRESS", "ROLE", "STATE", "LAST LOG", "APPLIED", "LAG", "SNAPSHOT", "DISK USED", "DISK FREE"];
+    let header = [
+        "ID",
+        "ADDRESS",
+        "ROLE",
+        "STATE",
+        "CHANGE",
+        "LAST LOG",
+        "APPLIED",
+        "LAG",
+        "SNAPSHOT",
+        "DISK USED",
+        "DISK FREE",
+    ];
     let wide = ["META DIR", "VERSION"];
     let header: Vec<&str> = match common.output {
         crate::cli::output::Format::Wide => header.into_iter().chain(wide).collect(),
@@ -64,17 +95,45 @@ pub(super) async fn run(common: &Common, channel: &MasterChannel) -> Result<Exit
         let leader = status.leader.as_ref().map_or("none".to_owned(), |one| format!("{} at {}", one.id, one.address));
         let quorum = if status.quorum { "yes" } else { "NO" };
         println!(
-            "cluster {}  quorum {quorum}  leader {leader}  term {}  committed {}",
-            status.cluster, status.term, status.committed
+            "cluster {}  quorum {quorum}  leader {leader}  term {}  committed {}  tolerates {}",
+            status.cluster,
+            status.term,
+            status.committed,
+            tolerance(status.tolerated_losses)
         );
     }
     print(common.output, &status, &header, |wide| status.members.iter().map(|member| row(member, wide)).collect())?;
     if matches!(common.output, crate::cli::output::Format::Table | crate::cli::output::Format::Wide) {
+        if status.voter_sets.len() > 1 {
+            let sets: Vec<String> = status.voter_sets.iter().map(|ids| ids.join(",")).collect();
+            println!("voters are being changed: {}", sets.join(" -> "));
+        }
+        for address in &status.awaited {
+            println!("awaited: {address} (no master has joined there)");
+        }
         for address in &status.unreachable {
             println!("unreachable: {address}");
         }
     }
     Ok(if status.quorum { ExitCode::SUCCESS } else { ExitCode::from(4) })
+}
+
+fn tolerance(losses: Option<u32>) -> String {
+    match losses {
+        None => "unknown".to_owned(),
+        Some(1) => "1 more loss".to_owned(),
+        Some(losses) => format!("{losses} more losses"),
+    }
+}
+
+/// The wish that is pending for a member.
+fn pending(member: &Member) -> String {
+    match &member.replaces {
+        _ if member.leaving => "leaves".to_owned(),
+        Some(id) => format!("replaces {id}"),
+        None if member.stays_learner => "stays a learner".to_owned(),
+        None => "-".to_owned(),
+    }
 }
 
 fn row(member: &Member, wide: bool) -> Vec<String> {
@@ -83,6 +142,7 @@ fn row(member: &Member, wide: bool) -> Vec<String> {
         member.address.clone(),
         member.role.to_owned(),
         member.state.clone(),
+        pending(member),
         member.last_log.to_string(),
         member.applied.to_string(),
         member.lag.to_string(),
@@ -122,14 +182,22 @@ fn summarise(answers: &Answers) -> ClusterStatus {
     let last = leader_view.and_then(|one| one.self_.as_ref()).map_or(0, |own| own.last_log);
     let uuid = view.and_then(|one| uuid::Uuid::from_slice(&one.cluster_uuid).ok());
     let leader = leader_view.and_then(|one| one.self_.as_ref());
+    let confirmed = leader_view.is_some();
+    let mut answering: Vec<&MemberStatus> = known.iter().filter_map(|one| one.self_.as_ref()).collect();
     let mut members: Vec<Member> = Vec::new();
-    for own in known.iter().filter_map(|one| one.self_.as_ref()) {
-        if !members.iter().any(|member| member.address == own.address) {
-            members.push(member(own, last));
+    for replicated in view.map(|one| &one.members).into_iter().flatten() {
+        let own = answering.iter().position(|own| own.id == replicated.id).map(|at| answering.swap_remove(at));
+        members.push(member(replicated, own, last, confirmed));
+    }
+    // Masters that are not members: empty, joining, or of another cluster.
+    for own in answering {
+        if !members.iter().any(|member| member.address == own.address && member.state != NO_ANSWER) {
+            members.push(member(own, Some(own), last, false));
         }
     }
     members.sort_by_key(|member| member.id.parse::<u64>().unwrap_or(0));
-    let answered: BTreeSet<&str> = members.iter().map(|member| member.address.as_str()).collect();
+    let answered = members.iter().filter(|member| member.state != NO_ANSWER);
+    let answered: BTreeSet<&str> = answered.map(|member| member.address.as_str()).collect();
     let silent = answers.iter().filter(|(_, answer)| answer.is_err()).map(|(address, _)| address.clone());
     let silent: BTreeSet<String> = silent.filter(|address| !answered.contains(address.as_str())).collect();
     ClusterStatus {
@@ -138,36 +206,61 @@ fn summarise(answers: &Answers) -> ClusterStatus {
         leader: leader.map(|own| Leader { id: own.id.to_string(), address: own.address.clone() }),
         term: view.map_or(0, |one| one.term),
         committed: known.iter().map(|one| one.committed).max().unwrap_or(0),
+        tolerated_losses: leader_view.and_then(|one| one.tolerated_losses),
+        voter_sets: view
+            .map(|one| one.voter_sets.iter().map(|set| texts(&set.member_ids)).collect())
+            .unwrap_or_default(),
+        awaited: view.map(|one| awaited(one)).unwrap_or_default(),
         members,
         unreachable: silent.into_iter().collect(),
         workers: view.map(|one| one.workers.iter().map(Worker::from).collect()).unwrap_or_default(),
     }
 }
 
-fn member(own: &MemberStatus, last: u64) -> Member {
-    let role = match own.role() {
+fn texts(ids: &[u64]) -> Vec<String> {
+    ids.iter().map(u64::to_string).collect()
+}
+
+/// Addresses at which a master is expected and no member that stays is on record.
+fn awaited(view: &StatusResponse) -> Vec<String> {
+    let joined = |address: &&String| !view.members.iter().any(|one| one.raft_address == **address && !one.leaving);
+    view.expected.iter().filter(joined).cloned().collect()
+}
+
+/// A member as it is replicated, with what the master says of itself if it answers.
+fn member(replicated: &MemberStatus, own: Option<&MemberStatus>, last: u64, confirmed: bool) -> Member {
+    let role = match replicated.role() {
         Role::Leader => "leader",
         Role::Voter => "voter",
         Role::Learner | Role::Unspecified => "learner",
     };
+    // Of a master that does not answer only the leader knows something: up to where its log matched.
+    let position = own.map_or(replicated.last_log, |own| own.applied);
     Member {
-        id: own.id.to_string(),
-        address: own.address.clone(),
+        id: replicated.id.to_string(),
+        address: replicated.address.clone(),
+        raft_address: replicated.raft_address.clone(),
         role,
-        state: own.state.clone(),
-        last_log: own.last_log,
-        applied: own.applied,
-        lag: last.saturating_sub(own.applied),
-        snapshot: own.snapshot,
-        meta_dir: own.meta_dir.clone(),
-        disk_used_bytes: own.disk_used_bytes,
-        disk_free_bytes: own.disk_free_bytes,
-        version: own.version.clone(),
+        state: own.map_or_else(|| NO_ANSWER.to_owned(), |own| own.state.clone()),
+        heard: confirmed.then_some(replicated.heard),
+        replaces: (replicated.replaces != 0).then(|| replicated.replaces.to_string()),
+        leaving: replicated.leaving,
+        stays_learner: replicated.stays_learner,
+        last_log: own.unwrap_or(replicated).last_log,
+        applied: own.map_or(0, |own| own.applied),
+        lag: last.saturating_sub(position),
+        snapshot: own.map_or(0, |own| own.snapshot),
+        meta_dir: own.map_or_else(String::new, |own| own.meta_dir.clone()),
+        disk_used_bytes: own.map_or(0, |own| own.disk_used_bytes),
+        disk_free_bytes: own.map_or(0, |own| own.disk_free_bytes),
+        version: own.map_or_else(String::new, |own| own.version.clone()),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use jindofs_proto::v1::VoterSet;
+
     use super::*;
     use crate::error::Error;
 
@@ -182,6 +275,15 @@ mod tests {
             applied: 9,
             ..MemberStatus::default()
         };
+        let row = |id: u64, role: Role| MemberStatus {
+            id,
+            address: if id == 3 { "a:1".into() } else { "b:1".into() },
+            raft_address: if id == 3 { "a:2".into() } else { "b:2".into() },
+            role: role.into(),
+            last_log: if id == 3 { 9 } else { 4 },
+            heard: id == 3,
+            ..MemberStatus::default()
+        };
         let answer = StatusResponse {
             cluster_uuid: vec![1; 16].into(),
             self_: Some(own),
@@ -189,15 +291,35 @@ mod tests {
             term: 2,
             committed: 9,
             quorum: true,
+            members: vec![
+                row(2, Role::Voter),
+                row(3, Role::Leader),
+                MemberStatus { replaces: 2, ..row(7, Role::Learner) },
+            ],
+            voter_sets: vec![VoterSet { member_ids: vec![2, 3] }],
+            tolerated_losses: Some(0),
+            expected: vec!["a:2".into(), "b:2".into(), "c:2".into()],
             ..StatusResponse::default()
         };
         let silent = Err(Error::unavailable("no"));
         let status = summarise(&vec![("a:1".into(), Ok(answer)), ("b:1".into(), silent)]);
+        assert_eq!(pending(&status.members[2]), "replaces 2");
         let json = serde_json::to_value(&status).expect("json");
         assert_eq!(json["leader"], serde_json::json!({"id": "3", "address": "a:1"}));
         assert_eq!(json["unreachable"], serde_json::json!(["b:1"]));
         assert_eq!((&json["quorum"], &json["term"]), (&serde_json::json!(true), &serde_json::json!(2)));
-        assert_eq!(json["members"][0]["lag"], 0);
-        assert_eq!(json["members"][0]["role"], "leader");
+        assert_eq!((&json["tolerated_losses"], &json["awaited"]), (&serde_json::json!(0), &serde_json::json!(["c:2"])));
+        assert_eq!(json["voter_sets"], serde_json::json!([["2", "3"]]));
+        let members = json["members"].as_array().expect("members");
+        let ids: Vec<&str> = members.iter().map(|one| one["id"].as_str().expect("a text")).collect();
+        assert_eq!(ids, ["2", "3", "7"], "members that do not answer count too");
+        assert_eq!(
+            (&members[0]["state"], &members[0]["role"]),
+            (&serde_json::json!("no answer"), &serde_json::json!("voter"))
+        );
+        assert_eq!((&members[0]["heard"], &members[0]["lag"]), (&serde_json::json!(false), &serde_json::json!(5)));
+        assert_eq!(members[2]["replaces"], "2");
+        assert_eq!((&members[1]["lag"], &members[1]["heard"]), (&serde_json::json!(0), &serde_json::json!(true)));
+        assert_eq!(members[1]["role"], "leader");
     }
 }

@@ -18,6 +18,7 @@ use crate::master::service::Parts;
 use crate::master::state::query;
 use crate::rpc::remote::Remotes;
 use crate::runtime::Shutdown;
+use crate::runtime::attended::AttendedClock;
 use crate::types::placement::{piece_end, piece_of, rank};
 
 const LOOK: Duration = Duration::from_millis(300);
@@ -163,8 +164,22 @@ impl Filler {
         self.parts.progress.update(id, |count| count.files_done += 1);
     }
 
-    /// Fills bytes of one piece, on the worker that readers will ask first.
+    /// Fills bytes of one piece, on the worker that readers will ask first. Deadlines that passed while this process
+    /// stood still do not count: the workers may have answered meanwhile.
     async fn range(&self, source: &FileSource, start: u64, end: u64) -> Result<()> {
+        let clock = AttendedClock::of_process();
+        loop {
+            let pauses = clock.pauses();
+            match self.fill_from_any(source, start, end).await {
+                Err(error) if error.is_retryable() && clock.pauses() != pauses => {
+                    tracing::info!(%error, "blocks are asked for again after a pause of this process");
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn fill_from_any(&self, source: &FileSource, start: u64, end: u64) -> Result<()> {
         let store = self.parts.handle.store().ok_or_else(|| self.parts.handle.not_leader())?;
         let workers = self.parts.workers.staying(&query::workers(&store.view())?);
         let ranked = rank(&workers, |worker| &worker.id, source.file_id, piece_of(source.length, start));

@@ -25,6 +25,12 @@ pub(super) async fn run(parts: Parts, stop: Shutdown) {
 async fn once(parts: &Parts) -> Result<()> {
     let leads_in = *parts.handle.leadership().borrow();
     let (Some(term), Some(store)) = (leads_in, parts.handle.store()) else { return Ok(()) };
+    // Without a quorum no renewal can be answered, and an expiry that is proposed now would be carried out when the
+    // quorum is back, whatever the clients have said by then.
+    if !parts.handle.has_quorum() {
+        parts.sessions.grant_all();
+        return Ok(());
+    }
     let live: Vec<[u8; 16]> = query::sessions(&store.view())?.into_iter().map(|(id, _)| id).collect();
     for gone in parts.sessions.expired(term, &live).chunks(BATCH_MAX) {
         tracing::info!(sessions = gone.len(), "clients have not been heard of: their sessions expire");

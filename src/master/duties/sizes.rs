@@ -1,7 +1,7 @@
 //! Counts what lies in the under-storages, for those who ask. Listings cost requests: nothing is counted unless asked for.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use jindofs_proto::v1::Mount;
 
@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::master::service::Parts;
 use crate::master::state::query;
 use crate::master::view::Size;
-use crate::runtime::Shutdown;
+use crate::runtime::{Shutdown, now_ns};
 use crate::ufs::Kind;
 
 /// Pause between two looks at what is due.
@@ -74,7 +74,6 @@ async fn count(parts: &Parts, mount: &Mount) -> Result<Size> {
             }
         }
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    size.counted_ns = i64::try_from(now.as_nanos()).unwrap_or(i64::MAX);
+    size.counted_ns = now_ns();
     Ok(size)
 }

@@ -38,6 +38,11 @@ fn figures(handle: &Handle) -> Vec<(&'static str, &'static str, u64)> {
         ("jindofs_master_applied_index", "Index of the last entry applied.", own.applied),
         ("jindofs_master_snapshot_index", "Index of the newest snapshot.", own.snapshot),
         ("jindofs_master_boots", "Starts of this disk.", own.boot),
+        (
+            "jindofs_master_refused_messages",
+            "Messages of other masters refused since the start.",
+            handle.refused_messages(),
+        ),
         ("jindofs_master_meta_dir_used_bytes", "Bytes used by the metadata directory.", own.disk_used_bytes),
         ("jindofs_master_meta_dir_free_bytes", "Bytes free on its file system.", own.disk_free_bytes),
     ]

@@ -28,8 +28,11 @@ impl Handle {
         let expected = self.0.config.peers.len();
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
-            let voters = self.running().map(|r| r.look(|m| m.membership_config.voter_ids().collect::<Vec<_>>()));
-            let voters = voters.unwrap_or_default();
+            // While two sets of voters count, the change to the second may yet fail: only the first is certain.
+            let certain = |running: std::sync::Arc<super::node::Running>| {
+                running.look(|m| m.membership_config.membership().get_joint_config().first().cloned())
+            };
+            let voters: Vec<u64> = self.running().and_then(certain).into_iter().flatten().collect();
             if voters.len() >= expected {
                 return Ok(voters);
             }
@@ -86,7 +89,7 @@ impl Handle {
 
     /// Every step may have happened before a crash; each is repeated without harm.
     pub(super) async fn found(&self) -> Result<()> {
-        let Some(mut identity) = self.identity() else { return Err(Error::internal("founding without an identity")) };
+        let Some(identity) = self.identity() else { return Err(Error::internal("founding without an identity")) };
         if identity.stage == Stage::Member {
             return Ok(());
         }
@@ -118,8 +121,7 @@ impl Handle {
         };
         membership::propose(&running, Kind::Found(found)).await?;
         failpoint_io("found.proposed")?;
-        identity.stage = Stage::Member;
-        self.set_identity(identity)?;
+        self.change_identity(|identity| identity.stage = Stage::Member)?;
         failpoint_io("found.member")?;
         Ok(())
     }

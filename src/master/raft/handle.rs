@@ -1,28 +1,29 @@
 //! One master's place in the cluster, from an empty disk to a serving member, and the handle the rest of it uses.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use jindofs_proto::raft::v1 as wire;
 use jindofs_proto::store::v1::{Command, Outcome};
-use jindofs_proto::v1::{MemberStatus, Role, StatusResponse};
-use openraft::async_runtime::Instant as _;
+use jindofs_proto::v1::{MemberStatus, StatusResponse};
 use tokio::sync::watch;
 
 use crate::config::MasterConfig;
 use crate::error::{Error, ErrorKind, Result};
-use crate::master::state::query;
 use crate::master::store::{Store, TableDigest};
-use crate::runtime::random_id;
+use crate::runtime::{now_ns, random_id};
 
+use super::disk_parts::{self, DiskVerdict, Part};
 use super::identity::{Identity, MetaDir};
+use super::inspection::inspect;
 use super::membership;
 use super::node::Running;
-use super::peers::{Peers, Start};
+use super::peers::Peers;
 use super::state_machine::StateMachine;
 use super::types::Membership;
-use super::wal::LogStore;
-use super::wire::{Me, Net, Resolver};
+use super::wal::{self, LogStamp, LogStore, Recovered};
+use super::wire::{Me, Net, Resolver, check_address, check_id};
 
 /// A cheap handle on this master's Raft member; clones share everything.
 #[derive(Debug, Clone)]
@@ -36,6 +37,8 @@ pub(crate) struct Inner {
     pub(crate) nonce: [u8; 16],
     pub(crate) resolver: Arc<Resolver>,
     identity: RwLock<Option<Identity>>,
+    /// The log as it was read when the disk was judged, until it is opened.
+    recovered: Mutex<Option<Recovered>>,
     opened: RwLock<Option<Arc<Opened>>>,
     running: RwLock<Option<Arc<Running>>>,
     phase: watch::Sender<String>,
@@ -83,10 +86,16 @@ impl Handle {
         }
         super::node::raft_config(&config)?;
         let dir = MetaDir::open(&config.meta_dir)?;
-        let mut identity = dir.load()?;
+        let inspection = inspect(&dir)?;
+        let mut identity = match (disk_parts::judge(&inspection.parts), inspection.parts.identity) {
+            (DiskVerdict::Refused(why), _) => return Err(dir.refuse(why)),
+            (DiskVerdict::Usable, Part::Present(identity)) => Some(identity),
+            (DiskVerdict::Usable | DiskVerdict::Empty, _) => None,
+        };
         if let Some(identity) = &mut identity {
-            // Counted before anything else happens, so that no two starts of one disk look alike.
-            identity.boot += 1;
+            // Counted before anything of the disk is used, so that no two starts of it look alike; but only after it was
+            // judged, or an old IDENTITY would count itself up to the boot that its log knows.
+            identity.boot = identity.boot.checked_add(1).ok_or_else(|| dir.refuse("its boot counter is exhausted"))?;
             dir.store(identity)?;
         }
         Ok(Handle(Arc::new(Inner {
@@ -95,16 +104,13 @@ impl Handle {
             nonce: random_id(),
             resolver: Arc::default(),
             identity: RwLock::new(identity),
+            recovered: Mutex::new(inspection.log),
             opened: RwLock::new(None),
             running: RwLock::new(None),
             phase: watch::Sender::new("starting".to_owned()),
             leadership: watch::Sender::new(None),
             life: tokio::sync::Mutex::new(()),
         })))
-    }
-
-    pub(super) fn config(&self) -> &MasterConfig {
-        &self.0.config
     }
 
     pub(crate) fn identity(&self) -> Option<Identity> {
@@ -118,10 +124,18 @@ impl Handle {
         Ok(())
     }
 
+    /// Stores a change of the identity as it is now, then shows it. Without an identity nothing changes.
+    pub(crate) fn change_identity(&self, change: impl FnOnce(&mut Identity)) -> Result<()> {
+        let Some(mut identity) = self.identity() else { return Ok(()) };
+        change(&mut identity);
+        self.set_identity(identity)
+    }
+
     /// Forgets a disk that was set aside: this master is empty again.
     pub(crate) fn clear(&self) {
         write(&self.0.running, None);
         write(&self.0.opened, None);
+        *self.0.recovered.lock().unwrap_or_else(PoisonError::into_inner) = None;
         write(&self.0.identity, None);
         self.0.leadership.send_replace(None);
     }
@@ -167,8 +181,15 @@ impl Handle {
             Error::new(ErrorKind::Corrupted, format!("namespace.meta-dir {}: {error}", self.0.dir.path().display()))
         };
         let peers = Arc::new(Peers::default());
-        let log = LogStore::open(&self.0.dir.wal()).map_err(at)?;
-        let machine = StateMachine::open(&self.0.dir.state(), &self.0.dir.snapshots(), peers.clone()).map_err(at)?;
+        let (dir, owner) = (&self.0.dir, identity.owner());
+        let recovered = self.0.recovered.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let recovered = recovered.map_or_else(|| wal::recover(&dir.wal()), Ok).map_err(at)?;
+        let log = LogStore::start(&dir.wal(), recovered, LogStamp { owner, boot: identity.boot }).map_err(at)?;
+        // From here on a log that does not know this start is an older copy.
+        self.change_identity(|identity| identity.log_boot = identity.boot)?;
+        let machine =
+            StateMachine::open(&dir.state(), &dir.snapshots(), peers.clone(), owner, log.flushed()).map_err(at)?;
+        log.guard_applied(machine.applied());
         let me = Me {
             cluster: identity.cluster_bytes(),
             id: identity.member_id,
@@ -182,6 +203,10 @@ impl Handle {
             book: Default::default(),
             resolver: self.0.resolver.clone(),
             append_timeout: (self.0.config.election_max * 4).max(Duration::from_secs(3)),
+            alive_timeout: self.0.config.election_max * 2,
+            confirmations: Default::default(),
+            refusals: Default::default(),
+            refused: Default::default(),
             reads: Default::default(),
         });
         machine.replay(&log).map_err(at)?;
@@ -228,6 +253,12 @@ impl Handle {
         self.running().is_some_and(|running| running.leading().is_some())
     }
 
+    /// True while this member leads and a quorum has answered it lately.
+    pub fn has_quorum(&self) -> bool {
+        let lease = self.0.config.election_max;
+        self.running().is_some_and(|running| running.leading().is_some() && running.is_heard_by_quorum(lease * 2))
+    }
+
     /// Follows leadership: the term while this member leads.
     pub fn leadership(&self) -> watch::Receiver<Option<u64>> {
         self.0.leadership.subscribe()
@@ -259,9 +290,12 @@ impl Handle {
         self.0.phase.borrow().clone()
     }
 
-    /// True for a voter that has recovered and knows a leader; the text says what is missing.
+    /// True for a voter that has recovered, knows a leader and is refused by no peer; the text says what is missing.
     pub fn readiness(&self) -> Result<(), String> {
         let running = self.running().ok_or_else(|| self.phase())?;
+        if let Some(reason) = running.net.refusals.reason() {
+            return Err(format!("a peer refuses this disk: {reason}"));
+        }
         let me = running.net.me.id;
         let applied = *running.applied_index().borrow();
         running.look(|m| {
@@ -277,6 +311,11 @@ impl Handle {
             }
             Ok(())
         })
+    }
+
+    /// Messages of other masters that were refused since this disk was opened.
+    pub fn refused_messages(&self) -> u64 {
+        self.opened().map_or(0, |opened| opened.net.refused.load(Ordering::Relaxed))
     }
 
     /// True when [`Handle::readiness`] is.
@@ -340,19 +379,26 @@ impl Handle {
             ..StatusResponse::default()
         };
         if let Some(running) = self.running() {
-            fill_status(&running, &mut own, &mut status, self.0.config.election_max);
+            super::status::fill_status(&running, &mut own, &mut status, self.0.config.election_max);
         }
         status.self_ = Some(own);
         status
     }
 
-    pub(crate) fn probe_answer(&self) -> wire::ProbeResponse {
+    /// Who this master is and in which start, with the nonce of the request.
+    ///
+    /// *Errors*: `InvalidArgument` for a nonce that does not have 16 bytes.
+    pub(crate) fn probe_answer(&self, request: wire::ProbeRequest) -> Result<wire::ProbeResponse> {
+        check_id("nonce of a probe", &request.nonce)?;
         let identity = self.identity();
         let leader = self.running().and_then(|running| {
             let id = running.look(|m| m.current_leader)?;
             running.net.book.get(id).map(|node| node.raft_address)
         });
-        wire::ProbeResponse {
+        Ok(wire::ProbeResponse {
+            nonce: request.nonce,
+            boot: identity.as_ref().map_or(0, |identity| identity.boot),
+            boot_nonce: identity.as_ref().map(|_| self.0.nonce.to_vec().into()).unwrap_or_default(),
             state: identity.as_ref().map_or("empty", |identity| identity.stage.name()).to_owned(),
             cluster_uuid: identity.as_ref().map(|i| i.cluster_bytes().to_vec().into()).unwrap_or_default(),
             member_id: identity.as_ref().map_or(0, |identity| identity.member_id),
@@ -361,61 +407,12 @@ impl Handle {
             grpc_address: self.grpc_address(),
             raft_address: self.raft_address(),
             leader_raft_address: leader.unwrap_or_default(),
-        }
-    }
-
-    /// Compares what a starting member says of its disk with what is known here.
-    pub(crate) fn judge_announcement(&self, news: wire::AnnounceRequest) -> Result<wire::AnnounceResponse> {
-        use wire::AnnounceVerdict as Verdict;
-        let opened = self.opened().ok_or_else(|| self.not_ready())?;
-        let answer = |verdict: Verdict, reason: String| {
-            Ok(wire::AnnounceResponse { verdict: verdict.into(), reason, member_id: opened.net.me.id })
-        };
-        if news.cluster_uuid != opened.net.me.cluster[..] {
-            return answer(Verdict::Foreign, "this is another cluster".to_owned());
-        }
-        let members = query::members(&opened.machine.store().view())?;
-        let Some(member) = members.iter().find(|member| member.id == news.member_id) else {
-            // Its admission is in the log at least, or this disk is far behind.
-            return match opened.voters_in_log()?.get_node(&news.member_id) {
-                Some(node) if node.incarnation == news.incarnation => answer(Verdict::Welcome, String::new()),
-                _ => Err(Error::unavailable("the member is not known here yet")),
-            };
-        };
-        if member.retired {
-            return answer(Verdict::Retired, format!("member {} was replaced", member.id));
-        }
-        let start = Start { incarnation: news.incarnation.to_vec(), boot: news.boot, nonce: news.boot_nonce.to_vec() };
-        if let Err(disbelief) = opened.net.peers.judge(news.member_id, &start) {
-            return answer(Verdict::Reverted, disbelief.to_string());
-        }
-        let acked = self.acknowledged_by(news.member_id).max(member.acked_index);
-        if news.last_log_index < acked {
-            let reason = format!(
-                "its log ends at {}, but it has acknowledged {acked}: its disk is an old copy",
-                news.last_log_index
-            );
-            return answer(Verdict::Reverted, reason);
-        }
-        if let Err(disbelief) = opened.net.peers.believe(news.member_id, &start) {
-            return answer(Verdict::Reverted, disbelief.to_string());
-        }
-        match self.running().filter(|running| running.leading().is_some()) {
-            Some(running) => {
-                tokio::spawn(async move {
-                    if let Err(error) = membership::take_announcement(&running, &news).await {
-                        tracing::warn!(member = news.member_id, %error, "announcement not recorded; it is repeated");
-                    }
-                });
-            }
-            // Members that have all moved can only elect a leader, who records it, where each of them is now.
-            None => opened.net.book.set(news.member_id, &membership::announced(&news)),
-        }
-        answer(Verdict::Welcome, String::new())
+            now_ns: now_ns(),
+        })
     }
 
     /// What a leader knows a member to have stored.
-    fn acknowledged_by(&self, id: u64) -> u64 {
+    pub(super) fn acknowledged_by(&self, id: u64) -> u64 {
         let Some(running) = self.running() else { return 0 };
         running.look(|m| {
             let matched = m.replication.as_ref().and_then(|all| all.get(&id).copied().flatten());
@@ -425,44 +422,9 @@ impl Handle {
     }
 
     pub(crate) async fn admit(&self, request: wire::AdmitRequest) -> Result<wire::AdmitResponse> {
+        check_id("incarnation", &request.incarnation)?;
+        check_address("Raft address", &request.raft_address)?;
+        check_address("gRPC address", &request.grpc_address)?;
         membership::admit(&self.must_run()?, &self.0.config, request).await
-    }
-}
-
-fn fill_status(running: &Running, own: &mut MemberStatus, status: &mut StatusResponse, lease: Duration) {
-    let me = running.net.me.id;
-    let applied = *running.applied_index().borrow();
-    running.look(|m| {
-        let index = |id: Option<super::types::LogId>| id.map_or(0, |id| id.index);
-        let voters: Vec<u64> = m.membership_config.voter_ids().collect();
-        let role = |id: u64| match (m.current_leader == Some(id), voters.contains(&id)) {
-            (true, _) => Role::Leader,
-            (false, true) => Role::Voter,
-            (false, false) => Role::Learner,
-        };
-        status.leader_id = m.current_leader.unwrap_or(0);
-        status.term = m.current_term;
-        status.committed = index(m.local_committed);
-        let heard = m.last_quorum_acked.is_some_and(|at| at.elapsed() < lease * 2);
-        status.quorum = m.current_leader == Some(me) && (heard || voters.len() == 1);
-        own.role = role(me).into();
-        own.last_log = m.last_log_index.unwrap_or(0);
-        own.applied = applied;
-        own.snapshot = index(m.snapshot);
-        for (id, node) in m.membership_config.nodes() {
-            let node = running.net.book.get(*id).unwrap_or_else(|| node.clone());
-            let matched = m.replication.as_ref().and_then(|all| all.get(id).copied().flatten());
-            status.members.push(MemberStatus {
-                id: *id,
-                address: node.grpc_address,
-                raft_address: node.raft_address,
-                role: role(*id).into(),
-                last_log: if *id == me { own.last_log } else { index(matched) },
-                ..MemberStatus::default()
-            });
-        }
-    });
-    if let Ok(Some(cluster)) = query::cluster(&running.machine.store().view()) {
-        status.expected = cluster.expected;
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! The file has a state that only moves forward, each step by fsync and rename: `founding` (the cluster's uuid is stored
 //! before the log is initialised) or `joining` (the incarnation is stored before the first request to join), then
-//! `member`, then `retired`. A start in `founding` or `joining` repeats that step. Data without the file, or a `member`
-//! without data, is refused: somebody lost half of a disk, and such a disk must not vote.
+//! `member`, then `retired`. A start in `founding` or `joining` repeats that step. Whether the file belongs to the data
+//! beside it is decided in [`disk_parts`](super::disk_parts).
 
 use std::fs::{self, File};
 use std::io;
@@ -14,8 +14,11 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::{random_id, sync_dir, write_durably};
 
+use super::disk_parts::Part;
+
 const FILE: &str = "IDENTITY";
-const FORMAT: u32 = 1;
+/// Format 1 did not say whether the log had been opened.
+const FORMAT: u32 = 2;
 
 /// Where the disk is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +45,45 @@ impl Stage {
     }
 }
 
+/// What ties the parts of a disk together: every part names the member it belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Owner {
+    pub(crate) cluster: [u8; 16],
+    pub(crate) member_id: u64,
+    pub(crate) incarnation: [u8; 16],
+}
+
+impl Owner {
+    /// Bytes of an encoded owner.
+    pub(crate) const BYTES: usize = 40;
+
+    pub(crate) fn encode(&self) -> [u8; Owner::BYTES] {
+        let mut bytes = [0; Owner::BYTES];
+        bytes[..16].copy_from_slice(&self.cluster);
+        bytes[16..32].copy_from_slice(&self.incarnation);
+        bytes[32..].copy_from_slice(&self.member_id.to_be_bytes());
+        bytes
+    }
+
+    /// The owner in `bytes`; `None` for bytes of another length.
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Owner> {
+        let bytes: &[u8; Owner::BYTES] = bytes.try_into().ok()?;
+        Some(Owner {
+            cluster: bytes[..16].try_into().ok()?,
+            incarnation: bytes[16..32].try_into().ok()?,
+            member_id: u64::from_be_bytes(bytes[32..].try_into().ok()?),
+        })
+    }
+}
+
+impl std::fmt::Display for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (cluster, incarnation) = (uuid::Uuid::from_bytes(self.cluster), uuid::Uuid::from_bytes(self.incarnation));
+        let (cluster, incarnation) = (cluster.simple(), incarnation.simple());
+        write!(f, "member {} of cluster {cluster} (incarnation {incarnation})", self.member_id)
+    }
+}
+
 /// The content of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Identity {
@@ -55,6 +97,12 @@ pub(crate) struct Identity {
     pub(crate) incarnation: uuid::Uuid,
     /// Raised and stored at each start.
     pub(crate) boot: u64,
+    /// The newest boot that has opened the log: a log that knows only earlier ones is an older copy. 0 before the first.
+    pub(crate) log_boot: u64,
+    /// Why the peers refused this disk as an older copy. Each start counts the boot up: without this note, an older copy that
+    /// is restarted again and again would pass the boot that its peers know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) reverted: Option<String>,
 }
 
 impl Identity {
@@ -67,6 +115,8 @@ impl Identity {
             member_id,
             incarnation: uuid::Uuid::from_bytes(random_id()),
             boot: 1,
+            log_boot: 0,
+            reverted: None,
         }
     }
 
@@ -76,6 +126,10 @@ impl Identity {
 
     pub(crate) fn incarnation_bytes(&self) -> [u8; 16] {
         *self.incarnation.as_bytes()
+    }
+
+    pub(crate) fn owner(&self) -> Owner {
+        Owner { cluster: self.cluster_bytes(), member_id: self.member_id, incarnation: self.incarnation_bytes() }
     }
 }
 
@@ -129,48 +183,25 @@ impl MetaDir {
         self.path.join("snapshots")
     }
 
-    fn has_data(&self) -> Result<bool> {
-        for dir in [self.wal(), self.state()] {
-            if dir.exists() && fs::read_dir(&dir)?.next().is_some() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    /// The identity, checked against what lies beside it; `None` for an empty directory.
+    /// The identity as it stands in the file.
     ///
-    /// *Errors*: `Corrupted` or `FailedPrecondition`, with what was found and the way out.
-    pub(crate) fn load(&self) -> Result<Option<Identity>> {
+    /// *Errors*: what the file system says. A file that does not hold an identity is a [`Part::Damaged`].
+    pub(crate) fn load(&self) -> Result<Part<Identity>> {
         let file = self.path.join(FILE);
-        let text = match fs::read(&file) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                if self.has_data()? {
-                    return Err(
-                        self.refuse("it holds a Raft log or state but no IDENTITY file: whose disk it is is lost")
-                    );
-                }
-                return Ok(None);
-            }
-            Err(error) => return Err(Error::from(error).context(file.display())),
-        };
-        let identity = parse(&text).map_err(|why| self.refuse(&format!("its IDENTITY file is damaged ({why})")))?;
-        if identity.stage == Stage::Member && !self.has_data()? {
-            return Err(self.refuse(&format!(
-                "it says to be member {} but its Raft log and state are gone: a member that forgot its votes must not vote",
-                identity.member_id
-            )));
+        match fs::read(&file) {
+            Ok(text) => Ok(parse(&text).map_or_else(Part::Damaged, Part::Present)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Part::Missing),
+            Err(error) => Err(Error::from(error).context(file.display())),
         }
-        Ok(Some(identity))
     }
 
-    fn refuse(&self, why: &str) -> Error {
+    /// The error for a directory that must not be used.
+    pub(crate) fn refuse(&self, why: impl std::fmt::Display) -> Error {
         Error::new(
             ErrorKind::FailedPrecondition,
             format!(
-                "namespace.meta-dir {}: {why}. Way out: move the directory aside and start with an empty one; the \
-                 cluster then admits this master as a new member",
+                "namespace.meta-dir {}: {why}. Way out: put back the part that is missing or old, or move the directory \
+                 aside and start with an empty one; the cluster then admits this master as a new member",
                 self.path.display()
             ),
         )
@@ -219,6 +250,11 @@ fn tree_bytes(dir: &Path, depth: u32) -> u64 {
     sizes.sum()
 }
 
+#[derive(Deserialize)]
+struct FormatStamp {
+    format: u32,
+}
+
 fn parse(text: &[u8]) -> Result<Identity, String> {
     let text = std::str::from_utf8(text).map_err(|_| "it is not text".to_owned())?;
     let mut lines = text.lines();
@@ -226,11 +262,12 @@ fn parse(text: &[u8]) -> Result<Identity, String> {
     if u32::from_str_radix(sum, 16) != Ok(crc32c::crc32c(line.as_bytes())) {
         return Err("its checksum does not match".to_owned());
     }
-    let identity: Identity = serde_json::from_str(line).map_err(|error| error.to_string())?;
-    if identity.format != FORMAT {
-        return Err(format!("its format is {}, this release reads {FORMAT}", identity.format));
+    // The number first: a line of another format need not have the fields of this one.
+    let stamp: FormatStamp = serde_json::from_str(line).map_err(|error| error.to_string())?;
+    if stamp.format != FORMAT {
+        return Err(format!("its format is {}, this release reads {FORMAT}", stamp.format));
     }
-    Ok(identity)
+    serde_json::from_str(line).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
@@ -247,41 +284,39 @@ mod tests {
     fn an_identity_survives_and_a_second_process_is_refused() {
         let temp = tempfile::tempdir().expect("tempdir");
         let dir = MetaDir::open(temp.path()).expect("open");
-        assert_eq!(dir.load().expect("empty"), None);
+        assert!(matches!(dir.load().expect("empty"), Part::Missing));
         let identity = member(&dir);
-        fs::create_dir_all(dir.wal().join("x")).expect("mkdir");
-        assert_eq!(dir.load().expect("load"), Some(identity));
+        assert!(matches!(dir.load().expect("load"), Part::Present(found) if found == identity));
         assert_eq!(MetaDir::open(temp.path()).expect_err("locked").kind, ErrorKind::Busy);
     }
 
     #[test]
-    fn half_a_disk_is_refused_with_a_way_out() {
+    fn a_cut_or_changed_identity_is_damaged() {
         let temp = tempfile::tempdir().expect("tempdir");
         let dir = MetaDir::open(temp.path()).expect("open");
         member(&dir);
-        let error = dir.load().expect_err("member without data");
-        assert!(error.message.contains("Way out"), "{}", error.message);
-        fs::create_dir_all(dir.wal().join("x")).expect("mkdir");
-        fs::remove_file(temp.path().join(FILE)).expect("rm");
-        let error = dir.load().expect_err("data without identity");
-        assert!(error.message.contains("no IDENTITY"), "{}", error.message);
-    }
-
-    #[test]
-    fn a_cut_or_changed_identity_is_refused() {
-        let temp = tempfile::tempdir().expect("tempdir");
-        let dir = MetaDir::open(temp.path()).expect("open");
-        member(&dir);
-        fs::create_dir_all(dir.wal().join("x")).expect("mkdir");
         let good = fs::read(temp.path().join(FILE)).expect("read");
         for length in 0..good.len() - 1 {
             fs::write(temp.path().join(FILE), &good[..length]).expect("write");
-            assert_eq!(dir.load().expect_err("refused").kind, ErrorKind::FailedPrecondition, "cut to {length}");
+            assert!(matches!(dir.load().expect("read"), Part::Damaged(_)), "cut to {length}");
         }
         let mut changed = good.clone();
         changed[30] ^= 1;
         fs::write(temp.path().join(FILE), &changed).expect("write");
-        assert!(dir.load().expect_err("refused").message.contains("damaged"));
+        assert!(matches!(dir.load().expect("read"), Part::Damaged(_)));
+    }
+
+    #[test]
+    fn an_identity_of_an_older_format_is_refused_by_number() {
+        let temp = tempfile::tempdir().expect("tempdir");
+        let dir = MetaDir::open(temp.path()).expect("open");
+        let line = r#"{"format":1,"stage":"member","cluster":"00","member_id":1,"incarnation":"00","boot":3}"#;
+        let content = format!("{line}\n{:08x}\n", crc32c::crc32c(line.as_bytes()));
+        fs::write(temp.path().join(FILE), content).expect("write");
+        match dir.load().expect("read") {
+            Part::Damaged(why) => assert!(why.contains("format is 1") && why.contains("reads 2"), "{why}"),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
@@ -291,6 +326,7 @@ mod tests {
         let identity = member(&dir);
         fs::create_dir_all(dir.wal().join("x")).expect("mkdir");
         dir.set_aside(&identity).expect("set aside");
-        assert_eq!(dir.load().expect("empty again"), None);
+        assert!(matches!(dir.load().expect("read"), Part::Missing));
+        assert!(!dir.wal().exists());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::future::join_all;
 use jindofs_proto::raft::v1 as wire;
@@ -12,28 +12,21 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::master::state::query;
 use crate::runtime::{Shutdown, die, failpoint_io};
 
+use super::announce::Welcome;
 use super::handle::Handle;
 use super::identity::{Identity, Stage};
 use super::membership;
 use super::node::Running;
+use super::slow_disk;
 use super::types::Node;
+use super::wall_clock;
 
 /// Pause between two looks at peers or at the membership.
 pub(super) const BEAT: Duration = Duration::from_millis(200);
-/// How long peers that have not answered are waited for once a majority has.
-const GRACE: Duration = Duration::from_secs(1);
 /// Longest wait for a peer's answer before it counts as silent.
 pub(super) const PROBE: Duration = Duration::from_secs(3);
 /// Bytes of log after which the state is flushed: a start after a crash replays no more than about this much.
 const REPLAY_BYTES_MAX: u64 = 8 << 20;
-/// How often a member repeats where it is.
-const ANNOUNCE: Duration = Duration::from_secs(2);
-
-/// What the peers say of a disk that starts.
-enum Verdict {
-    Welcome,
-    Replaced,
-}
 
 impl Handle {
     /// Lives until `stop`, or until the disk must not be used.
@@ -59,8 +52,8 @@ impl Handle {
             }
             Stage::Joining => self.join(identity).await,
             Stage::Member => match self.come_back(&identity).await? {
-                Verdict::Welcome => self.serve(stop).await,
-                Verdict::Replaced => self.retire(identity).await,
+                Welcome::Given => self.serve(stop).await,
+                Welcome::Replaced => self.retire(identity).await,
             },
             Stage::Retired => {
                 self.set_phase("setting a retired disk aside");
@@ -154,8 +147,7 @@ impl Handle {
         let known = query::members(&running.machine.store().view())?;
         if known.iter().any(|member| member.id == identity.member_id) {
             failpoint_io("join.caught-up")?;
-            identity.stage = Stage::Member;
-            self.set_identity(identity)?;
+            self.change_identity(|identity| identity.stage = Stage::Member)?;
             failpoint_io("join.member")?;
         }
         Ok(())
@@ -198,117 +190,28 @@ impl Handle {
             .unwrap_or_else(|_| Err(Error::unavailable(format!("master {address} does not answer"))))
     }
 
-    fn announcement(&self, identity: &Identity, last_log_index: u64) -> wire::AnnounceRequest {
-        wire::AnnounceRequest {
-            cluster_uuid: identity.cluster_bytes().to_vec().into(),
-            member_id: identity.member_id,
-            incarnation: identity.incarnation_bytes().to_vec().into(),
-            boot: identity.boot,
-            boot_nonce: self.0.nonce.to_vec().into(),
-            last_log_index,
-            raft_address: self.raft_address(),
-            grpc_address: self.grpc_address(),
-        }
-    }
-
-    /// Before a member's Raft starts, a majority must confirm that its disk is the one they know. Without a majority
-    /// there would be no leader to serve anyway, so this costs no availability.
-    async fn come_back(&self, identity: &Identity) -> Result<Verdict> {
+    /// Before a member's Raft starts, a majority of each set of voters must confirm that its disk is the one they know, and
+    /// no other process may run with it. Without a majority there would be no leader to serve anyway, so this costs no
+    /// availability.
+    async fn come_back(&self, identity: &Identity) -> Result<Welcome> {
         if self.running().is_some() {
-            return Ok(Verdict::Welcome);
+            return Ok(Welcome::Given);
         }
         self.set_phase("recovering: opening the log and the state");
         let opened = self.open_stores(identity)?;
         let membership = opened.voters_in_log()?;
-        let voters: BTreeSet<u64> = membership.voter_ids().collect();
         let applied = *opened.machine.applied().borrow();
         let last = opened.log.last_log_id().map_or(0, |id| id.index).max(applied);
         let mut addresses: BTreeSet<String> = self.other_peers().into_iter().collect();
         let nodes = membership.nodes().filter(|(id, _)| **id != identity.member_id);
         addresses.extend(nodes.map(|(_, node)| node.raft_address.clone()));
         addresses.remove(&self.raft_address());
-        self.ask_peers(identity, &voters, &addresses, last).await.inspect(|verdict| {
-            if matches!(verdict, Verdict::Welcome) {
-                self.set_phase("recovering: starting raft");
-            }
-        })
-    }
-
-    async fn ask_peers(
-        &self,
-        identity: &Identity,
-        voters: &BTreeSet<u64>,
-        addresses: &BTreeSet<String>,
-        last: u64,
-    ) -> Result<Verdict> {
-        use wire::AnnounceVerdict as Said;
-        let majority = voters.len() / 2 + 1;
-        let mut welcome = BTreeSet::from([identity.member_id]);
-        let mut heard = BTreeSet::new();
-        let mut enough_since: Option<Instant> = None;
-        loop {
-            let silent = addresses.iter().filter(|address| !heard.contains(*address));
-            let news = self.announcement(identity, last);
-            let answers = silent.map(|address| {
-                let news = news.clone();
-                async move { (address, self.announce_at(address, news).await) }
-            });
-            for (address, answer) in join_all(answers).await {
-                let Ok(answer) = answer else { continue };
-                heard.insert(address.clone());
-                match answer.verdict() {
-                    Said::Reverted => return Err(self.reverted(&answer.reason)),
-                    Said::Foreign if self.0.config.peers.contains(address) => {
-                        return Err(Error::new(
-                            ErrorKind::FailedPrecondition,
-                            format!(
-                                "namespace.meta-dir {} belongs to cluster {}, but master {address} belongs to another: \
-                                 give this master its own directory, or an empty one",
-                                self.0.dir.path().display(),
-                                identity.cluster
-                            ),
-                        ));
-                    }
-                    Said::Retired => return Ok(Verdict::Replaced),
-                    Said::Welcome => {
-                        welcome.insert(answer.member_id);
-                    }
-                    Said::Foreign | Said::Unspecified => {}
-                }
-            }
-            if voters.intersection(&welcome).count() >= majority || voters.is_empty() {
-                let since = *enough_since.get_or_insert_with(Instant::now);
-                if heard.len() == addresses.len() || since.elapsed() > GRACE {
-                    return Ok(Verdict::Welcome);
-                }
-            } else {
-                let answered = welcome.len() - 1;
-                self.set_phase(format!("recovering: {answered} peers answer, {majority} voters needed with this one"));
-            }
-            tokio::time::sleep(BEAT / 2).await;
+        let asked = self.ask_peers(identity, membership.get_joint_config(), &addresses, last);
+        let (welcome, ()) = tokio::try_join!(asked, self.refuse_copy(identity, &opened))?;
+        if matches!(welcome, Welcome::Given) {
+            self.set_phase("recovering: starting raft");
         }
-    }
-
-    fn reverted(&self, reason: &str) -> Error {
-        Error::new(
-            ErrorKind::FailedPrecondition,
-            format!(
-                "namespace.meta-dir {} must not be used: {reason}. It would vote against what it once acknowledged. Way \
-                 out: put the newest disk back, or move this directory aside and start with an empty one",
-                self.0.dir.path().display()
-            ),
-        )
-    }
-
-    async fn announce_at(&self, address: &str, news: wire::AnnounceRequest) -> Result<wire::AnnounceResponse> {
-        let call = async {
-            let mut client = self.0.resolver.connect(address, Duration::from_secs(1)).await?;
-            let answer = client.announce(news).await;
-            answer.map(tonic::Response::into_inner).map_err(|status| crate::rpc::status::from_status(&status))
-        };
-        tokio::time::timeout(Duration::from_secs(1), call)
-            .await
-            .unwrap_or_else(|_| Err(Error::unavailable(format!("master {address} does not answer"))))
+        Ok(welcome)
     }
 
     /// A member's everyday life: lead if elected, keep the membership and the snapshots, say where it is.
@@ -319,9 +222,12 @@ impl Handle {
         let retired = tokio::select! {
             () = self.watch_leadership(&running) => return Err(Error::internal("raft has stopped here")),
             () = self.tend(&running) => false,
+            () = running.keep_history() => false,
             () = self.keep_snapshots(&running) => false,
             () = keep_flushed(&running) => false,
-            () = self.keep_announcing(&identity, &running) => true,
+            () = wall_clock::keep_clock(&running) => false,
+            () = slow_disk::hand_over_when_slow(&running) => false,
+            ended = self.keep_announcing(&identity, &running) => ended.map(|()| true)?,
             () = stop.cancelled() => false,
         };
         if retired { self.retire(identity).await } else { Ok(()) }
@@ -385,39 +291,13 @@ impl Handle {
         }
     }
 
-    /// Returns when a peer says that this disk was replaced.
-    async fn keep_announcing(&self, identity: &Identity, running: &Arc<Running>) {
-        loop {
-            let last = running.look(|m| m.last_log_index.unwrap_or(0));
-            let news = self.announcement(identity, last);
-            if running.leading().is_some() {
-                if let Err(error) = membership::take_announcement(running, &news).await {
-                    tracing::info!(%error, "own address not recorded yet");
-                }
-            } else {
-                let mut addresses: BTreeSet<String> = self.other_peers().into_iter().collect();
-                let nodes = running.look(|m| m.membership_config.nodes().map(|(id, _)| *id).collect::<Vec<_>>());
-                let known = nodes.into_iter().filter_map(|id| running.net.book.get(id)).map(|node| node.raft_address);
-                addresses.extend(known);
-                addresses.remove(&self.raft_address());
-                let answers = addresses.iter().map(|address| self.announce_at(address, news.clone()));
-                let retired = wire::AnnounceVerdict::Retired;
-                if join_all(answers).await.into_iter().flatten().any(|answer| answer.verdict() == retired) {
-                    return;
-                }
-            }
-            tokio::time::sleep(ANNOUNCE).await;
-        }
-    }
-
-    async fn retire(&self, mut identity: Identity) -> Result<()> {
+    async fn retire(&self, identity: Identity) -> Result<()> {
         tracing::warn!(member = identity.member_id, "this disk was replaced: it is set aside");
         if let Some(running) = self.running() {
             // A raft that is already down is what is wanted.
             let _ = running.raft.shutdown().await;
         }
-        identity.stage = Stage::Retired;
-        self.set_identity(identity)
+        self.change_identity(|identity| identity.stage = Stage::Retired)
     }
 
     /// Hands leadership over, stops, and makes the log durable.

@@ -75,7 +75,7 @@ impl PeerClient {
     }
 
     fn believe(&self, header: Option<&wire::Header>) -> Result<(), RPCError<TypeConfig>> {
-        self.net.me.check(header, &self.net.peers).map_err(unreachable)
+        self.net.check(header).map_err(unreachable)
     }
 
     async fn ask_vote(
@@ -180,8 +180,7 @@ impl Answers {
         let sent = self.pending.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         let result = self
             .net
-            .me
-            .check(answer.header.as_ref(), &self.net.peers)
+            .check(answer.header.as_ref())
             .map_err(unreachable)
             .and_then(|()| sent.ok_or_else(|| unreachable("an answer without a request")))
             .and_then(|sent| append_from_wire(&sent, &answer).ok_or_else(|| unreachable("a malformed answer")));
@@ -290,6 +289,7 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
             last_log_id: snapshot.meta.last_log_id.as_ref().map(types::log_id_to_wire),
             membership: Some(types::stored_membership_to_wire(&snapshot.meta.last_membership)),
             format: snapshot::FORMAT,
+            owner: bytes::Bytes::new(),
         };
         let sender = tokio::task::spawn_blocking(move || {
             let start = wire::SnapshotChunk { chunk: Some(wire::snapshot_chunk::Chunk::Start(start)) };

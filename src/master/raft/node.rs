@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use jindofs_proto::raft::v1 as wire;
 use jindofs_proto::store::v1::{Command, Outcome};
+use openraft::async_runtime::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
 use openraft::metrics::RaftServerMetrics;
@@ -17,14 +18,17 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::config::MasterConfig;
 use crate::error::{Error, ErrorKind, LeaderHint, Result};
-use crate::runtime::{Fail, failpoint, now_ns};
+use crate::master::state::query;
+use crate::runtime::{Fail, failpoint};
 use crate::types::COMMAND_BYTES_MAX;
 
 use super::network::Network;
+use super::progress::LogHistory;
 use super::read_gate::ReadGate;
 use super::state_machine::StateMachine;
 use super::types::{self, CommandBytes, LogId, TypeConfig};
 use super::wal::LogStore;
+use super::wall_clock::WallClock;
 use super::wire::Net;
 use super::witness::Witness;
 
@@ -42,12 +46,14 @@ pub(crate) struct Running {
     pub(crate) snapshots: PathBuf,
     /// Held while a snapshot is being received.
     pub(crate) receiving: tokio::sync::Mutex<()>,
-    lease: Duration,
+    pub(super) lease: Duration,
+    pub(super) history: LogHistory,
     inflight: Semaphore,
     inflight_bytes: u64,
     /// Reads of this member.
     reads: Arc<ReadGate<LogId>>,
     pub(super) witness: Witness,
+    pub(super) clock: WallClock,
     /// Reads of all members, while this one leads.
     quorum: Arc<ReadGate<LogId>>,
 }
@@ -107,11 +113,13 @@ impl Running {
             snapshots,
             receiving: tokio::sync::Mutex::new(()),
             lease: config.election_max,
+            history: LogHistory::default(),
             inflight: Semaphore::new(usize::try_from(config.inflight_bytes).unwrap_or(Semaphore::MAX_PERMITS)),
             inflight_bytes: config.inflight_bytes,
             reads: Arc::default(),
             quorum: Arc::default(),
             witness: Witness::default(),
+            clock: WallClock::new(config.clock_skew_max),
         })
     }
 
@@ -162,7 +170,7 @@ impl Running {
     /// *Durability*: on `Ok` the command is on the disks of a quorum.
     pub(crate) async fn propose(&self, mut command: Command) -> Result<Outcome> {
         if command.time_ns == 0 {
-            command.time_ns = now_ns();
+            command.time_ns = self.clock.stamp(|| self.recorded_time());
         }
         let bytes = Bytes::from(command.encode_to_vec());
         if bytes.len() > COMMAND_BYTES_MAX {
@@ -243,7 +251,7 @@ impl Running {
                 return Err(Error::unavailable("the leader does not confirm a read in time"));
             }
         };
-        self.net.me.check(answer.header.as_ref(), &self.net.peers).map_err(Error::unavailable)?;
+        self.net.check(answer.header.as_ref()).map_err(|error| Error::unavailable(error.message))?;
         let id = answer.log_id.as_ref().ok_or_else(|| Error::internal("a read index without a log id"))?;
         Ok(types::log_id_from_wire(id))
     }
@@ -316,6 +324,20 @@ impl Running {
         let me = self.net.me.id;
         self.look(|m| {
             (m.current_leader == Some(me) && m.state == openraft::ServerState::Leader).then_some(m.current_term)
+        })
+    }
+
+    /// The time of the last command applied here, once this member leads and there is one.
+    fn recorded_time(&self) -> Option<i64> {
+        self.leading()?;
+        query::clock_ns(&self.machine.store().view()).ok().filter(|recorded| *recorded > 0)
+    }
+
+    /// True if a quorum has answered this leader within `time`; a sole voter is a quorum by itself.
+    pub(crate) fn is_heard_by_quorum(&self, time: Duration) -> bool {
+        self.look(|m| {
+            let heard = m.last_quorum_acked.is_some_and(|at| at.elapsed() < time);
+            heard || m.membership_config.voter_ids().count() == 1
         })
     }
 

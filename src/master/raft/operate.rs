@@ -9,10 +9,11 @@ use jindofs_proto::store::v1::command::Command as Kind;
 use jindofs_proto::store::v1::{ExpectMembers, Member, PromoteMember, RemoveMembers};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::master::state::lineage::{plan_removal, predecessors, successor};
 use crate::master::state::query;
 
 use super::handle::Handle;
-use super::membership::{Shape, VOTERS_MAX, members, propose, shape, sound};
+use super::membership::{Shape, VOTERS_MAX, is_moving, members, propose, shape};
 use super::node::Running;
 
 fn refuse<T>(why: impl Into<String>) -> Result<T> {
@@ -47,46 +48,24 @@ impl Handle {
         expected(&running)
     }
 
-    /// Removes members. Returns the addresses that are expected now.
+    /// Removes members, with those that were to replace them. Returns the addresses that are expected now. Repeated it
+    /// changes nothing.
     ///
     /// *Errors*: `NotFound`; `FailedPrecondition` if too few voters would be left, an even number of them, or no majority
-    /// of them that is heard and caught up.
+    /// of them that is heard and caught up; `Unavailable` if the membership changed in between: ask again.
     pub async fn remove_members(&self, ids: Vec<u64>, addresses: Vec<String>) -> Result<Vec<String>> {
         let running = self.leading_now().await?;
         if ids.is_empty() && addresses.is_empty() {
             return Err(Error::invalid("nobody is named: give member ids or Raft addresses"));
         }
         let known = members(&running)?;
-        let named = |member: &Member| ids.contains(&member.id) || addresses.contains(&member.raft_address);
-        let going: BTreeSet<u64> =
-            known.iter().filter(|m| !m.retired && (m.leaving || named(m))).map(|m| m.id).collect();
-        self.may_remove(&running, &known, &going)?;
-        propose(&running, Kind::RemoveMembers(RemoveMembers { member_ids: ids, raft_addresses: addresses })).await?;
+        let wish = RemoveMembers { member_ids: ids, raft_addresses: addresses, checked_ids: Vec::new() };
+        let leaving = plan_removal(&known, &expected(&running)?, &wish)?.leaving;
+        may_remove(&running, &known, &leaving)?;
+        // The state machine decides once more what the removal takes, and refuses if that is more than was checked.
+        let checked_ids = leaving.into_iter().collect();
+        propose(&running, Kind::RemoveMembers(RemoveMembers { checked_ids, ..wish })).await?;
         expected(&running)
-    }
-
-    fn may_remove(&self, running: &Running, known: &[Member], going: &BTreeSet<u64>) -> Result<()> {
-        let shape = shape(running);
-        let left: BTreeSet<u64> = shape.voters.difference(going).copied().collect();
-        if left.len() == shape.voters.len() {
-            return Ok(());
-        }
-        if left.is_empty() {
-            return refuse("no voter would be left");
-        }
-        let joining = known.iter().any(|m| !m.retired && !m.learner && !going.contains(&m.id) && !left.contains(&m.id));
-        if left.len().is_multiple_of(2) && !joining {
-            return refuse(format!(
-                "{} voters would be left, which survive no more losses than {}: name one more member, or add one first",
-                left.len(),
-                left.len() - 1
-            ));
-        }
-        let majority = left.len() / 2 + 1;
-        if sound(running, self.config(), &shape, left.iter().copied()) < majority {
-            return refuse(format!("no majority of the voters that stay ({left:?}) is heard and caught up"));
-        }
-        Ok(())
     }
 
     /// Lets a learner become a voter.
@@ -107,30 +86,7 @@ impl Handle {
         if !shape.nodes.contains_key(&id) {
             return Err(Error::new(ErrorKind::NotFound, format!("member {id} is not in the group")));
         }
-        Ok(self.reason_to_wait(&running, &members(&running)?, &shape, id))
-    }
-
-    fn reason_to_wait(&self, running: &Running, known: &[Member], shape: &Shape, id: u64) -> Option<String> {
-        if !shape.voters.contains(&id) {
-            return None;
-        }
-        if shape.joint.is_some() {
-            return Some("the voters are being changed".to_owned());
-        }
-        let moving =
-            |m: &&Member| !m.retired && m.id != id && (m.leaving || (m.replaces != 0 && !shape.voters.contains(&m.id)));
-        if let Some(other) = known.iter().find(moving) {
-            return Some(format!("member {} is on its way {}", other.id, if other.leaving { "out" } else { "in" }));
-        }
-        let majority = shape.voters.len() / 2 + 1;
-        let others = shape.voters.iter().copied().filter(|other| *other != id);
-        let sound = sound(running, self.config(), shape, others);
-        (sound < majority).then(|| {
-            format!(
-                "without it {sound} of {} voters are heard and caught up, {majority} are needed",
-                shape.voters.len()
-            )
-        })
+        Ok(reason_to_wait(&running, &members(&running)?, &shape, id))
     }
 
     /// This member, while it leads and a quorum says so.
@@ -146,4 +102,53 @@ impl Handle {
 
 fn expected(running: &Running) -> Result<Vec<String>> {
     Ok(query::cluster(&running.machine.store().view())?.unwrap_or_default().expected)
+}
+
+/// Checks that the voters can do without the `leaving` members.
+fn may_remove(running: &Running, known: &[Member], leaving: &BTreeSet<u64>) -> Result<()> {
+    let shape = shape(running);
+    // While the voters are being changed, the set to come is the one that is left.
+    let voters = shape.joint().unwrap_or(&shape.voters);
+    let left: BTreeSet<u64> = voters.difference(leaving).copied().collect();
+    if left.len() == voters.len() {
+        return Ok(());
+    }
+    if left.is_empty() {
+        return refuse("no voter would be left");
+    }
+    // One that takes the place of a voter that stays makes them no more.
+    let joins = |m: &Member| !m.retired && !m.learner && !leaving.contains(&m.id) && !voters.contains(&m.id);
+    let adds = |m: &Member| successor(known, m.id).is_none() && predecessors(known, m.id).is_disjoint(&left);
+    if left.len().is_multiple_of(2) && !known.iter().any(|m| joins(m) && adds(m)) {
+        return refuse(format!(
+            "{} voters would be left, which survive no more losses than {}: name one more member, or add one first",
+            left.len(),
+            left.len() - 1
+        ));
+    }
+    let majority = left.len() / 2 + 1;
+    if running.count_sound(&shape, left.iter().copied()) < majority {
+        return refuse(format!("no majority of the voters that stay ({left:?}) is heard and caught up"));
+    }
+    Ok(())
+}
+
+fn reason_to_wait(running: &Running, known: &[Member], shape: &Shape, id: u64) -> Option<String> {
+    if !shape.voters.contains(&id) {
+        return None;
+    }
+    if shape.joint().is_some() {
+        return Some("the voters are being changed".to_owned());
+    }
+    // One that is silent may never arrive: then only the count below decides.
+    let moving = |m: &&Member| m.id != id && is_moving(known, m, &shape.voters) && running.is_heard(m.id);
+    if let Some(other) = known.iter().find(moving) {
+        return Some(format!("member {} is on its way {}", other.id, if other.leaving { "out" } else { "in" }));
+    }
+    let majority = shape.voters.len() / 2 + 1;
+    let others = shape.voters.iter().copied().filter(|other| *other != id);
+    let sound = running.count_sound(shape, others);
+    (sound < majority).then(|| {
+        format!("without it {sound} of {} voters are heard and caught up, {majority} are needed", shape.voters.len())
+    })
 }

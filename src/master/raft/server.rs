@@ -22,10 +22,6 @@ use super::types::{self, TypeConfig};
 #[derive(Debug, Clone)]
 pub(crate) struct RaftService(pub(crate) Handle);
 
-fn refuse(message: impl Into<String>) -> Status {
-    to_status(&Error::new(ErrorKind::Foreign, message))
-}
-
 fn malformed(what: &str) -> Status {
     to_status(&Error::invalid(format!("{what} is missing")))
 }
@@ -38,7 +34,7 @@ impl RaftService {
     #[allow(clippy::result_large_err)]
     fn running(&self, header: Option<&wire::Header>) -> Result<Arc<Running>, Status> {
         let running = self.0.running().ok_or_else(|| to_status(&self.0.not_ready()))?;
-        running.net.me.check(header, &running.net.peers).map_err(refuse)?;
+        running.net.check(header).map_err(|error| to_status(&error))?;
         Ok(running)
     }
 }
@@ -79,13 +75,10 @@ impl Feed {
         };
         let checked = match request {
             Ok(None) => return None,
-            Ok(Some(request)) => {
-                let me = &self.running.net.me;
-                match me.check(request.header.as_ref(), &self.running.net.peers) {
-                    Ok(()) => append_from_wire(request),
-                    Err(why) => Err(refuse(why)),
-                }
-            }
+            Ok(Some(request)) => match self.running.net.check(request.header.as_ref()) {
+                Ok(()) => append_from_wire(request),
+                Err(error) => Err(to_status(&error)),
+            },
             Err(status) => Err(status),
         };
         checked.map_err(|status| *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(status)).ok()
@@ -231,15 +224,15 @@ impl Raft for RaftService {
         Ok(Response::new(wire::VouchResponse { header, vouched_term: running.vouched_term(sender).await }))
     }
 
-    async fn probe(&self, _request: Request<wire::ProbeRequest>) -> Result<Response<wire::ProbeResponse>, Status> {
-        Ok(Response::new(self.0.probe_answer()))
+    async fn probe(&self, request: Request<wire::ProbeRequest>) -> Result<Response<wire::ProbeResponse>, Status> {
+        self.0.probe_answer(request.into_inner()).map(Response::new).map_err(|error| to_status(&error))
     }
 
     async fn announce(
         &self,
         request: Request<wire::AnnounceRequest>,
     ) -> Result<Response<wire::AnnounceResponse>, Status> {
-        self.0.judge_announcement(request.into_inner()).map(Response::new).map_err(|error| to_status(&error))
+        self.0.judge_announcement(request.into_inner()).await.map(Response::new).map_err(|error| to_status(&error))
     }
 
     async fn admit(&self, request: Request<wire::AdmitRequest>) -> Result<Response<wire::AdmitResponse>, Status> {

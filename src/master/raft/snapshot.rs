@@ -17,6 +17,8 @@ use tokio::sync::mpsc;
 
 use crate::runtime::{failpoint_io, random_id, sync_dir};
 
+use super::disk_parts::{Part, SnapshotPart};
+use super::identity::Owner;
 use super::types::{self, LogId, SnapshotMeta};
 
 /// Bytes of one chunk on the wire.
@@ -29,6 +31,8 @@ pub(crate) const FORMAT: u32 = 1;
 #[derive(Debug)]
 pub(crate) struct SnapshotDir {
     path: PathBuf,
+    /// Sent by another member and not yet installed.
+    received: bool,
     obsolete: AtomicBool,
 }
 
@@ -37,7 +41,37 @@ pub(crate) type SnapshotData = Arc<SnapshotDir>;
 
 impl SnapshotDir {
     pub(crate) fn new(path: PathBuf) -> SnapshotDir {
-        SnapshotDir { path, obsolete: AtomicBool::new(false) }
+        SnapshotDir { path, received: false, obsolete: AtomicBool::new(false) }
+    }
+
+    /// A snapshot that another member has sent. Raft may decline it: unless an install moves it away, it is deleted when
+    /// the last user lets go of it.
+    fn received(path: PathBuf) -> SnapshotDir {
+        SnapshotDir { path, received: true, obsolete: AtomicBool::new(true) }
+    }
+
+    /// Puts the files of the snapshot into `target`, which must not exist. A received snapshot is moved. One of this disk
+    /// is copied, with tables shared by hard links: the log behind it may be gone, so that until the next one is sealed it
+    /// is all that a crash leaves of the state.
+    ///
+    /// *Durability*: everything is on disk on return, except the name of `target` itself.
+    pub(crate) fn place(&self, target: &Path) -> io::Result<()> {
+        if self.received {
+            return fs::rename(&self.path, target);
+        }
+        fs::create_dir(target)?;
+        for item in fs::read_dir(&self.path)? {
+            let name = item?.file_name();
+            let (from, to) = (self.path.join(&name), target.join(&name));
+            if to.extension().is_some_and(|extension| extension == "sst") {
+                fs::hard_link(from, to)?;
+            } else if name != META {
+                // RocksDB goes on writing to the other files.
+                fs::copy(from, &to)?;
+                File::open(to)?.sync_all()?;
+            }
+        }
+        sync_dir(target)
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -61,13 +95,14 @@ impl Drop for SnapshotDir {
 }
 
 /// Notes in a checkpoint what it stands for, makes everything in it durable and gives it its name below `dir`.
-pub(crate) fn seal(checkpoint: &Path, dir: &Path, meta: &SnapshotMeta) -> io::Result<SnapshotDir> {
+pub(crate) fn seal(checkpoint: &Path, dir: &Path, meta: &SnapshotMeta, owner: &Owner) -> io::Result<SnapshotDir> {
     let start = wire::SnapshotStart {
         header: None,
         vote: None,
         last_log_id: meta.last_log_id.as_ref().map(types::log_id_to_wire),
         membership: Some(types::stored_membership_to_wire(&meta.last_membership)),
         format: FORMAT,
+        owner: owner.encode().to_vec().into(),
     };
     let mut file = File::create(checkpoint.join(META))?;
     file.write_all(&start.encode_to_vec())?;
@@ -122,6 +157,40 @@ pub(crate) fn newest(dir: &Path) -> io::Result<Option<(SnapshotMeta, SnapshotDir
         }
     }
     Ok(found.map(|(meta, path)| (meta, SnapshotDir::new(path))))
+}
+
+/// What the newest sealed snapshot below `dir` says; one that does not decode is damage if there is no other.
+pub(crate) fn peek(dir: &Path) -> io::Result<Part<SnapshotPart>> {
+    let mut newest = Part::Missing;
+    let items = match fs::read_dir(dir) {
+        Ok(items) => items,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Part::Missing),
+        Err(error) => return Err(error),
+    };
+    for item in items {
+        let path = item?.path();
+        if is_scratch(&path) {
+            continue;
+        }
+        match (read_part(&path), &newest) {
+            (Ok(part), Part::Present(SnapshotPart { last, .. })) if part.last <= *last => {}
+            (Ok(part), _) => newest = Part::Present(part),
+            (Err(error), Part::Missing) => newest = Part::Damaged(format!("{}: {error}", path.display())),
+            (Err(_), _) => {}
+        }
+    }
+    Ok(newest)
+}
+
+fn read_part(path: &Path) -> io::Result<SnapshotPart> {
+    let start = wire::SnapshotStart::decode(fs::read(path.join(META))?.as_slice()).map_err(io::Error::other)?;
+    let owner = Owner::decode(&start.owner).ok_or_else(|| io::Error::other("it does not name its member"))?;
+    Ok(SnapshotPart { owner, last: start.last_log_id.as_ref().map(types::log_id_from_wire) })
+}
+
+fn is_scratch(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.contains("incoming") || name.contains("building")
 }
 
 /// A fresh directory name below `dir`.
@@ -242,7 +311,7 @@ impl Incoming {
         sync_dir(&self.path)?;
         failpoint_io("snapshot.received")?;
         self.kept = true;
-        Ok(SnapshotDir::new(self.path.clone()))
+        Ok(SnapshotDir::received(self.path.clone()))
     }
 }
 

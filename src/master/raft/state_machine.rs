@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use futures::{Stream, StreamExt};
+use futures::{FutureExt, Stream, StreamExt};
 use jindofs_proto::raft::v1 as wire;
 use jindofs_proto::store::v1::Command;
 use jindofs_proto::store::v1::command::Command as Kind;
@@ -16,8 +16,11 @@ use tokio::sync::watch;
 
 use crate::master::state::{self, StoreError, Table, Txn, View, query};
 use crate::master::store::{Store, StoreOptions, TableDigest};
-use crate::runtime::{die, failpoint_io, sync_dir, write_durably};
+use crate::runtime::{die, failpoint_io, sync_dir};
 
+use super::current::{self, Current};
+use super::disk_parts::Part;
+use super::identity::Owner;
 use super::peers::Peers;
 use super::snapshot::{self, SnapshotData, SnapshotDir};
 use super::types::{self, Applied, LogId, SnapshotMeta, StoredMembership, TypeConfig};
@@ -33,7 +36,11 @@ const CHUNK_ENTRIES: usize = 512;
 const CHUNK_INLINE: usize = 64;
 /// Bytes of log replayed in one transaction.
 const REPLAY_BYTES: u64 = 256 << 10;
-const CURRENT: &str = "CURRENT";
+/// Bytes of commands applied in one transaction; an entry that is larger has one of its own.
+const CHUNK_BYTES: usize = 4 << 20;
+
+/// An entry to apply, and where its outcome goes.
+type ChunkItem = Result<EntryResponder<TypeConfig>, io::Error>;
 
 type SnapshotOf = Snapshot<openraft::impls::leader_id_adv::LeaderId<u64, u64>, u64, types::Node, SnapshotData>;
 
@@ -46,6 +53,9 @@ struct Shared {
     dir: PathBuf,
     snapshots: PathBuf,
     options: StoreOptions,
+    owner: Owner,
+    /// Index up to which the log is on this disk.
+    flushed: watch::Receiver<u64>,
     store: RwLock<(u64, Arc<Store>)>,
     snapshot: Mutex<Option<(SnapshotMeta, SnapshotData)>>,
     applied: watch::Sender<u64>,
@@ -57,40 +67,68 @@ fn broken(error: StoreError) -> io::Error {
 }
 
 impl StateMachine {
-    /// Opens the state in `dir`, creating it if it is not there, and the newest snapshot in `snapshots`.
-    pub(crate) fn open(dir: &Path, snapshots: &Path, peers: Arc<Peers>) -> io::Result<StateMachine> {
+    /// Opens the state of `owner` in `dir`, creating it if it is not there, and the newest snapshot in `snapshots`. A
+    /// state that is older than this snapshot is replaced by it. Entries are applied once `flushed` has reached them.
+    pub(crate) fn open(
+        dir: &Path,
+        snapshots: &Path,
+        peers: Arc<Peers>,
+        owner: Owner,
+        flushed: watch::Receiver<u64>,
+    ) -> io::Result<StateMachine> {
         fs::create_dir_all(dir)?;
-        let number = match fs::read_to_string(dir.join(CURRENT)) {
-            Ok(text) => text.trim().parse().map_err(|_| io::Error::other("state/CURRENT is damaged"))?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                write_durably(&dir.join(CURRENT), b"0\n")?;
-                0
-            }
-            Err(error) => return Err(error),
+        let current = match current::read(dir)? {
+            Part::Present(current) => current,
+            Part::Missing => Current::default(),
+            Part::Damaged(why) => return Err(io::Error::new(io::ErrorKind::InvalidData, why)),
         };
+        // Also one that was read: its name may stand in the page cache only, after a sync of the directory that failed.
+        current::write(dir, &current)?;
+        let number = current.number;
         // Half-installed states of earlier lives.
         for item in fs::read_dir(dir)? {
             let path = item?.path();
-            if path.is_dir() && path != dir.join(number.to_string()) {
+            let is_current = path == dir.join(number.to_string());
+            // What a crash left of a store that was being made holds nothing: a new one must not begin among its files.
+            if path.is_dir() && !(is_current && Store::is_begun(&path)) {
                 fs::remove_dir_all(path)?;
             }
         }
         let options = StoreOptions::default();
         let store = Store::open(&dir.join(number.to_string()), &options).map_err(broken)?;
+        if store.owner().map_err(broken)?.is_none() {
+            store.set_owner(&owner.encode()).map_err(broken)?;
+        }
         let snapshot = snapshot::newest(snapshots)?.map(|(meta, dir)| (meta, Arc::new(dir)));
         let (applied, _) = read_applied(&store)?;
         let shared = Shared {
             dir: dir.to_path_buf(),
             snapshots: snapshots.to_path_buf(),
             options,
+            owner,
+            flushed,
             store: RwLock::new((number, Arc::new(store))),
             snapshot: Mutex::new(snapshot),
             applied: watch::Sender::new(applied.map_or(0, |id| id.index)),
             peers,
         };
         let machine = StateMachine(Arc::new(shared));
+        machine.restore_own_snapshot()?;
         machine.learn_members()?;
         Ok(machine)
+    }
+
+    /// A state that was lost, or is older than this disk's own snapshot, begins again from it; the log does the rest.
+    fn restore_own_snapshot(&self) -> io::Result<()> {
+        let newest = self.0.snapshot.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some((meta, snapshot)) = newest else { return Ok(()) };
+        let (applied, _) = read_applied(&self.store())?;
+        if meta.last_log_id <= applied {
+            return Ok(());
+        }
+        let upto = meta.last_log_id.map_or(0, |id| id.index);
+        tracing::warn!(upto, "the state is missing or stale: it is rebuilt from this disk's own snapshot and log");
+        self.install(&meta, &snapshot)
     }
 
     /// The store as it is now; a snapshot install replaces it.
@@ -141,6 +179,23 @@ impl StateMachine {
         }
     }
 
+    /// Waits until the log is on this disk up to `index`.
+    ///
+    /// A quorum may commit an entry before this disk holds it. If such an entry were applied, a crash could leave a state
+    /// that is ahead of its own log, which is what a disk with a reverted log looks like. The wait has no deadline of
+    /// its own: the log writer syncs, or it ends the process.
+    async fn wait_flushed(&self, index: u64) -> io::Result<()> {
+        let mut flushed = self.0.flushed.clone();
+        if *flushed.borrow_and_update() >= index {
+            return Ok(());
+        }
+        flushed
+            .wait_for(|upto| *upto >= index)
+            .await
+            .map(|_| ())
+            .map_err(|_| io::Error::other("the log writer has stopped"))
+    }
+
     fn learn_members(&self) -> io::Result<()> {
         let store = self.store();
         let members = query::members(&store.view()).map_err(|error| io::Error::other(error.message))?;
@@ -148,7 +203,7 @@ impl StateMachine {
         Ok(())
     }
 
-    fn apply_chunk(&self, chunk: Vec<Result<EntryResponder<TypeConfig>, io::Error>>) -> io::Result<()> {
+    fn apply_chunk(&self, chunk: Vec<ChunkItem>) -> io::Result<()> {
         let store = self.store();
         let mut txn = store.begin();
         let mut answers = Vec::with_capacity(chunk.len());
@@ -197,11 +252,11 @@ impl StateMachine {
         failpoint_io("snapshot.checkpoint")?;
         // Entries went on being applied meanwhile: only the checkpoint itself knows what it holds.
         let (last_log_id, last_membership) = {
-            let copy = Store::open(&scratch, &self.0.options).map_err(broken)?;
+            let copy = Store::open_read_only(&scratch, &self.0.options).map_err(broken)?;
             read_applied(&copy)?
         };
         let meta = SnapshotMeta { last_log_id, last_membership };
-        let dir = Arc::new(snapshot::seal(&scratch, &self.0.snapshots, &meta)?);
+        let dir = Arc::new(snapshot::seal(&scratch, &self.0.snapshots, &meta, &self.0.owner)?);
         let mut current = self.0.snapshot.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, old)) = current.replace((meta.clone(), dir.clone()))
             && old.path() != dir.path()
@@ -211,20 +266,25 @@ impl StateMachine {
         Ok(Snapshot { meta, snapshot: dir })
     }
 
-    fn install(&self, meta: &SnapshotMeta, received: &SnapshotDir) -> io::Result<()> {
+    fn install(&self, meta: &SnapshotMeta, snapshot: &SnapshotDir) -> io::Result<()> {
         let number = self.0.store.read().unwrap_or_else(PoisonError::into_inner).0 + 1;
         let target = self.0.dir.join(number.to_string());
         failpoint_io("install.begin")?;
-        fs::rename(received.path(), &target)?;
+        if target.exists() {
+            // An earlier attempt failed behind this point.
+            fs::remove_dir_all(&target)?;
+        }
+        snapshot.place(&target)?;
         sync_dir(&self.0.dir)?;
         failpoint_io("install.renamed")?;
         let store = Store::open(&target, &self.0.options).map_err(broken)?;
+        store.set_owner(&self.0.owner.encode()).map_err(broken)?;
         let (applied, _) = read_applied(&store)?;
         if applied != meta.last_log_id {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a snapshot is not the state it claims to be"));
         }
         failpoint_io("install.opened")?;
-        write_durably(&self.0.dir.join(CURRENT), format!("{number}\n").as_bytes())?;
+        current::write(&self.0.dir, &Current::installed(number, applied))?;
         failpoint_io("install.pointed")?;
         let (old_number, old) = {
             let mut current = self.0.store.write().unwrap_or_else(PoisonError::into_inner);
@@ -261,6 +321,30 @@ fn remove_when_unused(store: Arc<Store>, dir: PathBuf) {
     }
 }
 
+/// `first` and what is ready behind it, bounded in entries and bytes.
+fn ready_chunk<S: Stream<Item = ChunkItem> + Unpin>(first: ChunkItem, entries: &mut S) -> Vec<ChunkItem> {
+    let mut bytes = payload_bytes(&first);
+    let mut chunk = vec![first];
+    while chunk.len() < CHUNK_ENTRIES
+        && bytes < CHUNK_BYTES
+        && let Some(Some(item)) = entries.next().now_or_never()
+    {
+        bytes += payload_bytes(&item);
+        chunk.push(item);
+    }
+    chunk
+}
+
+fn payload_bytes(item: &ChunkItem) -> usize {
+    match item {
+        Ok((entry, _)) => match &entry.payload {
+            EntryPayload::Normal(command) => command.0.len(),
+            _ => 0,
+        },
+        Err(_) => 0,
+    }
+}
+
 fn changes_members(command: &Command) -> bool {
     matches!(
         command.command,
@@ -276,7 +360,7 @@ fn changes_members(command: &Command) -> bool {
     )
 }
 
-fn read_applied(store: &Store) -> io::Result<(Option<LogId>, StoredMembership)> {
+pub(super) fn read_applied(store: &Store) -> io::Result<(Option<LogId>, StoredMembership)> {
     let view = store.view();
     let applied = match view.get(Table::Meta, APPLIED).map_err(broken)? {
         Some(row) => Some(types::log_id_from_wire(&wire::LogId::decode(row).map_err(io::Error::other)?)),
@@ -328,8 +412,13 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     where
         Strm: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
     {
-        let mut chunks = entries.ready_chunks(CHUNK_ENTRIES);
-        while let Some(chunk) = chunks.next().await {
+        // Fused: a chunk may find the end of the stream before the loop does.
+        let mut entries = entries.fuse();
+        while let Some(first) = entries.next().await {
+            let chunk = ready_chunk(first, &mut entries);
+            if let Some(Ok((entry, _))) = chunk.last() {
+                must(self.wait_flushed(entry.log_id.index).await, "the raft log cannot be written");
+            }
             // A few entries only touch memory: handing the thread's other tasks over would cost more than they take.
             let applied = match chunk.len() {
                 0..=CHUNK_INLINE => self.apply_chunk(chunk),

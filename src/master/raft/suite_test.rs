@@ -1,21 +1,30 @@
 //! openraft's own contract tests, on our log and our state machine.
 
+use std::sync::Arc;
+
 use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
 
+use super::identity::Owner;
 use super::peers::Peers;
 use super::state_machine::StateMachine;
 use super::types::TypeConfig;
-use super::wal::LogStore;
+use super::wal::{self, LogStamp, LogStore};
 
 struct Builder;
 
 impl StoreBuilder<TypeConfig, LogStore, StateMachine, tempfile::TempDir> for Builder {
     async fn build(&self) -> Result<(tempfile::TempDir, LogStore, StateMachine), StorageError<TypeConfig>> {
         let temp = tempfile::tempdir().expect("tempdir");
-        let log = LogStore::open(&temp.path().join("wal")).expect("log");
+        let owner = Owner { cluster: [1; 16], member_id: 1, incarnation: [2; 16] };
+        let dir = temp.path().join("wal");
+        let recovered = wal::recover(&dir).expect("log");
+        let log = LogStore::start(&dir, recovered, LogStamp { owner, boot: 1 }).expect("log");
         let (state, snapshots) = (temp.path().join("state"), temp.path().join("snapshots"));
-        let machine = StateMachine::open(&state, &snapshots, std::sync::Arc::new(Peers::default())).expect("state");
+        // The suite applies entries that it never appends.
+        let flushed = tokio::sync::watch::channel(u64::MAX).1;
+        let machine =
+            StateMachine::open(&state, &snapshots, Arc::new(Peers::default()), owner, flushed).expect("state");
         Ok((temp, log, machine))
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -9,12 +10,24 @@ use jindofs_proto::raft::v1::raft_client::RaftClient;
 use jindofs_proto::raft::v1::{Header, ProbeRequest, ProbeResponse};
 use tonic::transport::{Channel, Endpoint};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::status::from_status;
+use crate::runtime::random_id;
 use crate::types::MESSAGE_BYTES_MAX;
 
-use super::peers::Peers;
+use super::announce::Refusals;
+use super::confirm::Confirmations;
+use super::peers::{Disbelief, Peers};
 use super::types::Node;
+
+/// Longest host:port.
+const ADDRESS_BYTES_MAX: usize = 255;
+/// Most masters that one is configured with.
+const PEERS_MAX: usize = 64;
+/// Largest answer to a probe.
+const PROBE_BYTES_MAX: usize = 64 << 10;
+/// Most names whose last good addresses are remembered.
+const RESOLVED_MAX: usize = 1_024;
 
 /// Who we are in every message.
 #[derive(Debug, Clone)]
@@ -39,17 +52,68 @@ impl Me {
         }
     }
 
-    /// Refuses a message that is not for us, not of our cluster, or from a disk that lags behind what is known.
-    pub(crate) fn check(&self, header: Option<&Header>, peers: &Peers) -> Result<(), String> {
-        let header = header.ok_or("the message has no header")?;
+    /// Refuses a header that is not for this member, not of its cluster, or that no member can have sent.
+    fn check_header<'h>(&self, header: Option<&'h Header>) -> Result<&'h Header> {
+        let foreign = |why: String| Err(Error::new(ErrorKind::Foreign, why));
+        let Some(header) = header else { return foreign("the message has no header".to_owned()) };
         if header.cluster_uuid != self.cluster[..] {
-            return Err("the message belongs to another cluster".to_owned());
+            return foreign("the message belongs to another cluster".to_owned());
         }
         if header.target_id != self.id {
-            return Err(format!("the message is for member {}, this is member {}", header.target_id, self.id));
+            return foreign(format!("the message is for member {}, this is member {}", header.target_id, self.id));
         }
-        peers.hear(header).map_err(|disbelief| disbelief.to_string())
+        if header.sender_id == self.id {
+            return foreign(format!(
+                "the message is from another process that says to be member {}, as this is",
+                self.id
+            ));
+        }
+        if header.sender_id == 0 || header.boot == 0 {
+            return foreign("the message is from no member: it has no id or no boot".to_owned());
+        }
+        check_id("incarnation", &header.incarnation)?;
+        check_id("boot nonce", &header.boot_nonce)?;
+        Ok(header)
     }
+}
+
+/// Refuses an id or nonce that does not have 16 bytes.
+pub(super) fn check_id(what: &str, bytes: &[u8]) -> Result<()> {
+    match bytes.len() {
+        16 => Ok(()),
+        length => Err(Error::invalid(format!("the {what} has {length} bytes, 16 are needed"))),
+    }
+}
+
+/// Refuses what is no host:port, or a long one.
+pub(super) fn check_address(what: &str, address: &str) -> Result<()> {
+    if address.len() > ADDRESS_BYTES_MAX {
+        let length = address.len();
+        return Err(Error::invalid(format!("the {what} has {length} bytes, at most {ADDRESS_BYTES_MAX} are allowed")));
+    }
+    let good_host = |host: &str| !host.is_empty() && host.chars().all(|c| c.is_ascii_graphic() && c != '/');
+    match address.rsplit_once(':') {
+        Some((host, port)) if good_host(host) && port.parse().is_ok_and(|port: u16| port != 0) => Ok(()),
+        _ => Err(Error::invalid(format!("the {what} {address:?} is no host:port"))),
+    }
+}
+
+/// Refuses an answer to a probe that does not repeat its nonce, or that no master can have given.
+fn check_probe(answer: &ProbeResponse, nonce: &[u8]) -> Result<()> {
+    let malformed = |why: &str| Err(Error::unavailable(format!("the answer to a probe {why}")));
+    if answer.nonce != nonce {
+        return malformed("does not repeat its nonce");
+    }
+    let ids = [&answer.cluster_uuid, &answer.incarnation, &answer.boot_nonce];
+    if ids.into_iter().any(|id| !matches!(id.len(), 0 | 16)) {
+        return malformed("holds an id that does not have 16 bytes");
+    }
+    let texts = [&answer.state, &answer.grpc_address, &answer.raft_address, &answer.leader_raft_address];
+    let long = |text: &String| text.len() > ADDRESS_BYTES_MAX;
+    if texts.into_iter().any(long) || answer.peers.iter().any(long) || answer.peers.len() > PEERS_MAX {
+        return malformed("is longer than any master gives");
+    }
+    Ok(())
 }
 
 /// Where members are, as far as known: newer than the membership when a member moved.
@@ -79,7 +143,11 @@ impl Resolver {
         match tokio::net::lookup_host(address).await {
             Ok(found) => {
                 let found: Vec<_> = found.collect();
-                self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(address.to_owned(), found.clone());
+                let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+                // Strangers can name addresses too: what they name must not fill the memory.
+                if known.len() < RESOLVED_MAX || known.contains_key(address) {
+                    known.insert(address.to_owned(), found.clone());
+                }
                 Ok(found)
             }
             Err(error) => {
@@ -115,12 +183,18 @@ impl Resolver {
         Err(last)
     }
 
-    /// Asks whoever is at `address` who it is.
+    /// Asks the master at `address` for its identity and its start. The answer repeats a fresh nonce, so it was given
+    /// after this call by a process that can be reached there.
+    ///
+    /// *Errors*: `Unavailable`.
     pub(crate) async fn probe(&self, address: &str, timeout: Duration) -> Result<ProbeResponse> {
+        let nonce = random_id();
         let ask = async {
-            let mut client = self.connect(address, timeout).await?;
-            let answer = client.probe(ProbeRequest {}).await.map_err(|status| from_status(&status))?;
-            Ok(answer.into_inner())
+            let client = self.connect(address, timeout).await?;
+            let mut client = client.max_decoding_message_size(PROBE_BYTES_MAX);
+            let request = ProbeRequest { nonce: nonce.to_vec().into() };
+            let answer = client.probe(request).await.map_err(|status| from_status(&status))?.into_inner();
+            check_probe(&answer, &nonce).map(|()| answer)
         };
         tokio::time::timeout(timeout, ask)
             .await
@@ -137,11 +211,38 @@ pub(crate) struct Net {
     pub(crate) resolver: Arc<Resolver>,
     /// Longest wait for an answer to replication before the connection is given up.
     pub(crate) append_timeout: Duration,
+    /// A member that was heard from within this time is alive.
+    pub(crate) alive_timeout: Duration,
+    /// Claims whose disks are being asked.
+    pub(crate) confirmations: Arc<Confirmations>,
+    /// Peers that refuse this disk.
+    pub(crate) refusals: Refusals,
+    /// Messages of other masters that were refused since the start.
+    pub(crate) refused: AtomicU64,
     /// Connection that reads are confirmed on: a follower's to its leader, a leader's to its witness.
     pub(crate) reads: Mutex<Option<(u64, RaftClient<Channel>)>>,
 }
 
 impl Net {
+    /// Refuses a message that is not for this member, not of its cluster, or from a disk that lags behind what is known.
+    ///
+    /// *Errors*: `Foreign` or `InvalidArgument`; `Unavailable` for a start of the sender that its disk has not confirmed
+    /// yet: the confirmation begins, and the message may be sent again.
+    pub(crate) fn check(self: &Arc<Net>, header: Option<&Header>) -> Result<()> {
+        let checked = self.me.check_header(header).and_then(|header| match self.peers.hear(header) {
+            Ok(()) => Ok(()),
+            Err(disbelief @ Disbelief::Unconfirmed { .. }) => {
+                self.confirm_sender(header);
+                Err(Error::unavailable(disbelief.to_string()))
+            }
+            Err(disbelief) => Err(Error::new(ErrorKind::Foreign, disbelief.to_string())),
+        });
+        if checked.is_err() {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        checked
+    }
+
     /// A client of the member that confirms reads, kept between calls.
     pub(crate) async fn reads_client(&self, id: u64, address: &str) -> Result<RaftClient<Channel>> {
         let known = self.reads.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -158,5 +259,61 @@ impl Net {
     /// After a failure: the next call connects anew.
     pub(crate) fn forget_reads_client(&self) {
         *self.reads.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(me: &Me) -> Header {
+        Header { sender_id: me.id + 1, ..me.header(me.id) }
+    }
+
+    #[test]
+    fn headers_that_no_member_can_have_sent_are_refused() {
+        let me = Me { cluster: [1; 16], id: 5, incarnation: [2; 16], boot: 3, nonce: [4; 16] };
+        let good = header(&me);
+        me.check_header(Some(&good)).expect("good");
+        let bad = [
+            Header { cluster_uuid: vec![9; 16].into(), ..good.clone() },
+            Header { target_id: 6, ..good.clone() },
+            Header { sender_id: 5, ..good.clone() },
+            Header { sender_id: 0, ..good.clone() },
+            Header { boot: 0, ..good.clone() },
+            Header { incarnation: vec![2; 17].into(), ..good.clone() },
+            Header { boot_nonce: Vec::new().into(), ..good.clone() },
+        ];
+        for header in bad {
+            me.check_header(Some(&header)).expect_err("refused");
+        }
+        me.check_header(None).expect_err("no header");
+    }
+
+    #[test]
+    fn addresses_are_short_and_plain() {
+        for good in ["h:1", "master-0.ns.svc:8103", "[::1]:8103", "::1:8103", "10.0.0.1:65535"] {
+            check_address("address", good).unwrap_or_else(|error| panic!("{good}: {error}"));
+        }
+        let long = format!("{}:1", "h".repeat(254));
+        for bad in ["", "h", "h:", "h:0", "h:65536", ":1", "h:x", " h:1", "h h:1", "h/x:1", "h\n:1", long.as_str()] {
+            check_address("address", bad).expect_err(bad);
+        }
+    }
+
+    #[test]
+    fn an_answer_to_a_probe_repeats_the_nonce_and_is_short() {
+        let good =
+            ProbeResponse { nonce: vec![7; 16].into(), incarnation: vec![1; 16].into(), ..ProbeResponse::default() };
+        check_probe(&good, &[7; 16]).expect("good");
+        check_probe(&good, &[8; 16]).expect_err("another nonce");
+        let bad = [
+            ProbeResponse { boot_nonce: vec![1; 17].into(), ..good.clone() },
+            ProbeResponse { raft_address: "h".repeat(256), ..good.clone() },
+            ProbeResponse { peers: vec!["h:1".to_owned(); 65], ..good.clone() },
+        ];
+        for answer in bad {
+            check_probe(&answer, &[7; 16]).expect_err("refused");
+        }
     }
 }

@@ -94,7 +94,7 @@ impl Running {
         let mut client = self.net.reads_client(member, &node.raft_address).await.ok()?;
         let request = wire::VouchRequest { header: Some(self.net.me.header(member)) };
         let answer = client.vouch(request).await.ok()?.into_inner();
-        self.net.me.check(answer.header.as_ref(), &self.net.peers).ok()?;
+        self.net.check(answer.header.as_ref()).ok()?;
         Some(answer.vouched_term)
     }
 

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jindofs_proto::store::v1::WorkerRow;
 use jindofs_proto::v1::{CachedFile, Drain, DrainState, HeartbeatRequest, ReportRequest, WorkerInfo, WorkerState};
 
 use crate::rpc::remote::takes_new;
+use crate::runtime::attended::{AttendedClock, Moment};
 
 /// Bytes and file versions cached of one mount.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -33,7 +34,8 @@ pub struct Held {
 #[derive(Debug)]
 pub struct Workers {
     timeout: Duration,
-    started: Instant,
+    clock: AttendedClock,
+    started: Moment,
     known: Mutex<HashMap<String, Known>>,
 }
 
@@ -41,7 +43,7 @@ pub struct Workers {
 struct Known {
     info: WorkerInfo,
     epoch: u64,
-    heard: Instant,
+    heard: Moment,
     /// Sequence of the next report; `None` until a full one begins.
     next: Option<u64>,
     /// A full report has come to its end.
@@ -55,9 +57,15 @@ struct Known {
 }
 
 impl Workers {
-    /// Workers count as lost after `timeout` without a heartbeat.
-    pub fn new(timeout: Duration) -> Workers {
-        Workers { timeout, started: Instant::now(), known: Mutex::default() }
+    /// Workers count as lost after `timeout` without a heartbeat, while this master runs.
+    pub fn new(timeout: Duration, clock: AttendedClock) -> Workers {
+        Workers { timeout, started: clock.now(), clock, known: Mutex::default() }
+    }
+
+    /// True if nothing was heard for too long. Time in which this master stood still does not count: what was sent
+    /// meanwhile is still to be read.
+    fn is_silent(&self, heard: Moment) -> bool {
+        self.clock.silence_since(heard) > self.timeout
     }
 
     /// A worker lives. True if it must send a full report.
@@ -67,7 +75,7 @@ impl Workers {
         let fresh = || Known {
             info: info.clone(),
             epoch: request.epoch,
-            heard: Instant::now(),
+            heard: self.clock.now(),
             next: None,
             whole: false,
             knows: HashSet::new(),
@@ -83,7 +91,7 @@ impl Workers {
             *worker = fresh();
         }
         worker.info = info.clone();
-        worker.heard = Instant::now();
+        worker.heard = self.clock.now();
         worker.knows = request.draining.iter().cloned().collect();
         worker.next.is_none()
     }
@@ -123,7 +131,7 @@ impl Workers {
                 let mut info = soft.map_or_else(|| recorded_info(row), |worker| worker.info.clone());
                 // A master that just started has heard of nobody: that is no reason to give anybody up.
                 let heard = soft.map_or(self.started, |worker| worker.heard);
-                let lost = heard.elapsed() > self.timeout;
+                let lost = self.is_silent(heard);
                 info.set_state(if lost { WorkerState::Lost } else { WorkerState::Live });
                 let left_out = soft.is_none_or(|worker| worker.left_out);
                 let state = if left_out { DrainState::Moving } else { DrainState::Announced };
@@ -138,7 +146,7 @@ impl Workers {
     /// learns it at once.
     fn leave_out(&self, known: &mut HashMap<String, Known>, recorded: &[WorkerRow]) {
         for row in recorded {
-            let heard = |other: &WorkerRow| known.get(&other.id).filter(|one| one.heard.elapsed() <= self.timeout);
+            let heard = |other: &WorkerRow| known.get(&other.id).filter(|one| !self.is_silent(one.heard));
             let told = row.draining && recorded.iter().filter_map(heard).all(|other| other.knows.contains(&row.id));
             if let Some(worker) = known.get_mut(&row.id) {
                 worker.left_out = row.draining && (worker.left_out || told);
@@ -169,7 +177,7 @@ impl Workers {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let mut usage: BTreeMap<u32, Usage> = BTreeMap::new();
         let stays = |worker: &&Known| !leaving.contains(worker.info.id.as_str());
-        for worker in known.values().filter(stays).filter(|worker| worker.heard.elapsed() <= self.timeout) {
+        for worker in known.values().filter(stays).filter(|worker| !self.is_silent(worker.heard)) {
             for (mount, bytes) in worker.files.values() {
                 let sum = usage.entry(*mount).or_default();
                 sum.bytes += bytes;
@@ -224,7 +232,7 @@ mod tests {
 
     #[test]
     fn a_gap_asks_for_a_full_report_and_totals_are_absolute() {
-        let workers = Workers::new(Duration::from_secs(9));
+        let workers = Workers::new(Duration::from_secs(9), AttendedClock::of_process());
         assert!(workers.report(&report(1, 1, true, &[])), "never heard of");
         assert!(workers.heartbeat(&beat(1)));
         assert!(!workers.report(&report(1, 4, true, &[(7, 10), (8, 5)])));
@@ -239,7 +247,7 @@ mod tests {
 
     #[test]
     fn an_older_process_of_the_same_worker_is_ignored() {
-        let workers = Workers::new(Duration::from_secs(9));
+        let workers = Workers::new(Duration::from_secs(9), AttendedClock::of_process());
         workers.heartbeat(&beat(2));
         assert!(!workers.report(&report(2, 1, true, &[(7, 10)])));
         assert!(!workers.heartbeat(&beat(1)));
@@ -249,7 +257,7 @@ mod tests {
 
     #[test]
     fn a_drain_is_announced_until_every_worker_knows_of_it_and_never_again() {
-        let workers = Workers::new(Duration::from_secs(9));
+        let workers = Workers::new(Duration::from_secs(9), AttendedClock::of_process());
         let row = |id: &str| WorkerRow { id: id.into(), epoch: 1, draining: id == "w", ..WorkerRow::default() };
         let rows = [row("w"), row("v")];
         let tell = |id: &str, draining: &[&str]| {
@@ -270,5 +278,26 @@ mod tests {
         let stays = [WorkerRow { draining: false, ..rows[0].clone() }, rows[1].clone()];
         assert_eq!(workers.staying(&stays).len(), 2);
         assert_eq!(state(), Some(DrainState::Announced), "another drain is told anew");
+    }
+    #[test]
+    fn a_master_that_stood_still_takes_no_worker_for_lost_and_one_that_ran_does() {
+        use std::sync::Arc;
+        use std::sync::atomic::{AtomicU64, Ordering};
+        let elapsed = Arc::new(AtomicU64::new(0));
+        let source = elapsed.clone();
+        let clock = AttendedClock::over(move || Duration::from_millis(source.load(Ordering::SeqCst)));
+        let workers = Workers::new(Duration::from_secs(9), clock.clone());
+        let rows = ["w", "never-heard"].map(|id| WorkerRow { id: id.into(), epoch: 1, ..WorkerRow::default() });
+        let states = || workers.list(&rows).iter().map(WorkerInfo::state).collect::<Vec<_>>();
+        workers.heartbeat(&beat(1));
+        elapsed.fetch_add(3_600_000, Ordering::SeqCst);
+        assert_eq!(states(), [WorkerState::Live, WorkerState::Live], "an hour that was not watched");
+        for _ in 0..19 {
+            elapsed.fetch_add(500, Ordering::SeqCst);
+            clock.now();
+        }
+        assert_eq!(states(), [WorkerState::Lost, WorkerState::Lost]);
+        workers.heartbeat(&beat(1));
+        assert_eq!(states(), [WorkerState::Live, WorkerState::Lost]);
     }
 }

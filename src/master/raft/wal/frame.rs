@@ -10,7 +10,7 @@ pub(super) const ALIGN: usize = 8;
 /// What a frame holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// First frame of a segment: format version.
+    /// First frame of a segment: format version, and the [`LogStamp`](super::LogStamp).
     Header,
     /// A `raft.v1.Entry`.
     Entry,
@@ -24,6 +24,8 @@ pub(super) enum Kind {
     Committed,
     /// A sequence number (8 bytes, big-endian): every frame up to it was synced before this frame was written.
     Durable,
+    /// A boot counter (8 bytes, big-endian): the frames behind it were written by that start of the member.
+    Boot,
 }
 
 impl Kind {
@@ -36,13 +38,22 @@ impl Kind {
             Kind::Purge => 5,
             Kind::Committed => 6,
             Kind::Durable => 7,
+            Kind::Boot => 8,
         }
     }
 
     fn from_code(code: u8) -> Option<Kind> {
-        [Kind::Header, Kind::Entry, Kind::Vote, Kind::Truncate, Kind::Purge, Kind::Committed, Kind::Durable]
-            .into_iter()
-            .find(|kind| kind.code() == code)
+        let all = [
+            Kind::Header,
+            Kind::Entry,
+            Kind::Vote,
+            Kind::Truncate,
+            Kind::Purge,
+            Kind::Committed,
+            Kind::Durable,
+            Kind::Boot,
+        ];
+        all.into_iter().find(|kind| kind.code() == code)
     }
 }
 

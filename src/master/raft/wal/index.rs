@@ -34,6 +34,8 @@ pub(super) struct LogIndex {
     pub(super) vote: Option<Vote>,
     pub(super) purged: Option<LogId>,
     pub(super) committed: Option<LogId>,
+    /// Index up to which everything is on this disk; never beyond the end of the log.
+    pub(super) flushed: u64,
     slots: VecDeque<Slot>,
     /// Index from which on entries are cached.
     cached_from: u64,
@@ -123,8 +125,18 @@ impl LogIndex {
         }
     }
 
+    /// Notes that `log_id` and everything before it is durable, unless it was truncated meanwhile.
+    pub(super) fn note_flushed(&mut self, log_id: LogId) {
+        // A purged entry counts as well: a snapshot that is durable stands for it.
+        let held = self.slot(log_id.index).is_some_and(|slot| slot.log_id == log_id);
+        if held || self.purged.is_some_and(|purged| log_id.index <= purged.index) {
+            self.flushed = self.flushed.max(log_id.index);
+        }
+    }
+
     /// Drops every entry after `last`; all of them without one.
     pub(super) fn truncate_after(&mut self, last: Option<LogId>) {
+        self.flushed = self.flushed.min(last.map_or(0, |last| last.index));
         while self.slots.back().is_some_and(|slot| last.is_none_or(|last| slot.log_id.index > last.index)) {
             if let Some(slot) = self.slots.pop_back() {
                 self.forget(&slot);

@@ -9,23 +9,26 @@ mod index;
 mod recovery;
 mod writer;
 
+use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::fs;
 use std::io;
-use std::ops::{Bound, RangeBounds};
+use std::ops::{Bound, Range, RangeBounds};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use futures::Stream;
 use jindofs_proto::raft::v1 as wire;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
 use prost::Message;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::types::{self, Entry, LogId, TypeConfig, Vote};
 use index::{LogIndex, Place};
+pub(crate) use recovery::{LogStamp, Recovered, recover};
 use writer::{Op, Writer};
 
 /// Most bytes of entries handed to replication at once.
@@ -37,6 +40,9 @@ pub(crate) struct LogStore {
     index: Arc<Mutex<LogIndex>>,
     // Unbounded by itself; bounded by openraft's own windows and by the bytes of proposals in flight.
     ops: Sender<Op>,
+    flushed: watch::Sender<u64>,
+    /// Index of the last entry the state machine has applied; a truncation below it is refused.
+    applied: Arc<OnceLock<watch::Receiver<u64>>>,
 }
 
 fn lock(index: &Mutex<LogIndex>) -> MutexGuard<'_, LogIndex> {
@@ -44,20 +50,38 @@ fn lock(index: &Mutex<LogIndex>) -> MutexGuard<'_, LogIndex> {
 }
 
 impl LogStore {
-    /// Opens the log in `dir`, creating it if it is not there.
+    /// Goes on with a log that was read, or begins it in `dir`, for the start that `stamp` names. Whether the log belongs
+    /// to that start must have been decided before.
     ///
-    /// *Errors*: `InvalidData` when the log is damaged where a crash cannot have done it.
-    pub(crate) fn open(dir: &Path) -> io::Result<LogStore> {
+    /// *Durability*: everything that was read, and the stamp, are on disk on return.
+    pub(crate) fn start(dir: &Path, recovered: Recovered, stamp: LogStamp) -> io::Result<LogStore> {
         fs::create_dir_all(dir)?;
         if let Some(parent) = dir.parent() {
             crate::runtime::sync_dir(parent)?;
         }
-        let (index, tail) = recovery::recover(dir)?;
-        let index = Arc::new(Mutex::new(index));
-        let writer = Writer::open(dir.to_path_buf(), index.clone(), tail)?;
+        recovered.settle()?;
+        let flushed = watch::Sender::new(recovered.index.flushed);
+        let index = Arc::new(Mutex::new(recovered.index));
+        let writer = Writer::open(dir.to_path_buf(), index.clone(), recovered.tail, stamp, flushed.clone())?;
         let (ops, inbox) = channel();
         std::thread::Builder::new().name("raft-log".into()).spawn(move || writer.run(&inbox))?;
-        Ok(LogStore { index, ops })
+        Ok(LogStore { index, ops, flushed, applied: Arc::default() })
+    }
+
+    /// Index up to which the log is on this disk.
+    pub(crate) fn flushed_index(&self) -> u64 {
+        *self.flushed.borrow()
+    }
+
+    /// Follows [`LogStore::flushed_index`].
+    pub(crate) fn flushed(&self) -> watch::Receiver<u64> {
+        self.flushed.subscribe()
+    }
+
+    /// Lets truncations below what is applied be refused.
+    pub(crate) fn guard_applied(&self, applied: watch::Receiver<u64>) {
+        // A second call names the same state machine.
+        let _ = self.applied.set(applied);
     }
 
     /// The newest log id on this disk.
@@ -145,6 +169,24 @@ impl LogStore {
     }
 }
 
+impl LogStore {
+    /// `range` as indexes; a side without a bound ends with the log.
+    fn asked(&self, range: &impl RangeBounds<u64>) -> Range<u64> {
+        let held = lock(&self.index).range();
+        let start = match range.start_bound() {
+            Bound::Included(index) => *index,
+            Bound::Excluded(index) => index.saturating_add(1),
+            Bound::Unbounded => held.start,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(index) => index.saturating_add(1),
+            Bound::Excluded(index) => *index,
+            Bound::Unbounded => held.end,
+        };
+        start..end
+    }
+}
+
 enum Found {
     Entry(Entry, u64),
     Place(Arc<fs::File>, Place),
@@ -176,18 +218,35 @@ impl RaftLogReader<TypeConfig> for LogStore {
         &mut self,
         range: RB,
     ) -> Result<Vec<Entry>, io::Error> {
-        let held = lock(&self.index).range();
-        let start = match range.start_bound() {
-            Bound::Included(index) => *index,
-            Bound::Excluded(index) => index + 1,
-            Bound::Unbounded => held.start,
-        };
-        let end = match range.end_bound() {
-            Bound::Included(index) => index + 1,
-            Bound::Excluded(index) => *index,
-            Bound::Unbounded => held.end,
-        };
-        self.read(start.max(held.start), end.min(held.end), u64::MAX)
+        let (asked, held) = (self.asked(&range), lock(&self.index).range());
+        self.read(asked.start.max(held.start), asked.end.min(held.end), u64::MAX)
+    }
+
+    async fn entries_stream<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> impl Stream<Item = Result<Entry, io::Error>> + OptionalSend {
+        let (log, asked) = (self.clone(), self.asked(&range));
+        // Apply asks for everything that is committed: what is read at once is bounded in bytes.
+        futures::stream::unfold((asked.start, VecDeque::new()), move |(mut next, mut ready)| {
+            let (log, end) = (log.clone(), asked.end);
+            async move {
+                if ready.is_empty() && next < end {
+                    match log.read(next, end, READ_BYTES_MAX) {
+                        // An entry that is left out would never be applied: the replicas would differ from here on.
+                        Ok(entries) if entries.is_empty() => {
+                            let error = io::Error::other(format!("entry {next} is not in the raft log"));
+                            return Some((Err(error), (end, ready)));
+                        }
+                        Ok(entries) => ready.extend(entries),
+                        Err(error) => return Some((Err(error), (end, ready))),
+                    }
+                    next += ready.len() as u64;
+                }
+                let entry: Entry = ready.pop_front()?;
+                Some((Ok(entry), (next, ready)))
+            }
+        })
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
@@ -247,7 +306,21 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
-        lock(&self.index).truncate_after(last_log_id);
+        let last = last_log_id.map_or(0, |id| id.index);
+        let applied = self.applied.get().map_or(0, |applied| *applied.borrow());
+        if applied > last {
+            // What is applied was committed. A leader that wants it gone leads another history than this replica holds:
+            // the error stops Raft here, and the process ends.
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("a leader asks to truncate the raft log to entry {last}, but entry {applied} is applied here"),
+            ));
+        }
+        {
+            let mut index = lock(&self.index);
+            index.truncate_after(last_log_id);
+            self.flushed.send_replace(index.flushed);
+        }
         self.ask(|done| Op::Truncate(last_log_id, done)).await
     }
 

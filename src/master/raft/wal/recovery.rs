@@ -1,5 +1,8 @@
 //! Opening a log: segments are read from the first to the last, and every frame has to be where it belongs.
 //!
+//! Reading changes nothing on the disk: whether the log may be used is decided from what was read, and only
+//! [`Recovered::settle`] removes what a crash left behind.
+//!
 //! A crash may tear only what was not yet synced, which stands at the end of the last segment: there the log is cut.
 //! Damage anywhere else, or in a frame that a later one says was durable, is not a crash but a bad disk or an edited
 //! file. Then the log refuses to open: a log that silently lost its tail would let its member vote against what it
@@ -14,6 +17,7 @@ use std::sync::Arc;
 use jindofs_proto::raft::v1 as wire;
 use prost::Message;
 
+use crate::master::raft::identity::Owner;
 use crate::master::raft::types;
 use crate::runtime::sync_dir;
 
@@ -22,8 +26,33 @@ use super::index::{LogIndex, Place};
 
 /// Bytes of a segment. Small enough to be zero-filled in tens of milliseconds, large enough that rolling is rare.
 pub(super) const SEGMENT_BYTES: usize = 16 << 20;
-/// Version of the frame format, in each segment's first frame.
-pub(super) const FORMAT: u32 = 1;
+/// Version of the frame format, in each segment's first frame. Format 1 did not name the owner of the log.
+const FORMAT: u32 = 2;
+const STAMP_BYTES: usize = 4 + Owner::BYTES + 8;
+
+/// Whose log it is, and the newest start of its member that has opened it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LogStamp {
+    pub(crate) owner: Owner,
+    pub(crate) boot: u64,
+}
+
+impl LogStamp {
+    /// Payload of a segment's header frame.
+    pub(super) fn encode(&self) -> [u8; STAMP_BYTES] {
+        let mut payload = [0; STAMP_BYTES];
+        payload[..4].copy_from_slice(&FORMAT.to_be_bytes());
+        payload[4..4 + Owner::BYTES].copy_from_slice(&self.owner.encode());
+        payload[4 + Owner::BYTES..].copy_from_slice(&self.boot.to_be_bytes());
+        payload
+    }
+
+    fn decode(payload: &[u8]) -> Option<LogStamp> {
+        let owner = Owner::decode(payload.get(4..4 + Owner::BYTES)?)?;
+        let boot = payload.get(4 + Owner::BYTES..)?.try_into().ok().map(u64::from_be_bytes)?;
+        Some(LogStamp { owner, boot })
+    }
+}
 
 /// A segment the writer knows about.
 #[derive(Debug)]
@@ -34,12 +63,64 @@ pub(super) struct Segment {
 }
 
 /// Where writing goes on.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Tail {
     pub(super) segments: Vec<Segment>,
     /// Byte offset of the next frame in the last segment.
     pub(super) offset: usize,
+    /// Byte offset in the last segment behind which no frame is known to be durable.
+    pub(super) durable_offset: usize,
     pub(super) next_seq: u64,
+}
+
+/// A log that was read and not changed.
+#[derive(Debug)]
+pub(crate) struct Recovered {
+    pub(super) index: LogIndex,
+    pub(super) tail: Tail,
+    /// Unset for a log that no start has ever begun.
+    pub(crate) stamp: Option<LogStamp>,
+    dir: PathBuf,
+    leftovers: Vec<PathBuf>,
+}
+
+impl Recovered {
+    /// The newest log id; for a log that is purged whole, the one it was purged to.
+    pub(crate) fn last(&self) -> Option<types::LogId> {
+        self.index.last()
+    }
+
+    /// Everything up to this log id was purged.
+    pub(crate) fn purged(&self) -> Option<types::LogId> {
+        self.index.purged
+    }
+
+    /// The log id of the entry at `index`, if the log holds it.
+    pub(crate) fn log_id_at(&self, index: u64) -> Option<types::LogId> {
+        self.index.slot(index).map(|slot| slot.log_id)
+    }
+
+    /// Removes what a crash left behind, and writes everything again that is not known to be durable.
+    ///
+    /// What was read may stand in the page cache only. After a failed fsync Linux marks the pages clean: another fsync
+    /// would succeed without writing them, and a power cut would take back what this start is about to build on. Pages
+    /// that are written again are dirty, so the fsync after that is a true one.
+    ///
+    /// *Durability*: the whole log is on disk on return.
+    pub(super) fn settle(&self) -> io::Result<()> {
+        for path in &self.leftovers {
+            fs::remove_file(path)?;
+        }
+        let Some(number) = self.tail.segments.last().map(|segment| segment.number) else { return Ok(()) };
+        let Some(file) = self.index.files.get(&number) else { return Ok(()) };
+        let length = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+        cut(file, self.tail.offset, length)?;
+        let mut suspect = vec![0; self.tail.offset.saturating_sub(self.tail.durable_offset)];
+        file.read_exact_at(&mut suspect, self.tail.durable_offset as u64)?;
+        file.write_all_at(&suspect, self.tail.durable_offset as u64)?;
+        file.sync_data()?;
+        sync_dir(&self.dir)
+    }
 }
 
 pub(super) fn segment_path(dir: &Path, number: u64) -> PathBuf {
@@ -57,12 +138,17 @@ fn corrupt(path: &Path, at: usize, why: &str) -> io::Error {
     )
 }
 
-/// Reads every segment in `dir`.
+/// Reads every segment in `dir`, which need not exist. Changes nothing.
 ///
-/// *Errors*: `InvalidData` for damage that no crash explains.
-pub(super) fn recover(dir: &Path) -> io::Result<(LogIndex, Tail)> {
-    let mut numbers = Vec::new();
-    for item in fs::read_dir(dir)? {
+/// *Errors*: `InvalidData` for damage that no crash explains, and for a log of another format.
+pub(crate) fn recover(dir: &Path) -> io::Result<Recovered> {
+    let (mut numbers, mut leftovers) = (Vec::new(), Vec::new());
+    let items = match fs::read_dir(dir) {
+        Ok(items) => Some(items),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    for item in items.into_iter().flatten() {
         let name = item?.file_name();
         let name = name.to_string_lossy();
         if let Some(hex) = name.strip_suffix(".wal")
@@ -71,11 +157,11 @@ pub(super) fn recover(dir: &Path) -> io::Result<(LogIndex, Tail)> {
             numbers.push(number);
         } else {
             // A segment that was being prepared.
-            fs::remove_file(dir.join(name.as_ref()))?;
+            leftovers.push(dir.join(name.as_ref()));
         }
     }
     numbers.sort_unstable();
-    let mut reader = Reader { dir, index: LogIndex::default(), next_seq: 1, segments: Vec::new() };
+    let mut reader = Reader::new(dir);
     let mut offset = 0;
     for (position, number) in numbers.iter().enumerate() {
         let last = position + 1 == numbers.len();
@@ -84,7 +170,11 @@ pub(super) fn recover(dir: &Path) -> io::Result<(LogIndex, Tail)> {
         }
         offset = reader.read_segment(*number, position == 0, last)?;
     }
-    Ok((reader.index, Tail { segments: reader.segments, offset, next_seq: reader.next_seq }))
+    let durable_offset = reader.durable_offset(offset);
+    let Reader { mut index, next_seq, segments, stamp, .. } = reader;
+    index.flushed = index.last().map_or(0, |id| id.index);
+    let tail = Tail { segments, offset, durable_offset, next_seq };
+    Ok(Recovered { index, tail, stamp, dir: dir.to_owned(), leftovers })
 }
 
 struct Reader<'a> {
@@ -92,20 +182,44 @@ struct Reader<'a> {
     index: LogIndex,
     next_seq: u64,
     segments: Vec<Segment>,
+    stamp: Option<LogStamp>,
+    /// Highest sequence number that a frame says was durable.
+    durable_seq: u64,
+    /// Sequence number and offset of the frames of the segment that is being read.
+    offsets: Vec<(u64, usize)>,
 }
 
 impl Reader<'_> {
+    fn new(dir: &Path) -> Reader<'_> {
+        Reader {
+            dir,
+            index: LogIndex::default(),
+            next_seq: 1,
+            segments: Vec::new(),
+            stamp: None,
+            durable_seq: 0,
+            offsets: Vec::new(),
+        }
+    }
+
+    /// Offset of the first frame in the segment read last that is not known to be durable.
+    fn durable_offset(&self, end: usize) -> usize {
+        let at = self.offsets.partition_point(|(seq, _)| *seq <= self.durable_seq);
+        self.offsets.get(at).map_or(end, |(_, offset)| *offset)
+    }
+
     fn read_segment(&mut self, number: u64, first: bool, last: bool) -> io::Result<usize> {
         let path = segment_path(self.dir, number);
         let data = fs::read(&path)?;
         let file = OpenOptions::new().read(true).write(true).open(&path)?;
         self.segments.push(Segment { number, last_index: None });
+        self.offsets.clear();
         let mut at = 0;
         loop {
             match frame::parse(&data, at, number) {
                 Parsed::Frame(found) => {
                     if at == 0 {
-                        check_header(&path, &found)?;
+                        self.take_header(&path, &found)?;
                         if first {
                             self.next_seq = found.seq;
                         }
@@ -114,6 +228,7 @@ impl Reader<'_> {
                         return Err(corrupt(&path, at, "a frame is missing"));
                     }
                     self.take(&path, at, number, &found)?;
+                    self.offsets.push((found.seq, at));
                     self.next_seq += 1;
                     at += found.length;
                 }
@@ -127,7 +242,6 @@ impl Reader<'_> {
         }
         if last {
             self.check_tail(&path, &data, at, number)?;
-            cut(&file, at, data.len())?;
         }
         self.index.files.insert(number, Arc::new(file));
         Ok(at)
@@ -140,7 +254,7 @@ impl Reader<'_> {
             if let Parsed::Frame(survivor) = frame::parse(data, at, number)
                 && survivor.seq >= self.next_seq
                 && survivor.kind == Kind::Durable
-                && durable_seq(survivor.payload).is_some_and(|durable| durable >= self.next_seq)
+                && decode_u64(survivor.payload).is_some_and(|durable| durable >= self.next_seq)
             {
                 return Err(corrupt(path, end, "a frame that was durable does not match its checksum"));
             }
@@ -152,7 +266,15 @@ impl Reader<'_> {
     fn take(&mut self, path: &Path, at: usize, number: u64, found: &Frame<'_>) -> io::Result<()> {
         let bad = |why: &str| corrupt(path, at, why);
         match found.kind {
-            Kind::Header | Kind::Durable => {}
+            Kind::Header => {}
+            Kind::Durable => {
+                let seq = decode_u64(found.payload).ok_or_else(|| bad("a mark of durability does not decode"))?;
+                self.durable_seq = self.durable_seq.max(seq);
+            }
+            Kind::Boot => {
+                let boot = decode_u64(found.payload).ok_or_else(|| bad("a boot counter does not decode"))?;
+                self.note_boot(boot).ok_or_else(|| bad("the boot counter went back"))?;
+            }
             Kind::Vote => {
                 let vote = wire::Vote::decode(found.payload).map_err(|_| bad("a vote does not decode"))?;
                 self.index.vote = Some(types::vote_from_wire(&vote));
@@ -166,6 +288,35 @@ impl Reader<'_> {
             Kind::Entry => self.take_entry(number, at, found).ok_or_else(|| bad("an entry is out of place"))?,
         }
         Ok(())
+    }
+
+    /// Every segment begins with the stamp of the log. Segments of two owners, or of a later start before an earlier one,
+    /// do not belong to one log.
+    fn take_header(&mut self, path: &Path, found: &Frame<'_>) -> io::Result<()> {
+        let bad = |why: &str| corrupt(path, 0, why);
+        let format = found.payload.get(..4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_be_bytes);
+        match format.filter(|_| found.kind == Kind::Header) {
+            Some(FORMAT) => {}
+            Some(other) => {
+                return Err(bad(&format!("the segment has log format {other}, this release reads {FORMAT},")));
+            }
+            None => return Err(bad("the segment has no header")),
+        }
+        let stamp = LogStamp::decode(found.payload).ok_or_else(|| bad("the header does not decode"))?;
+        match self.stamp {
+            Some(known) if known.owner != stamp.owner => Err(bad("the segment belongs to another member's log")),
+            Some(_) => self.note_boot(stamp.boot).ok_or_else(|| bad("the boot counter went back")),
+            None => {
+                self.stamp = Some(stamp);
+                Ok(())
+            }
+        }
+    }
+
+    fn note_boot(&mut self, boot: u64) -> Option<()> {
+        let stamp = self.stamp.as_mut().filter(|stamp| stamp.boot <= boot)?;
+        stamp.boot = boot;
+        Some(())
     }
 
     fn take_entry(&mut self, segment: u64, at: usize, found: &Frame<'_>) -> Option<()> {
@@ -195,16 +346,8 @@ fn decode_id(payload: &[u8]) -> Option<types::LogId> {
     wire::LogId::decode(payload).ok().map(|id| types::log_id_from_wire(&id))
 }
 
-fn durable_seq(payload: &[u8]) -> Option<u64> {
+fn decode_u64(payload: &[u8]) -> Option<u64> {
     payload.try_into().ok().map(u64::from_be_bytes)
-}
-
-fn check_header(path: &Path, found: &Frame<'_>) -> io::Result<()> {
-    let version = found.payload.try_into().ok().map(u32::from_be_bytes);
-    if found.kind != Kind::Header || version != Some(FORMAT) {
-        return Err(corrupt(path, 0, "the segment is not of log format 1"));
-    }
-    Ok(())
 }
 
 /// Zeroes what a crash left behind, so that it can never be taken for frames written later.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use openraft::storage::IOFlushed;
 use prost::Message;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::master::raft::types::{self, Entry, LogId, TypeConfig, Vote};
 use crate::runtime::{Fail, die, failpoint_io};
@@ -19,7 +19,7 @@ use crate::runtime::{Fail, die, failpoint_io};
 use super::frame::{self, Kind};
 use super::index::{LogIndex, Place};
 use super::lock;
-use super::recovery::{FORMAT, SEGMENT_BYTES, Segment, Tail, create_segment, segment_path};
+use super::recovery::{LogStamp, SEGMENT_BYTES, Segment, Tail, create_segment, segment_path};
 
 /// Bytes taken into one write before it is synced.
 const BATCH_BYTES_MAX: usize = 4 << 20;
@@ -56,6 +56,11 @@ pub(super) struct Writer {
     marked_seq: u64,
     buffer: Vec<u8>,
     placed: Vec<(LogId, Place)>,
+    /// The newest entry of the batch, which is durable once the batch is synced.
+    newest: Option<LogId>,
+    /// Tells of the index up to which the log is durable. Sent under the lock of `index`, so that it never lags behind a truncation.
+    flushed: watch::Sender<u64>,
+    stamp: LogStamp,
     done: Vec<Done>,
     dirty: bool,
     vote: Option<Vote>,
@@ -64,7 +69,16 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn open(dir: PathBuf, index: Arc<Mutex<LogIndex>>, tail: Tail) -> io::Result<Writer> {
+    /// Goes on behind `tail`, which is durable, for the start that `stamp` names.
+    ///
+    /// *Durability*: the stamp is on disk on return.
+    pub(super) fn open(
+        dir: PathBuf,
+        index: Arc<Mutex<LogIndex>>,
+        tail: Tail,
+        stamp: LogStamp,
+        flushed: watch::Sender<u64>,
+    ) -> io::Result<Writer> {
         let (vote, purged, committed) = {
             let index = lock(&index);
             (index.vote, index.purged, index.committed)
@@ -89,16 +103,21 @@ impl Writer {
             marked_seq: 0,
             buffer: Vec::new(),
             placed: Vec::new(),
+            newest: None,
+            flushed,
+            stamp,
             done: Vec::new(),
             dirty: false,
             vote,
             purged,
             committed,
         };
-        // What was read may stand in the page cache only: make it durable before anything builds on it.
-        writer.file.sync_data()?;
         if writer.offset == 0 {
             writer.begin_segment()?;
+        } else {
+            writer.put(Kind::Boot, &stamp.boot.to_be_bytes())?;
+            writer.write()?;
+            writer.sync()?;
         }
         Ok(writer)
     }
@@ -191,6 +210,7 @@ impl Writer {
             let length = u32::try_from(payload.len()).map_err(io::Error::other)?;
             self.placed.push((log_id, Place { segment: segment.number, offset: offset as u64, length }));
         }
+        self.newest = Some(log_id);
         Ok(())
     }
 
@@ -253,6 +273,7 @@ impl Writer {
         self.dirty = false;
         self.sync()?;
         failpoint_io("wal.synced")?;
+        self.tell_flushed();
         let mut purging = false;
         for done in self.done.drain(..) {
             match done {
@@ -265,6 +286,19 @@ impl Writer {
             }
         }
         if purging { self.delete_purged() } else { Ok(()) }
+    }
+
+    /// Before the callbacks of the batch run: what they set in motion may wait for this.
+    fn tell_flushed(&mut self) {
+        let newest = self.newest.take();
+        let mut index = lock(&self.index);
+        if let Some(log_id) = newest {
+            index.note_flushed(log_id);
+        }
+        if let Some(purged) = self.purged {
+            index.note_flushed(purged);
+        }
+        self.flushed.send_replace(index.flushed);
     }
 
     fn roll(&mut self) -> io::Result<()> {
@@ -286,7 +320,7 @@ impl Writer {
             frame::encode(&mut head, number, self.next_seq, kind, payload);
             self.next_seq += 1;
         };
-        put(Kind::Header, &FORMAT.to_be_bytes());
+        put(Kind::Header, &self.stamp.encode());
         if let Some(vote) = &self.vote {
             put(Kind::Vote, &types::vote_to_wire(vote).encode_to_vec());
         }
