@@ -13,7 +13,7 @@ use rand::{RngExt, SeedableRng};
 
 use super::writes::{names, off, writable_twice};
 use super::{Site, start};
-use crate::support::{fuse_works, rounds, seed};
+use crate::support::{fuse_works, long, rounds, seed};
 
 /// Entries that are there throughout.
 const STAY: usize = 3000;
@@ -177,8 +177,7 @@ async fn rm_rf_of_a_large_tree_leaves_nothing_and_costs_little_memory() {
         return;
     }
     let given = std::env::var("JINDOFS_ENTRIES").ok().and_then(|text| text.parse().ok());
-    let long = std::env::var_os("LONG").is_some();
-    let entries = given.unwrap_or(if long { 100_000 } else { 4000 });
+    let entries = given.unwrap_or(if long() { 100_000 } else { 4000 });
     let site = start(1, |dev| dev.writable = true).await;
     let (root, mnt) = (site.local.join("tree"), site.mnt.join("local"));
     off(move || plant(&root, entries)).await;

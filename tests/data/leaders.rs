@@ -13,7 +13,7 @@ use super::writes::{off, stored, writable};
 use super::{Site, content};
 use crate::support::agent::{Agent, Refusal};
 use crate::support::cluster::PATIENCE;
-use crate::support::{fuse_works, wait_until};
+use crate::support::{fuse_works, long, wait_until};
 
 /// Files of one directory.
 const TOGETHER: u32 = 500;
@@ -22,8 +22,7 @@ const READERS: usize = 8;
 
 /// How long writers write, and how often a leader is killed: longer with `LONG=1`.
 fn times() -> (Duration, Duration) {
-    let long = std::env::var_os("LONG").is_some_and(|value| value != "0");
-    let [whole, between] = if long { [600, 60] } else { [60, 20] };
+    let [whole, between] = if long() { [600, 60] } else { [60, 20] };
     (Duration::from_secs(whole), Duration::from_secs(between))
 }
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 
 use super::{BLOCK, TTL, content, start};
 use crate::support::cluster::PATIENCE;
-use crate::support::{fuse_works, wait_for};
+use crate::support::{free_port, fuse_works, wait_for};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mount_shows_names_attributes_links_and_bytes_of_the_under_storage() {
@@ -158,8 +158,7 @@ async fn a_master_started_elsewhere_on_its_volume_brings_the_same_files_back() {
     if !fuse_works("a_master_started_elsewhere_on_its_volume_brings_the_same_files_back") {
         return;
     }
-    let free = || std::net::TcpListener::bind("127.0.0.1:0").and_then(|one| one.local_addr()).expect("a port").port();
-    let (grpc, raft) = (free(), free());
+    let (grpc, raft) = (free_port(), free_port());
     let site = start(1, |options| options.more_masters = vec![format!("127.0.0.1:{grpc}")]).await;
     for name in ["a", "b", "c"] {
         std::fs::write(site.local.join(name), name).expect("written");

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::support::cluster::{Cluster, PATIENCE, tail};
+use crate::support::disks::copy_dir;
 use crate::support::writers::{Load, create_request, make_dir};
 use crate::support::{rounds, seed, wait_for};
 
@@ -114,6 +114,10 @@ async fn an_old_copy_of_a_disk_is_refused_and_never_votes() {
     let log = cluster.log_of(&name);
     assert!(log.contains("old copy") && log.contains("Way out"), "{}", tail(&log));
     client.create(create_request("/d/still-serving")).await.expect("the others serve");
+    // Each start counts the boot of the copy up, as a pod does that is restarted in a loop.
+    for _ in 0..5 {
+        refused(&cluster, &name, "at an earlier start");
+    }
 
     // The way out that the message names.
     fs::remove_dir_all(&dir).expect("removed");
@@ -139,7 +143,7 @@ async fn half_a_disk_is_refused_with_the_reason() {
     for part in ["wal", "state"] {
         fs::rename(dir.join(part), aside.join(part)).expect("moved");
     }
-    refused(&cluster, &name, "its Raft log and state are gone");
+    refused(&cluster, &name, "its Raft log is gone");
     for part in ["wal", "state"] {
         fs::rename(aside.join(part), dir.join(part)).expect("moved back");
     }
@@ -220,18 +224,5 @@ async fn two_lost_disks_of_three_are_not_replaced() {
     impatient.create(create_request("/lost")).await.expect_err("one disk of three is no quorum");
     for name in &followers {
         assert_eq!(cluster.member_id(name), 0, "{name} must not become a member");
-    }
-}
-
-fn copy_dir(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("mkdir");
-    for item in fs::read_dir(from).expect("list") {
-        let item = item.expect("item");
-        let target = to.join(item.file_name());
-        if item.path().is_dir() {
-            copy_dir(&item.path(), &target);
-        } else {
-            fs::copy(item.path(), target).expect("copy");
-        }
     }
 }

@@ -2,59 +2,11 @@
 //! ours that drops unsynced writes, or tears them.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 
-use crate::support::cluster::{Cluster, PATIENCE};
-use crate::support::powercut::PowerCutFs;
+use crate::support::cluster::PATIENCE;
+use crate::support::disks::OnForgetfulDisks;
 use crate::support::writers::{Load, create_request, make_dir, names};
 use crate::support::{fuse_works, rounds, seed};
-
-/// A cluster whose masters each have a disk that forgets. The disks outlive the cluster: it is dropped first.
-struct OnForgetfulDisks {
-    cluster: Cluster,
-    disks: Vec<PowerCutFs>,
-    _dir: tempfile::TempDir,
-}
-
-fn start(settings: &[(&str, &str)]) -> OnForgetfulDisks {
-    let dir = tempfile::tempdir().expect("tempdir");
-    let mounts: Vec<PathBuf> = (0..3).map(|number| dir.path().join(number.to_string())).collect();
-    let disks = mounts.iter().map(|mount| {
-        std::fs::create_dir(mount).expect("mkdir");
-        PowerCutFs::mount(mount).expect("mounted")
-    });
-    let disks = disks.collect();
-    let cluster = Cluster::start_with(3, |options| {
-        options.meta_dirs = mounts.iter().map(|mount| mount.join("meta")).enumerate().collect();
-        for number in 0..3 {
-            let env = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-            options.env.insert(format!("master-{number}"), env);
-        }
-    });
-    OnForgetfulDisks { cluster, disks, _dir: dir }
-}
-
-impl OnForgetfulDisks {
-    fn cut(&self, masters: &BTreeSet<usize>, seed: u64) {
-        for number in masters {
-            self.cluster.dev.kill(&format!("master-{number}")).expect("killed");
-        }
-        for number in masters {
-            let dropped = if seed.is_multiple_of(2) {
-                self.disks[*number].power_cut()
-            } else {
-                self.disks[*number].power_cut_torn(seed)
-            };
-            println!("master-{number}: {dropped:?}");
-        }
-    }
-
-    fn restart(&self, masters: &BTreeSet<usize>) {
-        for number in masters {
-            self.cluster.dev.launch(&format!("master-{number}")).expect("launched");
-        }
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn power_cuts_of_one_two_and_all_masters_lose_nothing_acknowledged() {
@@ -62,7 +14,7 @@ async fn power_cuts_of_one_two_and_all_masters_lose_nothing_acknowledged() {
         return;
     }
     let seed = seed("power_cuts_of_one_two_and_all_masters");
-    let on = start(&[]);
+    let on = OnForgetfulDisks::start(3, &[]);
     let load = Load::start(&on.cluster, "/load", 3).await;
     for round in 0..rounds(6) {
         load.wait_acknowledged(30, PATIENCE).await;
@@ -88,7 +40,7 @@ async fn without_fsync_a_power_cut_of_all_masters_loses_acknowledged_writes() {
     if !fuse_works("without_fsync_a_power_cut") {
         return;
     }
-    let on = start(&[("JINDOFS_FAILPOINTS", "wal.sync=skip")]);
+    let on = OnForgetfulDisks::start(3, &[("JINDOFS_FAILPOINTS", "wal.sync=skip")]);
     let client = on.cluster.client();
     make_dir(&client, "/d").await;
     for number in 0..50 {

@@ -2,12 +2,14 @@
 
 pub mod agent;
 pub mod cluster;
+pub mod disks;
 pub mod oss;
 pub mod partition;
 pub mod powercut;
 pub mod s3;
 pub mod writers;
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// How often a condition is looked at.
@@ -41,10 +43,21 @@ pub fn after(delay: Duration) {
     std::thread::sleep(delay);
 }
 
-/// A port that nobody listens on at this moment.
+/// A port that no process listens on, and that no other test of this process is given. The range lies above the ports from
+/// which the kernel takes those of outgoing connections, and above those of local clusters: neither takes it meanwhile.
 pub fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
-    listener.local_addr().expect("address").port()
+    const FIRST: u32 = 61_000;
+    const COUNT: u32 = 4_500;
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    for _ in 0..COUNT {
+        // Test programs that run at the same time begin at different ports.
+        let offset = std::process::id().wrapping_mul(31).wrapping_add(TAKEN.fetch_add(1, Ordering::Relaxed)) % COUNT;
+        let port = u16::try_from(FIRST + offset).expect("a port");
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("all ports from {FIRST} on are in use");
 }
 
 /// Seed of a randomised test: `JINDOFS_SEED` or a new one. Prints it with the command that replays the test.
@@ -59,6 +72,11 @@ pub fn seed(test: &str) -> u64 {
 /// How often a fault is repeated: `JINDOFS_ROUNDS`, or `usual`.
 pub fn rounds(usual: u32) -> u32 {
     std::env::var("JINDOFS_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
+}
+
+/// True if the long forms of tests are asked for, with `LONG=1`.
+pub fn long() -> bool {
+    std::env::var_os("LONG").is_some_and(|value| value != "0")
 }
 
 /// True if FUSE file systems can be mounted here. See [`left_out`].

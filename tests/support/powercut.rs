@@ -7,6 +7,10 @@
 //! Node numbers change with a power cut, so handles and cached names from before are stale. Locks are the kernel's own.
 
 mod content;
+mod faults;
+mod file;
+#[cfg(test)]
+mod sync_tests;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -27,6 +31,9 @@ use fuser::{
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use super::after;
+use faults::{Faults, Treatment};
+pub use faults::{SyncFault, Which};
 pub use tree::Dropped;
 use tree::{Answer, Attr, Kind, Stat, Tree};
 
@@ -48,6 +55,7 @@ struct Shared {
     lies: AtomicBool,
     fails_with: AtomicI32,
     syncs: AtomicU64,
+    faults: Faults,
     /// Listings of open directory handles: one that is read in parts must not change under its reader.
     listings: Mutex<Listings>,
     handles: AtomicU64,
@@ -63,6 +71,7 @@ impl PowerCutFs {
             lies: AtomicBool::new(false),
             fails_with: AtomicI32::new(0),
             syncs: AtomicU64::new(0),
+            faults: Faults::default(),
             listings: Mutex::default(),
             handles: AtomicU64::new(0),
         });
@@ -82,6 +91,12 @@ impl PowerCutFs {
     pub fn power_cut_torn(&self, seed: u64) -> Dropped {
         let mut chance = StdRng::seed_from_u64(seed);
         self.shared.tree().power_cut(|| chance.random_bool(0.5))
+    }
+
+    /// The kernel drops its clean pages: what an fsync that failed has lost cannot be read any more. Returns the number of
+    /// bytes dropped. A process that holds a file open may still read its own cached pages.
+    pub fn drop_caches(&self) -> u64 {
+        self.shared.tree().drop_caches()
     }
 
     /// From here on fsync answers "done" and does nothing (true), or works again (false).
@@ -132,10 +147,33 @@ impl Shared {
         }
     }
 
-    fn sync(&self, ino: u64) -> Answer<()> {
+    /// What the faults do to an fsync that begins now.
+    fn treat(&self, ino: u64) -> Treatment {
+        self.faults.treat(|| self.tree().path_of(ino))
+    }
+
+    fn sync(&self, ino: u64, treatment: Treatment) -> Answer<()> {
         let mut tree = self.change()?;
         self.syncs.fetch_add(1, Ordering::SeqCst);
+        if treatment.fails {
+            tree.fail_fsync(ino)?;
+            return Err(libc::EIO);
+        }
         if self.lies.load(Ordering::SeqCst) { tree.stat(ino).map(drop) } else { tree.fsync(ino) }
+    }
+
+    /// Answers an fsync. A slow one waits on a thread of its own, so that the file system goes on meanwhile; it writes
+    /// what is there when it ends.
+    fn answer_sync(self: &Arc<Self>, ino: u64, reply: ReplyEmpty) {
+        let treatment = self.treat(ino);
+        if treatment.delay.is_zero() {
+            return answer_empty(self.sync(ino, treatment), reply);
+        }
+        let shared = Arc::clone(self);
+        std::thread::spawn(move || {
+            after(treatment.delay);
+            answer_empty(shared.sync(ino, treatment), reply);
+        });
     }
 
     /// Makes a node and answers with its attributes.
@@ -311,7 +349,7 @@ impl Filesystem for Adapter {
     ) {
         let written = self.0.change().and_then(|mut tree| tree.write(ino.0, offset, data));
         let synchronous = flags.0 & (libc::O_DSYNC | libc::O_SYNC) != 0;
-        match written.and_then(|()| if synchronous { self.0.sync(ino.0) } else { Ok(()) }) {
+        match written.and_then(|()| if synchronous { self.0.sync(ino.0, self.0.treat(ino.0)) } else { Ok(()) }) {
             // One request carries at most 16 MiB.
             Ok(()) => reply.written(data.len() as u32),
             Err(errno) => reply.error(Errno::from_i32(errno)),
@@ -359,11 +397,11 @@ impl Filesystem for Adapter {
     }
 
     fn fsync(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        answer_empty(self.0.sync(ino.0), reply);
+        self.0.answer_sync(ino.0, reply);
     }
 
     fn fsyncdir(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        answer_empty(self.0.sync(ino.0), reply);
+        self.0.answer_sync(ino.0, reply);
     }
 
     fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {

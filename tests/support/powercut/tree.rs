@@ -12,7 +12,7 @@ use std::time::SystemTime;
 
 use libc::c_int;
 
-use super::content::{Content, PAGE};
+use super::file::File;
 
 /// Number of a file, directory or symlink; never used again after a power cut, except for the root.
 pub type Ino = u64;
@@ -23,9 +23,20 @@ pub type Answer<T> = Result<T, c_int>;
 pub const ROOT: Ino = 1;
 /// What a node is.
 enum Body {
-    File { now: Content, durable: Content, dirty: BTreeSet<u64> },
-    Dir { now: BTreeMap<OsString, Ino>, durable: BTreeMap<OsString, Ino>, moved: Vec<(Ino, OsString)> },
+    File(File),
+    Dir(Dir),
     Symlink(OsString),
+}
+
+/// A directory: the names that programs see, and those on disk.
+#[derive(Default)]
+struct Dir {
+    now: BTreeMap<OsString, Ino>,
+    durable: BTreeMap<OsString, Ino>,
+    /// The other halves of moves into and out of it.
+    moved: Vec<(Ino, OsString)>,
+    /// Names that an fsync which failed should have written: no later one does, unless they are changed again.
+    lost: BTreeSet<OsString>,
 }
 
 /// Kind of a node.
@@ -83,7 +94,7 @@ pub struct Stat {
 pub struct Dropped {
     /// Files that had data or a length not made durable.
     pub files: u64,
-    /// Bytes of pages not made durable.
+    /// Bytes of sectors not made durable.
     pub bytes: u64,
     /// Names that were made, removed or replaced and not made durable.
     pub names: u64,
@@ -113,8 +124,8 @@ impl Tree {
     pub fn stat(&self, ino: Ino) -> Answer<Stat> {
         let node = self.node(ino)?;
         let (kind, size) = match &node.body {
-            Body::File { now, .. } => (Kind::File, now.size),
-            Body::Dir { .. } => (Kind::Dir, 0),
+            Body::File(file) => (Kind::File, file.size()),
+            Body::Dir(_) => (Kind::Dir, 0),
             Body::Symlink(target) => (Kind::Symlink, target.len() as u64),
         };
         let links = if kind == Kind::Dir { node.links + 1 } else { node.links };
@@ -142,8 +153,7 @@ impl Tree {
 
     /// A new empty file.
     pub fn create(&mut self, dir: Ino, name: &OsStr, attr: Attr) -> Answer<Ino> {
-        let body = Body::File { now: Content::default(), durable: Content::default(), dirty: BTreeSet::new() };
-        self.bear(dir, name, body, attr)
+        self.bear(dir, name, Body::File(File::default()), attr)
     }
 
     /// A new directory.
@@ -158,7 +168,7 @@ impl Tree {
 
     /// One more name for a file.
     pub fn link(&mut self, ino: Ino, dir: Ino, name: &OsStr) -> Answer<()> {
-        if matches!(self.node(ino)?.body, Body::Dir { .. }) {
+        if matches!(self.node(ino)?.body, Body::Dir(_)) {
             return Err(libc::EPERM);
         }
         if self.entries(dir)?.contains_key(name) {
@@ -171,7 +181,7 @@ impl Tree {
     /// Removes a name of a file or symlink.
     pub fn unlink(&mut self, dir: Ino, name: &OsStr) -> Answer<()> {
         let ino = self.lookup(dir, name)?;
-        if matches!(self.node(ino)?.body, Body::Dir { .. }) {
+        if matches!(self.node(ino)?.body, Body::Dir(_)) {
             return Err(libc::EISDIR);
         }
         self.set_name(dir, name, None);
@@ -191,7 +201,7 @@ impl Tree {
     /// Moves a name; what stood at the target goes, unless `keep` forbids it.
     pub fn rename(&mut self, from: (Ino, &OsStr), to: (Ino, &OsStr), keep: bool) -> Answer<()> {
         let ino = self.lookup(from.0, from.1)?;
-        let moves_dir = matches!(self.node(ino)?.body, Body::Dir { .. });
+        let moves_dir = matches!(self.node(ino)?.body, Body::Dir(_));
         if let Some(target) = self.entries(to.0)?.get(to.1).copied() {
             if keep {
                 return Err(libc::EEXIST);
@@ -200,9 +210,9 @@ impl Tree {
                 return Ok(());
             }
             match (&self.node(target)?.body, moves_dir) {
-                (Body::Dir { now, .. }, true) if !now.is_empty() => return Err(libc::ENOTEMPTY),
-                (Body::Dir { .. }, false) => return Err(libc::EISDIR),
-                (Body::File { .. } | Body::Symlink(_), true) => return Err(libc::ENOTDIR),
+                (Body::Dir(dir), true) if !dir.now.is_empty() => return Err(libc::ENOTEMPTY),
+                (Body::Dir(_), false) => return Err(libc::EISDIR),
+                (Body::File(_) | Body::Symlink(_), true) => return Err(libc::ENOTDIR),
                 _ => {}
             }
         }
@@ -231,31 +241,31 @@ impl Tree {
 
     /// Bytes from `offset`, fewer at the end of the file.
     pub fn read(&self, ino: Ino, offset: u64, size: usize) -> Answer<Vec<u8>> {
-        let Body::File { now, .. } = &self.node(ino)?.body else { return Err(libc::EISDIR) };
-        Ok(now.read(offset, size))
+        let Body::File(file) = &self.node(ino)?.body else { return Err(libc::EISDIR) };
+        Ok(file.read(offset, size))
     }
 
     /// Puts bytes at `offset`; the file grows as needed.
     pub fn write(&mut self, ino: Ino, offset: u64, data: &[u8]) -> Answer<()> {
         let node = self.node_mut(ino)?;
-        let Body::File { now, dirty, .. } = &mut node.body else { return Err(libc::EISDIR) };
-        now.write(offset, data, dirty);
+        let Body::File(file) = &mut node.body else { return Err(libc::EISDIR) };
+        file.write(offset, data);
         node.attr.mtime = SystemTime::now();
         Ok(())
     }
 
     /// Makes the file exactly `size` long.
     pub fn truncate(&mut self, ino: Ino, size: u64) -> Answer<()> {
-        let Body::File { now, dirty, .. } = &mut self.node_mut(ino)?.body else { return Err(libc::EISDIR) };
-        now.truncate(size, dirty);
+        let Body::File(file) = &mut self.node_mut(ino)?.body else { return Err(libc::EISDIR) };
+        file.truncate(size);
         Ok(())
     }
 
     /// Content, length and creation of a file are durable from here on.
     pub fn fsync(&mut self, ino: Ino) -> Answer<()> {
         match &mut self.node_mut(ino)?.body {
-            Body::File { now, durable, dirty } => durable.take_pages(now, dirty),
-            Body::Dir { .. } => return self.fsync_dir(ino),
+            Body::File(file) => file.sync(),
+            Body::Dir(_) => return self.fsync_dir(ino),
             Body::Symlink(_) => {}
         }
         self.settle_birth(ino);
@@ -264,20 +274,74 @@ impl Tree {
 
     /// All names in a directory are durable from here on, and so are the other halves of moves into and out of it.
     pub fn fsync_dir(&mut self, dir: Ino) -> Answer<()> {
-        let Body::Dir { now, durable, moved } = &mut self.node_mut(dir)?.body else { return Err(libc::ENOTDIR) };
-        let others = std::mem::take(moved);
-        let own = differing(now, durable).into_iter().map(|name| (dir, name));
-        for (at, name) in own.chain(others).collect::<Vec<_>>() {
-            if at != dir
-                && let Ok(Node { body: Body::Dir { moved, .. }, .. }) = self.node_mut(at)
-            {
-                moved.retain(|(other, _)| *other != dir);
-            }
+        for (at, name) in self.take_changed_names(dir)? {
             let ino = self.entries(at).ok().and_then(|entries| entries.get(&name).copied());
             self.set_durable_name(at, &name, ino);
         }
         self.settle_birth(dir);
         Ok(())
+    }
+
+    /// An fsync fails: what it should have written is lost, as the kernel takes it for clean from here on.
+    pub fn fail_fsync(&mut self, ino: Ino) -> Answer<()> {
+        match &mut self.node_mut(ino)?.body {
+            Body::File(file) => file.fail_sync(),
+            Body::Dir(_) => {
+                for (at, name) in self.take_changed_names(ino)? {
+                    self.lose_name(at, name);
+                }
+            }
+            Body::Symlink(_) => {}
+        }
+        Ok(())
+    }
+
+    /// The names that an fsync of `dir` has to write.
+    fn take_changed_names(&mut self, dir: Ino) -> Answer<Vec<(Ino, OsString)>> {
+        let Body::Dir(body) = &mut self.node_mut(dir)?.body else { return Err(libc::ENOTDIR) };
+        let others = std::mem::take(&mut body.moved);
+        let own = differing(body).into_iter().filter(|name| !body.lost.contains(name)).map(|name| (dir, name));
+        let changed: Vec<(Ino, OsString)> = own.chain(others).collect();
+        for (at, _) in changed.iter().filter(|(at, _)| *at != dir) {
+            if let Ok(Node { body: Body::Dir(other), .. }) = self.node_mut(*at) {
+                other.moved.retain(|(back, _)| *back != dir);
+            }
+        }
+        Ok(changed)
+    }
+
+    fn lose_name(&mut self, dir: Ino, name: OsString) {
+        let Some(Node { body: Body::Dir(body), .. }) = self.nodes.get_mut(&dir) else { return };
+        let ino = body.now.get(&name).copied();
+        body.lost.insert(name);
+        // An fsync of the file itself does not write a directory that the kernel takes for clean.
+        if let Some(node) = ino.and_then(|ino| self.nodes.get_mut(&ino)) {
+            node.born = None;
+        }
+    }
+
+    /// The kernel drops its clean pages: of every file, what a failed fsync has lost reads as the disk has it. Returns
+    /// the number of bytes dropped.
+    pub fn drop_caches(&mut self) -> u64 {
+        let files = self.nodes.values_mut().filter_map(|node| match &mut node.body {
+            Body::File(file) => Some(file),
+            _ => None,
+        });
+        files.map(File::drop_caches).sum()
+    }
+
+    /// A path of a node from the root, without a leading slash; `None` if it has no name.
+    pub fn path_of(&self, ino: Ino) -> Option<String> {
+        let mut queue = vec![(ROOT, String::new())];
+        while let Some((at, path)) = queue.pop() {
+            if at == ino {
+                return Some(path);
+            }
+            let Ok(entries) = self.entries(at) else { continue };
+            let below = |name: &OsString| format!("{path}{}{}", if path.is_empty() { "" } else { "/" }, name.display());
+            queue.extend(entries.iter().map(|(name, child)| (*child, below(name))));
+        }
+        None
     }
 
     /// The power goes and comes back: whatever was not durable is gone, and no handle from before is valid.
@@ -293,18 +357,23 @@ impl Tree {
         while let Some(ino) = queue.pop() {
             let Some(mut node) = old.remove(&ino) else { continue };
             match &mut node.body {
-                Body::File { now, durable, dirty } => dropped.add_file(now, durable, dirty, &mut spares),
-                Body::Dir { now, durable, moved } => {
-                    dropped.names += differing(now, durable).len() as u64;
-                    moved.clear();
-                    for child in durable.values_mut() {
+                Body::File(file) => {
+                    let gone = file.power_cut(&mut spares);
+                    dropped.files += u64::from(gone.is_some());
+                    dropped.bytes += gone.unwrap_or(0);
+                }
+                Body::Dir(dir) => {
+                    dropped.names += differing(dir).len() as u64;
+                    dir.moved.clear();
+                    dir.lost.clear();
+                    for child in dir.durable.values_mut() {
                         *child = *renamed.entry(*child).or_insert_with(|| {
                             queue.push(*child);
                             self.next += 1;
                             self.next - 1
                         });
                     }
-                    now.clone_from(durable);
+                    dir.now.clone_from(&dir.durable);
                 }
                 Body::Symlink(_) => {}
             }
@@ -344,14 +413,14 @@ impl Tree {
 
     fn entries(&self, dir: Ino) -> Answer<&BTreeMap<OsString, Ino>> {
         match &self.node(dir)?.body {
-            Body::Dir { now, .. } => Ok(now),
+            Body::Dir(dir) => Ok(&dir.now),
             _ => Err(libc::ENOTDIR),
         }
     }
 
     fn note_move(&mut self, dir: Ino, other: (Ino, OsString)) {
-        if let Some(Node { body: Body::Dir { moved, .. }, .. }) = self.nodes.get_mut(&dir) {
-            moved.push(other);
+        if let Some(Node { body: Body::Dir(body), .. }) = self.nodes.get_mut(&dir) {
+            body.moved.push(other);
         }
     }
 
@@ -366,8 +435,9 @@ impl Tree {
     }
 
     fn set_name(&mut self, dir: Ino, name: &OsStr, to: Option<Ino>) {
-        let Some(Node { body: Body::Dir { now, .. }, .. }) = self.nodes.get_mut(&dir) else { return };
-        let was = put(now, name, to);
+        let Some(Node { body: Body::Dir(body), .. }) = self.nodes.get_mut(&dir) else { return };
+        body.lost.remove(name);
+        let was = put(&mut body.now, name, to);
         if let Some(node) = to.and_then(|ino| self.nodes.get_mut(&ino)) {
             node.links += 1;
         }
@@ -378,8 +448,8 @@ impl Tree {
     }
 
     fn set_durable_name(&mut self, dir: Ino, name: &OsStr, to: Option<Ino>) {
-        let Some(Node { body: Body::Dir { durable, .. }, .. }) = self.nodes.get_mut(&dir) else { return };
-        let was = put(durable, name, to);
+        let Some(Node { body: Body::Dir(body), .. }) = self.nodes.get_mut(&dir) else { return };
+        let was = put(&mut body.durable, name, to);
         if let Some(node) = to.and_then(|ino| self.nodes.get_mut(&ino)) {
             node.durable_links += 1;
         }
@@ -394,8 +464,8 @@ impl Tree {
         if self.nodes.get(&ino).is_none_or(|node| node.links + node.durable_links + node.opens > 0) {
             return;
         }
-        if let Some(Node { body: Body::Dir { durable, .. }, .. }) = self.nodes.remove(&ino) {
-            for child in durable.into_values() {
+        if let Some(Node { body: Body::Dir(body), .. }) = self.nodes.remove(&ino) {
+            for child in body.durable.into_values() {
                 if let Some(node) = self.nodes.get_mut(&child) {
                     node.durable_links -= 1;
                 }
@@ -405,30 +475,8 @@ impl Tree {
     }
 }
 
-impl Dropped {
-    fn add_file(
-        &mut self,
-        now: &mut Content,
-        durable: &mut Content,
-        dirty: &mut BTreeSet<u64>,
-        spares: &mut impl FnMut() -> bool,
-    ) {
-        let (size, changed) = (now.size, now.size != durable.size || !dirty.is_empty());
-        let spared: BTreeSet<u64> = dirty.iter().copied().filter(|_| spares()).collect();
-        let lost = dirty.len() - spared.len();
-        let kept_size = if changed && spares() { size } else { durable.size };
-        durable.take_pages(now, &mut spared.clone());
-        // Clears what lies beyond the end, where a later growth must read zeros.
-        durable.truncate(kept_size, &mut BTreeSet::new());
-        dirty.clear();
-        self.files += u64::from(changed && (lost > 0 || kept_size != size));
-        self.bytes += (lost * PAGE) as u64;
-        now.clone_from(durable);
-    }
-}
-
 fn empty_dir() -> Body {
-    Body::Dir { now: BTreeMap::new(), durable: BTreeMap::new(), moved: Vec::new() }
+    Body::Dir(Dir::default())
 }
 
 fn put(entries: &mut BTreeMap<OsString, Ino>, name: &OsStr, to: Option<Ino>) -> Option<Ino> {
@@ -438,7 +486,7 @@ fn put(entries: &mut BTreeMap<OsString, Ino>, name: &OsStr, to: Option<Ino>) -> 
     }
 }
 
-fn differing(now: &BTreeMap<OsString, Ino>, durable: &BTreeMap<OsString, Ino>) -> BTreeSet<OsString> {
+fn differing(Dir { now, durable, .. }: &Dir) -> BTreeSet<OsString> {
     let changed = now.iter().filter(|(name, ino)| durable.get(*name) != Some(*ino));
     let removed = durable.iter().filter(|(name, _)| !now.contains_key(*name));
     changed.chain(removed).map(|(name, _)| name.clone()).collect()
