@@ -170,6 +170,11 @@ impl LogStore {
 }
 
 impl LogStore {
+    /// Index behind the newest entry, purged ones included.
+    fn end_index(&self) -> u64 {
+        lock(&self.index).next_index().unwrap_or(0)
+    }
+
     /// `range` as indexes; a side without a bound ends with the log.
     fn asked(&self, range: &impl RangeBounds<u64>) -> Range<u64> {
         let held = lock(&self.index).range();
@@ -233,6 +238,8 @@ impl RaftLogReader<TypeConfig> for LogStore {
             async move {
                 if ready.is_empty() && next < end {
                     match log.read(next, end, READ_BYTES_MAX) {
+                        // Behind the end of the log, as the contract of the stream wants it.
+                        Ok(entries) if entries.is_empty() && next >= log.end_index() => return None,
                         // An entry that is left out would never be applied: the replicas would differ from here on.
                         Ok(entries) if entries.is_empty() => {
                             let error = io::Error::other(format!("entry {next} is not in the raft log"));
