@@ -10,7 +10,8 @@ use crate::support::{long, wait_until};
 /// How long a member hears nothing: longer than the longest election timeout of fast elections.
 const SILENCE: Duration = Duration::from_millis(800);
 
-/// The hardest partition for terms: the follower hears nobody, so its election timer runs out, but everybody hears it.
+/// The hardest partition for terms: the follower receives no message, so its election timer runs out, but its
+/// own messages arrive.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_that_hears_nobody_again_and_again_raises_no_term_and_unseats_no_leader() {
     if !partitions_work("a_follower_that_hears_nobody_again_and_again_raises_no_term_and_unseats_no_leader") {

@@ -124,7 +124,8 @@ impl Victim {
     }
 }
 
-/// Announces the victim with starts it never had, at its own address, at another master's, and where nobody is. On the
+/// Announces the victim with starts it never had, at its own address, at another master's, and at an address without a
+/// process. On the
 /// victim's own address a process with the disk answers, unless it is down.
 async fn forge_announcements(cluster: &Cluster, victim: &Victim, to: &str) {
     let mut client = peer(cluster, to).await;
@@ -263,7 +264,7 @@ async fn a_member_whose_copy_took_over_while_it_stood_still_notices_and_ends() {
     // It acknowledges nothing after the copy is made.
     cluster.dev.pause(original).expect("paused");
     copy_dir(&cluster.meta_dir(original), &meta);
-    // Nobody answers where the member was last: then the member that is there counts.
+    // No process answers at the last address of the member: the one at the new address counts.
     cluster.dev.restart(place).expect("started");
     wait_for("the copy serves in the member's place", PATIENCE, || is_ready(&cluster, place).then_some(()));
     assert_eq!(cluster.member_id(place), id);

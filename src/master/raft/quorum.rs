@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 /// True if `ids` holds a majority of each set of voters. While a joint change is under way there are two sets; a
 /// majority of their union is neither necessary nor sufficient.
 ///
-/// Holds for no set at all: a member that knows no voters needs nobody.
+/// True for an empty list of sets: a member that knows no voters needs no majority.
 pub(super) fn has_quorum_in_each(voter_sets: &[BTreeSet<u64>], ids: &BTreeSet<u64>) -> bool {
     voter_sets.iter().all(|voters| voters.is_empty() || voters.intersection(ids).count() > voters.len() / 2)
 }
