@@ -42,6 +42,22 @@ pub fn raise_descriptor_limit() {
     }
 }
 
+/// Bytes of memory this process may use: the smallest limit of its control groups, or what the machine has.
+pub fn memory_bytes() -> u64 {
+    let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let mut limits = vec![number("/sys/fs/cgroup/memory.max"), number("/sys/fs/cgroup/memory/memory.limit_in_bytes")];
+    for line in own.lines() {
+        let group = line.rsplit(':').next().unwrap_or_default();
+        limits.push(number(&format!("/sys/fs/cgroup{group}/memory.max")));
+        limits.push(number(&format!("/sys/fs/cgroup/memory{group}/memory.limit_in_bytes")));
+    }
+    let machine = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = machine.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let total = total.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok()).map(|kib| kib << 10);
+    limits.into_iter().flatten().chain(total).min().unwrap_or(1 << 30)
+}
+
 /// A token that is cancelled by SIGTERM or SIGINT.
 ///
 /// *Errors*: when the signal handlers cannot be installed.

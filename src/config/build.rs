@@ -165,8 +165,16 @@ impl MasterConfig {
             auto_replace: r.flag("namespace.backend.raft.auto-replace"),
             snapshot_log_bytes: r.size("namespace.backend.raft.snapshot-log-size"),
             keep_log_bytes: r.size("namespace.backend.raft.keep-log-size"),
+            keep_log_for_learners_bytes: r.size("namespace.backend.keep-log-for-learners-bytes"),
+            snapshot_send_bytes_per_second: r.size("namespace.backend.snapshot-send-bytes-per-second"),
+            scrub_bytes_per_second: r.size("namespace.backend.scrub-bytes-per-second"),
+            scrub_interval: r.time("namespace.backend.scrub-interval"),
             inflight_bytes: r.size("namespace.backend.raft.inflight-size"),
             clock_skew_max: r.time("namespace.backend.raft.max-clock-skew"),
+            disk_reserve_bytes: r.size("namespace.meta-dir.reserve"),
+            ballast_bytes: r.size("namespace.meta-dir.ballast"),
+            block_cache_bytes: r.size("namespace.backend.rocksdb.block-cache-size"),
+            write_buffer_bytes: r.size("namespace.backend.rocksdb.write-buffer-size"),
             session_ttl: r.time("namespace.session.ttl"),
             worker_timeout: r.time("namespace.worker.timeout"),
         };
@@ -245,9 +253,8 @@ fn check_socket(r: &mut Reader<'_>, name: &str, socket: &Path) {
     let length = socket.as_os_str().len();
     if length > SOCKET_PATH_MAX {
         let socket = socket.display();
-        let problem =
-            format!("{socket} has {length} bytes; a Unix socket can have {SOCKET_PATH_MAX}: set a shorter one");
-        r.complain(name, problem);
+        let most = format!("a Unix socket can have {SOCKET_PATH_MAX}: set a shorter one");
+        r.complain(name, format!("{socket} has {length} bytes; {most}"));
     }
 }
 

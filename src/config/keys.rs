@@ -125,6 +125,13 @@ const fn key(
 pub const KEYS: &[Key] = &[
     key("namespace.meta-dir", MASTER, Kind::Path, "", "meta-dir",
         "Directory of identity, Raft log, state and snapshots: the volume of the master. Required."),
+    key("namespace.meta-dir.reserve", MASTER, Kind::Size, "256MiB", "",
+        "Free bytes on the disk of namespace.meta-dir below which it counts as full: commands that grow the state are \
+         refused once no quorum of the masters has room; reads and removals go on. At most a tenth of the disk, or 40MiB \
+         if that is more. 0 for none."),
+    key("namespace.meta-dir.ballast", MASTER, Kind::Size, "64MiB", "",
+        "Bytes taken in namespace.meta-dir to be given back when the disk is full, a part of them only to a start. At \
+         most a twentieth of the disk. 0 for none."),
     key("namespace.backend.type", MASTER, Kind::Choice(&["raft", "rocksdb"]), "raft", "",
         "Upstream's name for one master (rocksdb) or several (raft). Here one master is a Raft group of one, so both \
          mean the same; rocksdb is refused with several masters."),
@@ -152,11 +159,25 @@ pub const KEYS: &[Key] = &[
         "Bytes of log after the last snapshot that trigger the next one."),
     key("namespace.backend.raft.keep-log-size", MASTER, Kind::Size, "256MiB", "",
         "Bytes of log kept behind a snapshot for followers that lag."),
+    key("namespace.backend.keep-log-for-learners-bytes", MASTER, Kind::Size, "1GiB", "",
+        "Most bytes of log that a master keeps for others that lag behind, or that a snapshot is being sent to."),
+    key("namespace.backend.snapshot-send-bytes-per-second", MASTER, Kind::Size, "256MiB", "",
+        "Bytes per second that a master sends of snapshots, all transfers together; 0 for no bound."),
+    key("namespace.backend.scrub-bytes-per-second", MASTER, Kind::Size, "8MiB", "",
+        "Bytes per second that a master reads of its own state and snapshot to find damage; 0 turns the scrub off."),
+    key("namespace.backend.scrub-interval", MASTER, Kind::Duration, "10m", "",
+        "Pause between two rounds of the scrub."),
     key("namespace.backend.raft.inflight-size", MASTER, Kind::Size, "64MiB", "",
         "Most bytes of proposals in flight; beyond that clients are told to retry. At least 2MiB."),
     key("namespace.backend.raft.max-clock-skew", MASTER, Kind::Duration, "10s", "",
         "How far a master's clock may differ from the median of the voters. A leader beyond that hands over; a step of a \
          sole master's clock beyond that is held back for a minute."),
+    key("namespace.backend.rocksdb.block-cache-size", MASTER, Kind::Size, "0", "",
+        "Bytes of the state's blocks, indexes and filters kept in memory. 0: an eighth of the memory this process \
+         may use, 64MiB to 4GiB."),
+    key("namespace.backend.rocksdb.write-buffer-size", MASTER, Kind::Size, "0", "",
+        "Bytes of changes of the state kept in memory until they are flushed. 0: a thirty-second of the memory this \
+         process may use, and of the disk of namespace.meta-dir, 8MiB to 64MiB."),
     key("namespace.session.ttl", MASTER, Kind::Duration, "60s", "",
         "Time without renewal after which a client session expires."),
     key("namespace.worker.timeout", MASTER, Kind::Duration, "10s", "",

@@ -44,10 +44,26 @@ pub struct MasterConfig {
     pub snapshot_log_bytes: u64,
     /// Bytes of log kept behind a snapshot for followers that lag.
     pub keep_log_bytes: u64,
+    /// Most bytes of log kept for members that lag, or that receive a snapshot.
+    pub keep_log_for_learners_bytes: u64,
+    /// Bytes per second of all snapshots being sent; 0 for no bound.
+    pub snapshot_send_bytes_per_second: u64,
+    /// Bytes per second the scrub reads; 0 for no scrub.
+    pub scrub_bytes_per_second: u64,
+    /// Pause between two rounds of the scrub.
+    pub scrub_interval: Duration,
     /// Most bytes of proposals in flight; beyond that clients are told to retry.
     pub inflight_bytes: u64,
     /// How far the clock of a leader may differ from the median of the voters.
     pub clock_skew_max: Duration,
+    /// Free bytes on the disk of `meta_dir` below which it counts as full; 0 for none.
+    pub disk_reserve_bytes: u64,
+    /// Bytes kept aside on it for a disk that is full; 0 for none.
+    pub ballast_bytes: u64,
+    /// Bytes of the state's blocks, indexes and filters kept in memory; 0: by the memory there is.
+    pub block_cache_bytes: u64,
+    /// Bytes of changes of the state kept in memory until they are flushed; 0: by the memory and the disk there is.
+    pub write_buffer_bytes: u64,
     /// Time without renewal after which a client session expires.
     pub session_ttl: Duration,
     /// Time without heartbeat after which a worker counts as lost.

@@ -97,6 +97,8 @@ fn master(options: &DevOptions, number: usize, peers: &str, grpc: Port, raft: Po
         ("namespace.backend.raft.port", raft.number().to_string()),
         ("namespace.http.port", http.number().to_string()),
         ("namespace.backend.raft.fast-elections", options.fast_elections.to_string()),
+        // Several masters share one disk of a developer.
+        ("namespace.meta-dir.ballast", "8MiB".to_owned()),
     ];
     let made = spec(options, Role::Master, number, settings, http);
     Spec { data, grpc: Some(grpc), raft: Some(raft), ..made }

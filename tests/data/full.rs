@@ -3,45 +3,13 @@
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::writes::{errno, names, off, writable};
 use super::{BLOCK, content};
 use crate::support::cluster::PATIENCE;
+use crate::support::small_disk::SmallDisk;
 use crate::support::{fuse_works, wait_for};
-
-/// A file system of a few megabytes, gone when this is dropped.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn at(path: &Path, size: &str) -> SmallDisk {
-        std::fs::create_dir_all(path).expect("a place for it");
-        let mut mount = Command::new("mount");
-        let mounted = mount.args(["-t", "tmpfs", "-o", &format!("size={size}"), "small"]).arg(path);
-        assert!(mounted.status().expect("mount runs").success());
-        SmallDisk(path.to_owned())
-    }
-
-    /// Takes all room but so many bytes.
-    fn fill_but(&self, room: usize) {
-        let mut junk = File::create(self.0.join("junk")).expect("made");
-        let step = vec![1; 4096];
-        while junk.write_all(&step).is_ok() {}
-        let length = junk.metadata().expect("stat").len();
-        junk.set_len(length - room as u64).expect("shorter");
-    }
-
-    fn make_room(&self) {
-        std::fs::remove_file(self.0.join("junk")).expect("removed");
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_under_storage_is_told_by_sync_and_close_leaves_every_file_whole_and_goes_on_with_room() {

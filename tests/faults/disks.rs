@@ -65,7 +65,7 @@ async fn killed_at_any_point_of_a_snapshot_install_the_next_start_completes_it()
         let drawn = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(u64::from(round));
         let point = match fixed.get(round as usize) {
             Some(point) => (*point).to_owned(),
-            None => format!("snapshot.chunk={}*kill", 1 + drawn % 8),
+            None => format!("snapshot.chunk={}*kill", 1 + drawn % 5),
         };
         cluster.dev.kill(&name).expect("killed");
         cluster.dev.wipe_meta(&name).expect("wiped");

@@ -1,6 +1,8 @@
 //! A cluster of real master processes in a temporary directory, and the conditions tests wait for.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -136,6 +138,27 @@ impl Cluster {
     pub fn log_of(&self, name: &str) -> String {
         let path = self.dev.process(name).expect("a process").log;
         String::from_utf8_lossy(&std::fs::read(path).expect("a log")).into_owned()
+    }
+
+    /// Hands leadership to a member, which must be caught up, unless it leads.
+    pub fn transfer_leader(&self, name: &str) {
+        if self.wait_leader().0 == name {
+            return;
+        }
+        let done = self.jindoctl(&["cluster", "transfer-leader", &self.member_id(name).to_string()]);
+        assert!(done.status.success(), "{name} does not lead: {}", String::from_utf8_lossy(&done.stderr));
+    }
+
+    /// A metric as a running master shows it.
+    pub fn metric(&self, name: &str, metric: &str) -> u64 {
+        let http = self.dev.process(name).expect("a process").http;
+        let mut stream = TcpStream::connect(&http).expect("connected");
+        let request = format!("GET /metrics HTTP/1.1\r\nHost: {http}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).expect("asked");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).expect("answered");
+        let line = text.lines().find_map(|line| line.strip_prefix(&format!("{metric} ")));
+        line.unwrap_or_else(|| panic!("no {metric} in {text}")).trim().parse().expect("a number")
     }
 
     /// C3: the members of the group have equal checksums at an equal index. Clients must have paused.

@@ -7,6 +7,7 @@ pub mod oss;
 pub mod partition;
 pub mod powercut;
 pub mod s3;
+pub mod small_disk;
 pub mod writers;
 
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -67,6 +67,7 @@ struct Member {
     meta_dir: String,
     disk_used_bytes: u64,
     disk_free_bytes: u64,
+    disk_full: bool,
     version: String,
 }
 
@@ -148,7 +149,7 @@ fn row(member: &Member, wide: bool) -> Vec<String> {
         member.lag.to_string(),
         member.snapshot.to_string(),
         size(member.disk_used_bytes),
-        size(member.disk_free_bytes),
+        if member.disk_full { format!("{} FULL", size(member.disk_free_bytes)) } else { size(member.disk_free_bytes) },
     ];
     if wide {
         row.extend([member.meta_dir.clone(), member.version.clone()]);
@@ -253,6 +254,7 @@ fn member(replicated: &MemberStatus, own: Option<&MemberStatus>, last: u64, conf
         meta_dir: own.map_or_else(String::new, |own| own.meta_dir.clone()),
         disk_used_bytes: own.map_or(0, |own| own.disk_used_bytes),
         disk_free_bytes: own.map_or(0, |own| own.disk_free_bytes),
+        disk_full: own.is_some_and(|own| own.disk_full),
         version: own.map_or_else(String::new, |own| own.version.clone()),
     }
 }

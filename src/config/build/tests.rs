@@ -1,5 +1,3 @@
-//! What settings become, and what is refused.
-
 use super::super::source::FlagValue;
 use super::*;
 

@@ -28,7 +28,8 @@ impl Probe for MasterProbe {
 fn figures(handle: &Handle) -> Vec<(&'static str, &'static str, u64)> {
     let status = handle.status();
     let own = status.self_.unwrap_or_default();
-    vec![
+    let mut figures = handle.data_figures();
+    figures.extend([
         ("jindofs_master_member_id", "Id of this member, 0 before it is admitted.", own.id),
         ("jindofs_master_leader_id", "Id of the leader this member knows, 0 for none.", status.leader_id),
         ("jindofs_master_term", "Raft term.", status.term),
@@ -45,5 +46,7 @@ fn figures(handle: &Handle) -> Vec<(&'static str, &'static str, u64)> {
         ),
         ("jindofs_master_meta_dir_used_bytes", "Bytes used by the metadata directory.", own.disk_used_bytes),
         ("jindofs_master_meta_dir_free_bytes", "Bytes free on its file system.", own.disk_free_bytes),
-    ]
+    ]);
+    figures.extend(handle.disk_figures());
+    figures
 }

@@ -13,6 +13,7 @@ use jindofs_proto::v1::{BatchOp, BatchRequest, BatchResponse, BatchResult, Mutat
 use super::Intents;
 use super::locks::Guard;
 use crate::error::{Error, ErrorKind, Result};
+use crate::master::raft::grows;
 use crate::master::state::plan::Scope;
 use crate::master::state::query;
 use crate::rpc::status::to_detail;
@@ -31,12 +32,13 @@ impl Intents {
             None => Ok(None),
         }))
         .await;
-        let mut refused = Vec::new();
+        let mut refused = self.without_room(&kinds);
         let mut held = Vec::new();
         for (at, scope) in scopes.into_iter().enumerate() {
             match scope.and_then(|scope| scope.map(|scope| self.hold_in_batch(&scope, op.as_ref())).transpose()) {
                 Ok(guard) => held.extend(guard),
-                Err(error) => refused.push((at, error)),
+                Err(error) if !refused.iter().any(|(known, _)| *known == at) => refused.push((at, error)),
+                Err(_) => {}
             }
         }
         for (at, _) in &refused {
@@ -55,6 +57,18 @@ impl Intents {
         }
         self.say_where(&kinds, &mut response)?;
         Ok(response)
+    }
+
+    /// What full disks refuse of a batch of which the rest can be done: removals and endings must not wait for it.
+    fn without_room(&self, kinds: &[Option<Kind>]) -> Vec<(usize, Error)> {
+        let Some(refusal) = self.0.handle.refusal_of_growth() else { return Vec::new() };
+        let grows = |kind: &Option<Kind>| kind.as_ref().is_some_and(grows);
+        if refusal.kind != ErrorKind::NoSpace || kinds.iter().all(grows) {
+            // The whole of it is refused, like any other command.
+            return Vec::new();
+        }
+        let refused = kinds.iter().enumerate().filter(|(_, kind)| grows(kind));
+        refused.map(|(at, _)| (at, refusal.clone())).collect()
     }
 
     /// Holds what an operation changes. A batch waits for nobody: a change under way may take as long as its under-storage.

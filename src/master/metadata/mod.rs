@@ -77,7 +77,11 @@ impl Metadata {
                     }
                 },
             };
-            self.loads.load(need.clone()).await?;
+            match self.loads.load(need.clone()).await {
+                // It is recorded, and only looked at again: a full disk keeps nobody from reading it.
+                Err(error) if refreshed && loaded.is_none() && error.kind == ErrorKind::NoSpace => {}
+                done => done?,
+            }
             loaded = Some(need);
         }
     }
@@ -113,7 +117,10 @@ impl Metadata {
             if directory.r#type() == FileType::Directory
                 && let Some(need) = query::relist_need(&store.view(), directory.inode)?
             {
-                self.loads.load(need).await?;
+                match self.loads.load(need).await {
+                    Err(error) if error.kind == ErrorKind::NoSpace => {}
+                    done => done?,
+                }
             }
         }
         let mut loaded = None;

@@ -99,6 +99,8 @@ impl Handle {
             raft_address: self.raft_address(),
             grpc_address: self.grpc_address(),
             starting,
+            disk_full: self.0.space.usage().full,
+            disk_free_bytes: self.0.space.usage().free,
         }
     }
 
@@ -258,7 +260,8 @@ impl Handle {
                 }
                 self.note_answer(running, answer)?;
             }
-            tokio::time::sleep(ANNOUNCE_INTERVAL).await;
+            // The leader learns at once that a disk is full, or has room again.
+            let _ = tokio::time::timeout(ANNOUNCE_INTERVAL, self.0.space.changed()).await;
         }
     }
 
@@ -359,6 +362,7 @@ impl Handle {
         if let Some(reason) = behind {
             return answer(AnnounceVerdict::Reverted, reason);
         }
+        net.disks.note(claim.id, news.disk_full, news.disk_free_bytes);
         self.record(net, claim);
         answer(AnnounceVerdict::Welcome, String::new())
     }

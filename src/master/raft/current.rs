@@ -1,15 +1,13 @@
 //! `state/CURRENT`: which of the numbered directories is the state, and the snapshot it was installed from.
 
-use std::fs;
 use std::io;
 use std::path::Path;
 
 use openraft::impls::leader_id_adv::LeaderId;
 use serde::{Deserialize, Serialize};
 
-use crate::runtime::write_durably;
-
 use super::disk_parts::Part;
+use super::record_file;
 use super::types::LogId;
 
 const FILE: &str = "CURRENT";
@@ -38,6 +36,11 @@ impl Default for Current {
 }
 
 impl Current {
+    /// The state `number`, which the log explains.
+    pub(crate) fn begun(number: u64) -> Current {
+        Current { number, ..Current::default() }
+    }
+
     /// The state `number`, which begins with the snapshot that ends with `last`.
     pub(crate) fn installed(number: u64, last: Option<LogId>) -> Current {
         let installed =
@@ -57,46 +60,28 @@ impl Current {
 ///
 /// *Errors*: what the file system says; damage is part of the answer.
 pub(crate) fn read(dir: &Path) -> io::Result<Part<Current>> {
-    match fs::read(dir.join(FILE)) {
-        Ok(text) => Ok(parse(&text).map_or_else(
-            |why| Part::Damaged(format!("{} is damaged: {why}", dir.join(FILE).display())),
-            Part::Present,
-        )),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Part::Missing),
-        Err(error) => Err(error),
-    }
-}
-
-fn parse(text: &[u8]) -> Result<Current, String> {
-    let text = std::str::from_utf8(text).map_err(|_| "it is not text".to_owned())?;
-    let mut lines = text.lines();
-    let (Some(line), Some(sum)) = (lines.next(), lines.next()) else {
-        return Err(format!("it is cut short, or of format 1, while this release reads {FORMAT}"));
-    };
-    if u32::from_str_radix(sum, 16) != Ok(crc32c::crc32c(line.as_bytes())) {
-        return Err("its checksum does not match".to_owned());
-    }
-    let current: Current = serde_json::from_str(line).map_err(|error| error.to_string())?;
-    if current.format != FORMAT {
-        return Err(format!("its format is {}, this release reads {FORMAT}", current.format));
-    }
-    Ok(current)
+    let path = dir.join(FILE);
+    Ok(match record_file::read(&path, FORMAT)? {
+        Part::Damaged(why) => Part::Damaged(format!("{} is damaged, or of format 1: {why}", path.display())),
+        found => found,
+    })
 }
 
 /// Replaces the file below `dir`.
 ///
 /// *Durability*: on disk on return; a crash leaves the old file or the new one.
 pub(crate) fn write(dir: &Path, current: &Current) -> io::Result<()> {
-    let line = serde_json::to_string(current).map_err(io::Error::other)?;
-    write_durably(&dir.join(FILE), format!("{line}\n{:08x}\n", crc32c::crc32c(line.as_bytes())).as_bytes())
+    record_file::write(&dir.join(FILE), current)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
-    fn what_was_written_is_read_and_any_cut_is_damage() {
+    fn what_was_written_is_read_and_format_1_is_named() {
         let temp = tempfile::tempdir().expect("tempdir");
         assert!(matches!(read(temp.path()).expect("read"), Part::Missing));
         let last = LogId { leader_id: LeaderId { term: 3, node_id: 1 }, index: 77 };
@@ -108,11 +93,6 @@ mod tests {
                 assert_eq!(found.installed_id(), Some(last));
             }
             other => panic!("{other:?}"),
-        }
-        let good = fs::read(temp.path().join(FILE)).expect("read");
-        for length in 0..good.len() - 1 {
-            fs::write(temp.path().join(FILE), &good[..length]).expect("write");
-            assert!(matches!(read(temp.path()).expect("read"), Part::Damaged(_)), "cut to {length}");
         }
         fs::write(temp.path().join(FILE), b"0\n").expect("write");
         assert!(matches!(read(temp.path()).expect("read"), Part::Damaged(why) if why.contains("format 1")));

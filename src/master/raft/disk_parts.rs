@@ -4,8 +4,8 @@
 //! others must have come. A disk that lost or reverted one part would vote against what it once acknowledged, or answer
 //! from a state that no log explains. So [`judge`] looks at all parts before any of them is used or changed.
 //!
-//! One loss is harmless: the state is only a fold of the log. A state that is missing or stale is rebuilt from the disk's
-//! own snapshot and log, as long as these two are whole. A snapshot that is missing or stale is harmless while the state
+//! One loss is harmless: the state is only a fold of the log. A state that is missing, stale or rotten is rebuilt from the
+//! disk's own snapshot and log, as long as these two are whole. A snapshot that is missing or stale is harmless while the state
 //! is there: the next one is built from it.
 //!
 //! Not detected: a copy of the whole directory from an earlier time, which is consistent in itself. The peers detect it
@@ -118,7 +118,9 @@ pub(crate) fn judge(parts: &DiskParts) -> DiskVerdict {
     if verdict != DiskVerdict::Usable {
         return verdict;
     }
-    if let Part::Damaged(why) = &parts.state {
+    if let Part::Damaged(why) = &parts.state
+        && !is_rot(why)
+    {
         return refused(format!("its state is damaged ({why})"));
     }
     if let Part::Present(state) = &parts.state
@@ -136,6 +138,12 @@ pub(crate) fn judge(parts: &DiskParts) -> DiskVerdict {
         Part::Present(log) => judge_progress(log, &parts.state, &parts.snapshot),
         Part::Missing | Part::Damaged(_) => DiskVerdict::Usable,
     }
+}
+
+/// True when the checksums of RocksDB do not match. Such a state is replaced as a missing one is. A state that cannot be read
+/// for another reason, or does not name its member, needs a person.
+fn is_rot(why: &str) -> bool {
+    why.contains("Corruption:")
 }
 
 /// A log may be missing only until a start has opened it.

@@ -14,12 +14,16 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::master::store::{Store, TableDigest};
 use crate::runtime::{now_ns, random_id};
 
+use super::admission;
+use super::compaction;
 use super::disk_parts::{self, DiskVerdict, Part};
-use super::identity::{Identity, MetaDir};
+use super::disk_space::{DiskLimits, DiskSpace};
+use super::identity::{Identity, MetaDir, Stage};
 use super::inspection::inspect;
 use super::membership;
 use super::node::Running;
 use super::peers::Peers;
+use super::snapshot::Transfers;
 use super::state_machine::StateMachine;
 use super::types::Membership;
 use super::wal::{self, LogStamp, LogStore, Recovered};
@@ -34,6 +38,7 @@ pub struct Handle(pub(crate) Arc<Inner>);
 pub(crate) struct Inner {
     pub(crate) config: MasterConfig,
     pub(crate) dir: MetaDir,
+    pub(crate) space: Arc<DiskSpace>,
     pub(crate) nonce: [u8; 16],
     pub(crate) resolver: Arc<Resolver>,
     identity: RwLock<Option<Identity>>,
@@ -92,15 +97,20 @@ impl Handle {
             (DiskVerdict::Usable, Part::Present(identity)) => Some(identity),
             (DiskVerdict::Usable | DiskVerdict::Empty, _) => None,
         };
+        // Once the disk was judged: nothing of one that is refused changes, its ballast included.
+        let limits = DiskLimits { reserve: config.disk_reserve_bytes, ballast: config.ballast_bytes };
+        let space = DiskSpace::open(&config.meta_dir, limits);
+        space.watch()?;
         if let Some(identity) = &mut identity {
             // Counted before anything of the disk is used, so that no two starts of it look alike; but only after it was
             // judged, or an old IDENTITY would count itself up to the boot that its log knows.
             identity.boot = identity.boot.checked_add(1).ok_or_else(|| dir.refuse("its boot counter is exhausted"))?;
-            dir.store(identity)?;
+            space.at_start(|| dir.store(identity))?;
         }
         Ok(Handle(Arc::new(Inner {
             config,
             dir,
+            space,
             nonce: random_id(),
             resolver: Arc::default(),
             identity: RwLock::new(identity),
@@ -113,13 +123,17 @@ impl Handle {
         })))
     }
 
+    pub(super) fn config(&self) -> &MasterConfig {
+        &self.0.config
+    }
+
     pub(crate) fn identity(&self) -> Option<Identity> {
         read(&self.0.identity)
     }
 
     /// Stores a new stage of life, then shows it.
     pub(crate) fn set_identity(&self, identity: Identity) -> Result<()> {
-        self.0.dir.store(&identity)?;
+        self.0.space.at_start(|| self.0.dir.store(&identity))?;
         write(&self.0.identity, Some(identity));
         Ok(())
     }
@@ -181,14 +195,22 @@ impl Handle {
             Error::new(ErrorKind::Corrupted, format!("namespace.meta-dir {}: {error}", self.0.dir.path().display()))
         };
         let peers = Arc::new(Peers::default());
-        let (dir, owner) = (&self.0.dir, identity.owner());
-        let recovered = self.0.recovered.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let recovered = recovered.map_or_else(|| wal::recover(&dir.wal()), Ok).map_err(at)?;
-        let log = LogStore::start(&dir.wal(), recovered, LogStamp { owner, boot: identity.boot }).map_err(at)?;
+        let (dir, owner, space) = (&self.0.dir, identity.owner(), &self.0.space);
+        let log = space.at_start(|| {
+            // A second attempt reads the log anew: the first one may have written to it.
+            let recovered = self.0.recovered.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let recovered = recovered.map_or_else(|| wal::recover(&dir.wal()), Ok).map_err(at)?;
+            let stamp = LogStamp { owner, boot: identity.boot };
+            LogStore::start(&dir.wal(), recovered, stamp, space.clone()).map_err(at)
+        })?;
         // From here on a log that does not know this start is an older copy.
         self.change_identity(|identity| identity.log_boot = identity.boot)?;
-        let machine =
-            StateMachine::open(&dir.state(), &dir.snapshots(), peers.clone(), owner, log.flushed()).map_err(at)?;
+        let (state, snapshots) = (dir.state(), dir.snapshots());
+        let options = compaction::store_options(&self.0.config, space.usage());
+        let machine = space.at_start(|| {
+            let (flushed, options) = (log.flushed(), options.clone());
+            StateMachine::open(&state, &snapshots, peers.clone(), owner, flushed, space.clone(), options).map_err(at)
+        })?;
         log.guard_applied(machine.applied());
         let me = Me {
             cluster: identity.cluster_bytes(),
@@ -207,9 +229,18 @@ impl Handle {
             confirmations: Default::default(),
             refusals: Default::default(),
             refused: Default::default(),
+            integrity: machine.integrity(),
+            transfers: Arc::new(Transfers::new(self.0.config.snapshot_send_bytes_per_second)),
             reads: Default::default(),
+            disks: Default::default(),
         });
-        machine.replay(&log).map_err(at)?;
+        match space.at_start(|| machine.replay(&log).map_err(at)) {
+            // A member may be repaired by the others, before its Raft runs.
+            Err(error) if identity.stage == Stage::Member && machine.integrity().damage().is_some() => {
+                tracing::error!(%error, "the state is damaged");
+            }
+            replayed => replayed?,
+        }
         let opened = Arc::new(Opened { log, machine, net });
         write(&self.0.opened, Some(opened.clone()));
         Ok(opened)
@@ -227,11 +258,20 @@ impl Handle {
     /// Replicates a command and returns what applying it returned.
     ///
     /// *Errors*: `NotLeader`, `Unavailable` (nothing was done), `OutcomeUnknown` (ask again with the same OpId),
-    /// `ResourceExhausted` (too much in flight).
+    /// `ResourceExhausted` (too much in flight), `NoSpace` (no quorum of the masters has room on its disk),
+    /// `Corrupted` (the state of a sole master is damaged).
     ///
     /// *Durability*: on `Ok` the command is on the disks of a quorum.
     pub async fn propose(&self, command: Command) -> Result<Outcome> {
-        self.must_run()?.propose(command).await
+        let running = self.must_run()?;
+        if let Some(refusal) = self.refusal_while_damaged(&running) {
+            return Err(refusal);
+        }
+        let grows = command.command.as_ref().is_some_and(admission::grows);
+        if let Some(refusal) = grows.then(|| self.refusal_of_growth()).flatten() {
+            return self.refuse(&running, &command, refusal).await;
+        }
+        running.propose(command).await
     }
 
     /// The store, at least as new as every write acknowledged before this call.
@@ -295,6 +335,12 @@ impl Handle {
         let running = self.running().ok_or_else(|| self.phase())?;
         if let Some(reason) = running.net.refusals.reason() {
             return Err(format!("a peer refuses this disk: {reason}"));
+        }
+        // A sole voter has to go on answering reads of what is intact.
+        if let Some(damage) = running.net.integrity.damage()
+            && running.look(|m| m.membership_config.voter_ids().count()) > 1
+        {
+            return Err(format!("damaged: {damage}"));
         }
         let me = running.net.me.id;
         let applied = *running.applied_index().borrow();
@@ -372,6 +418,7 @@ impl Handle {
             disk_free_bytes: free,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             boot: self.identity().map_or(0, |identity| identity.boot),
+            disk_full: self.0.space.usage().full,
             ..MemberStatus::default()
         };
         let mut status = StatusResponse {

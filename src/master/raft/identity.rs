@@ -12,9 +12,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::runtime::{random_id, sync_dir, write_durably};
+use crate::runtime::{random_id, sync_dir};
 
 use super::disk_parts::Part;
+use super::record_file;
 
 const FILE: &str = "IDENTITY";
 /// Format 1 did not say whether the log had been opened.
@@ -124,12 +125,12 @@ impl Identity {
         *self.cluster.as_bytes()
     }
 
-    pub(crate) fn incarnation_bytes(&self) -> [u8; 16] {
-        *self.incarnation.as_bytes()
-    }
-
     pub(crate) fn owner(&self) -> Owner {
         Owner { cluster: self.cluster_bytes(), member_id: self.member_id, incarnation: self.incarnation_bytes() }
+    }
+
+    pub(crate) fn incarnation_bytes(&self) -> [u8; 16] {
+        *self.incarnation.as_bytes()
     }
 }
 
@@ -188,11 +189,7 @@ impl MetaDir {
     /// *Errors*: what the file system says. A file that does not hold an identity is a [`Part::Damaged`].
     pub(crate) fn load(&self) -> Result<Part<Identity>> {
         let file = self.path.join(FILE);
-        match fs::read(&file) {
-            Ok(text) => Ok(parse(&text).map_or_else(Part::Damaged, Part::Present)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Part::Missing),
-            Err(error) => Err(Error::from(error).context(file.display())),
-        }
+        record_file::read(&file, FORMAT).map_err(|error| Error::from(error).context(file.display()))
     }
 
     /// The error for a directory that must not be used.
@@ -211,10 +208,8 @@ impl MetaDir {
     ///
     /// *Durability*: on disk on return.
     pub(crate) fn store(&self, identity: &Identity) -> Result<()> {
-        let line = serde_json::to_string(identity).map_err(|error| Error::internal(error.to_string()))?;
-        let content = format!("{line}\n{:08x}\n", crc32c::crc32c(line.as_bytes()));
-        write_durably(&self.path.join(FILE), content.as_bytes())
-            .map_err(|error| Error::from(error).context(self.path.join(FILE).display()))
+        let file = self.path.join(FILE);
+        record_file::write(&file, identity).map_err(|error| Error::from(error).context(file.display()))
     }
 
     /// Moves everything of a retired disk into a sub-directory of its own, the identity last, so that a crash in
@@ -250,26 +245,6 @@ fn tree_bytes(dir: &Path, depth: u32) -> u64 {
     sizes.sum()
 }
 
-#[derive(Deserialize)]
-struct FormatStamp {
-    format: u32,
-}
-
-fn parse(text: &[u8]) -> Result<Identity, String> {
-    let text = std::str::from_utf8(text).map_err(|_| "it is not text".to_owned())?;
-    let mut lines = text.lines();
-    let (Some(line), Some(sum)) = (lines.next(), lines.next()) else { return Err("it is cut short".to_owned()) };
-    if u32::from_str_radix(sum, 16) != Ok(crc32c::crc32c(line.as_bytes())) {
-        return Err("its checksum does not match".to_owned());
-    }
-    // The number first: a line of another format need not have the fields of this one.
-    let stamp: FormatStamp = serde_json::from_str(line).map_err(|error| error.to_string())?;
-    if stamp.format != FORMAT {
-        return Err(format!("its format is {}, this release reads {FORMAT}", stamp.format));
-    }
-    serde_json::from_str(line).map_err(|error| error.to_string())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -288,22 +263,6 @@ mod tests {
         let identity = member(&dir);
         assert!(matches!(dir.load().expect("load"), Part::Present(found) if found == identity));
         assert_eq!(MetaDir::open(temp.path()).expect_err("locked").kind, ErrorKind::Busy);
-    }
-
-    #[test]
-    fn a_cut_or_changed_identity_is_damaged() {
-        let temp = tempfile::tempdir().expect("tempdir");
-        let dir = MetaDir::open(temp.path()).expect("open");
-        member(&dir);
-        let good = fs::read(temp.path().join(FILE)).expect("read");
-        for length in 0..good.len() - 1 {
-            fs::write(temp.path().join(FILE), &good[..length]).expect("write");
-            assert!(matches!(dir.load().expect("read"), Part::Damaged(_)), "cut to {length}");
-        }
-        let mut changed = good.clone();
-        changed[30] ^= 1;
-        fs::write(temp.path().join(FILE), &changed).expect("write");
-        assert!(matches!(dir.load().expect("read"), Part::Damaged(_)));
     }
 
     #[test]

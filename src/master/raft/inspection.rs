@@ -3,13 +3,13 @@
 use std::io;
 
 use crate::error::{Error, Result};
-use crate::master::store::{Store, StoreOptions};
+use crate::master::store::Store;
 
+use super::apply::read_applied;
 use super::current;
 use super::disk_parts::{DiskParts, LogPart, Part, SnapshotPart, StatePart};
 use super::identity::{Identity, MetaDir, Owner, Stage};
 use super::snapshot;
-use super::state_machine::read_applied;
 use super::types::LogId;
 use super::wal::{self, Recovered};
 
@@ -76,12 +76,11 @@ fn inspect_state(dir: &MetaDir) -> io::Result<Part<StatePart>> {
     if !Store::is_begun(&path) {
         return Ok(Part::Missing);
     }
-    let found =
-        Store::open_read_only(&path, &StoreOptions::default()).map_err(|error| error.to_string()).and_then(|store| {
-            let owner = store.owner().map_err(|error| error.to_string())?;
-            let (applied, _) = read_applied(&store).map_err(|error| error.to_string())?;
-            Ok((owner, applied))
-        });
+    let found = Store::open_read_only(&path).map_err(|error| error.to_string()).and_then(|store| {
+        let owner = store.owner().map_err(|error| error.to_string())?;
+        let (applied, _) = read_applied(&store).map_err(|error| error.to_string())?;
+        Ok((owner, applied))
+    });
     Ok(match found {
         Err(why) => Part::Damaged(why),
         Ok((None, None)) => Part::Missing,

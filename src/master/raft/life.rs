@@ -12,12 +12,16 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::master::state::query;
 use crate::runtime::{Shutdown, die, failpoint_io};
 
+use super::admission;
 use super::announce::Welcome;
+use super::compaction;
+use super::disk_space::is_out_of_space;
 use super::handle::Handle;
 use super::identity::{Identity, Stage};
 use super::membership;
 use super::node::Running;
 use super::slow_disk;
+use super::snapshot;
 use super::types::Node;
 use super::wall_clock;
 
@@ -27,6 +31,10 @@ pub(super) const BEAT: Duration = Duration::from_millis(200);
 pub(super) const PROBE: Duration = Duration::from_secs(3);
 /// Bytes of log after which the state is flushed: a start after a crash replays no more than about this much.
 const REPLAY_BYTES_MAX: u64 = 8 << 20;
+/// Age after which what an interrupted transfer has left is deleted.
+const ABANDONED_TRANSFER: Duration = Duration::from_secs(3600);
+/// Longest wait for the log to be closed.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Handle {
     /// Lives until `stop`, or until the disk must not be used.
@@ -199,6 +207,7 @@ impl Handle {
         }
         self.set_phase("recovering: opening the log and the state");
         let opened = self.open_stores(identity)?;
+        self.repair_before_start(&opened).await?;
         let membership = opened.voters_in_log()?;
         let applied = *opened.machine.applied().borrow();
         let last = opened.log.last_log_id().map_or(0, |id| id.index).max(applied);
@@ -225,6 +234,9 @@ impl Handle {
             () = running.keep_history() => false,
             () = self.keep_snapshots(&running) => false,
             () = keep_flushed(&running) => false,
+            () = compaction::compact_when_low(&running, &self.0.space) => false,
+            () = self.keep_sound(&running) => false,
+            () = self.keep_scrubbing(&running) => false,
             () = wall_clock::keep_clock(&running) => false,
             () = slow_disk::hand_over_when_slow(&running) => false,
             ended = self.keep_announcing(&identity, &running) => ended.map(|()| true)?,
@@ -267,6 +279,7 @@ impl Handle {
     async fn tend(&self, running: &Arc<Running>) {
         loop {
             tokio::time::sleep(BEAT).await;
+            admission::hand_over_if_full(running, self.0.space.usage().full).await;
             if running.leading().is_some()
                 && let Err(error) = membership::reconcile(running).await
             {
@@ -280,13 +293,28 @@ impl Handle {
         let jitter = Duration::from_millis(u64::from(self.0.nonce[0]) * 4);
         loop {
             tokio::time::sleep(Duration::from_secs(1) + jitter).await;
+            if let Ok(_receiving) = running.net.transfers.receiving.try_lock()
+                && let Err(error) = snapshot::expire_transfers(&running.snapshots, ABANDONED_TRANSFER)
+            {
+                tracing::warn!(%error, "an abandoned transfer is not deleted");
+            }
+            let config = &self.0.config;
+            // While a snapshot is being sent the log behind it stays anyway: a newer one would only be sent from its
+            // beginning if the transfer is interrupted.
+            let due = match running.net.transfers.lowest_index() {
+                Some(_) => config.snapshot_log_bytes.max(config.keep_log_for_learners_bytes / 2),
+                None => config.snapshot_log_bytes,
+            };
             let snapshot = running.machine.snapshot_id().map_or(0, |id| id.index);
-            if running.log.bytes_after(snapshot) < self.0.config.snapshot_log_bytes {
+            if running.log.bytes_after(snapshot) < due || running.net.integrity.damage().is_some() {
                 continue;
             }
-            match running.snapshot(Some(self.0.config.keep_log_bytes)).await {
+            match running.snapshot(Some(config.keep_log_bytes)).await {
                 Ok((index, purged)) => tracing::info!(index, purged, "snapshot built"),
-                Err(error) => tracing::warn!(%error, "snapshot not built"),
+                Err(error) => {
+                    tracing::warn!(%error, "snapshot not built");
+                    tokio::time::sleep(compaction::RETRY_DELAY).await;
+                }
             }
         }
     }
@@ -294,6 +322,7 @@ impl Handle {
     async fn retire(&self, identity: Identity) -> Result<()> {
         tracing::warn!(member = identity.member_id, "this disk was replaced: it is set aside");
         if let Some(running) = self.running() {
+            running.machine.close();
             // A raft that is already down is what is wanted.
             let _ = running.raft.shutdown().await;
         }
@@ -303,16 +332,24 @@ impl Handle {
     /// Hands leadership over, stops, and makes the log durable.
     async fn leave(&self) {
         let Some(running) = self.running() else { return };
+        running.machine.close();
         if running.leading().is_some() && running.look(|m| m.membership_config.voter_ids().count()) > 1 {
             match running.transfer_leader(0).await {
                 Ok(id) => tracing::info!(leader = id, "leadership handed over"),
                 Err(error) => tracing::warn!(%error, "leadership not handed over"),
             }
         }
-        if let Err(error) = running.raft.shutdown().await {
-            tracing::warn!(%error, "raft did not stop cleanly");
+        // With a disk that hangs or has no room for the log, neither of them ends. What is acknowledged is durable anyway.
+        let stopped = async {
+            if let Err(error) = running.raft.shutdown().await {
+                tracing::warn!(%error, "raft did not stop cleanly");
+            }
+            running.log.close().await;
+        };
+        if tokio::time::timeout(LEAVE_TIMEOUT, stopped).await.is_err() {
+            tracing::warn!("the log is not closed in time; the next start reads what is durable");
+            return;
         }
-        running.log.close().await;
         let store = running.machine.store();
         match tokio::task::spawn_blocking(move || store.flush()).await {
             Ok(Ok(())) => {}
@@ -327,14 +364,23 @@ async fn keep_flushed(running: &Running) {
     let mut flushed = *running.applied_index().borrow();
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        if running.log.bytes_after(flushed) < REPLAY_BYTES_MAX {
+        let bytes = running.log.bytes_after(flushed);
+        // A flush that finds no room stops all writes to the state until it does: the log holds the same meanwhile.
+        if bytes < REPLAY_BYTES_MAX || running.machine.check_room_for_snapshot(bytes).is_err() {
             continue;
         }
         let applied = *running.applied_index().borrow();
         let store = running.machine.store();
-        let result = tokio::task::spawn_blocking(move || store.flush()).await;
-        if let Ok(Err(error)) = result {
-            die(&format!("the state cannot be flushed: {error}"));
+        let flushing = store.clone();
+        match tokio::task::spawn_blocking(move || flushing.flush()).await {
+            Ok(Err(error)) if is_out_of_space(&error) => {
+                tracing::warn!(%error, "the state is flushed later");
+                continue;
+            }
+            // A damaged state is replaced, not given up.
+            Ok(Err(error)) if store.damage().is_some() => running.net.integrity.report(error.to_string()),
+            Ok(Err(error)) => die(&format!("the state cannot be flushed: {error}")),
+            Ok(Ok(())) | Err(_) => {}
         }
         flushed = applied;
     }

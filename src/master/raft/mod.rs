@@ -1,13 +1,20 @@
 //! Raft: the only place that names openraft. Identity and membership, the log, snapshots, the wire between masters.
 
+mod admission;
 mod announce;
+mod apply;
+mod ballast;
+mod compaction;
 mod confirm;
 mod current;
 mod disk_parts;
+mod disk_space;
 mod founding;
 mod handle;
 mod identity;
 mod inspection;
+mod install;
+mod integrity;
 mod life;
 mod membership;
 mod network;
@@ -18,6 +25,8 @@ mod progress;
 mod quorum;
 mod read_gate;
 mod reconcile;
+mod record_file;
+mod repair;
 mod server;
 mod slow_disk;
 mod snapshot;
@@ -25,11 +34,13 @@ mod state_machine;
 mod status;
 #[cfg(test)]
 mod suite_test;
+mod transfer;
 mod types;
 mod wal;
 mod wall_clock;
 mod wire;
 mod witness;
 
+pub(crate) use admission::grows;
 pub use handle::Handle;
 pub(crate) use server::RaftService;

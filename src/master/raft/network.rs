@@ -15,13 +15,15 @@ use openraft::raft::{
     TransferLeaderError, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::{AnyError, OptionalSend};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
-use super::snapshot::{self, SnapshotData};
+use super::snapshot::SnapshotData;
+use super::transfer;
 use super::types::{self, LogId, Node, TypeConfig, Vote};
 use super::wire::Net;
+
+/// Least time between two log lines about one target's snapshot.
+const WARNING_INTERVAL: Duration = Duration::from_secs(5);
 
 type SnapshotOf =
     openraft::storage::Snapshot<openraft::impls::leader_id_adv::LeaderId<u64, u64>, u64, Node, SnapshotData>;
@@ -37,7 +39,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
         if self.0.book.get(target).is_none() {
             self.0.book.set(target, node);
         }
-        PeerClient { net: self.0.clone(), target, client: None }
+        PeerClient { net: self.0.clone(), target, client: None, warned: None }
     }
 }
 
@@ -47,6 +49,8 @@ pub(crate) struct PeerClient {
     net: Arc<Net>,
     target: u64,
     client: Option<(String, RaftClient<Channel>)>,
+    /// When a failed snapshot was last logged: openraft retries several times a second.
+    warned: Option<Instant>,
 }
 
 fn unreachable(message: impl std::fmt::Display) -> RPCError<TypeConfig> {
@@ -282,36 +286,21 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let mut client = self.client().await?;
-        let (out, chunks) = mpsc::channel(4);
-        let start = wire::SnapshotStart {
-            header: Some(self.net.me.header(self.target)),
-            vote: Some(types::vote_to_wire(&vote)),
-            last_log_id: snapshot.meta.last_log_id.as_ref().map(types::log_id_to_wire),
-            membership: Some(types::stored_membership_to_wire(&snapshot.meta.last_membership)),
-            format: snapshot::FORMAT,
-            owner: bytes::Bytes::new(),
-        };
-        let sender = tokio::task::spawn_blocking(move || {
-            let start = wire::SnapshotChunk { chunk: Some(wire::snapshot_chunk::Chunk::Start(start)) };
-            out.blocking_send(start).map_err(|_| std::io::Error::other("the receiver is gone"))?;
-            snapshot::send_files(snapshot.snapshot.path(), &out)
-        });
-        let answer = tokio::select! {
+        let pushed = tokio::select! {
             closed = cancel => return Err(closed.into()),
-            answer = client.install_snapshot(ReceiverStream::new(chunks)) => answer,
+            pushed = transfer::push(&self.net, self.target, &mut client, vote, snapshot.snapshot) => pushed,
         };
-        let answer = match answer {
-            Ok(answer) => answer.into_inner(),
-            Err(status) => {
-                if let Ok(Err(error)) = sender.await {
-                    tracing::warn!(target_id = self.target, %error, "snapshot not sent");
+        match pushed {
+            Ok(vote) => Ok(SnapshotResponse::new(vote)),
+            Err(error) => {
+                if self.warned.is_none_or(|at| at.elapsed() > WARNING_INTERVAL) {
+                    tracing::warn!(target_id = self.target, %error, "snapshot not sent; it is tried again");
+                    self.warned = Some(Instant::now());
                 }
-                return Err(self.failed(&status).into());
+                self.client = None;
+                Err(unreachable(error).into())
             }
-        };
-        self.believe(answer.header.as_ref())?;
-        let vote = answer.vote.as_ref().ok_or_else(|| unreachable("a snapshot response without a vote"))?;
-        Ok(SnapshotResponse::new(types::vote_from_wire(vote)))
+        }
     }
 
     async fn transfer_leader(

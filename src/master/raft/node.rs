@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,6 +23,7 @@ use crate::master::state::query;
 use crate::runtime::{Fail, failpoint};
 use crate::types::COMMAND_BYTES_MAX;
 
+use super::disk_space::is_out_of_space;
 use super::network::Network;
 use super::progress::LogHistory;
 use super::read_gate::ReadGate;
@@ -34,8 +36,14 @@ use super::witness::Witness;
 
 pub(crate) type RaftCore = openraft::Raft<TypeConfig, StateMachine>;
 
+/// How often, and how many times, a wait for an entry looks whether it is in vain: ten seconds in all.
+const APPLY_POLL_INTERVAL: Duration = Duration::from_millis(250);
+const APPLY_POLLS: u32 = 40;
 /// Entries that replication sends at once; the log reader bounds their bytes.
 const PAYLOAD_ENTRIES_MAX: u64 = 2048;
+
+/// Silence after which the log is no longer kept for a member that lags.
+const LAGGARD_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Everything of a running member.
 pub(crate) struct Running {
@@ -44,10 +52,9 @@ pub(crate) struct Running {
     pub(crate) log: LogStore,
     pub(crate) net: Arc<Net>,
     pub(crate) snapshots: PathBuf,
-    /// Held while a snapshot is being received.
-    pub(crate) receiving: tokio::sync::Mutex<()>,
     pub(super) lease: Duration,
     pub(super) history: LogHistory,
+    keep_log_for_learners: u64,
     inflight: Semaphore,
     inflight_bytes: u64,
     /// Reads of this member.
@@ -111,7 +118,7 @@ impl Running {
             log,
             net,
             snapshots,
-            receiving: tokio::sync::Mutex::new(()),
+            keep_log_for_learners: config.keep_log_for_learners_bytes,
             lease: config.election_max,
             history: LogHistory::default(),
             inflight: Semaphore::new(usize::try_from(config.inflight_bytes).unwrap_or(Semaphore::MAX_PERMITS)),
@@ -284,11 +291,18 @@ impl Running {
         if *applied.borrow_and_update() >= index {
             return Ok(());
         }
-        match tokio::time::timeout(Duration::from_secs(10), applied.wait_for(|now| *now >= index)).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(_)) => Err(Error::unavailable("the state machine has stopped")),
-            Err(_) => Err(Error::unavailable(format!("entry {index} is not applied here yet"))),
+        for _ in 0..APPLY_POLLS {
+            match tokio::time::timeout(APPLY_POLL_INTERVAL, applied.wait_for(|now| *now >= index)).await {
+                Ok(Ok(_)) => return Ok(()),
+                Ok(Err(_)) => return Err(Error::unavailable("the state machine has stopped")),
+                // Another master may answer at once, while this one waits for as long as its disk is full.
+                Err(_) if self.machine.is_waiting_for_room() => {
+                    return Err(Error::unavailable("this master waits for room on its disk"));
+                }
+                Err(_) => {}
+            }
         }
+        Err(Error::unavailable(format!("entry {index} is not applied here yet")))
     }
 
     /// Builds a snapshot of everything applied by now; purges the log behind it if asked. Returns the index of the
@@ -296,12 +310,33 @@ impl Running {
     pub(crate) async fn snapshot(&self, purge_keeping: Option<u64>) -> Result<(u64, u64)> {
         let stopped =
             |error: openraft::errors::Fatal<TypeConfig>| Error::unavailable(format!("raft has stopped: {error}"));
+        if let Some(damage) = self.net.integrity.damage() {
+            return Err(Error::new(ErrorKind::Corrupted, format!("damaged data is not sealed: {damage}")));
+        }
         let applied = *self.machine.applied().borrow();
+        let mut given_up = self.machine.snapshots_given_up();
+        given_up.mark_unchanged();
         if self.machine.snapshot_id().is_none_or(|id| id.index < applied) {
+            let before = self.machine.snapshot_id().map_or(0, |id| id.index);
+            self.machine.check_room_for_snapshot(self.log.bytes_after(before))?;
+            let machine = self.machine.clone();
+            let sealed = tokio::task::spawn_blocking(move || machine.prepare_snapshot()).await;
+            sealed.map_err(|error| Error::internal(error.to_string()))?.map_err(|error| match error.kind() {
+                std::io::ErrorKind::InvalidData => Error::new(ErrorKind::Corrupted, error.to_string()),
+                _ if is_out_of_space(&error) => {
+                    Error::new(ErrorKind::NoSpace, format!("the snapshot found no room on the disk: {error}"))
+                }
+                _ => Error::from(error).context("the snapshot is not sealed"),
+            })?;
             self.raft.trigger().snapshot().await.map_err(stopped)?;
         }
         let wait = self.raft.wait(Some(Duration::from_secs(120)));
-        let built = wait.metrics(|m| m.snapshot.map_or(0, |id| id.index) >= applied, "snapshot is built").await;
+        let built = tokio::select! {
+            built = wait.metrics(|m| m.snapshot.map_or(0, |id| id.index) >= applied, "snapshot is built") => built,
+            Ok(()) = given_up.changed() => {
+                return Err(Error::new(ErrorKind::NoSpace, "the snapshot found no room on the disk"));
+            }
+        };
         let index = match built {
             Ok(metrics) => metrics.snapshot.map_or(0, |id| id.index),
             Err(error) => return Err(Error::new(ErrorKind::Timeout, format!("the snapshot is not built: {error}"))),
@@ -309,7 +344,9 @@ impl Running {
         if let Some(keep) = purge_keeping
             && let Some(point) = self.log.purge_point(keep)
         {
-            let upto = point.min(index);
+            // A disk with little room does not keep more for members that lag: they get the snapshot.
+            let for_learners = if self.machine.is_room_low() { keep } else { self.keep_log_for_learners };
+            let upto = self.purge_limit(point.min(index), for_learners);
             self.raft.trigger().purge_log(upto).await.map_err(stopped)?;
             let wait = self.raft.wait(Some(Duration::from_secs(5)));
             // Not being purged in time loses nothing: it happens with the next snapshot.
@@ -317,6 +354,23 @@ impl Running {
         }
         let purged = self.look(|m| m.purged.map_or(0, |id| id.index));
         Ok((index, purged))
+    }
+
+    /// Up to where the log may be purged, at most `upto`: what members lack that lag, or that receive a snapshot, stays
+    /// `keep` bytes of log.
+    fn purge_limit(&self, upto: u64, keep: u64) -> u64 {
+        let me = self.net.me.id;
+        let alive = |id: u64| self.net.peers.heard(id).is_some_and(|at| at.elapsed() < LAGGARD_TIMEOUT);
+        let lagging = self.look(|m| {
+            let known = m.replication.iter().flatten().filter(|(id, _)| **id != me && alive(**id));
+            known.filter_map(|(_, matched)| matched.map(|id| id.index)).min()
+        });
+        let needed = lagging.into_iter().chain(self.net.transfers.lowest_index()).min().unwrap_or(upto);
+        let bound = self.log.purge_point(keep).unwrap_or(0);
+        let limit = upto.min(needed.max(bound));
+        let held = self.log.bytes_after(limit).saturating_sub(self.log.bytes_after(upto));
+        self.net.transfers.held.store(held, Ordering::Relaxed);
+        limit
     }
 
     /// `Some(term)` while this member leads.
@@ -358,7 +412,7 @@ impl Running {
         self.machine.applied()
     }
 
-    /// Hands leadership to `target`, or to the voter with the most log. Returns the new leader.
+    /// Hands leadership to `target`, or to the voter with the most log of those heard lately. Returns the new leader.
     pub(crate) async fn transfer_leader(&self, target: u64) -> Result<u64> {
         if self.leading().is_none() {
             return Err(self.not_leader());
@@ -386,9 +440,10 @@ impl Running {
                 Error::invalid(format!("member {target} is no other voter: `jindoctl cluster status` lists them"))
             });
         }
+        let alive = |id: u64| self.net.peers.heard(id).is_some_and(|at| at.elapsed() < self.lease * 2);
         voters
             .into_iter()
-            .max_by_key(|id| matched.get(id).copied().flatten().map(|log_id| log_id.index))
+            .max_by_key(|id| (alive(*id), matched.get(id).copied().flatten().map(|log_id| log_id.index)))
             .ok_or_else(|| Error::new(ErrorKind::FailedPrecondition, "there is no other voter to hand leadership to"))
     }
 }

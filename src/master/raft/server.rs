@@ -7,15 +7,14 @@ use futures::stream::{self, BoxStream, StreamExt};
 use jindofs_proto::raft::v1 as wire;
 use jindofs_proto::raft::v1::raft_server::Raft;
 use openraft::raft::{AppendEntriesRequest, StreamAppendError, TransferLeaderRequest, VoteRequest};
-use openraft::storage::Snapshot;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 use crate::rpc::status::to_status;
 
 use super::handle::Handle;
 use super::node::Running;
-use super::snapshot::{self, Incoming};
+use super::transfer;
 use super::types::{self, TypeConfig};
 
 /// Serves one master's peers.
@@ -88,6 +87,8 @@ impl Feed {
 #[tonic::async_trait]
 impl Raft for RaftService {
     type AppendStream = BoxStream<'static, Result<wire::AppendResponse, Status>>;
+    type InstallSnapshotStream = transfer::AnswerStream;
+    type FetchSnapshotStream = transfer::ChunkStream;
 
     async fn append(
         &self,
@@ -134,51 +135,26 @@ impl Raft for RaftService {
     async fn install_snapshot(
         &self,
         request: Request<Streaming<wire::SnapshotChunk>>,
-    ) -> Result<Response<wire::SnapshotInstalled>, Status> {
-        use wire::snapshot_chunk::Chunk;
-        let mut stream = request.into_inner();
-        let Some(wire::SnapshotChunk { chunk: Some(Chunk::Start(start)) }) = stream.message().await? else {
+    ) -> Result<Response<Self::InstallSnapshotStream>, Status> {
+        let mut chunks = request.into_inner();
+        let Some(wire::SnapshotChunk { chunk: Some(wire::snapshot_chunk::Chunk::Start(start)) }) =
+            chunks.message().await?
+        else {
             return Err(malformed("the start of the snapshot"));
         };
         let running = self.running(start.header.as_ref())?;
-        if start.format != snapshot::FORMAT {
-            return Err(to_status(&Error::new(
-                ErrorKind::Unsupported,
-                format!("the snapshot has format {}, this release reads {}", start.format, snapshot::FORMAT),
-            )));
-        }
-        let vote = types::vote_from_wire(start.vote.as_ref().ok_or_else(|| malformed("vote"))?);
-        let meta = snapshot::meta_from_wire(&start).map_err(|error| to_status(&Error::invalid(error.to_string())))?;
-        // One at a time: a second sender waits for nothing, it tries again later.
-        let Ok(_receiving) = running.receiving.try_lock() else {
-            return Err(to_status(&Error::unavailable("another snapshot is being received")));
-        };
-        let io = |error: std::io::Error| to_status(&Error::from(error).context("receive snapshot"));
-        let mut incoming = Incoming::create(&running.snapshots).map_err(io)?;
-        let received = loop {
-            match stream.message().await?.and_then(|chunk| chunk.chunk) {
-                Some(Chunk::Data(chunk)) => {
-                    incoming = tokio::task::spawn_blocking(move || incoming.write(&chunk).map(|()| incoming))
-                        .await
-                        .map_err(stopped)?
-                        .map_err(io)?;
-                }
-                Some(Chunk::End(end)) => {
-                    break tokio::task::spawn_blocking(move || incoming.finish(&end))
-                        .await
-                        .map_err(stopped)?
-                        .map_err(io)?;
-                }
-                _ => return Err(malformed("the end of the snapshot")),
-            }
-        };
-        let snapshot = Snapshot { meta, snapshot: Arc::new(received) };
-        let answer = running.raft.install_full_snapshot(vote, snapshot).await.map_err(stopped)?;
-        let sender = start.header.as_ref().map_or(0, |header| header.sender_id);
-        Ok(Response::new(wire::SnapshotInstalled {
-            header: Some(running.net.me.header(sender)),
-            vote: Some(types::vote_to_wire(&answer.vote)),
-        }))
+        transfer::receive(running, start, chunks).map(Response::new).map_err(|error| to_status(&error))
+    }
+
+    async fn fetch_snapshot(
+        &self,
+        request: Request<wire::FetchSnapshotRequest>,
+    ) -> Result<Response<Self::FetchSnapshotStream>, Status> {
+        let request = request.into_inner();
+        let running = self.running(request.header.as_ref())?;
+        let receiver = request.header.as_ref().map_or(0, |header| header.sender_id);
+        let lent = transfer::lend(running, receiver, request.min_index).await;
+        lent.map(Response::new).map_err(|error| to_status(&error))
     }
 
     async fn transfer_leader(

@@ -3,78 +3,89 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
-use futures::{FutureExt, Stream, StreamExt};
+use futures::{Stream, StreamExt};
 use jindofs_proto::raft::v1 as wire;
-use jindofs_proto::store::v1::Command;
-use jindofs_proto::store::v1::command::Command as Kind;
 use openraft::storage::{EntryResponder, RaftStateMachine, Snapshot};
-use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
+use openraft::{OptionalSend, RaftSnapshotBuilder};
 use prost::Message;
 use tokio::sync::watch;
 
-use crate::master::state::{self, StoreError, Table, Txn, View, query};
+use crate::master::state::{StoreError, query};
 use crate::master::store::{Store, StoreOptions, TableDigest};
-use crate::runtime::{die, failpoint_io, sync_dir};
+use crate::runtime::die;
 
+use super::apply::{ChunkItem, Run, apply_entries, read_applied, ready_chunk};
+use super::compaction;
 use super::current::{self, Current};
 use super::disk_parts::Part;
+use super::disk_space::DiskSpace;
 use super::identity::Owner;
+use super::install::WithoutRoom;
+use super::integrity::Integrity;
 use super::peers::Peers;
-use super::snapshot::{self, SnapshotData, SnapshotDir};
-use super::types::{self, Applied, LogId, SnapshotMeta, StoredMembership, TypeConfig};
+use super::snapshot::{self, SnapshotData};
+use super::types::{self, Applied, Entry, LogId, SnapshotMeta, StoredMembership, TypeConfig};
 use super::wal::LogStore;
 
-/// Row of the last applied log id.
-const APPLIED: &[u8] = b"applied";
-/// Row of the last applied membership.
-const MEMBERSHIP: &[u8] = b"membership";
-/// Most entries applied in one transaction.
-const CHUNK_ENTRIES: usize = 512;
 /// Most entries applied without handing the thread over.
 const CHUNK_INLINE: usize = 64;
 /// Bytes of log replayed in one transaction.
 const REPLAY_BYTES: u64 = 256 << 10;
-/// Bytes of commands applied in one transaction; an entry that is larger has one of its own.
-const CHUNK_BYTES: usize = 4 << 20;
-
-/// An entry to apply, and where its outcome goes.
-type ChunkItem = Result<EntryResponder<TypeConfig>, io::Error>;
+/// Pause between two looks whether a damaged state has been replaced.
+const REPAIR_POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 type SnapshotOf = Snapshot<openraft::impls::leader_id_adv::LeaderId<u64, u64>, u64, types::Node, SnapshotData>;
 
 /// The state machine, and the handle others read it through.
 #[derive(Debug, Clone)]
-pub(crate) struct StateMachine(Arc<Shared>);
+pub(crate) struct StateMachine(pub(super) Arc<Shared>);
 
 #[derive(Debug)]
-struct Shared {
-    dir: PathBuf,
-    snapshots: PathBuf,
-    options: StoreOptions,
-    owner: Owner,
+pub(super) struct Shared {
+    pub(super) dir: PathBuf,
+    pub(super) snapshots: PathBuf,
+    pub(super) options: StoreOptions,
+    pub(super) owner: Owner,
     /// Index up to which the log is on this disk.
     flushed: watch::Receiver<u64>,
-    store: RwLock<(u64, Arc<Store>)>,
-    snapshot: Mutex<Option<(SnapshotMeta, SnapshotData)>>,
-    applied: watch::Sender<u64>,
+    /// The state, and the number of its directory.
+    pub(super) store: RwLock<(u64, Arc<Store>)>,
+    /// The snapshot sealed last.
+    pub(super) snapshot: Mutex<Option<SnapshotData>>,
+    /// Sealed, and not yet handed to openraft.
+    prepared: Mutex<Option<SnapshotData>>,
+    /// Held while entries are applied or the state is replaced. Taken before `store`.
+    pub(super) applying: Mutex<()>,
+    /// Held while a snapshot is built. Taken before `snapshot`.
+    pub(super) building: Mutex<()>,
+    pub(super) applied: watch::Sender<u64>,
+    pub(super) integrity: Arc<Integrity>,
+    closing: AtomicBool,
     peers: Arc<Peers>,
+    pub(super) space: Arc<DiskSpace>,
+    /// Snapshots that found no room.
+    pub(super) given_up: watch::Sender<u64>,
 }
 
-fn broken(error: StoreError) -> io::Error {
+pub(super) fn broken(error: StoreError) -> io::Error {
     io::Error::other(error.to_string())
 }
 
 impl StateMachine {
-    /// Opens the state of `owner` in `dir`, creating it if it is not there, and the newest snapshot in `snapshots`. A
-    /// state that is older than this snapshot is replaced by it. Entries are applied once `flushed` has reached them.
+    /// Opens the state of `owner` in `dir`, creating it if it is not there, and the newest snapshot in `snapshots`.
+    /// Entries are applied once `flushed` has reached them.
     pub(crate) fn open(
         dir: &Path,
         snapshots: &Path,
         peers: Arc<Peers>,
         owner: Owner,
         flushed: watch::Receiver<u64>,
+        space: Arc<DiskSpace>,
+        options: StoreOptions,
     ) -> io::Result<StateMachine> {
         fs::create_dir_all(dir)?;
         let current = match current::read(dir)? {
@@ -89,18 +100,24 @@ impl StateMachine {
         for item in fs::read_dir(dir)? {
             let path = item?.path();
             let is_current = path == dir.join(number.to_string());
-            // What a crash left of a store that was being made holds nothing: a new one must not begin among its files.
+            // Without RocksDB's own pointer what is left there is no database: a new one must not begin among its files.
             if path.is_dir() && !(is_current && Store::is_begun(&path)) {
                 fs::remove_dir_all(path)?;
             }
         }
-        let options = StoreOptions::default();
-        let store = Store::open(&dir.join(number.to_string()), &options).map_err(broken)?;
-        if store.owner().map_err(broken)?.is_none() {
-            store.set_owner(&owner.encode()).map_err(broken)?;
-        }
-        let snapshot = snapshot::newest(snapshots)?.map(|(meta, dir)| (meta, Arc::new(dir)));
-        let (applied, _) = read_applied(&store)?;
+        let (number, store) = open_or_begin_anew(dir, number, &options, owner)?;
+        let snapshot = snapshot::newest(snapshots)?.map(Arc::new);
+        let integrity = Arc::<Integrity>::default();
+        let opened = name_owner(&store, owner).and_then(|()| read_applied(&store));
+        let applied = match (opened, store.damage()) {
+            (Ok((applied, _)), _) => applied,
+            // Replaced before Raft starts.
+            (Err(_), Some(damage)) => {
+                integrity.report(damage);
+                None
+            }
+            (Err(error), None) => return Err(error),
+        };
         let shared = Shared {
             dir: dir.to_path_buf(),
             snapshots: snapshots.to_path_buf(),
@@ -109,26 +126,22 @@ impl StateMachine {
             flushed,
             store: RwLock::new((number, Arc::new(store))),
             snapshot: Mutex::new(snapshot),
+            prepared: Mutex::new(None),
+            applying: Mutex::new(()),
+            building: Mutex::new(()),
             applied: watch::Sender::new(applied.map_or(0, |id| id.index)),
+            integrity,
+            closing: AtomicBool::new(false),
             peers,
+            space,
+            given_up: watch::Sender::new(0),
         };
         let machine = StateMachine(Arc::new(shared));
-        machine.restore_own_snapshot()?;
-        machine.learn_members()?;
-        Ok(machine)
-    }
-
-    /// A state that was lost, or is older than this disk's own snapshot, begins again from it; the log does the rest.
-    fn restore_own_snapshot(&self) -> io::Result<()> {
-        let newest = self.0.snapshot.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let Some((meta, snapshot)) = newest else { return Ok(()) };
-        let (applied, _) = read_applied(&self.store())?;
-        if meta.last_log_id <= applied {
-            return Ok(());
+        if let Err(error) = machine.learn_members() {
+            let damage = machine.store().damage().map(str::to_owned);
+            machine.0.integrity.report(damage.ok_or(error)?);
         }
-        let upto = meta.last_log_id.map_or(0, |id| id.index);
-        tracing::warn!(upto, "the state is missing or stale: it is rebuilt from this disk's own snapshot and log");
-        self.install(&meta, &snapshot)
+        Ok(machine)
     }
 
     /// The store as it is now; a snapshot install replaces it.
@@ -151,10 +164,34 @@ impl StateMachine {
         Ok((applied, digest.tables))
     }
 
+    /// What is known of damage on this disk.
+    pub(crate) fn integrity(&self) -> Arc<Integrity> {
+        self.0.integrity.clone()
+    }
+
+    /// The newest sealed snapshot.
+    pub(crate) fn current_snapshot(&self) -> Option<SnapshotData> {
+        self.0.snapshot.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// The newest snapshot's log id.
     pub(crate) fn snapshot_id(&self) -> Option<LogId> {
-        let snapshot = self.0.snapshot.lock().unwrap_or_else(PoisonError::into_inner);
-        snapshot.as_ref().and_then(|(meta, _)| meta.last_log_id)
+        self.current_snapshot().and_then(|snapshot| snapshot.meta().last_log_id)
+    }
+
+    /// Seals a snapshot, for openraft to take it up when it asks for one. A failure is the caller's to retry; a failure
+    /// inside openraft would end the process.
+    pub(crate) fn prepare_snapshot(&self) -> io::Result<()> {
+        let sealed = self.build();
+        self.note_given_up(&sealed);
+        let sealed = sealed?;
+        *self.0.prepared.lock().unwrap_or_else(PoisonError::into_inner) = Some(sealed);
+        Ok(())
+    }
+
+    /// Ends the wait of entries for a damaged state to be replaced: Raft is about to stop.
+    pub(crate) fn close(&self) {
+        self.0.closing.store(true, Ordering::Release);
     }
 
     /// The membership as of the last applied entry.
@@ -164,18 +201,62 @@ impl StateMachine {
 
     /// Applies what the log knows to be committed, before Raft runs: what is not yet flushed was lost with the process, and
     /// peers that start need to be judged by member records that are as new as this disk allows.
+    ///
+    /// *Errors*: `InvalidData` when neither state nor snapshot reaches the beginning of the log. When the state or the
+    /// snapshot it has to be rebuilt from is damaged, that is reported to [`Integrity`] too.
     pub(crate) fn replay(&self, log: &LogStore) -> io::Result<()> {
+        let purged = log.purged().map_or(0, |id| id.index);
+        if let Err(error) = self.restore() {
+            if error.kind() != io::ErrorKind::InvalidData {
+                return Err(error);
+            }
+            if *self.0.applied.borrow() < purged {
+                self.0.integrity.report(error.to_string());
+                return Err(error);
+            }
+            // The log is whole behind the state: the snapshot is not needed.
+            tracing::error!(%error, "the state is not rebuilt from this disk's snapshot, but from its log");
+            self.quarantine_snapshot(&error)?;
+        }
         let committed = log.committed().map_or(0, |id| id.index);
+        let replayed = self.replay_to(log, committed, purged);
+        if let (Err(error), Some(_)) = (&replayed, self.store().damage()) {
+            self.0.integrity.report(error.to_string());
+        }
+        replayed?;
+        if purged > 0 && self.current_snapshot().is_none() {
+            // Raft must be able to send one to whoever lacks what was purged.
+            self.build()?;
+        }
+        Ok(())
+    }
+
+    fn replay_to(&self, log: &LogStore, committed: u64, purged: u64) -> io::Result<()> {
         loop {
-            let next = match read_applied(&self.store())?.0 {
+            let store = self.store();
+            let next = match read_applied(&store)?.0 {
                 Some(id) => id.index + 1,
                 None => 0,
             };
+            if next <= purged && purged > 0 {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!(
+                        "the state is lost or too old: it lacks entry {next}, the log begins behind {purged}, and no \
+                         snapshot of this disk covers what is between. Way out: move the directory aside and start with \
+                         an empty one; the cluster then admits this master as a new member"
+                    ),
+                ));
+            }
             let entries = log.read(next, committed + 1, REPLAY_BYTES)?;
             if next > committed || entries.is_empty() {
                 return Ok(());
             }
-            self.apply_chunk(entries.into_iter().map(|entry| Ok((entry, None))).collect())?;
+            let run = apply_entries(&store, &entries, Some(&self.0.space))?;
+            self.0.applied.send_replace(entries.last().map_or(next, |entry| entry.log_id.index));
+            if run.members_changed {
+                self.learn_members()?;
+            }
         }
     }
 
@@ -196,7 +277,13 @@ impl StateMachine {
             .map_err(|_| io::Error::other("the log writer has stopped"))
     }
 
-    fn learn_members(&self) -> io::Result<()> {
+    /// Sets the current snapshot aside: it is damaged, and not needed.
+    pub(super) fn quarantine_snapshot(&self, why: &dyn std::fmt::Display) -> io::Result<()> {
+        let current = self.0.snapshot.lock().unwrap_or_else(PoisonError::into_inner).take();
+        current.map_or(Ok(()), |snapshot| snapshot::quarantine(&self.0.snapshots, snapshot.path(), why))
+    }
+
+    pub(super) fn learn_members(&self) -> io::Result<()> {
         let store = self.store();
         let members = query::members(&store.view()).map_err(|error| io::Error::other(error.message))?;
         self.0.peers.learn(&members);
@@ -204,40 +291,17 @@ impl StateMachine {
     }
 
     fn apply_chunk(&self, chunk: Vec<ChunkItem>) -> io::Result<()> {
-        let store = self.store();
-        let mut txn = store.begin();
-        let mut answers = Vec::with_capacity(chunk.len());
-        let (mut last, mut members_changed) = (None, false);
+        let (mut entries, mut responders) = (Vec::with_capacity(chunk.len()), Vec::with_capacity(chunk.len()));
         for item in chunk {
             let (entry, responder) = item?;
-            let outcome = match entry.payload {
-                EntryPayload::Blank => None,
-                EntryPayload::Normal(command) => {
-                    let command = Command::decode(command.0).map_err(io::Error::other)?;
-                    members_changed |= changes_members(&command);
-                    Some(state::apply(&mut txn, entry.log_id.index, &command).map_err(broken)?)
-                }
-                EntryPayload::Membership(membership) => {
-                    if membership.get_joint_config().len() > 1 {
-                        failpoint_io("members.joint")?;
-                    }
-                    let stored = StoredMembership::new(Some(entry.log_id), membership);
-                    txn.put(Table::Meta, MEMBERSHIP, types::stored_membership_to_wire(&stored).encode_to_vec());
-                    None
-                }
-            };
-            last = Some(entry.log_id);
-            answers.push((responder, outcome));
+            entries.push(entry);
+            responders.push(responder);
         }
-        let Some(last) = last else { return Ok(()) };
-        txn.put(Table::Meta, APPLIED, types::log_id_to_wire(&last).encode_to_vec());
-        failpoint_io("state.commit")?;
-        store.commit(txn).map_err(broken)?;
-        self.0.applied.send_replace(last.index);
-        if members_changed {
+        let run = self.apply_or_wait(&entries)?;
+        if run.members_changed {
             self.learn_members()?;
         }
-        for (responder, outcome) in answers {
+        for (responder, outcome) in responders.into_iter().zip(run.outcomes) {
             if let Some(responder) = responder {
                 responder.send(Applied(outcome));
             }
@@ -245,139 +309,69 @@ impl StateMachine {
         Ok(())
     }
 
-    fn build(&self) -> io::Result<SnapshotOf> {
-        fs::create_dir_all(&self.0.snapshots)?;
-        let scratch = snapshot::scratch(&self.0.snapshots, "building");
-        self.store().checkpoint(&scratch).map_err(broken)?;
-        failpoint_io("snapshot.checkpoint")?;
-        // Entries went on being applied meanwhile: only the checkpoint itself knows what it holds.
-        let (last_log_id, last_membership) = {
-            let copy = Store::open_read_only(&scratch, &self.0.options).map_err(broken)?;
-            read_applied(&copy)?
-        };
-        let meta = SnapshotMeta { last_log_id, last_membership };
-        let dir = Arc::new(snapshot::seal(&scratch, &self.0.snapshots, &meta, &self.0.owner)?);
-        let mut current = self.0.snapshot.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, old)) = current.replace((meta.clone(), dir.clone()))
-            && old.path() != dir.path()
-        {
-            old.retire();
-        }
-        Ok(Snapshot { meta, snapshot: dir })
-    }
-
-    fn install(&self, meta: &SnapshotMeta, snapshot: &SnapshotDir) -> io::Result<()> {
-        let number = self.0.store.read().unwrap_or_else(PoisonError::into_inner).0 + 1;
-        let target = self.0.dir.join(number.to_string());
-        failpoint_io("install.begin")?;
-        if target.exists() {
-            // An earlier attempt failed behind this point.
-            fs::remove_dir_all(&target)?;
-        }
-        snapshot.place(&target)?;
-        sync_dir(&self.0.dir)?;
-        failpoint_io("install.renamed")?;
-        let store = Store::open(&target, &self.0.options).map_err(broken)?;
-        store.set_owner(&self.0.owner.encode()).map_err(broken)?;
-        let (applied, _) = read_applied(&store)?;
-        if applied != meta.last_log_id {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "a snapshot is not the state it claims to be"));
-        }
-        failpoint_io("install.opened")?;
-        current::write(&self.0.dir, &Current::installed(number, applied))?;
-        failpoint_io("install.pointed")?;
-        let (old_number, old) = {
-            let mut current = self.0.store.write().unwrap_or_else(PoisonError::into_inner);
-            std::mem::replace(&mut *current, (number, Arc::new(store)))
-        };
-        self.0.applied.send_replace(applied.map_or(0, |id| id.index));
-        self.learn_members()?;
-        self.build()?;
-        failpoint_io("install.done")?;
-        remove_when_unused(old, self.0.dir.join(old_number.to_string()));
-        Ok(())
-    }
-}
-
-/// Readers may still hold the old store: its files go once the last of them is done, or at the next start.
-fn remove_when_unused(store: Arc<Store>, dir: PathBuf) {
-    let spawned = std::thread::Builder::new().name("old-state".into()).spawn(move || {
-        let mut store = Some(store);
-        for _ in 0..600 {
-            match store.take().map(Arc::try_unwrap) {
-                Some(Err(shared)) => store = Some(shared),
-                Some(Ok(_)) | None => {
-                    if let Err(error) = fs::remove_dir_all(&dir) {
-                        tracing::warn!(path = %dir.display(), %error, "old state not deleted; the next start does it");
-                    }
-                    return;
+    /// Applies entries. If they meet damage, nothing of them is applied until the state is replaced: by the duty that
+    /// keeps it sound, which runs beside this. If they find no room on the disk, they wait for it.
+    fn apply_or_wait(&self, entries: &[Entry]) -> io::Result<Run> {
+        loop {
+            let (number, damaged, applied) = {
+                let _applying = self.0.applying.lock().unwrap_or_else(PoisonError::into_inner);
+                let (number, store) = self.0.store.read().unwrap_or_else(PoisonError::into_inner).clone();
+                let applied = apply_entries(&store, entries, Some(&self.0.space));
+                if let (Ok(_), Some(last)) = (&applied, entries.last()) {
+                    // Within the lock: a replacement of the state ends at this index.
+                    self.0.applied.send_replace(last.log_id.index);
                 }
+                (number, store.damage().map(str::to_owned), applied)
+            };
+            match (applied, damaged) {
+                (Err(error), Some(damage)) => {
+                    self.0.integrity.report(damage);
+                    blocking(|| self.wait_replaced(number)).then_some(()).ok_or(error)?;
+                }
+                (applied, _) => return applied,
             }
-            std::thread::sleep(std::time::Duration::from_millis(100));
         }
-    });
-    if let Err(error) = spawned {
-        tracing::warn!(%error, "old state not deleted; the next start does it");
     }
-}
 
-/// `first` and what is ready behind it, bounded in entries and bytes.
-fn ready_chunk<S: Stream<Item = ChunkItem> + Unpin>(first: ChunkItem, entries: &mut S) -> Vec<ChunkItem> {
-    let mut bytes = payload_bytes(&first);
-    let mut chunk = vec![first];
-    while chunk.len() < CHUNK_ENTRIES
-        && bytes < CHUNK_BYTES
-        && let Some(Some(item)) = entries.next().now_or_never()
-    {
-        bytes += payload_bytes(&item);
-        chunk.push(item);
-    }
-    chunk
-}
-
-fn payload_bytes(item: &ChunkItem) -> usize {
-    match item {
-        Ok((entry, _)) => match &entry.payload {
-            EntryPayload::Normal(command) => command.0.len(),
-            _ => 0,
-        },
-        Err(_) => 0,
-    }
-}
-
-fn changes_members(command: &Command) -> bool {
-    matches!(
-        command.command,
-        Some(
-            Kind::Found(_)
-                | Kind::AdmitMember(_)
-                | Kind::RecordBoot(_)
-                | Kind::RetireMember(_)
-                | Kind::ExpectMembers(_)
-                | Kind::RemoveMembers(_)
-                | Kind::PromoteMember(_)
-        )
-    )
-}
-
-pub(super) fn read_applied(store: &Store) -> io::Result<(Option<LogId>, StoredMembership)> {
-    let view = store.view();
-    let applied = match view.get(Table::Meta, APPLIED).map_err(broken)? {
-        Some(row) => Some(types::log_id_from_wire(&wire::LogId::decode(row).map_err(io::Error::other)?)),
-        None => None,
-    };
-    let membership = match view.get(Table::Meta, MEMBERSHIP).map_err(broken)? {
-        Some(row) => {
-            let stored = wire::StoredMembership::decode(row).map_err(io::Error::other)?;
-            types::stored_membership_from_wire(&stored).map_err(io::Error::other)?
+    /// Waits until the state is another one than that in directory `number`; false when this process ends.
+    fn wait_replaced(&self, number: u64) -> bool {
+        while self.0.store.read().unwrap_or_else(PoisonError::into_inner).0 == number {
+            if self.0.closing.load(Ordering::Acquire) {
+                return false;
+            }
+            std::thread::sleep(REPAIR_POLL_INTERVAL);
         }
-        None => StoredMembership::default(),
-    };
-    Ok((applied, membership))
+        true
+    }
+}
+
+/// Opens the state in directory `number`. One that RocksDB finds damaged is left, and an empty one begun in the next
+/// directory: the snapshot and the log of this disk fill it, or another member's snapshot does.
+fn open_or_begin_anew(dir: &Path, number: u64, options: &StoreOptions, owner: Owner) -> io::Result<(u64, Store)> {
+    let open = |number: u64| Store::open(&dir.join(number.to_string()), options).map_err(broken);
+    match open(number) {
+        // A disk that returns EIO is not to be written to: that ends the process.
+        Err(error) if error.to_string().contains("Corruption:") => {
+            tracing::error!(%error, "the state is damaged: it is begun anew");
+            let store = open(number + 1)?;
+            name_owner(&store, owner)?;
+            current::write(dir, &Current::begun(number + 1))?;
+            Ok((number + 1, store))
+        }
+        opened => Ok((number, opened?)),
+    }
+}
+
+/// Names `owner` in a state that was just begun.
+fn name_owner(store: &Store, owner: Owner) -> io::Result<()> {
+    match store.owner().map_err(broken)? {
+        Some(_) => Ok(()),
+        None => store.set_owner(&owner.encode()).map_err(broken),
+    }
 }
 
 /// Runs blocking work without holding up the other tasks of this thread, where the runtime allows it.
-fn blocking<T>(work: impl FnOnce() -> T) -> T {
+pub(super) fn blocking<T>(work: impl FnOnce() -> T) -> T {
     use tokio::runtime::{Handle, RuntimeFlavor};
     match Handle::try_current().map(|handle| handle.runtime_flavor()) {
         Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
@@ -394,10 +388,32 @@ impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
     type SnapshotData = SnapshotData;
 
     async fn build_snapshot(&mut self) -> Result<SnapshotOf, io::Error> {
-        let machine = self.clone();
-        let built = tokio::task::spawn_blocking(move || machine.build()).await.map_err(io::Error::other)?;
-        Ok(must(built, "the snapshot cannot be written"))
+        loop {
+            let prepared = self.0.prepared.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(prepared) = prepared {
+                return Ok(to_openraft(prepared));
+            }
+            let machine = self.clone();
+            let built = tokio::task::spawn_blocking(move || machine.build()).await.map_err(io::Error::other)?;
+            let is_full = self.note_given_up(&built);
+            // An error would end raft here. The snapshot before this one changes nothing for it.
+            match (built, self.current_snapshot()) {
+                (Err(error), Some(current)) => {
+                    tracing::warn!(%error, "no snapshot is built: the one before stays");
+                    return Ok(to_openraft(current));
+                }
+                (Err(error), None) if is_full => {
+                    tracing::warn!(%error, "the first snapshot found no room: it is tried again later");
+                    tokio::time::sleep(compaction::RETRY_DELAY).await;
+                }
+                (built, _) => return Ok(to_openraft(must(built, "the first snapshot cannot be written"))),
+            }
+        }
     }
+}
+
+fn to_openraft(snapshot: SnapshotData) -> SnapshotOf {
+    Snapshot { meta: snapshot.meta().clone(), snapshot }
 }
 
 impl RaftStateMachine<TypeConfig> for StateMachine {
@@ -424,6 +440,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 0..=CHUNK_INLINE => self.apply_chunk(chunk),
                 _ => blocking(|| self.apply_chunk(chunk)),
             };
+            if self.0.closing.load(Ordering::Acquire) {
+                // A damaged state was not replaced in time: the next start does it.
+                applied?;
+                continue;
+            }
             must(applied, "the state cannot be written");
         }
         Ok(())
@@ -433,13 +454,12 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         self.clone()
     }
 
-    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> Result<(), io::Error> {
-        must(blocking(|| self.install(meta, &snapshot)), "the snapshot cannot be installed");
+    async fn install_snapshot(&mut self, _meta: &SnapshotMeta, snapshot: SnapshotData) -> Result<(), io::Error> {
+        must(blocking(|| self.install(&snapshot, WithoutRoom::Wait)), "the snapshot cannot be installed");
         Ok(())
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<SnapshotOf>, io::Error> {
-        let current = self.0.snapshot.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(current.as_ref().map(|(meta, dir)| Snapshot { meta: meta.clone(), snapshot: dir.clone() }))
+        Ok(self.current_snapshot().map(to_openraft))
     }
 }

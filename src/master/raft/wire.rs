@@ -15,9 +15,12 @@ use crate::rpc::status::from_status;
 use crate::runtime::random_id;
 use crate::types::MESSAGE_BYTES_MAX;
 
+use super::admission::DiskReports;
 use super::announce::Refusals;
 use super::confirm::Confirmations;
+use super::integrity::Integrity;
 use super::peers::{Disbelief, Peers};
+use super::snapshot::Transfers;
 use super::types::Node;
 
 /// Longest host:port.
@@ -219,6 +222,11 @@ pub(crate) struct Net {
     pub(crate) refusals: Refusals,
     /// Messages of other masters that were refused since the start.
     pub(crate) refused: AtomicU64,
+    /// What is known of damage on this disk.
+    pub(crate) integrity: Arc<Integrity>,
+    pub(crate) transfers: Arc<Transfers>,
+    /// What members said of their disks.
+    pub(crate) disks: DiskReports,
     /// Connection that reads are confirmed on: a follower's to its leader, a leader's to its witness.
     pub(crate) reads: Mutex<Option<(u64, RaftClient<Channel>)>>,
 }

@@ -3,9 +3,9 @@
 use bytes::Bytes;
 use jindofs_proto::store::v1::intent_row::Intent;
 use jindofs_proto::store::v1::{
-    ClusterRow, CounterRow, InodeRow, IntentRow, Member, SessionRow, StatRow, WorkerRow, Write,
+    ClusterRow, CounterRow, InodeRow, IntentRow, Member, Outcome, SessionRow, StatRow, WorkerRow, Write,
 };
-use jindofs_proto::v1::{Attr, Entry, FileSource, FileType, JobInfo, Lock, MetaPolicy, Mount, Target};
+use jindofs_proto::v1::{Attr, Entry, FileSource, FileType, JobInfo, Lock, MetaPolicy, Mount, OpId, Target};
 
 use super::fault::{Fault, Step, refuse};
 use super::resolve::{self, Reach};
@@ -297,6 +297,11 @@ pub fn sessions(view: &dyn View) -> Result<Vec<([u8; 16], SessionRow)>, Error> {
 /// True if the client has a live session.
 pub fn session_exists(view: &dyn View, client_id: &[u8]) -> Result<bool, Error> {
     Ok(session::lives(view, client_id)?)
+}
+
+/// The outcome of a client's operation, if it was executed and is not forgotten.
+pub fn outcome(view: &dyn View, op: &OpId) -> Result<Option<Outcome>, Error> {
+    Ok(session::outcome(view, op)?)
 }
 
 /// The lock that is in the way of one that `client_id` asks for; none of its owner's own is.

@@ -132,6 +132,12 @@ pub(super) fn replace(txn: &mut dyn Txn, op: &OpId, outcome: &Outcome) -> Result
     Ok(())
 }
 
+/// The stored outcome of an operation, of a live session.
+pub(super) fn outcome(view: &dyn View, op: &OpId) -> Result<Option<Outcome>, StoreError> {
+    let row = rows::read::<SessionRow>(view, Table::Session, &op.client_id)?.filter(|row| row.ended_ns == 0);
+    row.map_or(Ok(None), |row| reply::find(view, &op.client_id, &row, op.seq))
+}
+
 /// True while a client's session lives.
 pub(super) fn lives(view: &dyn View, client_id: &[u8]) -> Result<bool, StoreError> {
     Ok(rows::read::<SessionRow>(view, Table::Session, client_id)?.is_some_and(|row| row.ended_ns == 0))

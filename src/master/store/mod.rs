@@ -11,9 +11,11 @@ mod hot;
 mod options;
 mod scan;
 mod txn;
+mod verify;
 mod view;
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{ColumnFamily, DB, FlushOptions};
@@ -33,6 +35,7 @@ pub struct Store {
     db: DB,
     dir: PathBuf,
     hot: hot::Hot,
+    damage: OnceLock<String>,
 }
 
 impl std::fmt::Debug for Store {
@@ -56,7 +59,7 @@ impl Store {
             options::known_tables(dir)?;
         }
         let db = options::open(dir, options).map_err(|error| fail("open", &error))?;
-        let store = Store { db, dir: dir.to_owned(), hot: hot::Hot::new() };
+        let store = Store { db, dir: dir.to_owned(), hot: hot::Hot::new(), damage: OnceLock::new() };
         store.check_format()?;
         Ok(store)
     }
@@ -67,14 +70,14 @@ impl Store {
         dir.join("CURRENT").exists() && options::has_all_tables(dir)
     }
 
-    /// Opens the store in `dir` to look at it; nothing in `dir` changes, and writing to it fails.
+    /// Opens the store in `dir` to look at it: nothing in the directory changes, and every commit fails.
     ///
-    /// *Errors*: there is no store, or it is damaged, or of another format.
-    pub fn open_read_only(dir: &Path, options: &StoreOptions) -> Result<Store, StoreError> {
+    /// *Errors*: there is no store, or it is damaged or of another format.
+    pub fn open_read_only(dir: &Path) -> Result<Store, StoreError> {
         options::known_tables(dir)?;
-        let db = options::open_read_only(dir, options)
+        let db = options::open_read_only(dir)
             .map_err(|error| StoreError(format!("open the state store {}: {error}", dir.display())))?;
-        let store = Store { db, dir: dir.to_owned(), hot: hot::Hot::new() };
+        let store = Store { db, dir: dir.to_owned(), hot: hot::Hot::new(), damage: OnceLock::new() };
         match store.get(Table::Meta, keys::FORMAT)? {
             Some(found) => store.compare_format(&found)?,
             // A crash came before the first flush.
@@ -149,12 +152,28 @@ impl Store {
 
     /// Writes the changes of `txn`, all or none.
     pub fn commit(&self, txn: StoreTxn<'_>) -> Result<(), StoreError> {
+        self.commit_by(txn, |attempt| attempt())
+    }
+
+    /// As [`Store::commit`]; `run` makes the attempt, and may repeat one that failed.
+    pub fn commit_by(
+        &self,
+        txn: StoreTxn<'_>,
+        run: impl FnOnce(&mut dyn FnMut() -> Result<(), StoreError>) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
         let batch = txn.batch()?;
         if batch.is_empty() {
             return Ok(());
         }
         self.hot.begin_commit();
-        self.db.write_opt(batch, &options::write()).map_err(|error| self.fail("write to", &error))?;
+        let mut first = Some(batch);
+        run(&mut || {
+            let batch = match first.take() {
+                Some(batch) => batch,
+                None => txn.batch()?,
+            };
+            self.db.write_opt(batch, &options::write()).map_err(|error| self.fail("write to", &error))
+        })?;
         txn.tell(&self.hot);
         self.hot.end_commit();
         Ok(())
@@ -188,6 +207,36 @@ impl Store {
     /// Checksums of all tables, over one view.
     pub fn digest(&self) -> Result<StoreDigest, StoreError> {
         digest::digest(self)
+    }
+
+    /// Reads every table file from disk, past the cache, and compares every block with its checksum.
+    ///
+    /// *Errors*: the first damage that is found, with the name of the file.
+    pub fn verify(&self) -> Result<(), StoreError> {
+        verify::verify(&self.db).map_err(|error| {
+            let message = format!("verify the state store {}: {error}", self.dir.display());
+            if verify::is_damage(&error) {
+                self.mark_damaged(error);
+            }
+            StoreError(message)
+        })
+    }
+
+    /// The first damage that a read, a write or [`Store::verify`] has met since the store was opened.
+    pub fn damage(&self) -> Option<&str> {
+        self.damage.get().map(String::as_str)
+    }
+
+    /// Notes damage that was found from outside. The first one counts: later errors are its consequences.
+    pub fn mark_damaged(&self, why: impl Into<String>) {
+        let _ = self.damage.set(why.into());
+    }
+
+    /// How often RocksDB's own work, such as a compaction, has failed since the store was opened. After damage it takes no
+    /// more writes.
+    pub fn background_errors(&self) -> u64 {
+        // An unknown property would be a fault of this build: the first test of rot would find it.
+        self.db.property_int_value(rocksdb::properties::BACKGROUND_ERRORS).ok().flatten().unwrap_or(0)
     }
 
     /// The directory.
@@ -224,7 +273,10 @@ impl Store {
             .ok_or_else(|| StoreError(format!("the state store {} has no table {}", self.dir.display(), table.name())))
     }
 
-    fn fail(&self, what: &str, error: &dyn std::fmt::Display) -> StoreError {
+    fn fail(&self, what: &str, error: &rocksdb::Error) -> StoreError {
+        if error.kind() == rocksdb::ErrorKind::Corruption {
+            self.mark_damaged(error.to_string());
+        }
         StoreError(format!("{what} the state store {}: {error}", self.dir.display()))
     }
 }

@@ -23,17 +23,34 @@ impl Default for StoreOptions {
     }
 }
 
+impl StoreOptions {
+    /// For a process that may use `memory` bytes, and a disk of `disk` bytes (0: not known). A flush needs as much room as
+    /// the buffer has bytes, so that a small disk gets a small one.
+    pub fn fitting(memory: u64, disk: u64) -> StoreOptions {
+        const MIB: u64 = 1 << 20;
+        let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+        let disk = if disk == 0 { u64::MAX } else { disk };
+        StoreOptions {
+            block_cache_bytes: bytes((memory / 8).clamp(64 * MIB, 4096 * MIB)),
+            write_buffer_bytes: bytes((memory / 32).min(disk / 32).clamp(8 * MIB, 64 * MIB)),
+        }
+    }
+}
+/// Bytes of blocks that a store keeps in memory which is only looked at.
+const READ_ONLY_CACHE_BYTES: usize = 4 << 20;
+
 /// Opens the database with every table.
 pub(super) fn open(dir: &Path, options: &StoreOptions) -> Result<DB, rocksdb::Error> {
     DB::open_cf_descriptors(&database(options), dir, families(options))
 }
 
-/// As [`open`], for reading only: no file in `dir` is written.
-pub(super) fn open_read_only(dir: &Path, options: &StoreOptions) -> Result<DB, rocksdb::Error> {
-    let mut database = database(options);
+/// Opens the database so that nothing in its directory changes. No write-ahead log is ever there.
+pub(super) fn open_read_only(dir: &Path) -> Result<DB, rocksdb::Error> {
+    let options = StoreOptions { block_cache_bytes: READ_ONLY_CACHE_BYTES, ..StoreOptions::default() };
+    let mut database = database(&options);
     database.create_if_missing(false);
     database.create_missing_column_families(false);
-    DB::open_cf_descriptors_read_only(&database, dir, families(options), false)
+    DB::open_cf_descriptors_read_only(&database, dir, families(&options), false)
 }
 
 fn families(options: &StoreOptions) -> impl Iterator<Item = ColumnFamilyDescriptor> {
@@ -58,6 +75,8 @@ fn database(options: &StoreOptions) -> Options {
     database.set_max_log_file_size(4 << 20);
     database.set_keep_log_file_num(4);
     database.set_max_manifest_file_size(16 << 20);
+    // The usual 4 MiB would be taken by each start, which may find no more than that.
+    database.set_manifest_preallocation_size(64 << 10);
     database
 }
 
@@ -119,4 +138,22 @@ pub(super) fn write() -> WriteOptions {
     let mut write = WriteOptions::default();
     write.disable_wal(true);
     write
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn caches_and_buffers_follow_the_memory_and_the_disk_within_bounds() {
+        let fitting = |memory: u64, disk: u64| {
+            let options = StoreOptions::fitting(memory << 20, disk << 20);
+            (options.block_cache_bytes >> 20, options.write_buffer_bytes >> 20)
+        };
+        assert_eq!(fitting(24_000, 200_000), (3000, 64));
+        assert_eq!(fitting(64_000, 0), (4096, 64));
+        assert_eq!(fitting(1024, 30_000), (128, 32));
+        assert_eq!(fitting(256, 30_000), (64, 8));
+        assert_eq!(fitting(24_000, 140), (3000, 8));
+    }
 }

@@ -160,6 +160,18 @@ fn a_state_ahead_of_the_log_is_accepted_only_right_after_an_install() {
 }
 
 #[test]
+fn a_rotten_state_counts_as_missing_and_one_that_cannot_be_read_for_another_reason_is_refused() {
+    let mut found = parts([Fault::Whole; 4]);
+    found.state = Part::Damaged("read from the state store: Corruption: block checksum mismatch".to_owned());
+    assert_eq!(judge(&found), DiskVerdict::Usable);
+    found.snapshot = Part::Missing;
+    assert!(matches!(judge(&found), DiskVerdict::Refused(why) if why.contains("cannot be rebuilt")));
+    let mut found = parts([Fault::Whole; 4]);
+    found.state = Part::Damaged("it does not name the member it belongs to".to_owned());
+    assert!(matches!(judge(&found), DiskVerdict::Refused(why) if why.contains("its state is damaged")));
+}
+
+#[test]
 fn a_state_of_another_history_is_refused() {
     let mut found = parts([Fault::Whole; 4]);
     let Part::Present(state) = &mut found.state else { panic!("a state") };

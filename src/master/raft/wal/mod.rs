@@ -6,6 +6,7 @@
 
 mod frame;
 mod index;
+mod queue;
 mod recovery;
 mod writer;
 
@@ -26,8 +27,10 @@ use openraft::{OptionalSend, RaftLogReader};
 use prost::Message;
 use tokio::sync::{oneshot, watch};
 
+use super::disk_space::DiskSpace;
 use super::types::{self, Entry, LogId, TypeConfig, Vote};
 use index::{LogIndex, Place};
+use queue::QueueBound;
 pub(crate) use recovery::{LogStamp, Recovered, recover};
 use writer::{Op, Writer};
 
@@ -38,11 +41,12 @@ const READ_BYTES_MAX: u64 = 1 << 20;
 #[derive(Debug, Clone)]
 pub(crate) struct LogStore {
     index: Arc<Mutex<LogIndex>>,
-    // Unbounded by itself; bounded by openraft's own windows and by the bytes of proposals in flight.
+    // Unbounded by itself: `queue` bounds the entries in it, and everything else is small and awaited.
     ops: Sender<Op>,
     flushed: watch::Sender<u64>,
     /// Index of the last entry the state machine has applied; a truncation below it is refused.
     applied: Arc<OnceLock<watch::Receiver<u64>>>,
+    queue: QueueBound,
 }
 
 fn lock(index: &Mutex<LogIndex>) -> MutexGuard<'_, LogIndex> {
@@ -54,7 +58,12 @@ impl LogStore {
     /// to that start must have been decided before.
     ///
     /// *Durability*: everything that was read, and the stamp, are on disk on return.
-    pub(crate) fn start(dir: &Path, recovered: Recovered, stamp: LogStamp) -> io::Result<LogStore> {
+    pub(crate) fn start(
+        dir: &Path,
+        recovered: Recovered,
+        stamp: LogStamp,
+        space: Arc<DiskSpace>,
+    ) -> io::Result<LogStore> {
         fs::create_dir_all(dir)?;
         if let Some(parent) = dir.parent() {
             crate::runtime::sync_dir(parent)?;
@@ -62,10 +71,10 @@ impl LogStore {
         recovered.settle()?;
         let flushed = watch::Sender::new(recovered.index.flushed);
         let index = Arc::new(Mutex::new(recovered.index));
-        let writer = Writer::open(dir.to_path_buf(), index.clone(), recovered.tail, stamp, flushed.clone())?;
+        let writer = Writer::open(dir.to_path_buf(), index.clone(), recovered.tail, stamp, flushed.clone(), space)?;
         let (ops, inbox) = channel();
         std::thread::Builder::new().name("raft-log".into()).spawn(move || writer.run(&inbox))?;
-        Ok(LogStore { index, ops, flushed, applied: Arc::default() })
+        Ok(LogStore { index, ops, flushed, applied: Arc::default(), queue: QueueBound::new() })
     }
 
     /// Index up to which the log is on this disk.
@@ -92,6 +101,11 @@ impl LogStore {
     /// The newest log id this disk knows to be committed.
     pub(crate) fn committed(&self) -> Option<LogId> {
         lock(&self.index).committed
+    }
+
+    /// The newest log id that was purged: the log begins behind it.
+    pub(crate) fn purged(&self) -> Option<LogId> {
+        lock(&self.index).purged
     }
 
     /// Bytes of entries after `index`.
@@ -300,6 +314,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I::IntoIter: OptionalSend,
     {
         let entries: Vec<Entry> = entries.into_iter().collect();
+        let room = self.queue.take(entries.iter().map(entry_bytes).sum()).await;
         {
             let mut index = lock(&self.index);
             for entry in &entries {
@@ -309,7 +324,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                 }
             }
         }
-        self.send(Op::Append(entries, callback))
+        self.send(Op::Append(entries, callback, room))
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {

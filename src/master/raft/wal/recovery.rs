@@ -17,6 +17,7 @@ use std::sync::Arc;
 use jindofs_proto::raft::v1 as wire;
 use prost::Message;
 
+use crate::master::raft::disk_space::is_out_of_space;
 use crate::master::raft::identity::Owner;
 use crate::master::raft::types;
 use crate::runtime::sync_dir;
@@ -368,14 +369,22 @@ fn cut(file: &File, at: usize, length: usize) -> io::Result<()> {
     if dirty { file.sync_data() } else { Ok(()) }
 }
 
-/// Creates an empty, zero-filled segment: later syncs then write data only, no metadata.
+/// Creates an empty, zero-filled segment: later syncs then write data only, no metadata. On a full disk it has as many
+/// zeros as there was room for, and grows as it is written.
 pub(super) fn create_segment(dir: &Path, number: u64) -> io::Result<File> {
     let temporary = dir.join("prepare.tmp");
     let path = segment_path(dir, number);
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&temporary)?;
     let zeros = vec![0; 1 << 20];
     for block in 0..SEGMENT_BYTES / zeros.len() {
-        file.write_all_at(&zeros, (block * zeros.len()) as u64)?;
+        match file.write_all_at(&zeros, (block * zeros.len()) as u64) {
+            Err(error) if is_out_of_space(&error) => {
+                // The last zeros go back: others need room too, and the frames of this segment come first.
+                file.set_len((block.saturating_sub(1) * zeros.len()) as u64)?;
+                break;
+            }
+            written => written?,
+        }
     }
     file.sync_all()?;
     fs::rename(&temporary, &path)?;

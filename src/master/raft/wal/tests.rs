@@ -26,7 +26,7 @@ const OWNER: Owner = Owner { cluster: [1; 16], member_id: 4, incarnation: [2; 16
 fn open(dir: &Path) -> io::Result<LogStore> {
     let recovered = recover(dir)?;
     let boot = recovered.stamp.map_or(1, |stamp| stamp.boot + 1);
-    LogStore::start(dir, recovered, LogStamp { owner: OWNER, boot })
+    LogStore::start(dir, recovered, LogStamp { owner: OWNER, boot }, DiskSpace::unlimited(dir))
 }
 
 fn entry(term: u64, index: u64, size: usize) -> Entry {

@@ -13,12 +13,14 @@ use openraft::storage::IOFlushed;
 use prost::Message;
 use tokio::sync::{oneshot, watch};
 
+use crate::master::raft::disk_space::DiskSpace;
 use crate::master::raft::types::{self, Entry, LogId, TypeConfig, Vote};
 use crate::runtime::{Fail, die, failpoint_io};
 
 use super::frame::{self, Kind};
 use super::index::{LogIndex, Place};
 use super::lock;
+use super::queue::QueueRoom;
 use super::recovery::{LogStamp, SEGMENT_BYTES, Segment, Tail, create_segment, segment_path};
 
 /// Bytes taken into one write before it is synced.
@@ -30,7 +32,7 @@ const IDLE: Duration = Duration::from_millis(20);
 
 /// What the writer is asked to do.
 pub(super) enum Op {
-    Append(Vec<Entry>, IOFlushed<TypeConfig>),
+    Append(Vec<Entry>, IOFlushed<TypeConfig>, QueueRoom),
     Vote(Vote, oneshot::Sender<()>),
     Truncate(Option<LogId>, oneshot::Sender<()>),
     Purge(LogId, oneshot::Sender<()>),
@@ -40,12 +42,15 @@ pub(super) enum Op {
 }
 
 enum Done {
-    Flushed(IOFlushed<TypeConfig>),
+    Flushed(IOFlushed<TypeConfig>, QueueRoom),
     Told(oneshot::Sender<()>),
 }
 
 pub(super) struct Writer {
     dir: PathBuf,
+    space: Arc<DiskSpace>,
+    /// Until the stamp of this start is written.
+    starting: bool,
     index: Arc<Mutex<LogIndex>>,
     segments: Vec<Segment>,
     file: Arc<File>,
@@ -63,6 +68,8 @@ pub(super) struct Writer {
     stamp: LogStamp,
     done: Vec<Done>,
     dirty: bool,
+    /// Nothing is written any more once whoever closed the log has been told.
+    closed: bool,
     vote: Option<Vote>,
     purged: Option<LogId>,
     committed: Option<LogId>,
@@ -71,6 +78,8 @@ pub(super) struct Writer {
 impl Writer {
     /// Goes on behind `tail`, which is durable, for the start that `stamp` names.
     ///
+    /// *Errors*: what the file system says, the lack of room included: a start has a ballast to spend.
+    ///
     /// *Durability*: the stamp is on disk on return.
     pub(super) fn open(
         dir: PathBuf,
@@ -78,6 +87,7 @@ impl Writer {
         tail: Tail,
         stamp: LogStamp,
         flushed: watch::Sender<u64>,
+        space: Arc<DiskSpace>,
     ) -> io::Result<Writer> {
         let (vote, purged, committed) = {
             let index = lock(&index);
@@ -94,6 +104,8 @@ impl Writer {
         let segments = if fresh { vec![Segment { number: 0, last_index: None }] } else { tail.segments };
         let mut writer = Writer {
             dir,
+            space,
+            starting: true,
             index,
             segments,
             file,
@@ -108,6 +120,7 @@ impl Writer {
             stamp,
             done: Vec::new(),
             dirty: false,
+            closed: false,
             vote,
             purged,
             committed,
@@ -119,10 +132,11 @@ impl Writer {
             writer.write()?;
             writer.sync()?;
         }
+        writer.starting = false;
         Ok(writer)
     }
 
-    /// Runs until every sender is gone.
+    /// Runs until the log is closed or every sender is gone.
     pub(super) fn run(mut self, ops: &Receiver<Op>) {
         loop {
             let op = match ops.recv_timeout(IDLE) {
@@ -137,6 +151,9 @@ impl Writer {
                 Err(RecvTimeoutError::Disconnected) => return,
             };
             self.attempt(|writer| writer.take_batch(op, ops));
+            if self.closed {
+                return;
+            }
         }
     }
 
@@ -152,6 +169,9 @@ impl Writer {
         let mut gather = GATHER;
         while let Some(op) = next {
             self.take(op)?;
+            if self.closed {
+                break;
+            }
             next = if self.buffer.len() < BATCH_BYTES_MAX { ops.try_recv().ok() } else { None };
             if next.is_none() && gather > 0 {
                 gather -= 1;
@@ -164,11 +184,11 @@ impl Writer {
 
     fn take(&mut self, op: Op) -> io::Result<()> {
         match op {
-            Op::Append(entries, callback) => {
+            Op::Append(entries, callback, room) => {
                 for entry in &entries {
                     self.put_entry(entry)?;
                 }
-                self.finish(Done::Flushed(callback));
+                self.finish(Done::Flushed(callback, room));
             }
             Op::Vote(vote, done) => {
                 self.vote = Some(vote);
@@ -189,7 +209,10 @@ impl Writer {
                 self.committed = Some(id);
                 self.put(Kind::Committed, &types::log_id_to_wire(&id).encode_to_vec())?;
             }
-            Op::Close(done) => self.finish(Done::Told(done)),
+            Op::Close(done) => {
+                self.closed = true;
+                self.finish(Done::Told(done));
+            }
         }
         Ok(())
     }
@@ -246,7 +269,9 @@ impl Writer {
             return Ok(());
         }
         failpoint_io("wal.write")?;
-        self.file.write_all_at(&self.buffer, self.offset as u64)?;
+        // Only a segment that was made on a full disk grows: the others have all their bytes.
+        let write = || self.file.write_all_at(&self.buffer, self.offset as u64);
+        self.with_room(write)?;
         self.offset += self.buffer.len();
         self.buffer.clear();
         let mut index = lock(&self.index);
@@ -254,6 +279,14 @@ impl Writer {
             index.placed(log_id, place);
         }
         Ok(())
+    }
+
+    /// Repeats a step until it finds room. Not before the writer runs: whoever starts it has a ballast to spend.
+    fn with_room<T>(&self, mut step: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+        match self.starting {
+            true => step(),
+            false => self.space.wait_for_room("the raft log", step),
+        }
     }
 
     fn sync(&mut self) -> io::Result<()> {
@@ -277,7 +310,10 @@ impl Writer {
         let mut purging = false;
         for done in self.done.drain(..) {
             match done {
-                Done::Flushed(callback) => callback.io_completed(Ok(())),
+                Done::Flushed(callback, room) => {
+                    drop(room);
+                    callback.io_completed(Ok(()));
+                }
                 Done::Told(sender) => {
                     purging = true;
                     // The caller may have given up waiting; the work is done all the same.
@@ -305,7 +341,8 @@ impl Writer {
         self.write()?;
         self.sync()?;
         let number = self.segments.last().map_or(0, |segment| segment.number + 1);
-        self.file = Arc::new(create_segment(&self.dir, number)?);
+        let create = || create_segment(&self.dir, number);
+        self.file = Arc::new(self.with_room(create)?);
         self.segments.push(Segment { number, last_index: None });
         self.offset = 0;
         self.begin_segment()
@@ -329,7 +366,8 @@ impl Writer {
                 put(kind, &types::log_id_to_wire(&id).encode_to_vec());
             }
         }
-        self.file.write_all_at(&head, self.offset as u64)?;
+        let write = || self.file.write_all_at(&head, self.offset as u64);
+        self.with_room(write)?;
         self.offset += head.len();
         self.sync()
     }

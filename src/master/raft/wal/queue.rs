@@ -1,0 +1,50 @@
+//! A bound on the bytes that wait for the writer. With a disk that hangs, a leader's own proposals are bounded elsewhere,
+//! but a follower would take in whatever its leader sends.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Most bytes of entries that wait to be written and synced.
+const QUEUE_BYTES_MAX: u64 = 64 << 20;
+
+/// Shared by all handles on one log.
+#[derive(Debug, Clone)]
+pub(super) struct QueueBound(Arc<Semaphore>);
+
+/// Room in the queue, given back when it is dropped. `None` once the log is closed.
+pub(super) type QueueRoom = Option<OwnedSemaphorePermit>;
+
+impl QueueBound {
+    pub(super) fn new() -> QueueBound {
+        QueueBound(Arc::new(Semaphore::new(usize::try_from(QUEUE_BYTES_MAX).unwrap_or(usize::MAX))))
+    }
+
+    /// Waits for room for `bytes`. openraft stops meanwhile, elections and heartbeats included: a member whose disk hangs
+    /// for so long must neither lead nor vote.
+    pub(super) async fn take(&self, bytes: u64) -> QueueRoom {
+        // What is larger than the whole queue waits until it is empty.
+        let count = u32::try_from(bytes.min(QUEUE_BYTES_MAX)).unwrap_or(u32::MAX);
+        self.0.clone().acquire_many_owned(count).await.ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_queue_takes_no_more_than_its_bound_until_something_is_written() {
+        let bound = QueueBound::new();
+        let first = bound.take(QUEUE_BYTES_MAX / 2).await;
+        let second = bound.take(QUEUE_BYTES_MAX / 2).await;
+        let wait = std::time::Duration::from_millis(20);
+        assert!(tokio::time::timeout(wait, bound.take(1)).await.is_err(), "it is full");
+        drop(second);
+        let huge = bound.take(QUEUE_BYTES_MAX * 2);
+        tokio::pin!(huge);
+        assert!(tokio::time::timeout(wait, &mut huge).await.is_err(), "it needs all of it");
+        drop(first);
+        assert!(huge.await.is_some());
+    }
+}
