@@ -95,9 +95,13 @@ async fn fill(config: &ClientConfig, filler: u64, count: u64) -> Outcome<()> {
     Ok(())
 }
 
-/// Resident memory of a process, MB.
+/// Resident memory of a master, MB.
 fn memory(cluster: &DevCluster, name: &str) -> Outcome<f64> {
-    let pid = cluster.process(name)?.pid.ok_or("not running")?;
+    resident_mb(cluster.process(name)?.pid.ok_or("not running")?)
+}
+
+/// Resident memory of a process, MB.
+pub(crate) fn resident_mb(pid: u32) -> Outcome<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
     let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;

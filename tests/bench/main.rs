@@ -1,13 +1,14 @@
 //! The benchmark of the house: masters against etcd, failover, a million inodes, the mount against native files.
 //!
-//! `bench [PART]... [--seconds S] [--rounds N]` with the parts `meta`, `failover`, `inodes`, `fuse`, `writes` (all of them if none
-//! is named). Every ratio is taken side by side in one run; figures are medians over the rounds, with their spread.
+//! `bench [PART]... [--seconds S] [--rounds N]` with the parts `meta`, `failover`, `inodes`, `store`, `fuse`,
+//! `writes` (all of them if none is named). Every ratio is taken side by side in one run; figures are medians over the rounds, with their spread.
 
 mod etcd;
 mod failover;
 mod fuse;
 mod inodes;
 mod meta;
+mod store;
 mod table;
 mod writes;
 
@@ -42,6 +43,9 @@ struct Arguments {
     /// Kills of a leader.
     #[arg(long, default_value_t = 20)]
     kills: usize,
+    /// Inodes of the part `store`.
+    #[arg(long, default_value_t = 2_000_000)]
+    inodes: u64,
     /// Directory for the data of the clusters; a temporary one of its own is made below it.
     #[arg(long, default_value = "/tmp")]
     dir: PathBuf,
@@ -55,6 +59,8 @@ enum Part {
     Failover,
     /// 1,000,000 inodes against 100,000, after all masters were killed.
     Inodes,
+    /// A state store of `--inodes` inodes with a cache that fits this machine against one with the smallest.
+    Store,
     /// Files read through the mount against native ones.
     Fuse,
     /// Files written through the mount against etcd, S3 and native ones.
@@ -89,6 +95,9 @@ async fn run(arguments: Arguments) -> Outcome<()> {
     }
     if wanted(Part::Inodes) {
         inodes::run(&arguments, &dir.path().join("inodes"), &mut table).await?;
+    }
+    if wanted(Part::Store) {
+        store::run(&arguments, &dir.path().join("store"), &mut table)?;
     }
     if wanted(Part::Fuse) {
         fuse::run(&arguments, &dir.path().join("fuse"), &mut table)?;

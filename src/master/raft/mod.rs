@@ -2,6 +2,7 @@
 
 mod admission;
 mod announce;
+mod append;
 mod apply;
 mod ballast;
 mod compaction;
@@ -22,6 +23,7 @@ mod node;
 mod operate;
 mod peers;
 mod progress;
+mod queue;
 mod quorum;
 mod read_gate;
 mod reconcile;

@@ -26,6 +26,7 @@ use crate::types::COMMAND_BYTES_MAX;
 use super::disk_space::is_out_of_space;
 use super::network::Network;
 use super::progress::LogHistory;
+use super::queue::QueueBound;
 use super::read_gate::ReadGate;
 use super::state_machine::StateMachine;
 use super::types::{self, CommandBytes, LogId, TypeConfig};
@@ -56,6 +57,8 @@ pub(crate) struct Running {
     pub(super) history: LogHistory,
     keep_log_for_learners: u64,
     inflight: Semaphore,
+    /// What a leader has sent and Raft has not answered yet.
+    pub(super) appends: QueueBound,
     inflight_bytes: u64,
     /// Reads of this member.
     reads: Arc<ReadGate<LogId>>,
@@ -121,6 +124,7 @@ impl Running {
             keep_log_for_learners: config.keep_log_for_learners_bytes,
             lease: config.election_max,
             history: LogHistory::default(),
+            appends: QueueBound::new(),
             inflight: Semaphore::new(usize::try_from(config.inflight_bytes).unwrap_or(Semaphore::MAX_PERMITS)),
             inflight_bytes: config.inflight_bytes,
             reads: Arc::default(),

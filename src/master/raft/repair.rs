@@ -11,12 +11,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures::future::join_all;
+
 use crate::config::MasterConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::die;
 
 use super::handle::{Handle, Opened};
+use super::identity::Stage;
 use super::install::{check_image, is_damage};
+use super::life::PROBE;
 use super::node::Running;
 use super::snapshot::{self, Pace, SnapshotDir};
 use super::state_machine::StateMachine;
@@ -173,10 +177,11 @@ impl Handle {
             let snapshot = opened.machine.current_snapshot();
             snapshot.map(|snapshot| snapshot.meta().last_membership.membership().clone()).unwrap_or_default()
         };
-        let membership = opened.voters_in_log().unwrap_or_else(|error| {
-            tracing::warn!(%error, "the membership cannot be read from the damaged state");
-            of_snapshot()
-        });
+        // A damaged state may have been begun anew: then neither it nor a log that was purged names anybody.
+        let membership = match opened.voters_in_log() {
+            Ok(membership) if membership.nodes().next().is_some() => membership,
+            _ => of_snapshot(),
+        };
         let goal = opened.log.committed().map_or(0, |id| id.index);
         let repair = Repair {
             net: &opened.net,
@@ -188,13 +193,28 @@ impl Handle {
         let mut delay = RETRY_DELAY;
         while let Some(damage) = opened.net.integrity.damage() {
             self.set_phase(format!("damaged: {damage}; waiting for a member with sound data"));
-            if let Err(error) = repair.run(&others(&membership, opened.net.me.id)).await {
+            let mut sources = others(&membership, opened.net.me.id);
+            if sources.is_empty() {
+                sources = self.members_among_peers(opened.net.me.cluster).await;
+            }
+            if let Err(error) = repair.run(&sources).await {
                 tracing::error!(%error, "damaged data is not repaired yet");
                 tokio::time::sleep(delay).await;
                 delay = (delay * 2).min(RETRY_DELAY_MAX);
             }
         }
         Ok(())
+    }
+
+    /// The configured peers that are members of this cluster, for a disk that can name none.
+    async fn members_among_peers(&self, cluster: [u8; 16]) -> Vec<(u64, Node)> {
+        let probes = self.other_peers().into_iter().map(|peer| async move {
+            let answer = self.0.resolver.probe(&peer, PROBE).await.ok()?;
+            let is_member = answer.state == Stage::Member.name() && answer.cluster_uuid.as_ref() == cluster;
+            let node = Node { raft_address: peer, grpc_address: String::new(), incarnation: Vec::new() };
+            is_member.then_some((answer.member_id, node))
+        });
+        join_all(probes).await.into_iter().flatten().collect()
     }
 
     /// Notices damage, hands leadership over, and repairs. Ends only with the member.

@@ -1,17 +1,18 @@
 //! The server side of Raft between masters. It runs from the first moment, also on an empty master: probes and requests
 //! to join must be answered before there is a cluster.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use futures::stream::{self, BoxStream, StreamExt};
+use futures::stream::{self, StreamExt};
 use jindofs_proto::raft::v1 as wire;
 use jindofs_proto::raft::v1::raft_server::Raft;
-use openraft::raft::{AppendEntriesRequest, StreamAppendError, TransferLeaderRequest, VoteRequest};
+use openraft::raft::{TransferLeaderRequest, VoteRequest};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::error::Error;
 use crate::rpc::status::to_status;
 
+use super::append;
 use super::handle::Handle;
 use super::node::Running;
 use super::transfer;
@@ -21,11 +22,11 @@ use super::types::{self, TypeConfig};
 #[derive(Debug, Clone)]
 pub(crate) struct RaftService(pub(crate) Handle);
 
-fn malformed(what: &str) -> Status {
+pub(super) fn malformed(what: &str) -> Status {
     to_status(&Error::invalid(format!("{what} is missing")))
 }
 
-fn stopped(error: impl std::fmt::Display) -> Status {
+pub(super) fn stopped(error: impl std::fmt::Display) -> Status {
     to_status(&Error::unavailable(format!("raft has stopped here: {error}")))
 }
 
@@ -39,17 +40,6 @@ impl RaftService {
 }
 
 #[allow(clippy::result_large_err)]
-fn append_from_wire(request: wire::AppendRequest) -> Result<AppendEntriesRequest<TypeConfig>, Status> {
-    let entries = request.entries.into_iter().map(types::entry_from_wire).collect::<Result<Vec<_>, _>>();
-    Ok(AppendEntriesRequest {
-        vote: types::vote_from_wire(request.vote.as_ref().ok_or_else(|| malformed("vote"))?),
-        prev_log_id: request.prev_log_id.as_ref().map(types::log_id_from_wire),
-        entries: entries.map_err(|error| to_status(&Error::invalid(error.to_string())))?,
-        leader_commit: request.leader_commit.as_ref().map(types::log_id_from_wire),
-    })
-}
-
-#[allow(clippy::result_large_err)]
 fn vote_from_wire(request: &wire::VoteRequest) -> Result<VoteRequest<TypeConfig>, Status> {
     let vote = request.vote.as_ref().ok_or_else(|| malformed("vote"))?;
     let last = request.last_log_id.as_ref().map(types::log_id_from_wire);
@@ -58,35 +48,9 @@ fn vote_from_wire(request: &wire::VoteRequest) -> Result<VoteRequest<TypeConfig>
     Ok(converted)
 }
 
-/// Feeds a stream of requests to raft; the first bad one ends it and leaves its status behind.
-struct Feed {
-    running: Arc<Running>,
-    stream: Streaming<wire::AppendRequest>,
-    first: Option<wire::AppendRequest>,
-    failed: Arc<Mutex<Option<Status>>>,
-}
-
-impl Feed {
-    async fn next(&mut self) -> Option<AppendEntriesRequest<TypeConfig>> {
-        let request = match self.first.take() {
-            Some(first) => Ok(Some(first)),
-            None => self.stream.message().await,
-        };
-        let checked = match request {
-            Ok(None) => return None,
-            Ok(Some(request)) => match self.running.net.check(request.header.as_ref()) {
-                Ok(()) => append_from_wire(request),
-                Err(error) => Err(to_status(&error)),
-            },
-            Err(status) => Err(status),
-        };
-        checked.map_err(|status| *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(status)).ok()
-    }
-}
-
 #[tonic::async_trait]
 impl Raft for RaftService {
-    type AppendStream = BoxStream<'static, Result<wire::AppendResponse, Status>>;
+    type AppendStream = append::AnswerStream;
     type InstallSnapshotStream = transfer::AnswerStream;
     type FetchSnapshotStream = transfer::ChunkStream;
 
@@ -97,25 +61,7 @@ impl Raft for RaftService {
         let mut stream = request.into_inner();
         let Some(first) = stream.message().await? else { return Ok(Response::new(stream::empty().boxed())) };
         let running = self.running(first.header.as_ref())?;
-        let sender = first.header.as_ref().map_or(0, |header| header.sender_id);
-        let failed = Arc::new(Mutex::new(None));
-        let feed = Feed { running: running.clone(), stream, first: Some(first), failed: failed.clone() };
-        let input = stream::unfold(feed, |mut feed| async move { feed.next().await.map(|request| (request, feed)) });
-        let header = running.net.me.header(sender);
-        let results = running.raft.stream_append(input).map(move |result| {
-            use wire::append_response::Result as Answer;
-            let answer = match result.map_err(stopped)? {
-                Ok(log_id) => {
-                    Answer::Partial(wire::PartialSuccess { log_id: log_id.as_ref().map(types::log_id_to_wire) })
-                }
-                Err(StreamAppendError::Conflict(_)) => Answer::Conflict(wire::Blank {}),
-                Err(StreamAppendError::HigherVote(vote)) => Answer::HigherVote(types::vote_to_wire(&vote)),
-            };
-            Ok(wire::AppendResponse { header: Some(header.clone()), result: Some(answer) })
-        });
-        let ending = stream::once(async move { failed.lock().unwrap_or_else(PoisonError::into_inner).take() })
-            .filter_map(|status| async move { status.map(Err) });
-        Ok(Response::new(results.chain(ending).boxed()))
+        Ok(Response::new(append::answer(running, first, stream)))
     }
 
     async fn vote(&self, request: Request<wire::VoteRequest>) -> Result<Response<wire::VoteResponse>, Status> {

@@ -6,7 +6,6 @@
 
 mod frame;
 mod index;
-mod queue;
 mod recovery;
 mod writer;
 
@@ -29,8 +28,8 @@ use tokio::sync::{oneshot, watch};
 
 use super::disk_space::DiskSpace;
 use super::types::{self, Entry, LogId, TypeConfig, Vote};
+use crate::master::raft::queue::QueueBound;
 use index::{LogIndex, Place};
-use queue::QueueBound;
 pub(crate) use recovery::{LogStamp, Recovered, recover};
 use writer::{Op, Writer};
 

@@ -14,13 +14,13 @@ use prost::Message;
 use tokio::sync::{oneshot, watch};
 
 use crate::master::raft::disk_space::DiskSpace;
+use crate::master::raft::queue::QueueRoom;
 use crate::master::raft::types::{self, Entry, LogId, TypeConfig, Vote};
 use crate::runtime::{Fail, die, failpoint_io};
 
 use super::frame::{self, Kind};
 use super::index::{LogIndex, Place};
 use super::lock;
-use super::queue::QueueRoom;
 use super::recovery::{LogStamp, SEGMENT_BYTES, Segment, Tail, create_segment, segment_path};
 
 /// Bytes taken into one write before it is synced.

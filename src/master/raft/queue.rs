@@ -1,18 +1,19 @@
-//! A bound on the bytes that wait for the writer. With a disk that hangs, a leader's own proposals are bounded elsewhere,
-//! but a follower would take in whatever its leader sends.
+//! A bound on the bytes that wait for the log: at its writer, and before it at Raft. With a disk that hangs, a leader's own
+//! proposals are bounded elsewhere, but a follower would take in whatever its leader sends, again with each retry.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Most bytes of entries that wait to be written and synced.
+/// Most bytes of entries in one queue.
 const QUEUE_BYTES_MAX: u64 = 64 << 20;
 
-/// Shared by all handles on one log.
+/// Shared by all users of one queue.
 #[derive(Debug, Clone)]
 pub(super) struct QueueBound(Arc<Semaphore>);
 
-/// Room in the queue, given back when it is dropped. `None` once the log is closed.
+/// Room in the queue, given back when it is dropped. `None` once the queue is closed, which none is.
 pub(super) type QueueRoom = Option<OwnedSemaphorePermit>;
 
 impl QueueBound {
@@ -26,6 +27,11 @@ impl QueueBound {
         // What is larger than the whole queue waits until it is empty.
         let count = u32::try_from(bytes.min(QUEUE_BYTES_MAX)).unwrap_or(u32::MAX);
         self.0.clone().acquire_many_owned(count).await.ok()
+    }
+
+    /// As [`QueueBound::take`], for a request that its sender repeats: `None` when there is no room within `limit`.
+    pub(super) async fn take_within(&self, bytes: u64, limit: Duration) -> QueueRoom {
+        tokio::time::timeout(limit, self.take(bytes)).await.ok().flatten()
     }
 }
 
