@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::time::{Duration, Instant};
 
+use super::grown::INSTALL_POINTS;
 use crate::support::cluster::{Cluster, PATIENCE, tail};
 use crate::support::disks::copy_dir;
 use crate::support::writers::{Load, create_request, make_dir};
@@ -50,21 +51,12 @@ async fn killed_at_any_point_of_a_snapshot_install_the_next_start_completes_it()
     }
     cluster.snapshot_and_purge().await;
     let name = cluster.followers().remove(0);
-    let fixed = [
-        "snapshot.received=kill",
-        "install.begin=kill",
-        "install.renamed=kill",
-        "install.opened=kill",
-        "install.pointed=kill",
-        "snapshot.checkpoint=kill",
-        "snapshot.sealed=kill",
-        "install.done=kill",
-    ];
+    let fixed: Vec<&str> = ["snapshot.received"].into_iter().chain(INSTALL_POINTS).collect();
     let points = rounds(20);
     for round in 0..points {
         let drawn = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(u64::from(round));
         let point = match fixed.get(round as usize) {
-            Some(point) => (*point).to_owned(),
+            Some(point) => format!("{point}=kill"),
             None => format!("snapshot.chunk={}*kill", 1 + drawn % 5),
         };
         cluster.dev.kill(&name).expect("killed");

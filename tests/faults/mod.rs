@@ -9,6 +9,7 @@ mod disks;
 mod founding;
 mod full;
 mod ghosts;
+mod grown;
 mod impostors;
 mod leaders;
 mod lost_syncs;

@@ -6,43 +6,16 @@ use std::path::{Path, PathBuf};
 
 use jindofs::client::namespace::at_path;
 use jindofs::error::ErrorKind;
-use jindofs_proto::v1::{BatchOp, batch_op};
 
+use super::grown::{self, INSTALL_POINTS, assert_whole};
 use crate::support::cluster::{Cluster, PATIENCE, tail};
 use crate::support::wait_for;
-use crate::support::writers::{create_request, make_dir, names};
+use crate::support::writers::{create_request, make_dir};
 
-const FILES: usize = 6_000;
 const REPAIRED: &str = "this disk's data is sound again";
-
-/// A cluster whose data lies in table files, with an empty log before it.
-async fn grown(masters: usize, settings: &[(&str, &str)]) -> Cluster {
-    let cluster = Cluster::start_with(masters, |options| {
-        options.settings = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    });
-    let client = cluster.client();
-    make_dir(&client, "/d").await;
-    for batch in 0..FILES / 200 {
-        let create = |number: usize| BatchOp {
-            op: Some(batch_op::Op::Create(create_request(&format!("/d/a-name-of-some-length-{batch}-{number}")))),
-        };
-        for result in client.batch((0..200).map(create).collect()).await.expect("a batch") {
-            result.expect("created");
-        }
-    }
-    cluster.snapshot_and_purge().await;
-    cluster
-}
 
 const SCRUBBED: &[(&str, &str)] =
     &[("namespace.backend.scrub-interval", "200ms"), ("namespace.backend.scrub-bytes-per-second", "1GiB")];
-
-async fn assert_whole(cluster: &Cluster) {
-    cluster.wait_whole();
-    assert_eq!(names(&cluster.client(), "/d").await.len(), FILES);
-    cluster.assert_digests_equal().await;
-    cluster.assert_no_panic();
-}
 
 fn files(dir: &Path, suffix: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
@@ -96,7 +69,7 @@ fn replace(cluster: &Cluster, name: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rot_in_a_leaders_table_reaches_no_new_follower_and_the_leader_is_repaired() {
-    let cluster = grown(3, &[]).await;
+    let cluster = grown::start(3, &[]).await;
     let (leader, _) = cluster.wait_leader();
     let followers = cluster.followers();
     flip(&cluster.meta_dir(&leader).join("snapshots"), ".sst");
@@ -112,7 +85,7 @@ async fn rot_in_a_leaders_table_reaches_no_new_follower_and_the_leader_is_repair
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_scrub_finds_rot_in_data_that_is_not_read_and_another_member_leads() {
-    let cluster = grown(3, SCRUBBED).await;
+    let cluster = grown::start(3, SCRUBBED).await;
     let (leader, term) = cluster.wait_leader();
     rot(&cluster, &leader);
     wait_repaired(&cluster, &leader);
@@ -125,7 +98,7 @@ async fn the_scrub_finds_rot_in_data_that_is_not_read_and_another_member_leads()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_snapshot_beside_a_sound_state_is_sealed_anew() {
-    let cluster = grown(3, SCRUBBED).await;
+    let cluster = grown::start(3, SCRUBBED).await;
     for (number, part) in ["SNAPSHOT", "CURRENT"].into_iter().enumerate() {
         let name = cluster.followers()[number % 2].clone();
         let before = cluster.log_of(&name).matches(REPAIRED).count();
@@ -139,7 +112,7 @@ async fn a_damaged_snapshot_beside_a_sound_state_is_sealed_anew() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_manifest_is_set_aside_at_the_next_start_and_the_state_serves() {
-    let cluster = grown(3, &[]).await;
+    let cluster = grown::start(3, &[]).await;
     let name = cluster.followers().remove(0);
     let id = cluster.member_id(&name);
     cluster.dev.kill(&name).expect("killed");
@@ -154,7 +127,7 @@ async fn a_damaged_manifest_is_set_aside_at_the_next_start_and_the_state_serves(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_chunk_that_changes_on_the_wire_is_sent_again_and_condemns_no_disk() {
-    let cluster = grown(3, &[]).await;
+    let cluster = grown::start(3, &[]).await;
     let (leader, _) = cluster.wait_leader();
     cluster.dev.kill(&leader).expect("killed");
     cluster.dev.set_env(&leader, "JINDOFS_FAILPOINTS", Some("snapshot.wire=2*error")).expect("set");
@@ -170,7 +143,7 @@ async fn a_chunk_that_changes_on_the_wire_is_sent_again_and_condemns_no_disk() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sole_master_seals_no_rot_refuses_changes_says_so_and_answers_reads_of_intact_ranges() {
-    let cluster = grown(1, SCRUBBED).await;
+    let cluster = grown::start(1, SCRUBBED).await;
     let name = cluster.names().remove(0);
     let client = cluster.client();
     make_dir(&client, "/intact").await;
@@ -193,19 +166,10 @@ async fn a_sole_master_seals_no_rot_refuses_changes_says_so_and_answers_reads_of
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_state_is_rebuilt_from_the_own_snapshot_killed_at_any_point() {
-    let cluster = grown(3, &[]).await;
+    let cluster = grown::start(3, &[]).await;
     let name = cluster.followers().remove(0);
     let id = cluster.member_id(&name);
-    let points = [
-        "install.begin",
-        "install.renamed",
-        "install.opened",
-        "install.pointed",
-        "snapshot.checkpoint",
-        "snapshot.sealed",
-        "install.done",
-    ];
-    for point in points {
+    for point in INSTALL_POINTS {
         cluster.dev.kill(&name).expect("killed");
         fs::remove_dir_all(cluster.meta_dir(&name).join("state")).expect("removed");
         cluster.dev.set_env(&name, "JINDOFS_FAILPOINTS", Some(&format!("{point}=kill"))).expect("set");

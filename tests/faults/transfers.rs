@@ -13,42 +13,15 @@ use jindofs_proto::raft::v1::snapshot_chunk::Chunk;
 use jindofs_proto::raft::v1::{
     Header, ProbeRequest, SnapshotChunk, SnapshotData, SnapshotEnd, SnapshotManifest, SnapshotStart, Vote,
 };
-use jindofs_proto::v1::{BatchOp, batch_op};
 use prost::Message;
 
-use crate::support::cluster::{Cluster, PATIENCE};
+use super::grown::{self, assert_whole};
+use crate::support::cluster::PATIENCE;
 use crate::support::wait_for;
-use crate::support::writers::{Load, create_request, make_dir, names};
-
-const FILES: usize = 4_000;
+use crate::support::writers::Load;
 
 /// Bytes before the message in a `SNAPSHOT` file: magic, format, checksum.
 const MANIFEST_HEADER: usize = 16;
-
-async fn grown(settings: &[(&str, &str)]) -> Cluster {
-    let cluster = Cluster::start_with(3, |options| {
-        options.settings = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    });
-    let client = cluster.client();
-    make_dir(&client, "/d").await;
-    for batch in 0..FILES / 200 {
-        let create = |number: usize| BatchOp {
-            op: Some(batch_op::Op::Create(create_request(&format!("/d/a-name-of-some-length-{batch}-{number}")))),
-        };
-        for result in client.batch((0..200).map(create).collect()).await.expect("a batch") {
-            result.expect("created");
-        }
-    }
-    cluster.snapshot_and_purge().await;
-    cluster
-}
-
-async fn assert_whole(cluster: &Cluster) {
-    cluster.wait_whole();
-    assert_eq!(names(&cluster.client(), "/d").await.len(), FILES);
-    cluster.assert_digests_equal().await;
-    cluster.assert_no_panic();
-}
 
 fn snapshot_dirs(meta_dir: &Path) -> Vec<String> {
     let items = fs::read_dir(meta_dir.join("snapshots")).expect("list");
@@ -65,7 +38,7 @@ async fn a_slow_transfer_makes_a_voter_although_writers_and_snapshots_go_on() {
         ("namespace.backend.raft.keep-log-size", "64KiB"),
         ("namespace.backend.snapshot-send-bytes-per-second", "100KiB"),
     ];
-    let cluster = grown(&settings).await;
+    let cluster = grown::start(3, &settings).await;
     let load = Load::start(&cluster, "/load", 4).await;
     let name = cluster.followers().remove(0);
     cluster.dev.kill(&name).expect("killed");
@@ -102,7 +75,7 @@ async fn a_slow_transfer_makes_a_voter_although_writers_and_snapshots_go_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transfer_goes_on_where_the_receivers_death_has_cut_it() {
-    let cluster = grown(&[]).await;
+    let cluster = grown::start(3, &[]).await;
     let name = cluster.followers().remove(0);
     cluster.dev.kill(&name).expect("killed");
     cluster.dev.wipe_meta(&name).expect("wiped");
@@ -120,7 +93,7 @@ async fn a_transfer_goes_on_where_the_receivers_death_has_cut_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transfer_whose_sender_dies_is_ended_by_the_next_leader() {
-    let cluster = grown(&[]).await;
+    let cluster = grown::start(3, &[]).await;
     let (leader, _) = cluster.wait_leader();
     cluster.dev.kill(&leader).expect("killed");
     cluster.dev.set_env(&leader, "JINDOFS_FAILPOINTS", Some("snapshot.send=3*kill")).expect("set");
@@ -139,7 +112,7 @@ async fn a_transfer_whose_sender_dies_is_ended_by_the_next_leader() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_that_is_declined_leaves_nothing() {
-    let cluster = grown(&[]).await;
+    let cluster = grown::start(3, &[]).await;
     let (leader, _) = cluster.wait_leader();
     let name = cluster.followers().remove(0);
     let before = snapshot_dirs(&cluster.meta_dir(&name));

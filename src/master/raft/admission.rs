@@ -244,7 +244,8 @@ mod tests {
 
     #[test]
     fn full_disks_matter_once_no_quorum_has_room() {
-        let cases: [(&[u64], &[u64], &[u64], Room); 11] = [
+        type Ids = &'static [u64];
+        let cases: [(Ids, Ids, Ids, Room); 11] = [
             (&[1], &[], &[], Room::Enough),
             (&[1], &[1], &[], Room::Nowhere),
             (&[1, 2, 3], &[2], &[], Room::Enough),

@@ -277,7 +277,7 @@ mod tests {
         fs::create_dir_all(&state).expect("mkdir");
         let files = manifest(&[("1.sst", b"equal"), ("2.sst", b"other"), ("3.sst", b"sent-half"), ("CURRENT", b"now")]);
         fs::write(state.join("1.sst"), b"equal").expect("write");
-        fs::write(state.join("2.sst"), b"0ther").expect("write");
+        fs::write(state.join("2.sst"), b"otter").expect("write");
         fs::write(state.join("CURRENT"), b"now").expect("write");
         let sources = [state];
         let mut incoming = Incoming::resume(&dir, &sources, files.clone()).expect("begin");
