@@ -37,6 +37,17 @@ pub async fn start(masters: usize, settings: &[(&str, &str)]) -> Cluster {
     cluster
 }
 
+/// Restarts the leader with these failpoints and makes it lead again; its name.
+pub fn lead_with_failpoints(cluster: &Cluster, points: &str) -> String {
+    let (leader, _) = cluster.wait_leader();
+    cluster.dev.kill(&leader).expect("killed");
+    cluster.dev.set_env(&leader, "JINDOFS_FAILPOINTS", Some(points)).expect("set");
+    cluster.dev.restart(&leader).expect("restarted");
+    cluster.wait_whole();
+    cluster.transfer_leader(&leader);
+    leader
+}
+
 /// Every file is there, at every master the same.
 pub async fn assert_whole(cluster: &Cluster) {
     cluster.wait_whole();

@@ -128,12 +128,7 @@ async fn a_damaged_manifest_is_set_aside_at_the_next_start_and_the_state_serves(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_chunk_that_changes_on_the_wire_is_sent_again_and_condemns_no_disk() {
     let cluster = grown::start(3, &[]).await;
-    let (leader, _) = cluster.wait_leader();
-    cluster.dev.kill(&leader).expect("killed");
-    cluster.dev.set_env(&leader, "JINDOFS_FAILPOINTS", Some("snapshot.wire=2*error")).expect("set");
-    cluster.dev.restart(&leader).expect("restarted");
-    cluster.wait_whole();
-    cluster.transfer_leader(&leader);
+    let leader = grown::lead_with_failpoints(&cluster, "snapshot.wire=2*error");
     let name = cluster.followers().remove(0);
     replace(&cluster, &name);
     assert_whole(&cluster).await;

@@ -94,12 +94,7 @@ async fn a_transfer_goes_on_where_the_receivers_death_has_cut_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transfer_whose_sender_dies_is_ended_by_the_next_leader() {
     let cluster = grown::start(3, &[]).await;
-    let (leader, _) = cluster.wait_leader();
-    cluster.dev.kill(&leader).expect("killed");
-    cluster.dev.set_env(&leader, "JINDOFS_FAILPOINTS", Some("snapshot.send=3*kill")).expect("set");
-    cluster.dev.restart(&leader).expect("restarted");
-    cluster.wait_whole();
-    cluster.transfer_leader(&leader);
+    let leader = grown::lead_with_failpoints(&cluster, "snapshot.send=3*kill");
     let name = cluster.followers().remove(0);
     cluster.dev.kill(&name).expect("killed");
     cluster.dev.wipe_meta(&name).expect("wiped");

@@ -78,7 +78,7 @@ impl Metadata {
                 },
             };
             match self.loads.load(need.clone()).await {
-                // It is recorded, and only looked at again: a full disk keeps nobody from reading it.
+                // The entry is recorded and this would only refresh it: reads go on although the disk is full.
                 Err(error) if refreshed && loaded.is_none() && error.kind == ErrorKind::NoSpace => {}
                 done => done?,
             }

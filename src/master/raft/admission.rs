@@ -1,6 +1,6 @@
 //! What a full disk refuses, and which full disks matter.
 //!
-//! A follower whose disk is full harms nobody while a quorum has room without it. A leader whose disk is full hands
+//! The cluster goes on with a full follower while a quorum has room without it. A leader whose disk is full hands
 //! leadership to a voter that has room. Only when no quorum has room are commands that grow the state refused; reads,
 //! removals, and whatever ends or forgets something go on.
 

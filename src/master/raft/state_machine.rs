@@ -225,7 +225,7 @@ impl StateMachine {
         }
         replayed?;
         if purged > 0 && self.current_snapshot().is_none() {
-            // Raft must be able to send one to whoever lacks what was purged.
+            // Raft must be able to send a snapshot to a member that lacks the purged entries.
             self.build()?;
         }
         Ok(())

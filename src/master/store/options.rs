@@ -36,6 +36,7 @@ impl StoreOptions {
         }
     }
 }
+
 /// Bytes of blocks that a store keeps in memory which is only looked at.
 const READ_ONLY_CACHE_BYTES: usize = 4 << 20;
 

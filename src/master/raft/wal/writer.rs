@@ -68,7 +68,7 @@ pub(super) struct Writer {
     stamp: LogStamp,
     done: Vec<Done>,
     dirty: bool,
-    /// Nothing is written any more once whoever closed the log has been told.
+    /// The writer writes nothing after it has acknowledged the close.
     closed: bool,
     vote: Option<Vote>,
     purged: Option<LogId>,
@@ -281,7 +281,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Repeats a step until it finds room. Not before the writer runs: whoever starts it has a ballast to spend.
+    /// Repeats a step until it finds room. During a start it fails at once instead: the start spends the ballast and retries.
     fn with_room<T>(&self, mut step: impl FnMut() -> io::Result<T>) -> io::Result<T> {
         match self.starting {
             true => step(),
