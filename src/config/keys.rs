@@ -129,7 +129,7 @@ pub const KEYS: &[Key] = &[
         "Free bytes on the disk of namespace.meta-dir below which it counts as full: commands that grow the state are \
          refused once no quorum of the masters has room; reads and removals go on. At most a tenth of the disk, or 40MiB \
          if that is more. 0 for none."),
-    key("namespace.meta-dir.ballast", MASTER, Kind::Size, "64MiB", "",
+    key("namespace.meta-dir.ballast", MASTER, Kind::Size, "192MiB", "",
         "Bytes taken in namespace.meta-dir to be given back when the disk is full, a part of them only to a start. At \
          most a twentieth of the disk. 0 for none."),
     key("namespace.backend.type", MASTER, Kind::Choice(&["raft", "rocksdb"]), "raft", "",
@@ -177,7 +177,7 @@ pub const KEYS: &[Key] = &[
          may use, 64MiB to 4GiB."),
     key("namespace.backend.rocksdb.write-buffer-size", MASTER, Kind::Size, "0", "",
         "Bytes of changes of the state kept in memory until they are flushed. 0: a thirty-second of the memory this \
-         process may use, and of the disk of namespace.meta-dir, 8MiB to 64MiB."),
+         process may use, 8MiB to 64MiB, and at most three eighths of the ballast, so that a flush finds room in it."),
     key("namespace.session.ttl", MASTER, Kind::Duration, "60s", "",
         "Time without renewal after which a client session expires."),
     key("namespace.worker.timeout", MASTER, Kind::Duration, "10s", "",

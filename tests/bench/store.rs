@@ -23,7 +23,7 @@ const OTHER_MB: f64 = 250.0;
 
 pub(crate) fn run(arguments: &Arguments, dir: &Path, table: &mut Table) -> Outcome<()> {
     let inodes = arguments.inodes;
-    let fitting = StoreOptions::fitting(memory_bytes(), 0);
+    let fitting = StoreOptions::fitting(memory_bytes(), None);
     let smallest = StoreOptions { block_cache_bytes: 64 << 20, ..fitting };
     fill(&Store::open(dir, &fitting)?, inodes)?;
     let (mut rates, mut small_rates, mut memory) = (Vec::new(), Vec::new(), Vec::new());

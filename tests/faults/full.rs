@@ -32,6 +32,16 @@ fn start(masters: usize, size: &str) -> OnSmallDisks {
     OnSmallDisks { cluster, disks, _dir: dir }
 }
 
+impl Drop for OnSmallDisks {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for name in self.cluster.names() {
+                println!("{name} says:\n{}", tail(&self.cluster.log_of(&name)));
+            }
+        }
+    }
+}
+
 impl OnSmallDisks {
     fn disk(&self, name: &str) -> &SmallDisk {
         let number: usize = name.rsplit('-').next().and_then(|number| number.parse().ok()).expect("a number");
@@ -116,6 +126,8 @@ async fn full_disks_refuse_writes_and_nothing_else(masters: usize) {
         on.wait_figure(&name, "jindofs_master_ballast_bytes", |bytes| bytes >= 5 << 20);
     }
     let pids = on.pids();
+    // A flush of the state is under way, and finds no room.
+    link_a_lot(&client, "/large", 20).await.expect("acknowledged");
     for disk in &on.disks {
         disk.fill_but(0);
     }

@@ -17,14 +17,15 @@ impl SmallDisk {
         SmallDisk(path.to_owned())
     }
 
-    /// Takes all room but so many bytes.
+    /// Takes what is free now but so many bytes. What a process gives back meanwhile stays free.
     pub fn fill_but(&self, room: usize) {
+        let stat = rustix::fs::statvfs(&self.0).expect("statvfs");
+        let mut missing = usize::try_from(stat.f_bavail * stat.f_frsize).expect("a small disk").saturating_sub(room);
         let mut junk = File::create(self.0.join("junk")).expect("made");
-        for step in [vec![1; 1 << 20], vec![1; 4096]] {
-            while junk.write_all(&step).is_ok() {}
+        let step = vec![1; 1 << 20];
+        while let Ok(count @ 1..) = junk.write(&step[..missing.min(step.len())]) {
+            missing -= count;
         }
-        let length = junk.metadata().expect("stat").len();
-        junk.set_len(length - room as u64).expect("shorter");
     }
 
     pub fn make_room(&self) {

@@ -93,14 +93,15 @@ fn judge(configs: &[BTreeSet<u64>], me: u64, full: &BTreeSet<u64>, silent: &BTre
     }
 }
 
-fn room(running: &Running, own_full: bool) -> (Room, BTreeSet<u64>, BTreeSet<u64>) {
+/// As the leader of `term` sees it. One that leads since a moment has not heard the others yet: that is no silence.
+fn room(running: &Running, term: u64, own_full: bool) -> (Room, BTreeSet<u64>, BTreeSet<u64>) {
     let me = running.net.me.id;
     let configs = running.look(|m| m.membership_config.membership().get_joint_config().clone());
     let voters: BTreeSet<u64> = configs.iter().flatten().copied().collect();
     let is_full = |id: &u64| if *id == me { own_full } else { running.net.disks.of(*id).is_some_and(|one| one.full) };
     let full: BTreeSet<u64> = voters.iter().copied().filter(is_full).collect();
-    let heard = |id: u64| running.net.peers.heard(id).is_some_and(|at| at.elapsed() < REPORT_TTL);
-    let silent: BTreeSet<u64> = voters.iter().copied().filter(|id| *id != me && !heard(*id)).collect();
+    let is_silent = |id: &u64| *id != me && running.net.peers.silence(*id, term) >= REPORT_TTL;
+    let silent: BTreeSet<u64> = voters.iter().copied().filter(is_silent).collect();
     (judge(&configs, me, &full, &silent), full, silent)
 }
 
@@ -136,10 +137,10 @@ impl Handle {
         let running = self.running()?;
         let usage = self.0.space.usage();
         // Nearly always: every proposal asks.
-        if !(usage.full || running.net.disks.is_any_full()) || running.leading().is_none() {
+        if !(usage.full || running.net.disks.is_any_full()) {
             return None;
         }
-        let (room, full, silent) = room(&running, usage.full);
+        let (room, full, silent) = room(&running, running.leading()?, usage.full);
         let handover = *running.net.disks.handover.lock().unwrap_or_else(PoisonError::into_inner);
         match room {
             Room::Enough => None,
@@ -211,11 +212,11 @@ impl Handle {
 /// Hands leadership over while this member leads without room and others could write. Called again and again.
 pub(super) async fn hand_over_if_full(running: &Running, own_full: bool) {
     let disks = &running.net.disks;
-    let (room, full, silent) = room(running, own_full);
-    if running.leading().is_none() || room != Room::ElsewhereOnly {
+    let judged = running.leading().map(|term| room(running, term, own_full));
+    let Some((_, full, silent)) = judged.filter(|(room, ..)| *room == Room::ElsewhereOnly) else {
         *disks.handover.lock().unwrap_or_else(PoisonError::into_inner) = None;
         return;
-    }
+    };
     let now = Instant::now();
     {
         let mut handover = disks.handover.lock().unwrap_or_else(PoisonError::into_inner);

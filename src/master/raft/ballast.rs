@@ -57,10 +57,19 @@ impl Ballast {
         self.target.saturating_sub(self.bytes)
     }
 
+    /// Bytes of a whole ballast that a running process may spend.
+    pub(super) fn spare(&self) -> u64 {
+        self.target - self.kept_for_start()
+    }
+
+    fn kept_for_start(&self) -> u64 {
+        self.target / START_SHARE
+    }
+
     /// Gives room back. Returns how much.
     pub(super) fn spend(&mut self, who: Spend) -> u64 {
         let keep = match who {
-            Spend::Running => self.target / START_SHARE,
+            Spend::Running => self.kept_for_start(),
             Spend::Start => 0,
         };
         let before = self.bytes;

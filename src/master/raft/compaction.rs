@@ -7,7 +7,7 @@ use std::time::Duration;
 use metrics::counter;
 use tokio::sync::watch;
 
-use super::disk_space::{DiskSpace, DiskUsage, is_out_of_space};
+use super::disk_space::{DiskSpace, is_out_of_space};
 use super::node::Running;
 use super::state_machine::StateMachine;
 use crate::config::MasterConfig;
@@ -46,9 +46,9 @@ pub(super) async fn compact_when_low(running: &Running, space: &DiskSpace) {
     }
 }
 
-/// The memory of the state store: as configured, or what fits this machine and its disk.
-pub(super) fn store_options(config: &MasterConfig, disk: DiskUsage) -> StoreOptions {
-    let fitting = StoreOptions::fitting(memory_bytes(), disk.total);
+/// The memory of the state store: as configured, or what fits this machine and the ballast on its disk.
+pub(super) fn store_options(config: &MasterConfig, space: &DiskSpace) -> StoreOptions {
+    let fitting = StoreOptions::fitting(memory_bytes(), space.spare_bytes());
     let given = |bytes: u64, fitting: usize| match usize::try_from(bytes) {
         Ok(0) | Err(_) => fitting,
         Ok(bytes) => bytes,

@@ -134,6 +134,11 @@ impl DiskSpace {
         self.ballast().bytes()
     }
 
+    /// Bytes that a running process gets back from a whole ballast; `None` without one.
+    pub(crate) fn spare_bytes(&self) -> Option<u64> {
+        Some(self.ballast().spare()).filter(|_| self.limits.ballast > 0)
+    }
+
     /// Steps that wait for room now.
     pub(crate) fn waiting(&self) -> u64 {
         self.waiting.load(Ordering::Relaxed)
@@ -241,7 +246,8 @@ impl DiskSpace {
             self.spend(Spend::Running);
             return;
         }
-        let missing = self.ballast().missing();
+        // What waits for room gets it first.
+        let missing = if self.waiting() > 0 { 0 } else { self.ballast().missing() };
         if missing == 0 || usage.full || usage.free < usage.reserve + usage.reserve / 4 + missing {
             return;
         }

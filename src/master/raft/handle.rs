@@ -206,7 +206,7 @@ impl Handle {
         // From here on a log that does not know this start is an older copy.
         self.change_identity(|identity| identity.log_boot = identity.boot)?;
         let (state, snapshots) = (dir.state(), dir.snapshots());
-        let options = compaction::store_options(&self.0.config, space.usage());
+        let options = compaction::store_options(&self.0.config, space);
         let machine = space.at_start(|| {
             let (flushed, options) = (log.flushed(), options.clone());
             StateMachine::open(&state, &snapshots, peers.clone(), owner, flushed, space.clone(), options).map_err(at)

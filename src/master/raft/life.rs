@@ -31,6 +31,9 @@ pub(super) const BEAT: Duration = Duration::from_millis(200);
 pub(super) const PROBE: Duration = Duration::from_secs(3);
 /// Bytes of log after which the state is flushed: a start after a crash replays no more than about this much.
 const REPLAY_BYTES_MAX: u64 = 8 << 20;
+/// Pause after a flush that found no room. RocksDB looks for room every five seconds, and goes on only in a moment without
+/// flushes: those that are asked for more often keep it from it for ever.
+const FLUSH_RETRY_DELAY: Duration = Duration::from_secs(15);
 /// Age after which what an interrupted transfer has left is deleted.
 const ABANDONED_TRANSFER: Duration = Duration::from_secs(3600);
 /// Longest wait for the log to be closed.
@@ -375,6 +378,7 @@ async fn keep_flushed(running: &Running) {
         match tokio::task::spawn_blocking(move || flushing.flush()).await {
             Ok(Err(error)) if is_out_of_space(&error) => {
                 tracing::warn!(%error, "the state is flushed later");
+                tokio::time::sleep(FLUSH_RETRY_DELAY).await;
                 continue;
             }
             // A damaged state is replaced, not given up.

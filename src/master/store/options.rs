@@ -24,15 +24,16 @@ impl Default for StoreOptions {
 }
 
 impl StoreOptions {
-    /// For a process that may use `memory` bytes, and a disk of `disk` bytes (0: not known). A flush needs as much room as
-    /// the buffer has bytes, so that a small disk gets a small one.
-    pub fn fitting(memory: u64, disk: u64) -> StoreOptions {
+    /// For a process that may use `memory` bytes, and a disk on which `spare` bytes are kept for a flush that finds no room
+    /// (`None`: nothing is kept). RocksDB goes on after such a flush once the buffer's size is free, and needs as much again
+    /// while it repeats the flush.
+    pub fn fitting(memory: u64, spare: Option<u64>) -> StoreOptions {
         const MIB: u64 = 1 << 20;
         let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
-        let disk = if disk == 0 { u64::MAX } else { disk };
+        let write_buffer = (memory / 32).clamp(8 * MIB, 64 * MIB);
         StoreOptions {
             block_cache_bytes: bytes((memory / 8).clamp(64 * MIB, 4096 * MIB)),
-            write_buffer_bytes: bytes((memory / 32).min(disk / 32).clamp(8 * MIB, 64 * MIB)),
+            write_buffer_bytes: bytes(spare.map_or(write_buffer, |spare| write_buffer.min(spare / 2)).max(MIB)),
         }
     }
 }
@@ -102,7 +103,9 @@ fn family(table: Table, options: &StoreOptions, cache: &Cache) -> Options {
     // Small tables get small arenas; the bound over all of them is the write buffer manager's.
     let large = matches!(table, Table::Dentry | Table::Inode | Table::Session);
     family.set_write_buffer_size(if large { options.write_buffer_bytes } else { options.write_buffer_bytes / 8 });
-    family.set_arena_block_size(if large { 1 << 20 } else { 64 << 10 });
+    // A block counts against the bound although it is empty: all tables together must stay far below it.
+    let (block, share) = if large { (1 << 20, 16) } else { (64 << 10, 64) };
+    family.set_arena_block_size(block.min(options.write_buffer_bytes / share));
     family.set_max_write_buffer_number(3);
     if large {
         // A create asks for a name and an operation that are not there yet: the filter spares the skip list.
@@ -146,15 +149,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn caches_and_buffers_follow_the_memory_and_the_disk_within_bounds() {
-        let fitting = |memory: u64, disk: u64| {
-            let options = StoreOptions::fitting(memory << 20, disk << 20);
+    fn caches_and_buffers_follow_the_memory_and_the_ballast_within_bounds() {
+        let fitting = |memory: u64, spare: Option<u64>| {
+            let options = StoreOptions::fitting(memory << 20, spare.map(|spare| spare << 20));
             (options.block_cache_bytes >> 20, options.write_buffer_bytes >> 20)
         };
-        assert_eq!(fitting(24_000, 200_000), (3000, 64));
-        assert_eq!(fitting(64_000, 0), (4096, 64));
-        assert_eq!(fitting(1024, 30_000), (128, 32));
-        assert_eq!(fitting(256, 30_000), (64, 8));
-        assert_eq!(fitting(24_000, 140), (3000, 8));
+        assert_eq!(fitting(24_000, Some(144)), (3000, 64));
+        assert_eq!(fitting(64_000, None), (4096, 64));
+        assert_eq!(fitting(1024, Some(144)), (128, 32));
+        assert_eq!(fitting(256, Some(144)), (64, 8));
+        assert_eq!(fitting(24_000, Some(5)), (3000, 2));
+        assert_eq!(fitting(24_000, Some(0)), (3000, 1));
     }
 }
