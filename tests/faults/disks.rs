@@ -73,6 +73,36 @@ async fn killed_at_any_point_of_a_snapshot_install_the_next_start_completes_it()
     cluster.assert_no_panic();
 }
 
+/// The install has replaced the state, but not yet the member's own snapshot, and the log in between is nowhere.
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_before_an_install_has_sealed_its_own_snapshot_a_member_can_bring_others_up() {
+    let nothing_held = ("namespace.backend.keep-log-for-learners-bytes".to_owned(), "0".to_owned());
+    let cluster = Cluster::start_with(3, |options| options.settings = vec![nothing_held]);
+    let client = cluster.client();
+    make_dir(&client, "/d").await;
+    cluster.snapshot_and_purge().await;
+    let name = cluster.followers().remove(0);
+    cluster.dev.kill(&name).expect("killed");
+    for number in 0..50 {
+        client.create(create_request(&format!("/d/{number}"))).await.expect("created");
+    }
+    let others: Vec<String> = cluster.names().into_iter().filter(|other| *other != name).collect();
+    cluster.snapshot_and_purge_on(&others).await;
+    cluster.dev.set_env(&name, "JINDOFS_FAILPOINTS", Some("install.pointed=kill")).expect("set");
+    cluster.dev.launch(&name).expect("launched");
+    cluster.dev.wait_end(&name, PATIENCE).expect("killed while it installs");
+    cluster.dev.set_env(&name, "JINDOFS_FAILPOINTS", None).expect("set");
+    cluster.dev.restart(&name).expect("restarted");
+    cluster.wait_whole();
+    cluster.transfer_leader(&name);
+    cluster.dev.kill(&others[0]).expect("killed");
+    cluster.dev.wipe_meta(&others[0]).expect("wiped");
+    cluster.dev.restart(&others[0]).expect("restarted");
+    cluster.wait_whole();
+    cluster.assert_digests_equal().await;
+    cluster.assert_no_panic();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_old_copy_of_a_disk_is_refused_and_never_votes() {
     let cluster = Cluster::start(3);

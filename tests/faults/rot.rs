@@ -111,6 +111,20 @@ async fn a_damaged_snapshot_beside_a_sound_state_is_sealed_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_cannot_be_read_any_more_is_sealed_anew() {
+    let cluster = grown::start(3, SCRUBBED).await;
+    let name = cluster.followers().remove(0);
+    cluster.dev.kill(&name).expect("killed");
+    cluster.dev.set_env(&name, "JINDOFS_FAILPOINTS", Some("snapshot.verify=error")).expect("set");
+    cluster.dev.restart(&name).expect("restarted");
+    cluster.wait_whole();
+    flip(&cluster.meta_dir(&name).join("snapshots"), "CURRENT");
+    let repaired = || cluster.log_of(&name).contains(REPAIRED).then_some(());
+    wait_for("another snapshot is sealed", PATIENCE, repaired);
+    assert_whole(&cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_manifest_is_set_aside_at_the_next_start_and_the_state_serves() {
     let cluster = grown::start(3, &[]).await;
     let name = cluster.followers().remove(0);

@@ -195,8 +195,14 @@ impl Cluster {
 
     /// Builds a snapshot on every master and purges its log, so that a new member can only be caught up by a snapshot.
     pub async fn snapshot_and_purge(&self) {
+        self.snapshot_and_purge_on(&self.names()).await;
+    }
+
+    /// As [`Cluster::snapshot_and_purge`], on some masters.
+    pub async fn snapshot_and_purge_on(&self, names: &[String]) {
         let channel = self.client().channel().clone();
-        for address in self.dev.masters() {
+        for name in names {
+            let address = self.dev.process(name).expect("a process").grpc.expect("a master");
             let built = jindofs::client::admin::snapshot(&channel, &address, true, Duration::from_secs(60)).await;
             built.expect("a snapshot");
         }

@@ -11,7 +11,7 @@ use super::disk_space::{DiskSpace, is_out_of_space};
 use super::node::Running;
 use super::state_machine::StateMachine;
 use crate::config::MasterConfig;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::master::store::StoreOptions;
 use crate::runtime::memory_bytes;
 
@@ -94,10 +94,18 @@ impl StateMachine {
         self.0.space.waiting() > 0
     }
 
-    /// Refuses to receive more of a snapshot when little room is left.
+    /// Refuses to receive more of a snapshot when little room is left, or while this member itself waits for room: it must
+    /// not take what RocksDB needs to go on.
     ///
     /// *Errors*: `NoSpace`.
     pub(crate) fn check_room_to_receive(&self) -> Result<()> {
-        self.0.space.check_room("a snapshot that is received", RECEIVE_ROOM)
+        if self.is_waiting_for_room() {
+            return Err(Error::new(
+                ErrorKind::NoSpace,
+                "this member waits for room on its disk, and receives no snapshot",
+            ));
+        }
+        let flush = self.0.options.write_buffer_bytes as u64;
+        self.0.space.check_room("a snapshot that is received", RECEIVE_ROOM + flush)
     }
 }

@@ -275,7 +275,7 @@ impl<'a> Wait<'a> {
     /// True once there has been room for so long that the lack of it is no explanation any more.
     fn is_stuck(&mut self) -> bool {
         let usage = self.space.usage();
-        if usage.total == 0 || usage.full || usage.is_low() || usage.free < STUCK_ROOM {
+        if usage.total == 0 || usage.full || usage.free < STUCK_ROOM {
             self.roomy = None;
             return false;
         }

@@ -49,18 +49,24 @@ pub(super) fn check_image(snapshot: &SnapshotDir) -> io::Result<()> {
         io::Error::new(io::ErrorKind::InvalidData, format!("{}: {error}", snapshot.path().display()))
     };
     let open = |path: &Path| Store::open_read_only(path).map_err(broken);
-    let blame = |error: io::Error| match is_damage(&error) || error.kind() == io::ErrorKind::InvalidData {
-        true => damaged(error),
-        false => error,
-    };
+    let blame = |error: io::Error| if blames_disk(&error) { damaged(error) } else { error };
     let store = open_image(snapshot.path(), snapshot.meta(), open).map_err(blame)?;
     store.verify().map_err(|error| blame(broken(error)))
 }
 
 /// True for an error of the store that blames the disk.
 pub(super) fn is_damage(error: &io::Error) -> bool {
-    let text = error.to_string();
-    text.contains("Corruption:") || text.contains("Input/output error")
+    error.to_string().contains("Corruption:") || is_unreadable(error)
+}
+
+/// True for an error of this disk's medium.
+pub(super) fn is_unreadable(error: &io::Error) -> bool {
+    error.to_string().contains("Input/output error")
+}
+
+/// True for an error that says that the data on a disk is another than what was written, or cannot be read.
+pub(super) fn blames_disk(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::InvalidData || is_damage(error)
 }
 
 impl StateMachine {
@@ -124,6 +130,7 @@ impl StateMachine {
     /// Replaces the state by a snapshot. One that another member has sealed is moved into place; one of this disk is
     /// copied by hard links, because the log behind it may be gone: until the next one is sealed it is all there is.
     pub(super) fn install(&self, snapshot: &SnapshotDir, without_room: WithoutRoom) -> io::Result<()> {
+        let _replacing = self.0.replacing.lock().unwrap_or_else(PoisonError::into_inner);
         let _applying = self.0.applying.lock().unwrap_or_else(PoisonError::into_inner);
         failpoint_io("install.begin")?;
         let (number, store) = self.place(snapshot, without_room)?;
@@ -142,7 +149,7 @@ impl StateMachine {
     }
 
     /// Puts the image of a snapshot into the next directory of states, opens it there and names the owner of this disk in
-    /// it.
+    /// it. The caller holds `replacing`.
     fn place(&self, snapshot: &SnapshotDir, without_room: WithoutRoom) -> io::Result<(u64, Store)> {
         let number = self.0.store.read().unwrap_or_else(PoisonError::into_inner).0 + 1;
         let target = self.0.dir.join(number.to_string());
@@ -169,7 +176,7 @@ impl StateMachine {
         Ok((number, store))
     }
 
-    /// Makes `store`, in the directory that `current` names, the state. The caller holds `applying`.
+    /// Makes `store`, in the directory that `current` names, the state. The caller holds `replacing` and `applying`.
     fn switch(&self, current: &Current, store: Store, without_room: WithoutRoom) -> io::Result<()> {
         let number = current.number;
         let (applied, _) = read_applied(&store)?;
@@ -199,6 +206,8 @@ impl StateMachine {
     /// *Errors*: `InvalidData` when the log does not continue the image; `WouldBlock` when the image is ahead of what is
     /// applied here.
     pub(super) fn rebuild(&self, image: &SnapshotDir, log: &LogStore, goal: Option<u64>) -> io::Result<()> {
+        let _replacing = self.0.replacing.lock().unwrap_or_else(PoisonError::into_inner);
+        // Within the lock: an install may have moved the beginning of the log.
         check_continues(image, log)?;
         let applied = || goal.unwrap_or_else(|| *self.0.applied.borrow());
         let ahead = || io::Error::new(io::ErrorKind::WouldBlock, "the snapshot is ahead of what is applied here");
@@ -285,18 +294,14 @@ fn catch_up(store: &Store, log: &LogStore, goal: u64) -> io::Result<()> {
 /// Readers may still hold the old store: its files go once the last of them is done, or at the next start.
 fn remove_when_unused(store: Arc<Store>, dir: PathBuf) {
     let spawned = std::thread::Builder::new().name("old-state".into()).spawn(move || {
-        let mut store = Some(store);
-        for _ in 0..600 {
-            match store.take().map(Arc::try_unwrap) {
-                Some(Err(shared)) => store = Some(shared),
-                Some(Ok(_)) | None => {
-                    if let Err(error) = fs::remove_dir_all(&dir) {
-                        tracing::warn!(path = %dir.display(), %error, "old state not deleted; the next start does it");
-                    }
-                    return;
-                }
-            }
+        let mut shared = store;
+        // A scrub of a large state holds it for hours.
+        while let Err(store) = Arc::try_unwrap(shared) {
+            shared = store;
             std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        if let Err(error) = fs::remove_dir_all(&dir) {
+            tracing::warn!(path = %dir.display(), %error, "old state not deleted; the next start does it");
         }
     });
     if let Err(error) = spawned {

@@ -19,7 +19,7 @@ use crate::runtime::die;
 
 use super::handle::{Handle, Opened};
 use super::identity::Stage;
-use super::install::{check_image, is_damage};
+use super::install::{blames_disk, check_image};
 use super::life::PROBE;
 use super::node::Running;
 use super::snapshot::{self, Pace, SnapshotDir};
@@ -80,7 +80,7 @@ impl Repair<'_> {
             }
             // Not every byte of a table lies in a block. What differs from the sealed file must not be sealed again.
             match snapshot.map_or(Ok(()), |snapshot| snapshot::verify_shared_tables(store.dir(), &snapshot)) {
-                Err(error) if error.kind() == io::ErrorKind::InvalidData => store.mark_damaged(error.to_string()),
+                Err(error) if blames_disk(&error) => store.mark_damaged(error.to_string()),
                 compared => compared?,
             }
             Ok(store.damage().is_some())
@@ -93,7 +93,7 @@ impl Repair<'_> {
         let Some(snapshot) = self.machine.current_snapshot() else { return Ok(()) };
         let verified = on_disk(move || snapshot.verify().and_then(|()| check_image(&snapshot)));
         if let Err(error) = verified.await {
-            if error.kind() != io::ErrorKind::InvalidData {
+            if !blames_disk(&error) {
                 return Err(error.into());
             }
             tracing::warn!(%error, "the snapshot is damaged, the state is not: another one is sealed");
@@ -300,7 +300,7 @@ impl Handle {
                 continue;
             }
             match scrub(running, &pace).await {
-                Err(error) if error.kind() == io::ErrorKind::InvalidData || is_damage(&error) => {
+                Err(error) if blames_disk(&error) => {
                     running.net.integrity.report(error.to_string());
                 }
                 Err(error) => tracing::warn!(%error, "the scrub could not read; it is tried again"),

@@ -24,7 +24,7 @@ use super::current::{self, Current};
 use super::disk_parts::Part;
 use super::disk_space::DiskSpace;
 use super::identity::Owner;
-use super::install::WithoutRoom;
+use super::install::{WithoutRoom, blames_disk, is_damage};
 use super::integrity::Integrity;
 use super::peers::Peers;
 use super::snapshot::{self, SnapshotData};
@@ -58,6 +58,8 @@ pub(super) struct Shared {
     pub(super) snapshot: Mutex<Option<SnapshotData>>,
     /// Sealed, and not yet handed to openraft.
     prepared: Mutex<Option<SnapshotData>>,
+    /// Held while the state is replaced, from the choice of the directory on. Taken before `applying`.
+    pub(super) replacing: Mutex<()>,
     /// Held while entries are applied or the state is replaced. Taken before `store`.
     pub(super) applying: Mutex<()>,
     /// Held while a snapshot is built. Taken before `snapshot`.
@@ -127,6 +129,7 @@ impl StateMachine {
             store: RwLock::new((number, Arc::new(store))),
             snapshot: Mutex::new(snapshot),
             prepared: Mutex::new(None),
+            replacing: Mutex::new(()),
             applying: Mutex::new(()),
             building: Mutex::new(()),
             applied: watch::Sender::new(applied.map_or(0, |id| id.index)),
@@ -207,7 +210,7 @@ impl StateMachine {
     pub(crate) fn replay(&self, log: &LogStore) -> io::Result<()> {
         let purged = log.purged().map_or(0, |id| id.index);
         if let Err(error) = self.restore() {
-            if error.kind() != io::ErrorKind::InvalidData {
+            if !blames_disk(&error) {
                 return Err(error);
             }
             if *self.0.applied.borrow() < purged {
@@ -224,8 +227,12 @@ impl StateMachine {
             self.0.integrity.report(error.to_string());
         }
         replayed?;
-        if purged > 0 && self.current_snapshot().is_none() {
-            // Raft must be able to send a snapshot to a member that lacks the purged entries.
+        // Raft must be able to send a snapshot to a member that lacks the purged entries. An install that was interrupted
+        // leaves a snapshot that is older than what it has installed, and behind which Raft purges what the log lacks.
+        let applied = *self.0.applied.borrow();
+        let last = log.last_log_id().map_or(0, |id| id.index);
+        let begins_behind = if applied > last { applied } else { purged };
+        if self.current_snapshot().map_or(0, |snapshot| snapshot.index()) < begins_behind {
             self.build()?;
         }
         Ok(())
@@ -328,9 +335,17 @@ impl StateMachine {
                     self.0.integrity.report(damage);
                     blocking(|| self.wait_replaced(number)).then_some(()).ok_or(error)?;
                 }
+                // RocksDB says of a table that its own work could not read only that it takes no more writes.
+                (Err(error), None) if is_damage(&error) && blocking(|| self.is_state_damaged()) => {}
                 (applied, _) => return applied,
             }
         }
+    }
+
+    /// Reads the whole state. It is marked if it is damaged.
+    fn is_state_damaged(&self) -> bool {
+        let store = self.store();
+        store.verify().is_err() && store.damage().is_some()
     }
 
     /// Waits until the state is another one than that in directory `number`; false when this process ends.

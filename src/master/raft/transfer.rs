@@ -20,7 +20,7 @@ use tonic::{Status, Streaming};
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::status::{from_status, to_status};
 
-use super::install::check_image;
+use super::install::{blames_disk, check_image, is_unreadable};
 use super::node::Running;
 use super::snapshot::{self, Incoming, Manifest, ManifestError, SendError, SnapshotData, SnapshotDir};
 use super::state_machine::StateMachine;
@@ -91,7 +91,7 @@ pub(super) async fn push(
         (Ok(answer), Ok(())) => answer,
         (Err(error), _) => {
             if error.kind == ErrorKind::Corrupted {
-                net.integrity.report(format!("member {target} finds the snapshot damaged: {error}"));
+                report_if_damaged(net, &snapshot, target, &error).await?;
             }
             return Err(error);
         }
@@ -103,6 +103,21 @@ pub(super) async fn push(
         Answer::Installed(wire::SnapshotInstalled { vote: Some(vote), .. }) => Ok(types::vote_from_wire(&vote)),
         _ => Err(Error::invalid("a snapshot response without a vote")),
     }
+}
+
+/// A receiver that finds a snapshot damaged is not taken at its word: every file has arrived as it was sealed, so that this
+/// disk shows the same damage.
+async fn report_if_damaged(net: &Arc<Net>, snapshot: &SnapshotData, target: u64, said: &Error) -> Result<()> {
+    let sent = snapshot.clone();
+    match tokio::task::spawn_blocking(move || check_image(&sent)).await.map_err(task_failed)? {
+        Err(error) if blames_disk(&error) => {
+            net.integrity.report(format!("member {target} finds the snapshot damaged: {said}"));
+        }
+        checked => {
+            tracing::warn!(target_id = target, %said, ?checked, "a snapshot is called damaged, but is sound here")
+        }
+    }
+    Ok(())
 }
 
 async fn next_answer(net: &Arc<Net>, answers: &mut Streaming<wire::SnapshotAnswer>) -> Result<Answer> {
@@ -236,8 +251,11 @@ async fn write_all(
     // Damaged on the way: the next attempt sends the file again. It says nothing of the sender's disk.
     let received = blocking(move || incoming.finish()).await.map_err(unwanted)?;
     let (received, checked) = blocking(move || Ok((check_image(&received), received))).await.map(|(c, r)| (r, c))?;
-    // Every file is what the manifest says: here the sender's disk is what is damaged.
-    checked.map_err(|error| Error::new(ErrorKind::Corrupted, error.to_string()))?;
+    // Every file is what the manifest says. What cannot be read here says nothing of the sender's disk.
+    checked.map_err(|error| match blames_disk(&error) && !is_unreadable(&error) {
+        true => Error::new(ErrorKind::Corrupted, error.to_string()),
+        false => Error::unavailable(error.to_string()),
+    })?;
     tracing::info!(index = received.index(), bytes, reused, "snapshot received");
     Ok(received)
 }

@@ -247,7 +247,7 @@ impl Store {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<bytes::Bytes>, StoreError> {
         match self.db.get_pinned_cf(self.family(table)?, key) {
             Ok(found) => Ok(found.map(|value| bytes::Bytes::copy_from_slice(&value))),
-            Err(error) => Err(self.fail("read from", &error)),
+            Err(error) => Err(self.fail_read(&error)),
         }
     }
 
@@ -271,6 +271,14 @@ impl Store {
         self.db
             .cf_handle(table.name())
             .ok_or_else(|| StoreError(format!("the state store {} has no table {}", self.dir.display(), table.name())))
+    }
+
+    /// What cannot be read is damage, whatever the reason. After a failed write the process ends instead.
+    fn fail_read(&self, error: &rocksdb::Error) -> StoreError {
+        if verify::is_damage(error.as_ref()) {
+            self.mark_damaged(error.to_string());
+        }
+        self.fail("read from", error)
     }
 
     fn fail(&self, what: &str, error: &rocksdb::Error) -> StoreError {

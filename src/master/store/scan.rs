@@ -45,7 +45,7 @@ impl<'s> Cursor<'s> {
     pub(super) fn key(&self) -> Result<Option<&[u8]>, StoreError> {
         match self.iterator.key() {
             Some(key) => Ok(Some(key)),
-            None => self.iterator.status().map(|()| None).map_err(|error| self.store.fail("scan", &error)),
+            None => self.iterator.status().map(|()| None).map_err(|error| self.store.fail_read(&error)),
         }
     }
 

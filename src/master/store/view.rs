@@ -37,7 +37,7 @@ impl View for StoreView<'_> {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         match self.store.db.get_pinned_cf_opt(self.store.family(table)?, key, &self.reads) {
             Ok(found) => Ok(found.map(|value| Bytes::copy_from_slice(&value))),
-            Err(error) => Err(self.store.fail("read from", &error)),
+            Err(error) => Err(self.store.fail_read(&error)),
         }
     }
 

@@ -78,8 +78,9 @@ impl SnapshotDir {
 
     /// Compares the manifest on disk with what it was, and every file with its checksum.
     ///
-    /// *Errors*: `InvalidData` names what differs first.
+    /// *Errors*: `InvalidData` names what differs first; others when it could not be read.
     pub(crate) fn verify(&self) -> io::Result<()> {
+        failpoint_io("snapshot.verify")?;
         self.verify_manifest()?;
         self.manifest.verify(&self.path)
     }
