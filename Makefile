@@ -48,7 +48,7 @@ FLUID_IMAGE ?= localhost/jindofs-fluid:dev
 # `make bench BENCH="meta --seconds 2"` measures a part.
 BENCH ?=
 
-.PHONY: help build demo demo-programs process-test image fluid-image manifest kube-up kube-down kube-test test verify fix bench needs tools clean
+.PHONY: help build demo demo-programs simulate process-test image fluid-image manifest kube-up kube-down kube-test test verify fix bench needs tools clean
 
 help:
 	@echo "make build   release binaries, linked as bin/jindofs, bin/jindoctl and bin/jindofs-operator"
@@ -58,6 +58,7 @@ help:
 	@echo "make manifest  the whole installation for Kubernetes as one YAML"
 	@echo "make test    all tests: real processes, kill -9, lost and broken disks, a Kubernetes of three nodes"
 	@echo "make kube-up | kube-test | kube-down   a Kubernetes of three nodes on this machine, and the tests that need one"
+	@echo "make simulate  masters with simulated time, network and disks, from seeds"
 	@echo "make verify  formatting, lints, documentation, licences, spelling; changes nothing"
 	@echo "make fix     formatting and what lints can repair"
 	@echo "make bench   masters against etcd, failover, memory, the mount against native and S3"
@@ -102,6 +103,13 @@ test:
 		[ -n "$${KUBECONFIG:-}" ] || $(MAKE) --no-print-directory kube-down; [ $$ended = 0 ]; \
 	else echo "left out: the tests on Kubernetes, which need $$why"; [ -z "$${CI:-}" ]; fi
 	@echo "make test: everything passed"
+
+# Seeds of the simulated masters, for `SIMULATION_SECONDS`; or one of them, with `SIMULATION_SEED`, and what happens in it,
+# with `SIMULATION_LOG=info`.
+SIMULATION := master::raft::simulation::seeds
+simulate: needs
+	$(CARGO) test --release --locked --lib -- --exact --nocapture \
+		$(if $(SIMULATION_SEED),--ignored $(SIMULATION)::one_run,$(SIMULATION)::simulated_masters_keep_what_they_acknowledge)
 
 process-test: build $(TOOLS)/conformance-1
 	$(CARGO) test $(TESTS) --no-run

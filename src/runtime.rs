@@ -1,6 +1,9 @@
 //! What every role needs to run and to stop: a shutdown token, a clock, durable file replacement, failpoints.
 
 pub mod attended;
+pub(crate) mod planted;
+#[cfg(test)]
+pub(crate) mod simulated;
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -11,7 +14,10 @@ use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 pub use tokio_util::sync::CancellationToken as Shutdown;
+
+use planted::{PlantedFault, is_planted};
 
 /// Nanoseconds since the Unix epoch. The only wall clock of the program: the state machine takes time from commands.
 ///
@@ -93,6 +99,40 @@ pub fn spawn_apart(on: &Handle, work: impl Future<Output = ()> + Send + 'static)
     });
 }
 
+/// Runs work that waits for the disk on a thread for such work.
+pub(crate) fn spawn_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    #[cfg(test)]
+    if simulated::is_active() {
+        return tokio::spawn(async move { work() });
+    }
+    tokio::task::spawn_blocking(work)
+}
+
+/// Runs `step` on a thread of its own, now and after each `pause`, until it says that it is done.
+///
+/// *Errors*: when no thread can be started.
+pub(crate) fn spawn_poller(
+    name: &str,
+    pause: Duration,
+    mut step: impl FnMut() -> bool + Send + 'static,
+) -> io::Result<()> {
+    #[cfg(test)]
+    if simulated::is_active() {
+        tokio::spawn(async move {
+            while !step() {
+                tokio::time::sleep(pause).await;
+            }
+        });
+        return Ok(());
+    }
+    let work = move || {
+        while !step() {
+            std::thread::sleep(pause);
+        }
+    };
+    std::thread::Builder::new().name(name.to_owned()).spawn(work).map(|_| ())
+}
+
 /// Replaces `path` by `content` so that a crash leaves the old file or the new one, never a part.
 ///
 /// *Durability*: content, name and directory are on disk on return.
@@ -103,8 +143,13 @@ pub fn write_durably(path: &Path, content: &[u8]) -> io::Result<()> {
     let temporary = parent.join(name);
     let mut file = File::create(&temporary)?;
     file.write_all(content)?;
-    file.sync_all()?;
+    if !is_planted(PlantedFault::ReplaceNotSynced) {
+        file.sync_all()?;
+    }
     fs::rename(&temporary, path)?;
+    if is_planted(PlantedFault::NameNotSynced) {
+        return Ok(());
+    }
     sync_dir(parent)
 }
 
@@ -115,6 +160,8 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
 
 /// Ends the process at once, as a fault of the disk demands: nothing more may be acknowledged.
 pub fn die(reason: &str) -> ! {
+    #[cfg(test)]
+    simulated::die(reason);
     tracing::error!(reason, "fatal: the process ends now, nothing more is acknowledged");
     // The log line may sit in a buffer; stderr is what people look at when a pod restarts.
     let _ = writeln!(io::stderr(), "fatal: {reason}");

@@ -57,6 +57,10 @@ impl AttendedClock {
     /// The clock of this process. It advances while [`AttendedClock::tick_until`] runs.
     pub fn of_process() -> AttendedClock {
         static CLOCK: OnceLock<AttendedClock> = OnceLock::new();
+        #[cfg(test)]
+        if let Some(clock) = super::simulated::attended_clock() {
+            return clock;
+        }
         let start = Instant::now();
         CLOCK.get_or_init(|| AttendedClock::over(move || start.elapsed())).clone()
     }

@@ -11,6 +11,8 @@
 //! Not detected: a copy of the whole directory from an earlier time, which is consistent in itself. The peers detect it
 //! by boot counter and acknowledged index, as long as a majority of them has not been reverted with it.
 
+use crate::runtime::planted::{PlantedFault, is_planted};
+
 use super::identity::{Identity, Owner, Stage};
 use super::types::LogId;
 
@@ -149,12 +151,13 @@ fn is_rot(why: &str) -> bool {
 /// A log may be missing only until a start has opened it.
 fn judge_without_log(identity: &Identity, parts: &DiskParts) -> DiskVerdict {
     let id = identity.member_id;
-    if identity.log_boot != 0 || identity.stage == Stage::Member {
+    if (identity.log_boot != 0 || identity.stage == Stage::Member) && !is_planted(PlantedFault::LostLogAccepted) {
         return refused(format!(
             "its IDENTITY belongs to member {id}, but its Raft log is gone: a member that lost its votes must not vote"
         ));
     }
-    if !matches!((&parts.state, &parts.snapshot), (Part::Missing, Part::Missing)) {
+    let is_alone = matches!((&parts.state, &parts.snapshot), (Part::Missing, Part::Missing));
+    if !is_alone && !is_planted(PlantedFault::LostLogAccepted) {
         return refused(format!(
             "its IDENTITY belongs to member {id} that has not yet opened a Raft log, but it holds a state or a snapshot"
         ));

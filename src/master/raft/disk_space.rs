@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use super::ballast::{Ballast, Spend};
 use crate::error::{Error, ErrorKind};
+use crate::runtime::spawn_poller;
 
 /// How often the free room is measured.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
@@ -113,15 +114,12 @@ impl DiskSpace {
     /// *Errors*: when no thread can be started.
     pub(crate) fn watch(self: &Arc<Self>) -> io::Result<()> {
         let weak = Arc::downgrade(self);
-        let measure = move || {
-            while let Some(space) = weak.upgrade() {
-                space.refresh();
-                space.tend_ballast();
-                drop(space);
-                std::thread::sleep(POLL_INTERVAL);
-            }
-        };
-        std::thread::Builder::new().name("disk-space".into()).spawn(measure).map(|_| ())
+        spawn_poller("disk-space", POLL_INTERVAL, move || {
+            let Some(space) = weak.upgrade() else { return true };
+            space.refresh();
+            space.tend_ballast();
+            false
+        })
     }
 
     /// What was measured last, at most a moment ago.
@@ -314,6 +312,10 @@ pub(crate) fn size(bytes: u64) -> String {
 
 /// Total and free bytes; zeros where the file system does not say.
 fn measure(dir: &Path) -> (u64, u64) {
+    #[cfg(test)]
+    if let Some(room) = crate::runtime::simulated::disk_room() {
+        return room;
+    }
     match rustix::fs::statvfs(dir) {
         Ok(stat) => (stat.f_blocks.saturating_mul(stat.f_frsize), stat.f_bavail.saturating_mul(stat.f_frsize)),
         Err(error) => {

@@ -12,7 +12,8 @@ use tokio::sync::watch;
 use crate::config::MasterConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::master::store::{Store, TableDigest};
-use crate::runtime::{now_ns, random_id};
+use crate::runtime::planted::{PlantedFault, is_planted};
+use crate::runtime::{now_ns, random_id, spawn_blocking};
 
 use super::admission;
 use super::compaction;
@@ -59,6 +60,10 @@ pub(crate) struct Opened {
     pub(crate) machine: StateMachine,
     pub(crate) net: Arc<Net>,
 }
+
+/// Longest wait for what still uses a state that was set aside: requests and transfers end within it.
+const CLEAR_TIMEOUT: Duration = Duration::from_secs(30);
+const CLEAR_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 impl Opened {
     /// The newest membership on this disk, committed or not.
@@ -145,8 +150,23 @@ impl Handle {
         self.set_identity(identity)
     }
 
-    /// Forgets a disk that was set aside: this master is empty again.
-    pub(crate) fn clear(&self) {
+    /// Forgets a disk that was set aside, and waits until nothing uses its state any more: this master is empty again.
+    ///
+    /// *Errors*: something still uses it. RocksDB refuses a new state at the path of one that is open in the same process.
+    pub(crate) async fn clear(&self) -> Result<()> {
+        let state = self.opened().map(|opened| Arc::downgrade(&opened.machine.store()));
+        self.forget();
+        let Some(state) = state else { return Ok(()) };
+        let unused = async {
+            while state.strong_count() > 0 {
+                tokio::time::sleep(CLEAR_POLL_INTERVAL).await;
+            }
+        };
+        let waited = tokio::time::timeout(CLEAR_TIMEOUT, unused).await;
+        waited.map_err(|_| Error::unavailable("the state that was set aside is still in use: a restart begins anew"))
+    }
+
+    fn forget(&self) {
         write(&self.0.running, None);
         write(&self.0.opened, None);
         *self.0.recovered.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -204,7 +224,9 @@ impl Handle {
             LogStore::start(&dir.wal(), recovered, stamp, space.clone()).map_err(at)
         })?;
         // From here on a log that does not know this start is an older copy.
-        self.change_identity(|identity| identity.log_boot = identity.boot)?;
+        if !is_planted(PlantedFault::LogBootNotRecorded) {
+            self.change_identity(|identity| identity.log_boot = identity.boot)?;
+        }
         let (state, snapshots) = (dir.state(), dir.snapshots());
         let options = compaction::store_options(&self.0.config, space);
         let machine = space.at_start(|| {
@@ -399,7 +421,7 @@ impl Handle {
     /// *Errors*: `Unavailable` while the disk belongs to no cluster.
     pub async fn digest(&self) -> Result<(u64, Vec<TableDigest>)> {
         let machine = self.opened().ok_or_else(|| self.not_ready())?.machine.clone();
-        let digest = tokio::task::spawn_blocking(move || machine.digest()).await;
+        let digest = spawn_blocking(move || machine.digest()).await;
         digest
             .map_err(|error| Error::internal(format!("digest: {error}")))?
             .map_err(|error| Error::internal(format!("digest: {error}")))

@@ -5,9 +5,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use crate::master::store::Store;
-use crate::runtime::{die, failpoint_io, sync_dir};
+use crate::runtime::{die, failpoint_io, spawn_poller, sync_dir};
 
 use super::apply::{apply_entries, read_applied};
 use super::current::{self, Current};
@@ -291,18 +292,19 @@ fn catch_up(store: &Store, log: &LogStore, goal: u64) -> io::Result<()> {
     }
 }
 
-/// Readers may still hold the old store: its files go once the last of them is done, or at the next start.
+/// Readers may still hold the old store, a scrub of a large one for hours: its files go once the last of them is done, or at
+/// the next start.
 fn remove_when_unused(store: Arc<Store>, dir: PathBuf) {
-    let spawned = std::thread::Builder::new().name("old-state".into()).spawn(move || {
-        let mut shared = store;
-        // A scrub of a large state holds it for hours.
-        while let Err(store) = Arc::try_unwrap(shared) {
-            shared = store;
-            std::thread::sleep(std::time::Duration::from_millis(100));
+    let mut store = Some(store);
+    let spawned = spawn_poller("old-state", Duration::from_millis(100), move || {
+        if let Some(Err(shared)) = store.take().map(Arc::try_unwrap) {
+            store = Some(shared);
+            return false;
         }
         if let Err(error) = fs::remove_dir_all(&dir) {
             tracing::warn!(path = %dir.display(), %error, "old state not deleted; the next start does it");
         }
+        true
     });
     if let Err(error) = spawned {
         tracing::warn!(%error, "old state not deleted; the next start does it");

@@ -10,7 +10,7 @@ use openraft::async_runtime::watch::WatchReceiver;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::master::state::query;
-use crate::runtime::{Shutdown, die, failpoint_io};
+use crate::runtime::{Shutdown, die, failpoint_io, spawn_blocking};
 
 use super::admission;
 use super::announce::Welcome;
@@ -69,8 +69,7 @@ impl Handle {
             Stage::Retired => {
                 self.set_phase("setting a retired disk aside");
                 self.0.dir.set_aside(&identity)?;
-                self.clear();
-                Ok(())
+                self.clear().await
             }
         }
     }
@@ -354,7 +353,7 @@ impl Handle {
             return;
         }
         let store = running.machine.store();
-        match tokio::task::spawn_blocking(move || store.flush()).await {
+        match spawn_blocking(move || store.flush()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "state not flushed; the next start replays the log"),
             Err(error) => tracing::warn!(%error, "state not flushed; the next start replays the log"),
@@ -375,7 +374,7 @@ async fn keep_flushed(running: &Running) {
         let applied = *running.applied_index().borrow();
         let store = running.machine.store();
         let flushing = store.clone();
-        match tokio::task::spawn_blocking(move || flushing.flush()).await {
+        match spawn_blocking(move || flushing.flush()).await {
             Ok(Err(error)) if is_out_of_space(&error) => {
                 tracing::warn!(%error, "the state is flushed later");
                 tokio::time::sleep(FLUSH_RETRY_DELAY).await;

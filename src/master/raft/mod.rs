@@ -30,6 +30,8 @@ mod reconcile;
 mod record_file;
 mod repair;
 mod server;
+#[cfg(test)]
+mod simulation;
 mod slow_disk;
 mod snapshot;
 mod state_machine;

@@ -20,7 +20,8 @@ use tokio::sync::{Semaphore, watch};
 use crate::config::MasterConfig;
 use crate::error::{Error, ErrorKind, LeaderHint, Result};
 use crate::master::state::query;
-use crate::runtime::{Fail, failpoint};
+use crate::runtime::planted::{PlantedFault, is_planted};
+use crate::runtime::{Fail, failpoint, spawn_blocking};
 use crate::types::COMMAND_BYTES_MAX;
 
 use super::disk_space::is_out_of_space;
@@ -96,7 +97,7 @@ pub(crate) fn raft_config(config: &MasterConfig) -> Result<Config> {
         allow_log_reversion: Some(false),
         // A leader sends entries to its followers before they are on its own disk. One that resumed its term after a crash
         // would give a second entry the log id of one that only the followers have kept.
-        enable_leader_restore: Some(false),
+        enable_leader_restore: Some(is_planted(PlantedFault::LeaderResumed)),
         ..Config::default()
     };
     settings.validate().map_err(|error| Error::invalid(format!("raft timers: {error}")))
@@ -269,6 +270,9 @@ impl Running {
 
     /// Waits until everything acknowledged before this call can be read here.
     pub(crate) async fn read_barrier(self: &Arc<Self>) -> Result<()> {
+        if is_planted(PlantedFault::ReadWithoutBarrier) {
+            return Ok(());
+        }
         let id = if self.look(|m| m.current_leader) == Some(self.net.me.id) {
             self.leader_read_index().await?
         } else {
@@ -324,7 +328,7 @@ impl Running {
             let before = self.machine.snapshot_id().map_or(0, |id| id.index);
             self.machine.check_room_for_snapshot(self.log.bytes_after(before))?;
             let machine = self.machine.clone();
-            let sealed = tokio::task::spawn_blocking(move || machine.prepare_snapshot()).await;
+            let sealed = spawn_blocking(move || machine.prepare_snapshot()).await;
             sealed.map_err(|error| Error::internal(error.to_string()))?.map_err(|error| match error.kind() {
                 std::io::ErrorKind::InvalidData => Error::new(ErrorKind::Corrupted, error.to_string()),
                 _ if is_out_of_space(&error) => {

@@ -2,11 +2,17 @@
 
 use std::collections::BTreeSet;
 
+use crate::runtime::planted::{PlantedFault, is_planted};
+
 /// True if `ids` holds a majority of each set of voters. While a joint change is under way there are two sets; a
 /// majority of their union is neither necessary nor sufficient.
 ///
 /// True for an empty list of sets: a member that knows no voters needs no majority.
 pub(super) fn has_quorum_in_each(voter_sets: &[BTreeSet<u64>], ids: &BTreeSet<u64>) -> bool {
+    if is_planted(PlantedFault::QuorumOfUnion) {
+        let union: BTreeSet<u64> = voter_sets.iter().flatten().copied().collect();
+        return union.is_empty() || union.intersection(ids).count() > union.len() / 2;
+    }
     voter_sets.iter().all(|voters| voters.is_empty() || voters.intersection(ids).count() > voters.len() / 2)
 }
 

@@ -15,7 +15,7 @@ use futures::future::join_all;
 
 use crate::config::MasterConfig;
 use crate::error::{Error, ErrorKind, Result};
-use crate::runtime::die;
+use crate::runtime::{die, spawn_blocking};
 
 use super::handle::{Handle, Opened};
 use super::identity::Stage;
@@ -50,7 +50,7 @@ struct Repair<'a> {
 }
 
 async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+    spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
 impl Repair<'_> {

@@ -16,7 +16,8 @@ use tokio::sync::watch;
 
 use crate::master::state::{StoreError, query};
 use crate::master::store::{Store, StoreOptions, TableDigest};
-use crate::runtime::die;
+use crate::runtime::planted::{PlantedFault, is_planted};
+use crate::runtime::{die, spawn_blocking};
 
 use super::apply::{ChunkItem, Run, apply_entries, read_applied, ready_chunk};
 use super::compaction;
@@ -274,7 +275,7 @@ impl StateMachine {
     /// its own: the log writer syncs, or it ends the process.
     async fn wait_flushed(&self, index: u64) -> io::Result<()> {
         let mut flushed = self.0.flushed.clone();
-        if *flushed.borrow_and_update() >= index {
+        if *flushed.borrow_and_update() >= index || is_planted(PlantedFault::ApplyBeforeFlush) {
             return Ok(());
         }
         flushed
@@ -409,7 +410,7 @@ impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
                 return Ok(to_openraft(prepared));
             }
             let machine = self.clone();
-            let built = tokio::task::spawn_blocking(move || machine.build()).await.map_err(io::Error::other)?;
+            let built = spawn_blocking(move || machine.build()).await.map_err(io::Error::other)?;
             let is_full = self.note_given_up(&built);
             // An error would end raft here. The snapshot before this one changes nothing for it.
             match (built, self.current_snapshot()) {

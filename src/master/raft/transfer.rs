@@ -19,6 +19,7 @@ use tonic::{Status, Streaming};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::status::{from_status, to_status};
+use crate::runtime::spawn_blocking;
 
 use super::install::{blames_disk, check_image, is_unreadable};
 use super::node::Running;
@@ -28,7 +29,7 @@ use super::types::{self, SnapshotMeta, Vote};
 use super::wire::Net;
 
 /// Chunks that wait between the disk and the network, on either side.
-const QUEUE_CHUNKS: usize = 4;
+const QUEUE_CHUNKS: usize = if cfg!(test) { 1 << 12 } else { 4 };
 /// Longest silence of a sender, within its bound of bytes per second.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(120);
 /// Longest time a receiver takes to compare what it has, or to verify and install what it got.
@@ -79,7 +80,7 @@ pub(super) async fn push(
     let (before, began) = (net.transfers.sent.load(Ordering::Relaxed), std::time::Instant::now());
     let sender = {
         let (net, snapshot, out) = (net.clone(), snapshot.clone(), out);
-        tokio::task::spawn_blocking(move || snapshot::send(&snapshot, &wanted, &net.transfers, &out))
+        spawn_blocking(move || snapshot::send(&snapshot, &wanted, &net.transfers, &out))
     };
     let sent = sender.await.map_err(task_failed)?;
     if let Err(SendError::Damaged(damage)) = &sent {
@@ -109,7 +110,7 @@ pub(super) async fn push(
 /// disk shows the same damage.
 async fn report_if_damaged(net: &Arc<Net>, snapshot: &SnapshotData, target: u64, said: &Error) -> Result<()> {
     let sent = snapshot.clone();
-    match tokio::task::spawn_blocking(move || check_image(&sent)).await.map_err(task_failed)? {
+    match spawn_blocking(move || check_image(&sent)).await.map_err(task_failed)? {
         Err(error) if blames_disk(&error) => {
             net.integrity.report(format!("member {target} finds the snapshot damaged: {said}"));
         }
@@ -213,7 +214,7 @@ async fn receive_all(
 
 /// Runs work that waits for the disk.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> Result<T> {
-    let done = tokio::task::spawn_blocking(work).await.map_err(task_failed)?;
+    let done = spawn_blocking(work).await.map_err(task_failed)?;
     done.map_err(|error| match error.kind() {
         std::io::ErrorKind::InvalidData => Error::new(ErrorKind::Corrupted, error.to_string()),
         _ => Error::from(error).context("receive snapshot"),
@@ -294,10 +295,10 @@ pub(super) async fn lend(running: Arc<Running>, receiver: u64, min_index: u64) -
     };
     let all = snapshot.manifest().files.keys().map(|name| wire::WantedFile { file: name.clone(), offset: 0 });
     let all: Vec<wire::WantedFile> = all.collect();
-    tokio::task::spawn_blocking(move || {
+    spawn_blocking(move || {
         let (net, _permit) = (&running.net, permit);
         let _transfer = net.transfers.begin(receiver, snapshot.index());
-        let started = out.blocking_send(chunk(Chunk::Start(start))).map_err(|_| SendError::ReceiverGone);
+        let started = snapshot::push(&out, chunk(Chunk::Start(start)));
         match started.and_then(|()| snapshot::send(&snapshot, &all, &net.transfers, &out)) {
             Ok(()) => tracing::info!(receiver, index = snapshot.index(), "snapshot lent"),
             Err(SendError::Damaged(damage)) => net.integrity.report(damage),

@@ -174,7 +174,7 @@ impl Resolver {
                 .initial_connection_window_size(16 << 20)
                 .http2_keep_alive_interval(Duration::from_secs(5))
                 .keep_alive_timeout(Duration::from_secs(5));
-            match endpoint.connect().await {
+            match open(&endpoint).await {
                 Ok(channel) => {
                     return Ok(RaftClient::new(channel)
                         .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -203,6 +203,14 @@ impl Resolver {
             .await
             .unwrap_or_else(|_| Err(Error::unavailable(format!("master {address} does not answer within {timeout:?}"))))
     }
+}
+
+async fn open(endpoint: &Endpoint) -> Result<Channel, tonic::transport::Error> {
+    #[cfg(test)]
+    if crate::runtime::simulated::is_active() {
+        return endpoint.connect_with_connector(super::simulation::Connector).await;
+    }
+    endpoint.connect().await
 }
 
 /// What every Raft client of a member shares.

@@ -107,6 +107,11 @@ fn family(table: Table, options: &StoreOptions, cache: &Cache) -> Options {
     let (block, share) = if large { (1 << 20, 16) } else { (64 << 10, 64) };
     family.set_arena_block_size(block.min(options.write_buffer_bytes / share));
     family.set_max_write_buffer_number(3);
+    #[cfg(test)]
+    if crate::runtime::simulated::is_active() {
+        // Threads of RocksDB are not simulated: what they do by themselves, and when, would differ from run to run.
+        family.set_disable_auto_compactions(true);
+    }
     if large {
         // A create asks for a name and an operation that are not there yet: the filter spares the skip list.
         family.set_memtable_whole_key_filtering(true);

@@ -26,7 +26,7 @@ use super::types::{LogId, SnapshotMeta};
 
 pub(crate) use manifest::{FileSum, Manifest, ManifestError};
 pub(crate) use receive::Incoming;
-pub(crate) use send::{Pace, SendError, Transfers, send};
+pub(crate) use send::{Pace, SendError, Transfers, push, send};
 
 /// Bytes of one chunk on the wire.
 const CHUNK_BYTES: usize = 1 << 20;

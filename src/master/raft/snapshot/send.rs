@@ -153,7 +153,18 @@ pub(crate) fn send(
         send_file(snapshot, file, transfers, out)?;
     }
     let end = wire::snapshot_chunk::Chunk::End(wire::SnapshotEnd {});
-    out.blocking_send(wire::SnapshotChunk { chunk: Some(end) }).map_err(|_| SendError::ReceiverGone)
+    push(out, wire::SnapshotChunk { chunk: Some(end) })
+}
+
+/// Waits for room in the queue of a transfer.
+///
+/// *Errors*: the receiver is gone.
+pub(crate) fn push(out: &mpsc::Sender<wire::SnapshotChunk>, chunk: wire::SnapshotChunk) -> Result<(), SendError> {
+    #[cfg(test)]
+    if crate::runtime::simulated::is_active() {
+        return out.try_send(chunk).map_err(|_| SendError::ReceiverGone);
+    }
+    out.blocking_send(chunk).map_err(|_| SendError::ReceiverGone)
 }
 
 fn send_file(
@@ -188,7 +199,7 @@ fn send_file(
             transfers.sent.fetch_add(data.len() as u64, Ordering::Relaxed);
             let chunk = wire::SnapshotData { file: name.clone(), offset: offset + skip, data: data.into() };
             let chunk = wire::SnapshotChunk { chunk: Some(wire::snapshot_chunk::Chunk::Data(chunk)) };
-            out.blocking_send(chunk).map_err(|_| SendError::ReceiverGone)?;
+            push(out, chunk)?;
         }
         offset = end;
         if count < CHUNK_BYTES {

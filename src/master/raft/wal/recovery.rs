@@ -20,13 +20,15 @@ use prost::Message;
 use crate::master::raft::disk_space::is_out_of_space;
 use crate::master::raft::identity::Owner;
 use crate::master::raft::types;
+use crate::runtime::planted::{PlantedFault, is_planted};
 use crate::runtime::sync_dir;
 
 use super::frame::{self, Frame, Kind, Parsed};
 use super::index::{LogIndex, Place};
 
 /// Bytes of a segment. Small enough to be zero-filled in tens of milliseconds, large enough that rolling is rare.
-pub(super) const SEGMENT_BYTES: usize = 16 << 20;
+/// Tests roll more often.
+pub(super) const SEGMENT_BYTES: usize = if cfg!(test) { 64 << 10 } else { 16 << 20 };
 /// Version of the frame format, in each segment's first frame. Format 1 did not name the owner of the log.
 const FORMAT: u32 = 2;
 const STAMP_BYTES: usize = 4 + Owner::BYTES + 8;
@@ -116,6 +118,9 @@ impl Recovered {
         let Some(file) = self.index.files.get(&number) else { return Ok(()) };
         let length = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
         cut(file, self.tail.offset, length)?;
+        if is_planted(PlantedFault::LogNotSettled) {
+            return Ok(());
+        }
         let mut suspect = vec![0; self.tail.offset.saturating_sub(self.tail.durable_offset)];
         file.read_exact_at(&mut suspect, self.tail.durable_offset as u64)?;
         file.write_all_at(&suspect, self.tail.durable_offset as u64)?;
@@ -241,7 +246,7 @@ impl Reader<'_> {
                 Parsed::Damaged => break,
             }
         }
-        if last {
+        if last && !is_planted(PlantedFault::DamageCutOff) {
             self.check_tail(&path, &data, at, number)?;
         }
         self.index.files.insert(number, Arc::new(file));
@@ -375,7 +380,7 @@ pub(super) fn create_segment(dir: &Path, number: u64) -> io::Result<File> {
     let temporary = dir.join("prepare.tmp");
     let path = segment_path(dir, number);
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&temporary)?;
-    let zeros = vec![0; 1 << 20];
+    let zeros = vec![0; SEGMENT_BYTES.min(1 << 20)];
     for block in 0..SEGMENT_BYTES / zeros.len() {
         match file.write_all_at(&zeros, (block * zeros.len()) as u64) {
             Err(error) if is_out_of_space(&error) => {
@@ -388,6 +393,8 @@ pub(super) fn create_segment(dir: &Path, number: u64) -> io::Result<File> {
     }
     file.sync_all()?;
     fs::rename(&temporary, &path)?;
-    sync_dir(dir)?;
+    if !is_planted(PlantedFault::SegmentNotSynced) {
+        sync_dir(dir)?;
+    }
     Ok(file)
 }

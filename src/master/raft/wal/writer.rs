@@ -16,6 +16,7 @@ use tokio::sync::{oneshot, watch};
 use crate::master::raft::disk_space::DiskSpace;
 use crate::master::raft::queue::QueueRoom;
 use crate::master::raft::types::{self, Entry, LogId, TypeConfig, Vote};
+use crate::runtime::planted::{PlantedFault, is_planted};
 use crate::runtime::{Fail, die, failpoint_io};
 
 use super::frame::{self, Kind};
@@ -28,7 +29,7 @@ const BATCH_BYTES_MAX: usize = 4 << 20;
 /// How often other threads may run before a batch is closed: what they are about to append shares its sync.
 const GATHER: u32 = 2;
 /// How long the log must be idle before it notes, unsynced, that everything is durable.
-const IDLE: Duration = Duration::from_millis(20);
+pub(super) const IDLE: Duration = Duration::from_millis(20);
 
 /// What the writer is asked to do.
 pub(super) enum Op {
@@ -69,7 +70,7 @@ pub(super) struct Writer {
     done: Vec<Done>,
     dirty: bool,
     /// The writer writes nothing after it has acknowledged the close.
-    closed: bool,
+    pub(super) closed: bool,
     vote: Option<Vote>,
     purged: Option<LogId>,
     committed: Option<LogId>,
@@ -157,13 +158,13 @@ impl Writer {
         }
     }
 
-    fn attempt(&mut self, step: impl FnOnce(&mut Writer) -> io::Result<()>) {
+    pub(super) fn attempt(&mut self, step: impl FnOnce(&mut Writer) -> io::Result<()>) {
         if let Err(error) = step(self) {
             die(&format!("the raft log in {} cannot be written: {error}", self.dir.display()));
         }
     }
 
-    fn take_batch(&mut self, first: Op, ops: &Receiver<Op>) -> io::Result<()> {
+    pub(super) fn take_batch(&mut self, first: Op, ops: &Receiver<Op>) -> io::Result<()> {
         self.put_mark();
         let mut next = Some(first);
         let mut gather = GATHER;
@@ -193,12 +194,12 @@ impl Writer {
             Op::Vote(vote, done) => {
                 self.vote = Some(vote);
                 self.put(Kind::Vote, &types::vote_to_wire(&vote).encode_to_vec())?;
-                self.finish(Done::Told(done));
+                self.finish_unless(PlantedFault::VoteNotSynced, done);
             }
             Op::Truncate(last, done) => {
                 let payload = last.map(|id| types::log_id_to_wire(&id).encode_to_vec()).unwrap_or_default();
                 self.put(Kind::Truncate, &payload)?;
-                self.finish(Done::Told(done));
+                self.finish_unless(PlantedFault::TruncationNotSynced, done);
             }
             Op::Purge(upto, done) => {
                 self.purged = Some(upto);
@@ -220,6 +221,14 @@ impl Writer {
     fn finish(&mut self, done: Done) {
         self.dirty = true;
         self.done.push(done);
+    }
+
+    /// Tells once it is synced; at once if tests have put that fault back.
+    fn finish_unless(&mut self, fault: PlantedFault, done: oneshot::Sender<()>) {
+        match is_planted(fault) {
+            true => drop(done.send(())),
+            false => self.finish(Done::Told(done)),
+        }
     }
 
     fn put_entry(&mut self, entry: &Entry) -> io::Result<()> {
@@ -259,7 +268,7 @@ impl Writer {
         }
     }
 
-    fn mark(&mut self) -> io::Result<()> {
+    pub(super) fn mark(&mut self) -> io::Result<()> {
         self.put_mark();
         self.write()
     }
@@ -304,7 +313,9 @@ impl Writer {
             return Ok(());
         }
         self.dirty = false;
-        self.sync()?;
+        if !is_planted(PlantedFault::AckBeforeSync) {
+            self.sync()?;
+        }
         failpoint_io("wal.synced")?;
         self.tell_flushed();
         let mut purging = false;

@@ -1,0 +1,370 @@
+//! What happens to a cluster: founding, then faults as the seed wants them, then their end.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use super::checks::expected;
+use super::disk::{self, Fault};
+use super::machine::{End, Machine};
+use super::net::{Event, MS, S, net};
+use super::run::{FOUNDERS, HOSTS};
+use crate::runtime::simulated::{self, Random};
+
+/// Something the script does at a time.
+#[derive(Debug)]
+enum Step {
+    /// Asks the first master to found the cluster.
+    Found,
+    /// Chooses the next action.
+    Choose,
+    /// Starts the process of a machine, with power if it had none.
+    Start(usize),
+    /// Lets the machines reach each other again.
+    Heal(Vec<(usize, usize)>),
+    /// Ends slow links.
+    Hurry(Vec<(usize, usize)>),
+}
+
+/// See the module.
+pub(super) struct Script {
+    random: Random,
+    steps: BTreeMap<u64, Step>,
+    next: u64,
+    over: bool,
+    /// Machines whose disk was changed by hand, until they are sound again: others must not be changed meanwhile.
+    altered: [bool; HOSTS],
+    /// An older copy of a disk: of which machine, and where.
+    copy: Option<(usize, PathBuf)>,
+    copies: u64,
+    log: Vec<String>,
+    /// Masters on other machines than the founders' were let in.
+    grown: bool,
+}
+
+impl Script {
+    pub(super) fn new(seed: u64) -> Script {
+        Script {
+            random: Random::new(seed),
+            steps: BTreeMap::new(),
+            next: 1,
+            over: false,
+            altered: [false; HOSTS],
+            copy: None,
+            copies: 0,
+            log: Vec::new(),
+            grown: false,
+        }
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.over
+    }
+
+    pub(super) fn log(&self) -> String {
+        self.log.join("; ")
+    }
+
+    fn after(&mut self, delay: u64, step: Step) {
+        let number = self.next;
+        self.next += 1;
+        self.steps.insert(number, step);
+        net(|net| net.after(delay, Event::Script(number)));
+    }
+
+    fn note(&mut self, what: String) {
+        net(|net| net.trace.note(format_args!("action {what}")));
+        let seconds = simulated::now() / MS;
+        if std::env::var_os("SIMULATION_LOG").is_some() {
+            eprintln!("{seconds} ms: {what}");
+        }
+        self.log.push(format!("{seconds} ms {what}"));
+    }
+
+    pub(super) fn begin(&mut self, _machines: &[Machine]) {
+        self.after(S / 2, Step::Found);
+        let first = self.random.between(3 * S, 10 * S);
+        self.after(first, Step::Choose);
+    }
+
+    /// A machine on which a master may run.
+    fn host(&mut self) -> usize {
+        let most = if self.grown { HOSTS } else { FOUNDERS };
+        usize::try_from(self.random.below(most as u64)).unwrap_or(0)
+    }
+
+    /// A step is due.
+    pub(super) fn act(&mut self, number: u64, machines: &mut [Machine]) {
+        match self.steps.remove(&number) {
+            Some(Step::Found) => self.found(machines),
+            Some(Step::Choose) if self.over => {}
+            Some(Step::Choose) => {
+                self.choose(machines);
+                let pause = self.random.between(200 * MS, 5 * S);
+                self.after(pause, Step::Choose);
+            }
+            Some(Step::Start(host)) if !machines[host].is_running() => {
+                machines[host].power_on();
+                machines[host].start();
+            }
+            Some(Step::Start(_)) | None => {}
+            Some(Step::Heal(links)) => links.into_iter().for_each(|(from, to)| net(|net| net.heal(from, to))),
+            Some(Step::Hurry(links)) => {
+                links.into_iter().for_each(|(from, to)| net(|net| net.set_delay(from, to, None)));
+            }
+        }
+    }
+
+    fn found(&mut self, machines: &[Machine]) {
+        let Some(handle) = machines[0].handle() else { return self.after(S, Step::Found) };
+        if handle.member_id() != 0 && handle.store().is_some() && handle.running().is_some() {
+            return;
+        }
+        machines[0].spawn(async move {
+            let _ = handle.provision([9; 16]).await;
+        });
+        self.after(3 * S, Step::Found);
+    }
+
+    /// All members run and are ready, and no disk was changed by hand since: one may be changed.
+    fn is_sound(&mut self, machines: &[Machine]) -> bool {
+        let Some(expected) = expected(machines) else { return false };
+        let machines: Vec<&Machine> = machines.iter().filter(|m| expected.contains(&m.raft_address())).collect();
+        let is_ready = |machine: &&Machine| machine.handle().is_some_and(|handle| handle.is_ready());
+        let leads = machines.iter().any(|m| m.handle().is_some_and(|handle| handle.has_quorum()));
+        let ids: std::collections::BTreeSet<u64> =
+            machines.iter().filter_map(|m| m.handle().map(|handle| handle.member_id())).collect();
+        let voters = machines.iter().filter_map(|m| m.handle()).find(|handle| handle.is_leader()).and_then(|handle| {
+            let running = handle.running()?;
+            Some(running.look(|m| m.membership_config.membership().get_joint_config().clone()))
+        });
+        let sound = machines.iter().all(is_ready) && leads && voters.is_some_and(|sets| sets == [ids]);
+        if sound {
+            self.altered = [false; HOSTS];
+        }
+        sound
+    }
+
+    fn kill(&mut self, machines: &mut [Machine], host: usize, with_power: bool) {
+        if !machines[host].is_running() {
+            return;
+        }
+        if with_power {
+            let seed = self.random.next();
+            machines[host].cut_power(seed);
+        } else {
+            machines[host].kill();
+        }
+        let delay = self.random.between(100 * MS, 6 * S);
+        self.after(delay, Step::Start(host));
+    }
+
+    fn choose(&mut self, machines: &mut [Machine]) {
+        let host = self.host();
+        match self.random.below(24) {
+            0 => {
+                self.note(format!("kill {host}"));
+                self.kill(machines, host, false);
+            }
+            1 | 2 => {
+                self.note(format!("power cut {host}"));
+                self.kill(machines, host, true);
+            }
+            3 | 4 => {
+                let syncs = u32::try_from(self.random.below(40)).unwrap_or(0);
+                self.note(format!("power cut {host} after {syncs} syncs"));
+                disk::break_disk(host, Fault::PowerCut(syncs));
+            }
+            5 => {
+                let some = self.random.chance(50);
+                self.note(format!("power cut {}", if some { "of two" } else { "of all" }));
+                for at in 0..HOSTS {
+                    if (!some || at != host) && machines[at].is_running() {
+                        self.kill(machines, at, true);
+                    }
+                }
+            }
+            6 | 7 => self.partition(host),
+            8 => {
+                let time = self.random.between(100 * MS, 8 * S);
+                self.note(format!("pause {host} for {} ms", time / MS));
+                machines[host].busy_until = simulated::now() + time;
+            }
+            9 => self.slow_down(host),
+            10 | 11 => {
+                let fault = if self.random.chance(60) { Fault::Sync } else { Fault::Write };
+                self.note(format!("{fault:?} error at {host}"));
+                disk::break_disk(host, fault);
+            }
+            12 => {
+                let writes = u32::try_from(self.random.between(1, 40)).unwrap_or(1);
+                self.note(format!("disk of {host} full for {writes} writes"));
+                disk::break_disk(host, Fault::Full(writes));
+            }
+            13 | 14 => {
+                self.note(format!("snapshot {host}"));
+                if let Some(handle) = machines[host].handle() {
+                    machines[host].spawn(async move { drop(handle.snapshot(true).await) });
+                }
+            }
+            15 | 16 => {
+                self.note("hand over".to_owned());
+                for machine in machines.iter() {
+                    if let Some(handle) = machine.handle().filter(|handle| handle.is_leader()) {
+                        machine.spawn(async move { drop(handle.transfer_leader(0).await) });
+                    }
+                }
+            }
+            17 => {
+                self.note(format!("stop {host}"));
+                machines[host].stop();
+            }
+            18 => {
+                let day = 86_400 * S.cast_signed();
+                let skew = self.random.below(10 * 86_400 * S).cast_signed() - 5 * day;
+                self.note(format!("clock of {host} off by {} s", skew / S.cast_signed()));
+                machines[host].skew_ns = skew;
+            }
+            19 | 20 => self.change_members(machines),
+            _ => self.alter(machines, host),
+        }
+    }
+
+    fn partition(&mut self, host: usize) {
+        let one_way = self.random.chance(40);
+        let most = if self.grown { HOSTS } else { FOUNDERS };
+        let mut links = vec![(host, (host + 1) % most)];
+        for step in 2..most {
+            if self.random.chance(60) {
+                links.push((host, (host + step) % most));
+            }
+        }
+        if !one_way {
+            links.extend(links.clone().into_iter().map(|(from, to)| (to, from)));
+        }
+        self.note(format!("partition {links:?}"));
+        links.iter().for_each(|(from, to)| net(|net| net.cut(*from, *to)));
+        let time = self.random.between(300 * MS, 10 * S);
+        self.after(time, Step::Heal(links));
+    }
+
+    /// Lets two more masters in, or takes two out.
+    fn change_members(&mut self, machines: &mut [Machine]) {
+        if !self.is_sound(machines) {
+            return;
+        }
+        let leader = machines.iter().find(|m| m.handle().is_some_and(|handle| handle.is_leader()));
+        let Some((host, handle)) = leader.and_then(|m| Some((m.host, m.handle()?))) else { return };
+        let expected = expected(machines).unwrap_or_default();
+        if expected.len() > FOUNDERS {
+            let first = self.host();
+            let leaving = [first, (first + 1 + self.host() % (HOSTS - 1)) % HOSTS];
+            let leaving: Vec<String> = leaving.iter().map(|host| machines[*host].raft_address()).collect();
+            self.note(format!("remove {leaving:?}"));
+            return machines[host].spawn(async move {
+                drop(handle.remove_members(Vec::new(), leaving).await);
+            });
+        }
+        self.grown = true;
+        let joining: Vec<usize> = (0..HOSTS).filter(|at| !expected.contains(&machines[*at].raft_address())).collect();
+        self.note(format!("add {joining:?}"));
+        let addresses = joining.iter().map(|host| machines[*host].raft_address()).collect();
+        machines[host].spawn(async move { drop(handle.add_members(addresses, false).await) });
+        for host in joining {
+            let delay = self.random.between(MS, 2 * S);
+            self.after(delay, Step::Start(host));
+        }
+    }
+
+    fn slow_down(&mut self, host: usize) {
+        let most = self.random.between(10 * MS, 400 * MS);
+        let others = (0..HOSTS).filter(|at| *at != host);
+        let links: Vec<_> = others.flat_map(|at| [(host, at), (at, host)]).collect();
+        self.note(format!("links of {host} with up to {} ms", most / MS));
+        links.iter().for_each(|(from, to)| net(|net| net.set_delay(*from, *to, Some(most))));
+        let time = self.random.between(S, 8 * S);
+        self.after(time, Step::Hurry(links));
+    }
+
+    /// Does to a disk what only people and broken hardware do. The others hold all of it.
+    fn alter(&mut self, machines: &mut [Machine], host: usize) {
+        if !self.is_sound(machines) {
+            return;
+        }
+        if self.random.chance(30) && self.copy.is_none() {
+            // A copy of a disk, to be put back later.
+            self.copies += 1;
+            let path = PathBuf::from(format!("copies/{}", self.copies));
+            self.note(format!("copy the disk of {host}"));
+            self.kill(machines, host, false);
+            disk::copy(&machines[host].dir(), &path);
+            self.copy = Some((host, path));
+            return;
+        }
+        if let Some((of, path)) = self.copy.take().filter(|_| self.random.chance(70)) {
+            self.note(format!("put an older copy of the disk of {of} back"));
+            self.altered[of] = true;
+            self.kill(machines, of, false);
+            machines[of].wipe();
+            disk::copy(&path, &machines[of].dir());
+            disk::settle(&machines[of].dir());
+            return;
+        }
+        self.altered[host] = true;
+        self.kill(machines, host, false);
+        let part = self.random.below(8);
+        let name = ["wal", "state", "snapshots", "IDENTITY"].get(usize::try_from(part).unwrap_or(9));
+        let Some(name) = name else {
+            self.note(format!("lose the disk of {host}"));
+            return machines[host].wipe();
+        };
+        self.note(format!("lose {name} of {host}"));
+        let path = machines[host].dir().join(name);
+        let _ = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        disk::settle(&machines[host].dir());
+    }
+
+    /// The process of a machine ended by itself.
+    pub(super) fn ended(&mut self, machine: &mut Machine, end: End) {
+        let host = machine.host;
+        self.note(format!("ended {host}: {end:?}"));
+        match end {
+            End::Stopped | End::PowerCut | End::Died(_) => {}
+            // The disk failed at a start: the next one may succeed.
+            End::Refused(why) if is_disk_error(&why) => {}
+            End::Refused(why) => {
+                assert!(self.altered[host], "machine {host} refuses a disk that nobody has changed: {why}");
+                // People put an empty disk in.
+                machine.wipe();
+            }
+        }
+        let delay = self.random.between(100 * MS, 5 * S);
+        self.after(delay, Step::Start(host));
+    }
+
+    /// Ends all faults.
+    pub(super) fn finish(&mut self, machines: &mut [Machine]) {
+        self.note("the faults end".to_owned());
+        self.over = true;
+        for from in 0..HOSTS {
+            for to in (0..HOSTS).filter(|to| *to != from) {
+                net(|net| {
+                    net.set_delay(from, to, None);
+                    net.heal(from, to);
+                });
+            }
+        }
+        for machine in machines.iter_mut() {
+            disk::repair(machine.host);
+            machine.skew_ns = 0;
+            machine.busy_until = machine.busy_until.min(simulated::now());
+            let delay = self.random.between(MS, 2 * S);
+            if machine.starts > 0 {
+                self.after(delay, Step::Start(machine.host));
+            }
+        }
+    }
+}
+
+fn is_disk_error(why: &str) -> bool {
+    why.contains("(os error 5)") || why.contains("(os error 28)")
+}
