@@ -27,8 +27,10 @@ use super::frame::{self, Frame, Kind, Parsed};
 use super::index::{LogIndex, Place};
 
 /// Bytes of a segment. Small enough to be zero-filled in tens of milliseconds, large enough that rolling is rare.
-/// Tests roll more often.
-pub(super) const SEGMENT_BYTES: usize = if cfg!(test) { 64 << 10 } else { 16 << 20 };
+const SEGMENT_BYTES: usize = 16 << 20;
+/// Bytes of a segment in a simulated run, whose logs are short.
+#[cfg(test)]
+const SIMULATED_SEGMENT_BYTES: usize = 64 << 10;
 /// Version of the frame format, in each segment's first frame. Format 1 did not name the owner of the log.
 const FORMAT: u32 = 2;
 const STAMP_BYTES: usize = 4 + Owner::BYTES + 8;
@@ -374,14 +376,23 @@ fn cut(file: &File, at: usize, length: usize) -> io::Result<()> {
     if dirty { file.sync_data() } else { Ok(()) }
 }
 
+/// Bytes of a segment of this process.
+pub(super) fn segment_bytes() -> usize {
+    #[cfg(test)]
+    if crate::runtime::simulated::is_active() {
+        return SIMULATED_SEGMENT_BYTES;
+    }
+    SEGMENT_BYTES
+}
+
 /// Creates an empty, zero-filled segment: later syncs then write data only, no metadata. On a full disk it has as many
 /// zeros as there was room for, and grows as it is written.
 pub(super) fn create_segment(dir: &Path, number: u64) -> io::Result<File> {
     let temporary = dir.join("prepare.tmp");
     let path = segment_path(dir, number);
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&temporary)?;
-    let zeros = vec![0; SEGMENT_BYTES.min(1 << 20)];
-    for block in 0..SEGMENT_BYTES / zeros.len() {
+    let zeros = vec![0; segment_bytes().min(1 << 20)];
+    for block in 0..segment_bytes() / zeros.len() {
         match file.write_all_at(&zeros, (block * zeros.len()) as u64) {
             Err(error) if is_out_of_space(&error) => {
                 // The last zeros go back: others need room too, and the frames of this segment come first.

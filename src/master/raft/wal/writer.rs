@@ -22,7 +22,7 @@ use crate::runtime::{Fail, die, failpoint_io};
 use super::frame::{self, Kind};
 use super::index::{LogIndex, Place};
 use super::lock;
-use super::recovery::{LogStamp, SEGMENT_BYTES, Segment, Tail, create_segment, segment_path};
+use super::recovery::{LogStamp, Segment, Tail, create_segment, segment_bytes, segment_path};
 
 /// Bytes taken into one write before it is synced.
 const BATCH_BYTES_MAX: usize = 4 << 20;
@@ -247,7 +247,7 @@ impl Writer {
     }
 
     fn put(&mut self, kind: Kind, payload: &[u8]) -> io::Result<()> {
-        if self.offset + self.buffer.len() + frame::frame_bytes(payload.len()) > SEGMENT_BYTES {
+        if self.offset + self.buffer.len() + frame::frame_bytes(payload.len()) > segment_bytes() {
             self.roll()?;
         }
         let number = self.segments.last().map_or(0, |segment| segment.number);
@@ -258,7 +258,7 @@ impl Writer {
 
     /// Notes in the log what is durable by now, so that recovery can tell a torn tail from a damaged log.
     fn put_mark(&mut self) {
-        let room = SEGMENT_BYTES.saturating_sub(self.offset + self.buffer.len());
+        let room = segment_bytes().saturating_sub(self.offset + self.buffer.len());
         if self.marked_seq < self.durable_seq && room >= frame::frame_bytes(8) {
             self.marked_seq = self.durable_seq;
             let number = self.segments.last().map_or(0, |segment| segment.number);
