@@ -1,8 +1,6 @@
 //! Disks of masters that are full: what goes on meanwhile, and that everything goes on afterwards without being asked.
 
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use jindofs::client::namespace::{Namespace, at_path};
@@ -53,24 +51,9 @@ impl OnSmallDisks {
         self.cluster.names().iter().map(pid).collect()
     }
 
-    fn figure(&self, name: &str, metric: &str) -> u64 {
-        let text = get(&self.cluster.dev.process(name).expect("a process").http, "/metrics");
-        let line = text.lines().find(|line| line.split_whitespace().next() == Some(metric));
-        let value = line.and_then(|line| line.split_whitespace().nth(1));
-        value.unwrap_or_else(|| panic!("{metric} in:\n{text}")).parse().expect("a number")
-    }
-
     fn wait_figure(&self, name: &str, metric: &str, is: impl Fn(u64) -> bool) {
-        wait_for(&format!("{metric} of {name}"), PATIENCE, || is(self.figure(name, metric)).then_some(()));
+        wait_for(&format!("{metric} of {name}"), PATIENCE, || is(self.cluster.metric(name, metric)).then_some(()));
     }
-}
-
-fn get(address: &str, path: &str) -> String {
-    let mut stream = TcpStream::connect(address).expect("connected");
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("sent");
-    let mut text = String::new();
-    stream.read_to_string(&mut text).expect("an answer");
-    text
 }
 
 /// Links with targets of 4,000 bytes: about 1 MiB of log with each call.
@@ -145,7 +128,7 @@ async fn full_disks_refuse_writes_and_nothing_else(masters: usize) {
     // Reads from every master, removals, sessions.
     for name in cluster.names() {
         assert_eq!(names(&cluster.client_of(&name), "/d").await, acknowledged, "{name}");
-        assert_eq!(on.figure(&name, "jindofs_master_disk_full"), 1, "{name}");
+        assert_eq!(cluster.metric(&name, "jindofs_master_disk_full"), 1, "{name}");
     }
     for number in 0..20 {
         let path = format!("/d/{number}");
@@ -162,7 +145,7 @@ async fn full_disks_refuse_writes_and_nothing_else(masters: usize) {
     assert_eq!(done[1].as_ref().expect_err("refused").kind, ErrorKind::NoSpace);
     acknowledged.remove("/d/20");
     for name in cluster.names() {
-        assert_eq!(on.figure(&name, "jindofs_master_disk_full"), 1, "{name} answers");
+        assert_eq!(cluster.metric(&name, "jindofs_master_disk_full"), 1, "{name} answers");
     }
     assert_eq!(on.pids(), pids, "every process lives");
 
@@ -274,7 +257,7 @@ async fn the_log_of_a_small_disk_is_compacted_before_it_is_full() {
         client.rmdir(at_path("/large"), true).await.expect("removed");
         make_dir(&client, "/large").await;
     }
-    let snapshot = on.figure("master-0", "jindofs_master_snapshot_index");
+    let snapshot = on.cluster.metric("master-0", "jindofs_master_snapshot_index");
     assert!(snapshot > 0, "{}", tail(&on.cluster.log_of("master-0")));
     on.cluster.assert_no_panic();
 }

@@ -254,7 +254,7 @@ impl Net {
 
     pub(super) fn connect_arrives(&mut self, from: usize, to: usize, answer: Answer) {
         if self.is_cut(from, to) || self.power[to] == Power::Off {
-            // No answer ever: whoever asks gives up. The channel stays open meanwhile.
+            // The caller gets no answer and gives up. Its channel stays open meanwhile.
             self.after(20 * S, Event::Connected(from, answer, None));
             return;
         }
@@ -285,7 +285,7 @@ impl Net {
         UNWANTED.with_borrow_mut(|all| all.extend(unwanted));
     }
 
-    /// A process is gone, and nobody is told any more. The sockets that it has not accepted end outside of this.
+    /// Ends the connections of a process that is gone. The caller drops the sockets that the process has not accepted.
     #[must_use]
     pub(super) fn forget(&mut self, host: usize) -> VecDeque<Socket> {
         for conn in self.conns.values_mut() {
@@ -302,7 +302,7 @@ thread_local! {
     static UNWANTED: RefCell<Vec<io::Result<Socket>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Drops sockets that nobody waits for any more.
+/// Drops the sockets whose callers have given up.
 pub(super) fn drop_unwanted() {
     let unwanted = UNWANTED.with_borrow_mut(std::mem::take);
     drop(unwanted);
