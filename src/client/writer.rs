@@ -53,6 +53,9 @@ impl Begun {
         (attr.size, attr.mtime_ns) = (stored.size, stored.mtime_ns);
         (attr.version_token, attr.ctime_ns) = (stored.version_token.clone(), stored.ctime_ns);
         attr.version += 1;
+        if !stored.extends_base {
+            attr.prefix_since = attr.version;
+        }
         attr
     }
 }
@@ -270,9 +273,10 @@ impl Writer {
 
     /// Brings content to the under-storage; after an error nobody waits for it any more.
     async fn put(&self, begun: &Begun, attr: &Attr, content: Content) -> Result<StoredContent> {
+        let extends_base = content.extends;
         match self.put_once(begun, &attr.version_token, content).await {
             Ok(Entry { token, size, mtime_ns, .. }) => {
-                Ok(StoredContent { version_token: token.into(), size, mtime_ns, ctime_ns: 0 })
+                Ok(StoredContent { version_token: token.into(), size, mtime_ns, ctime_ns: 0, extends_base })
             }
             Err(error) => {
                 self.give_up(attr, begun.intent).await;

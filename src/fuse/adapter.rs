@@ -26,6 +26,8 @@ use super::errno::Errno;
 use super::fs::Fs;
 use super::greet::greet;
 use super::locks::Request as LockRequest;
+use super::nodes::inode_of;
+use super::open::OpenMode;
 use super::saved::Greeting;
 use super::staging::Place;
 
@@ -67,17 +69,17 @@ impl Filesystem for Adapter {
     }
 
     fn forget(&self, _: &Request, inode: INodeNo, lookups: u64) {
-        self.fs.inodes.forget(inode.0, lookups);
+        self.fs.forget(inode.0, lookups);
     }
 
     fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        if let Some(known) = self.fs.attr_now(inode.0) {
-            return show(&self.fs, known, reply);
+        if let Some(known) = self.fs.attr_of_node_now(inode.0) {
+            return show(&self.fs, inode.0, known, reply);
         }
         let fs = self.fs.clone();
         self.runtime.spawn(async move {
-            match fs.attr(inode.0).await {
-                Ok(known) => show(&fs, known, reply),
+            match fs.attr_of_node(inode.0).await {
+                Ok(known) => show(&fs, inode.0, known, reply),
                 Err(error) => reply.error(failed_at_inode("getattr", inode.0, &error)),
             }
         });
@@ -93,7 +95,7 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn open(&self, _: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let writes = flags.0 & libc::O_ACCMODE != libc::O_RDONLY;
         let cuts = flags.0 & libc::O_TRUNC != 0;
         if (writes || cuts) && !self.fs.writable {
@@ -107,9 +109,9 @@ impl Filesystem for Adapter {
         {
             return opened(number, pages, flushes, reply);
         }
-        let fs = self.fs.clone();
+        let (fs, mode) = (self.fs.clone(), OpenMode { writes, truncates: cuts, thread: request.pid() });
         self.runtime.spawn(async move {
-            match fs.open(inode.0, writes, cuts).await {
+            match fs.open(inode.0, mode).await {
                 Ok((number, pages)) => opened(number, pages, flushes, reply),
                 Err(error) => reply.error(failed_at_inode("open", inode.0, &error)),
             }
@@ -127,28 +129,22 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        if let Some(staged) = self.fs.staging.ready(inode.0) {
-            if self.fs.is_cut(inode.0, &staged) {
-                return reply.error(errno(Errno::STALE));
-            }
+        if let Some(staged) = self.fs.staging.ready_for(inode.0) {
             return match staged.read(offset, size) {
                 Ok(bytes) => reply.data(&bytes),
                 Err(error) => reply.error(failed("read", inode.0, &error)),
             };
         }
-        let Some(handle) = self.fs.handles.file(number.0) else {
+        let Some((handle, file)) = self.fs.handles.file(number.0).zip(self.fs.nodes.file(inode.0)) else {
             return self.read_inherited(inode, number.0, offset, size, reply);
         };
-        if self.fs.is_shorter_by_now(inode.0, handle.file.source.length, handle.file.source.version) {
-            return reply.error(errno(Errno::STALE));
-        }
-        let length = handle.file.source.length.saturating_sub(offset).min(u64::from(size));
+        let length = file.source.length.saturating_sub(offset).min(u64::from(size));
         if length == 0 {
             return reply.data(&[]);
         }
-        self.fs.read_ahead(&handle, offset, length, &self.runtime);
+        self.fs.read_ahead(&handle, &file, offset, length, &self.runtime);
         let mut waiting = Some(reply);
-        let given = handle.file.with_local(offset, length, |bytes| {
+        let given = file.with_local(offset, length, |bytes| {
             if let Some(reply) = waiting.take() {
                 reply.data(bytes);
             }
@@ -159,7 +155,7 @@ impl Filesystem for Adapter {
         let Some(reply) = waiting else { return };
         let fs = self.fs.clone();
         self.runtime.spawn(async move {
-            match fs.read(&handle, offset, length).await {
+            match fs.read(inode.0, &file, offset, length).await {
                 Ok(bytes) => reply.data(&bytes),
                 Err(error) => reply.error(failed("read", inode.0, &error)),
             }
@@ -170,7 +166,7 @@ impl Filesystem for Adapter {
         &self,
         _: &Request,
         inode: INodeNo,
-        number: FileHandle,
+        _: FileHandle,
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
@@ -190,11 +186,12 @@ impl Filesystem for Adapter {
             return answer(written, reply);
         }
         let (fs, data) = (self.fs.clone(), data.to_vec());
-        self.runtime.spawn(async move { answer(fs.write(number.0, inode.0, place, &data).await, reply) });
+        self.runtime.spawn(async move { answer(fs.write(inode.0, place, &data).await, reply) });
     }
 
     fn flush(&self, _: &Request, inode: INodeNo, number: FileHandle, owner: LockOwner, reply: ReplyEmpty) {
-        if !self.fs.locks.concern(inode.0, owner.0) {
+        let file = inode_of(inode.0);
+        if !self.fs.locks.concern(file, owner.0) {
             return match self.fs.handles.file(number.0).is_none_or(|handle| handle.may_write()) {
                 true => self.store("flush", inode, reply),
                 // What others have written is for their close to store, and to be told of.
@@ -204,8 +201,8 @@ impl Filesystem for Adapter {
         // Whoever closes a file gives up its locks, after what was written under them is stored.
         let fs = self.fs.clone();
         self.end_later(("flush", inode), reply, async move {
-            let stored = fs.sync(inode.0).await;
-            fs.give_up((inode.0, owner.0), fs.known_now(inode.0)).await;
+            let stored = fs.sync(file).await;
+            fs.give_up((file, owner.0), fs.known_now(file)).await;
             stored
         });
     }
@@ -224,15 +221,15 @@ impl Filesystem for Adapter {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        let known = self.fs.known_now(inode.0);
-        let (inode, owners) = (self.fs.release(number.0), self.fs.locks.of_handle(number.0));
-        if inode.is_none() && owners.is_empty() {
+        let known = self.fs.known_now(inode_of(inode.0));
+        let (node, owners) = (self.fs.release(number.0), self.fs.locks.of_handle(number.0));
+        if node.is_none() && owners.is_empty() {
             return reply.ok();
         }
         let fs = self.fs.clone();
         self.begin_now(async move {
-            if let Some(inode) = inode {
-                fs.let_go(inode).await;
+            if let Some(node) = node {
+                fs.let_go(node).await;
             }
             for owner in owners {
                 fs.give_up(owner, known).await;
@@ -402,7 +399,7 @@ impl Filesystem for Adapter {
         let fs = self.fs.clone();
         self.runtime.spawn(async move {
             match fs.set_attr(inode.0, number.map(|number| number.0), change).await {
-                Ok(known) => show(&fs, known, reply),
+                Ok(known) => show(&fs, inode.0, known, reply),
                 Err(error) => reply.error(failed("setattr", inode.0, &error)),
             }
         });

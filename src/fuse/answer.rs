@@ -12,12 +12,14 @@ use jindofs_proto::v1::{Attr, FileType as Kind};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::now_ns;
+use crate::types::version_of;
 
 use super::directory::Directory;
 use super::errno::Errno;
 use super::fs::Fs;
-use super::inodes::{Known, PageCache};
+use super::inodes::Known;
 use super::names::Made;
+use super::nodes::{PageCache, is_secondary};
 
 pub(super) const GENERATION: Generation = Generation(0);
 
@@ -75,9 +77,9 @@ fn kind(kind: Kind) -> FileType {
     }
 }
 
-/// Attributes as handles of this mount see them.
-pub(super) fn attributes(fs: &Fs, attr: &Attr) -> FileAttr {
-    let attr = fs.staging.overlay(attr);
+/// Attributes as handles of a node see them.
+fn attributes(fs: &Fs, node: u64, attr: &Attr) -> FileAttr {
+    let attr = fs.staging.overlay(node, attr);
     let mtime = time(attr.mtime_ns);
     FileAttr {
         ino: INodeNo(attr.inode),
@@ -98,16 +100,22 @@ pub(super) fn attributes(fs: &Fs, attr: &Attr) -> FileAttr {
     }
 }
 
+/// An entry, with the node of its newest version.
+///
+/// The crate takes the number of a node for that of its file, which is what is shown. Of the few nodes for which it is not, the
+/// kernel is told that their attributes are old, and asks for them before it shows any.
 pub(super) fn enter(fs: &Fs, parent: u64, name: &[u8], known: Known, reply: ReplyEntry) {
     let known = fs.newest(known);
-    let (ttl, attr) = (fs.ttl_of(&known), attributes(fs, &known.attr));
+    let node = fs.nodes.enter(known.attr.inode, version_of(&known.attr.version_token));
+    let attr = FileAttr { ino: INodeNo(node), ..attributes(fs, node, &known.attr) };
+    let (name_ttl, ttl) = (fs.ttl_of_name(parent, &known), fs.ttl_of(&known));
     fs.inodes.entered(parent, name, known);
-    reply.entry(&ttl, &attr, GENERATION);
+    let attr_ttl = if is_secondary(node) { Duration::ZERO } else { ttl };
+    reply.entry_with_ttls(&attr_ttl, &name_ttl, &attr, GENERATION);
 }
 
-pub(super) fn show(fs: &Fs, known: Known, reply: ReplyAttr) {
-    let known = fs.newest(known);
-    reply.attr(&fs.ttl_of(&known), &attributes(fs, &known.attr));
+pub(super) fn show(fs: &Fs, node: u64, known: Known, reply: ReplyAttr) {
+    reply.attr(&fs.ttl_of(&known), &attributes(fs, node, &known.attr));
 }
 
 /// `flushes`: the kernel is to say when the file is closed by one of those who have it.
@@ -126,11 +134,23 @@ pub(super) fn opened(number: u64, pages: PageCache, flushes: bool, reply: ReplyO
 pub(super) fn created_as(fs: &Fs, parent: INodeNo, created: Result<(Known, u64)>, reply: ReplyCreate) {
     match created {
         Ok((known, number)) => {
-            let (ttl, attr) = (fs.ttl_of(&known), attributes(fs, &known.attr));
+            let (ttl, attr) = (fs.ttl_of(&known), attributes(fs, known.attr.inode, &known.attr));
             reply.created(&ttl, &attr, GENERATION, FileHandle(number), FopenFlags::empty());
         }
         Err(error) => reply.error(failed("create", parent.0, &error)),
     }
+}
+
+/// What a listing says of an entry. It names the first node only, whose number is that of the file: of a file whose newest version
+/// has another one it shows what the first node stands for, and the kernel looks the name up before it uses it.
+fn entry_of(fs: &Fs, directory: u64, known: &Known, is_dot: bool) -> (Duration, FileAttr) {
+    let attr = &known.attr;
+    let is_first = is_dot || !is_secondary(fs.nodes.choose(attr.inode, version_of(&attr.version_token)));
+    if is_first {
+        return (fs.ttl_of_name(directory, known), attributes(fs, attr.inode, attr));
+    }
+    let behind = fs.nodes.open_node(attr.inode).and_then(|open| open.attr);
+    (Duration::ZERO, attributes(fs, attr.inode, behind.as_ref().unwrap_or(attr)))
 }
 
 pub(super) fn give_plus(fs: &Fs, directory: &Directory, offset: u64, mut reply: ReplyDirectoryPlus) {
@@ -149,7 +169,7 @@ pub(super) fn give_plus(fs: &Fs, directory: &Directory, offset: u64, mut reply: 
                 dot = true;
             }
         }
-        let (ttl, attr) = (fs.ttl_of(&known), attributes(fs, &known.attr));
+        let (ttl, attr) = entry_of(fs, directory.inode, &known, dot);
         let full = reply.add(INodeNo(given.inode), given.next, OsStr::from_bytes(given.name), &ttl, &attr, GENERATION);
         if !full && !dot {
             fs.inodes.entered(directory.inode, given.name, known);

@@ -9,6 +9,7 @@ use crate::error::Result;
 
 use super::fs::Fs;
 use super::inodes::Known;
+use super::nodes::inode_of;
 use super::staging::Turn;
 
 /// What to change; what is `None` stays.
@@ -46,19 +47,20 @@ impl Fs {
     /// Changes attributes, the length first; `number` is the handle it is done through.
     ///
     /// *Errors*: those of the masters, and of storing.
-    pub(super) async fn set_attr(self: &Arc<Self>, inode: u64, number: Option<u64>, change: Change) -> Result<Known> {
+    pub(super) async fn set_attr(self: &Arc<Self>, node: u64, number: Option<u64>, change: Change) -> Result<Known> {
         self.check_writable()?;
+        let inode = inode_of(node);
         let known_as = self.known_as(inode).await?;
         self.recorded(inode).await;
         if let Some(length) = change.length {
-            self.truncate(inode, length, number).await?;
+            self.truncate(node, length, number).await?;
         }
         match change.is_of_attributes() {
             true if known_as == inode => self.change_attributes(inode, &change).await?,
             true => self.change_elsewhere(inode, known_as, &change).await?,
             false => {}
         }
-        self.attr(inode).await
+        self.attr_of_node(node).await
     }
 
     /// The file of this name was made elsewhere at the same time, as `known_as`: that is the one that stays.

@@ -144,7 +144,8 @@ impl Fs {
                 self.changed(at.0);
             }
         }
-        self.creates.finish(inode, outcome, || self.inodes.is_open(inode));
+        self.inodes.has_come(at.0);
+        self.creates.finish(inode, outcome, || self.nodes.is_inode_open(inode));
     }
 
     /// Waits until the masters have the file of `turn`, if it is being made; what was begun with it is to be ended.

@@ -75,6 +75,13 @@ impl Arrival {
     }
 }
 
+impl Endings {
+    /// True if a file was stored here, and the masters are still to be told.
+    pub(super) fn is_on_its_way(&self, inode: u64) -> bool {
+        !self.on_their_way(|ended, _| ended == inode).is_empty()
+    }
+}
+
 impl Fs {
     /// Waits until the record of a file that was stored here is at the masters, if it is on its way.
     pub(super) async fn recorded(&self, inode: u64) {

@@ -15,7 +15,7 @@ use crate::client::layout_cache::LayoutCache;
 use crate::client::mounts::Mounts;
 use crate::client::namespace::{Namespace, at_entry, at_inode};
 use crate::client::reader::Reader;
-use crate::client::{Batches, Writer};
+use crate::client::{Batches, OpenFile, Writer};
 use crate::config::FuseConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::channel::MasterChannel;
@@ -27,7 +27,10 @@ use super::directory::Directory;
 use super::endings::Endings;
 use super::handles::{FileHandle, Handles};
 use super::inodes::{Inodes, Known};
+use super::kernel_cache::KernelCache;
 use super::locks::Locks;
+use super::nodes::{Nodes, inode_of};
+use super::open::StaleOpens;
 use super::staging::Staging;
 
 /// How long masters are waited for where something older can serve.
@@ -55,6 +58,9 @@ pub(super) struct Fs {
     pub(super) creates: Creates,
     pub(super) endings: Endings,
     pub(super) inodes: Inodes,
+    pub(super) nodes: Nodes,
+    pub(super) kernel: KernelCache,
+    pub(super) stale_opens: StaleOpens,
     pub(super) listings: DirCache,
     pub(super) layouts: LayoutCache,
     pub(super) handles: Handles,
@@ -89,6 +95,9 @@ impl Fs {
                 mounts,
                 reader,
                 inodes: Inodes::new(),
+                nodes: Nodes::default(),
+                kernel: KernelCache::default(),
+                stale_opens: StaleOpens::default(),
                 listings: DirCache::new(),
                 layouts: LayoutCache::default(),
                 handles: Handles::new(),
@@ -149,6 +158,10 @@ impl Fs {
     pub(super) fn lookup_now(&self, parent: u64, name: &[u8]) -> Option<Result<Known, ()>> {
         if let Some(inode) = self.creates.named(parent, name) {
             return self.inodes.get(inode).map(Ok);
+        }
+        // Processes that lock files of a directory are to see its names as they are.
+        if self.locks.are_names_watched(parent) {
+            return None;
         }
         match self.listings.get(parent, name, self.ttl) {
             Seen::Entry(known) => Some(Ok(*known)),
@@ -225,9 +238,14 @@ impl Fs {
 
     /// Attributes of an inode.
     pub(super) async fn attr(self: &Arc<Self>, inode: u64) -> Result<Known> {
-        if let Some(known) = self.attr_now(inode) {
-            return Ok(known);
+        match self.attr_now(inode) {
+            Some(known) => Ok(known),
+            None => self.ask_attr(inode).await,
         }
+    }
+
+    /// As [`Fs::attr`], however young what is known is.
+    pub(super) async fn ask_attr(self: &Arc<Self>, inode: u64) -> Result<Known> {
         let known = self.inodes.get(inode);
         if let Some(known) = known.as_ref().filter(|_| self.staging.is_unlinked(inode)) {
             return Ok(known.clone());
@@ -246,9 +264,14 @@ impl Fs {
                 Ok(news)
             }
             // The name is gone, the open file is not.
-            Err(error) if error.kind == ErrorKind::NotFound && self.inodes.is_open(inode) => known.ok_or(error),
+            Err(error) if error.kind == ErrorKind::NotFound && self.nodes.is_inode_open(inode) => known.ok_or(error),
             Err(error) => Err(error),
         }
+    }
+
+    /// How long the kernel may keep a name of a directory for what it stands for.
+    pub(super) fn ttl_of_name(&self, parent: u64, known: &Known) -> Duration {
+        if self.locks.are_names_watched(parent) { Duration::ZERO } else { self.ttl_of(known) }
     }
 
     /// How long the kernel may keep what is known. While masters are away it asks again soon, and is told the same.
@@ -260,18 +283,17 @@ impl Fs {
         known.fresh_for(self.ttl).unwrap_or(PROBE.min(self.ttl))
     }
 
-    /// Reads a range that is not here yet.
-    pub(super) async fn read(&self, handle: &FileHandle, offset: u64, length: u64) -> Result<Bytes> {
-        let file = handle.current();
-        let read = self.reader.read(&file, offset, length).await;
+    /// Reads a range of what a node stands for that is not here yet.
+    pub(super) async fn read(self: &Arc<Self>, node: u64, file: &OpenFile, offset: u64, length: u64) -> Result<Bytes> {
+        let read = self.reader.read(file, offset, length).await;
         if let Err(error) = &read
             && error.kind == ErrorKind::Stale
         {
             // The next open sees the new version.
             self.found_stale(&file.source);
-            if let Some(moved) = self.moved(handle.inode, &file.source).await {
-                handle.has_moved(moved.clone());
-                return self.reader.read(&moved, offset, length).await;
+            if let Some(instead) = self.source_instead(node, file).await {
+                let length = length.min(instead.source.length.saturating_sub(offset));
+                return self.reader.read(&instead, offset, length).await;
             }
         }
         read
@@ -280,21 +302,30 @@ impl Fs {
     /// Notes a read, and fetches ahead of a sequential reader.
     pub(super) fn read_ahead(
         self: &Arc<Self>,
-        handle: &Arc<FileHandle>,
+        handle: &FileHandle,
+        file: &Arc<OpenFile>,
         offset: u64,
         length: u64,
         on: &tokio::runtime::Handle,
     ) {
-        if handle.file.source.mount_id == 0 || handle.file.is_local() {
+        if file.source.mount_id == 0 || file.is_local() {
             return;
         }
         let ahead = {
             let mut readahead = handle.readahead.lock().unwrap_or_else(PoisonError::into_inner);
-            readahead.note(offset, length, handle.file.source.length)
+            readahead.note(offset, length, file.source.length)
         };
         if let Some((from, bytes)) = ahead {
-            let (this, handle) = (self.clone(), handle.clone());
-            on.spawn(async move { this.reader.prefetch(&handle.file, from, bytes).await });
+            let (this, file) = (self.clone(), file.clone());
+            on.spawn(async move { this.reader.prefetch(&file, from, bytes).await });
+        }
+    }
+
+    /// The kernel drops `lookups` of its references to a node.
+    pub(super) fn forget(&self, node: u64, lookups: u64) {
+        self.nodes.forget(node, lookups);
+        if self.inodes.forget(inode_of(node), lookups) {
+            self.nodes.forget_inode(inode_of(node));
         }
     }
 

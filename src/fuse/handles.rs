@@ -2,60 +2,30 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use crate::client::OpenFile;
 use crate::client::readahead::Readahead;
 
 use super::directory::Directory;
 use super::saved::{Open, Saved};
 
-/// An open file: one version, for as long as it is open.
+/// An open file. What it reads is that of its node: see [`Nodes`](super::nodes::Nodes).
 #[derive(Debug)]
 pub(super) struct FileHandle {
-    pub(super) inode: u64,
-    pub(super) file: Arc<OpenFile>,
+    pub(super) node: u64,
     pub(super) readahead: Mutex<Readahead>,
-    /// The same content under the path it has now, where that is known to be another.
-    moved: Mutex<Option<Arc<OpenFile>>>,
-    /// Cannot have written anything.
-    only_reads: AtomicBool,
+    writes: bool,
 }
 
 impl FileHandle {
-    fn new(inode: u64, file: Arc<OpenFile>) -> Arc<FileHandle> {
-        Arc::new(FileHandle {
-            inode,
-            file,
-            readahead: Mutex::default(),
-            moved: Mutex::default(),
-            only_reads: AtomicBool::new(false),
-        })
+    fn new(node: u64, writes: bool) -> Arc<FileHandle> {
+        Arc::new(FileHandle { node, readahead: Mutex::default(), writes })
     }
 
-    /// Notes that nothing is written through it: its close stores nothing that others have written.
-    pub(super) fn reads_only(&self) {
-        self.only_reads.store(true, Ordering::Relaxed);
-    }
-
-    /// True if it may have something to store when it is closed.
+    /// True if it may have something to store when it is closed: what others have written is for their close.
     pub(super) fn may_write(&self) -> bool {
-        !self.only_reads.load(Ordering::Relaxed)
-    }
-
-    /// What to read from where nothing is at hand.
-    pub(super) fn current(&self) -> Arc<OpenFile> {
-        lock(&self.moved).as_ref().unwrap_or(&self.file).clone()
-    }
-
-    /// The file has another path since it was opened.
-    pub(super) fn has_moved(&self, to: Arc<OpenFile>) {
-        *lock(&self.moved) = Some(to);
-    }
-
-    fn open(&self) -> Open {
-        Open::File { inode: self.inode, version: self.file.source.version }
+        self.writes
     }
 }
 
@@ -95,7 +65,8 @@ impl Handles {
         }
     }
 
-    fn number(&self) -> u64 {
+    /// A number that no handle has had.
+    pub(super) fn number(&self) -> u64 {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
@@ -115,29 +86,38 @@ impl Handles {
         lock(&self.inherited).get(&number).copied()
     }
 
+    /// A file is open as `number`.
+    ///
     /// *Errors*: when it cannot be noted for the next process.
-    pub(super) fn add_file(&self, inode: u64, file: Arc<OpenFile>) -> io::Result<u64> {
-        let number = self.number();
-        let handle = FileHandle::new(inode, file);
-        self.note(number, handle.open())?;
-        lock(&self.files).insert(number, handle);
-        Ok(number)
+    pub(super) fn add_file(&self, number: u64, node: u64, version: u64, writes: bool) -> io::Result<()> {
+        self.note(number, Open::File { node, version })?;
+        lock(&self.files).insert(number, FileHandle::new(node, writes));
+        Ok(())
+    }
+
+    /// Handles of a node stand for another version now.
+    pub(super) fn note_version(&self, numbers: &[u64], node: u64, version: u64) {
+        for number in numbers {
+            if let Err(error) = self.note(*number, Open::File { node, version }) {
+                tracing::warn!(number, %error, "the next process will take an open file for one that was replaced");
+            }
+        }
     }
 
     /// A file that the process before had open is open here too.
-    pub(super) fn adopt_file(&self, number: u64, inode: u64, file: Arc<OpenFile>) -> Arc<FileHandle> {
-        lock(&self.files).entry(number).or_insert_with(|| FileHandle::new(inode, file)).clone()
+    pub(super) fn adopt_file(&self, number: u64, node: u64) -> Arc<FileHandle> {
+        lock(&self.files).entry(number).or_insert_with(|| FileHandle::new(node, true)).clone()
     }
 
     pub(super) fn file(&self, number: u64) -> Option<Arc<FileHandle>> {
         lock(&self.files).get(&number).cloned()
     }
 
-    /// Closes a file: which one it was.
-    pub(super) fn take_file(&self, number: u64) -> Option<Open> {
-        let here = lock(&self.files).remove(&number).map(|handle| handle.open());
+    /// Closes a file: the node that it was open through.
+    pub(super) fn take_file(&self, number: u64) -> Option<u64> {
+        let here = lock(&self.files).remove(&number).map(|handle| handle.node);
         let before = self.forget(number);
-        here.or(before)
+        here.or_else(|| before.and_then(|open| if let Open::File { node, .. } = open { Some(node) } else { None }))
     }
 
     /// *Errors*: when it cannot be noted for the next process.

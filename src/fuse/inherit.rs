@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::client::OpenFile;
 use crate::error::{Error, ErrorKind, Result};
 
 use super::directory::Directory;
 use super::fs::Fs;
 use super::handles::FileHandle;
+use super::nodes::inode_of;
 use super::saved::Open;
 
 fn unknown(number: u64) -> Error {
@@ -24,19 +26,25 @@ impl Fs {
     ///
     /// *Errors*: `Stale` when the file is gone or has another content by now.
     pub(super) async fn read_inherited(self: &Arc<Self>, number: u64, offset: u64, size: u32) -> Result<Bytes> {
-        let handle = self.open_inherited(number).await?;
-        let length = handle.file.source.length.saturating_sub(offset).min(u64::from(size));
+        let (handle, file) = self.open_inherited(number).await?;
+        let length = file.source.length.saturating_sub(offset).min(u64::from(size));
         if length == 0 {
             return Ok(Bytes::new());
         }
-        self.read_ahead(&handle, offset, length, &tokio::runtime::Handle::current());
-        self.read(&handle, offset, length).await
+        self.read_ahead(&handle, &file, offset, length, &tokio::runtime::Handle::current());
+        self.read(handle.node, &file, offset, length).await
     }
 
-    async fn open_inherited(self: &Arc<Self>, number: u64) -> Result<Arc<FileHandle>> {
-        let Some(Open::File { inode, version }) = self.handles.inherited(number) else {
-            return self.handles.file(number).ok_or_else(|| unknown(number));
+    async fn open_inherited(self: &Arc<Self>, number: u64) -> Result<(Arc<FileHandle>, Arc<OpenFile>)> {
+        let Some(Open::File { node, version }) = self.handles.inherited(number) else {
+            let handle = self.handles.file(number).ok_or_else(|| unknown(number))?;
+            let file = self.nodes.file(handle.node).ok_or_else(|| unknown(number))?;
+            return Ok((handle, file));
         };
+        if let Some(file) = self.nodes.file(node) {
+            return Ok((self.handles.adopt_file(number, node), file));
+        }
+        let inode = inode_of(node);
         let gone = |error: Error| match error.kind {
             ErrorKind::NotFound => stale(format!("inode {inode} was removed while no client served this mount")),
             _ => error,
@@ -46,7 +54,8 @@ impl Fs {
         if file.source.version != version {
             return Err(stale(format!("inode {inode} was replaced while no client served this mount")));
         }
-        Ok(self.handles.adopt_file(number, inode, file))
+        self.nodes.provide(node, &file, &attr);
+        Ok((self.handles.adopt_file(number, node), file))
     }
 
     /// The directory behind a handle, with the entries from `offset` on at hand.

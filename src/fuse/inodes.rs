@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use jindofs_proto::v1::Attr;
 
-use crate::types::{ROOT_INODE, version_of};
+use crate::types::ROOT_INODE;
 
 const SHARDS: usize = 16;
 /// Deepest path walked: a path of 4,096 bytes has at most that many names.
@@ -47,26 +47,29 @@ struct Inode {
     parent: u64,
     name: Box<[u8]>,
     lookups: u64,
-    /// Version of the content that the kernel's page cache may hold.
-    cached_version: Option<u64>,
     /// When the kernel was last given a listing to keep.
     listed: Option<Instant>,
+    coming: Coming,
 }
 
-/// How the kernel may use its page cache for a handle.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum PageCache {
-    /// What it holds is of this version.
-    Keep,
-    /// What it holds is of another version, or nothing is known.
-    Drop,
-    /// Not at all: pages of another version that is open must not be mixed with ours, or nothing is gained by pages.
-    Bypass,
+/// What comes into a directory by us and is not at the masters yet.
+#[derive(Debug)]
+struct Coming {
+    count: u32,
+    /// When the last of it was begun, nanoseconds since the epoch.
+    since_ns: i64,
+}
+
+impl Coming {
+    fn overlay(&self, attr: &mut Attr) {
+        if self.count > 0 {
+            attr.mtime_ns = attr.mtime_ns.max(self.since_ns);
+            attr.ctime_ns = attr.ctime_ns.max(self.since_ns);
+        }
+    }
 }
 
 type Names = HashMap<(u64, Box<[u8]>), u64>;
-/// Versions of the content of each inode that are open, with the number of handles.
-type Opens = HashMap<u64, Vec<(u64, u32)>>;
 
 /// All inodes the kernel knows.
 #[derive(Debug)]
@@ -74,13 +77,11 @@ pub(super) struct Inodes {
     shards: [Mutex<HashMap<u64, Inode>>; SHARDS],
     /// (directory, name) to inode, for lookups while no master answers.
     names: [Mutex<Names>; SHARDS],
-    /// Apart from the inodes: what the process before had open is known before its inode is.
-    opens: [Mutex<Opens>; SHARDS],
 }
 
 impl Inodes {
     pub(super) fn new() -> Inodes {
-        Inodes { shards: Default::default(), names: Default::default(), opens: Default::default() }
+        Inodes { shards: Default::default(), names: Default::default() }
     }
 
     fn shard(&self, inode: u64) -> MutexGuard<'_, HashMap<u64, Inode>> {
@@ -89,10 +90,6 @@ impl Inodes {
 
     fn names(&self, directory: u64) -> MutexGuard<'_, Names> {
         lock(&self.names[usize::try_from(directory).unwrap_or(0) % SHARDS])
-    }
-
-    fn opens(&self, inode: u64) -> MutexGuard<'_, Opens> {
-        lock(&self.opens[usize::try_from(inode).unwrap_or(0) % SHARDS])
     }
 
     /// The kernel learns an entry: one more lookup to be forgotten some day.
@@ -114,23 +111,24 @@ impl Inodes {
         self.names(parent).insert((parent, name.into()), inode);
     }
 
-    /// The kernel drops `lookups` of its references.
-    pub(super) fn forget(&self, inode: u64, lookups: u64) {
+    /// The kernel drops `lookups` of its references; true if those were the last ones.
+    pub(super) fn forget(&self, inode: u64, lookups: u64) -> bool {
         if inode == ROOT_INODE {
-            return;
+            return false;
         }
         let gone = {
             let mut shard = self.shard(inode);
-            let Some(entry) = shard.get_mut(&inode) else { return };
+            let Some(entry) = shard.get_mut(&inode) else { return true };
             entry.lookups = entry.lookups.saturating_sub(lookups);
             if entry.lookups > 0 {
-                return;
+                return false;
             }
             shard.remove(&inode)
         };
         if let Some(entry) = gone {
             self.remove_name(entry.parent, entry.name, inode);
         }
+        true
     }
 
     fn remove_name(&self, parent: u64, name: Box<[u8]>, inode: u64) {
@@ -146,17 +144,16 @@ impl Inodes {
         self.shard(inode).get(&inode).map(|entry| entry.known.clone())
     }
 
-    /// Length and version of the content that is known to be the newest.
-    pub(super) fn length_and_version(&self, inode: u64) -> Option<(u64, u64)> {
-        let shard = self.shard(inode);
-        let attr = &shard.get(&inode)?.known.attr;
-        Some((attr.size, version_of(&attr.version_token)))
-    }
-
     /// What is known of a name.
     pub(super) fn get_named(&self, parent: u64, name: &[u8]) -> Option<Known> {
         let inode = *self.names(parent).get(&(parent, Box::from(name)))?;
         self.get(inode)
+    }
+
+    /// Names of a directory that the kernel may know.
+    pub(super) fn names_in(&self, directory: u64) -> Vec<Box<[u8]>> {
+        let names = self.names(directory);
+        names.keys().filter(|(parent, _)| *parent == directory).map(|(_, name)| name.clone()).collect()
     }
 
     /// Newer attributes; the root enters the table by them.
@@ -198,48 +195,6 @@ impl Inodes {
         Some(names.join(&b'/'))
     }
 
-    /// A handle for `version` is open; true if one for another version is, too.
-    pub(super) fn note_open(&self, inode: u64, version: u64) -> bool {
-        let mut opens = self.opens(inode);
-        let open = opens.entry(inode).or_default();
-        match open.iter_mut().find(|(open, _)| *open == version) {
-            Some((_, handles)) => *handles += 1,
-            None => open.push((version, 1)),
-        }
-        open.len() > 1
-    }
-
-    /// How a handle that was noted may use the page cache; `other` if one for another version is open, too. A `direct` one
-    /// leaves it to others.
-    pub(super) fn pages(&self, inode: u64, version: u64, other: bool, direct: bool) -> PageCache {
-        let mut shard = self.shard(inode);
-        let Some(entry) = shard.get_mut(&inode) else { return PageCache::Bypass };
-        if direct || other && entry.cached_version != Some(version) {
-            return PageCache::Bypass;
-        }
-        if entry.cached_version.replace(version) == Some(version) { PageCache::Keep } else { PageCache::Drop }
-    }
-
-    /// True while a handle is open: its attributes serve although the name may be gone.
-    pub(super) fn is_open(&self, inode: u64) -> bool {
-        self.opens(inode).contains_key(&inode)
-    }
-
-    /// A handle for `version` is closed.
-    pub(super) fn closed(&self, inode: u64, version: u64) {
-        let mut opens = self.opens(inode);
-        let Some(open) = opens.get_mut(&inode) else { return };
-        if let Some(at) = open.iter().position(|(open, _)| *open == version) {
-            open[at].1 -= 1;
-            if open[at].1 == 0 {
-                open.swap_remove(at);
-            }
-        }
-        if open.is_empty() {
-            opens.remove(&inode);
-        }
-    }
-
     /// True if a listing the kernel keeps is younger than `ttl`.
     pub(super) fn listing_is_fresh(&self, inode: u64, ttl: Duration) -> bool {
         let shard = self.shard(inode);
@@ -261,8 +216,14 @@ impl Inodes {
 
 impl Inode {
     fn new(parent: u64, name: &[u8], known: &Known) -> Inode {
-        let mut inode =
-            Inode { known: known.clone(), parent, name: name.into(), lookups: 0, cached_version: None, listed: None };
+        let mut inode = Inode {
+            known: known.clone(),
+            parent,
+            name: name.into(),
+            lookups: 0,
+            listed: None,
+            coming: Coming { count: 0, since_ns: i64::MIN },
+        };
         detach(&mut inode.known.attr);
         inode
     }
@@ -271,6 +232,7 @@ impl Inode {
         // Answers may overtake each other.
         if known.since >= self.known.since {
             detach(&mut known.attr);
+            self.coming.overlay(&mut known.attr);
             self.known = known;
         }
     }
@@ -289,14 +251,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    impl Inodes {
-        /// A handle for `version` is opened.
-        pub(super) fn opened(&self, inode: u64, version: u64, direct: bool) -> PageCache {
-            let other = self.note_open(inode, version);
-            self.pages(inode, version, other, direct)
-        }
-    }
 
     fn known(inode: u64) -> Known {
         Known::new(Attr { inode, ..Default::default() }, Instant::now())
@@ -335,37 +289,6 @@ mod tests {
         inodes.entered(1, b"new", known(5));
         assert!(inodes.get_named(1, b"old").is_none());
         assert_eq!(inodes.get_named(1, b"new").map(|known| known.attr.inode), Some(5));
-    }
-
-    #[test]
-    fn pages_of_two_versions_are_never_mixed() {
-        let inodes = Inodes::new();
-        inodes.entered(1, b"f", known(5));
-        assert_eq!(inodes.opened(5, 10, false), PageCache::Drop, "nothing is known of the first");
-        assert_eq!(inodes.opened(5, 10, false), PageCache::Keep);
-        assert_eq!(inodes.opened(5, 11, false), PageCache::Bypass, "the old version is open");
-        inodes.closed(5, 10);
-        inodes.closed(5, 10);
-        assert_eq!(inodes.opened(5, 11, false), PageCache::Drop, "the pages are still of the old version");
-        assert_eq!(inodes.opened(5, 11, false), PageCache::Keep);
-        assert_eq!(inodes.opened(5, 11, true), PageCache::Bypass, "asked for");
-    }
-
-    #[test]
-    fn pages_of_a_version_that_was_open_before_we_came_are_not_mixed_with_others() {
-        let inodes = Inodes::new();
-        inodes.note_open(5, 10);
-        inodes.entered(1, b"f", known(5));
-        assert_eq!(inodes.opened(5, 11, false), PageCache::Bypass);
-        inodes.closed(5, 11);
-        assert_eq!(inodes.opened(5, 10, false), PageCache::Drop, "which pages the kernel has is not known");
-        inodes.closed(5, 10);
-        inodes.closed(5, 10);
-        assert!(!inodes.is_open(5));
-        inodes.note_open(6, 1);
-        inodes.entered(1, b"g", known(6));
-        inodes.forget(6, 1);
-        assert!(inodes.is_open(6), "lookups of the process before are not counted here");
     }
 
     #[test]

@@ -5,12 +5,13 @@
 
 mod held;
 mod waiter;
+mod watched;
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
-use fuser::{FileHandle, INodeNo, LockOwner, Notifier, ReplyLock};
+use fuser::{FileHandle, INodeNo, LockOwner, ReplyLock};
 use jindofs_proto::v1::{Lock, LockType};
 
 use crate::client::locks::Asked;
@@ -19,9 +20,11 @@ use crate::error::{Error, ErrorKind, Result};
 
 use super::errno::Errno;
 use super::fs::Fs;
+use super::nodes::inode_of;
 
 use held::{Admission, Held, Owner};
 use waiter::Waiter;
+use watched::WatchedNames;
 
 /// Last byte of a file, however long it gets.
 const END: u64 = i64::MAX as u64;
@@ -38,7 +41,7 @@ pub(super) struct Locks {
     shared: bool,
     wait_max: Duration,
     held: Held,
-    kernel: OnceLock<Notifier>,
+    names: WatchedNames,
 }
 
 impl Locks {
@@ -47,18 +50,23 @@ impl Locks {
             shared: config.shared_locks,
             wait_max: config.lock_wait_max,
             held: Held::default(),
-            kernel: OnceLock::new(),
+            names: WatchedNames::default(),
         }
-    }
-
-    /// How the kernel is told that it has to ask for attributes again. To be called before it asks for anything.
-    pub(super) fn tell_through(&self, kernel: Notifier) {
-        let _ = self.kernel.set(kernel);
     }
 
     /// False if the kernel keeps them to itself.
     pub(super) fn are_shared(&self) -> bool {
         self.shared
+    }
+
+    /// True if anybody here may hold a lock on a file.
+    pub(super) fn are_held(&self, inode: u64) -> bool {
+        self.shared && self.held.holds(inode)
+    }
+
+    /// True for a directory in which files were locked a moment ago: its names are looked up each time they are used.
+    pub(super) fn are_names_watched(&self, directory: u64) -> bool {
+        self.shared && self.names.contains(directory)
     }
 
     /// True if a close by `owner` may have something to give up.
@@ -92,8 +100,13 @@ pub(super) struct Request {
 }
 
 impl Request {
+    /// The file that is locked.
+    fn file(&self) -> u64 {
+        inode_of(self.inode.0)
+    }
+
     fn owner(&self) -> Owner {
-        (self.inode.0, self.owner.0)
+        (self.file(), self.owner.0)
     }
 
     fn lock(&self) -> Result<Lock, Errno> {
@@ -137,22 +150,60 @@ impl Fs {
                 None => return Err(Errno::WOULD_BLOCK),
             }
         }
-        let inode = request.inode.0;
-        for inode in BTreeSet::from([inode, self.known_now(inode)]) {
-            self.see_anew(inode);
+        if let Err(error) = self.make_current(request.inode.0).await {
+            let unlocked = Lock { r#type: LockType::None.into(), ..lock };
+            let _ = self.unlock(request, unlocked).await;
+            return Err(refused("lock", request.file(), &error));
         }
         Ok(())
     }
 
-    /// What is opened under a lock is what those before have left, and as long.
-    fn see_anew(&self, inode: u64) {
-        self.inodes.changed(inode);
-        // Attributes only: what the kernel keeps of the content is judged when the file is opened.
-        if let Some(kernel) = self.locks.kernel.get()
-            && let Err(error) = kernel.inval_inode(INodeNo(inode), -1, 0)
-        {
-            tracing::debug!(inode, %error, "the kernel keeps attributes until they expire");
+    /// Who gets a lock sees what was stored before it was given up by others: the content through each handle of the node, and
+    /// the names beside it.
+    ///
+    /// *Errors*: `Stale` for what is written here and not stored, made from a version that others have replaced; those of finding
+    /// the newest version.
+    async fn make_current(self: &Arc<Self>, node: u64) -> Result<()> {
+        let inode = inode_of(node);
+        self.watch_names_beside(inode).await?;
+        let known_as = self.known_now(inode);
+        for inode in BTreeSet::from([inode, known_as]) {
+            self.inodes.changed(inode);
+            self.kernel.expire_attributes(inode);
         }
+        if known_as != inode || self.creates.get(inode).is_some() || self.endings.is_on_its_way(inode) {
+            return Ok(());
+        }
+        self.kernel.expire_attributes(node);
+        let newest = self.attr(inode).await?.attr;
+        let staged = self.staging.ready_for(node);
+        if staged.is_some_and(|staged| staged.is_apart()) {
+            // Stored with what comes next; told then if others were first.
+            return Ok(());
+        }
+        self.staging.drop_superseded(&newest);
+        if self.may_move(node, &newest) {
+            self.move_node(node, &newest).await?;
+        }
+        match self.is_behind(node, &newest) {
+            true => Err(Error::new(ErrorKind::Stale, format!("inode {inode} was replaced since it was opened"))),
+            false => Ok(()),
+        }
+    }
+
+    /// Has the names of the directory that a file lies in looked up each time they are used, for a while.
+    async fn watch_names_beside(self: &Arc<Self>, inode: u64) -> Result<()> {
+        let Some((directory, _)) = self.inodes.name_of(inode) else { return Ok(()) };
+        if !self.locks.names.watch(directory) {
+            return Ok(());
+        }
+        self.listings.changed(directory);
+        let this = self.clone();
+        let expired = tokio::task::spawn_blocking(move || {
+            let names = this.inodes.names_in(directory);
+            this.kernel.expire_names(directory, names.iter().map(|name| &**name));
+        });
+        expired.await.map_err(|error| Error::internal(format!("expiring names: {error}")))
     }
 
     /// False if somebody else has it.
@@ -243,7 +294,7 @@ impl Fs {
     /// Answers which lock would be in the way.
     pub(super) async fn tell_lock(&self, request: Request, reply: ReplyLock) {
         let asked = match request.lock() {
-            Ok(lock) => match self.known_as(request.inode.0).await {
+            Ok(lock) => match self.known_as(request.file()).await {
                 Ok(inode) => self.patient.lock_holder(inode, lock).await,
                 Err(error) => Err(error),
             },
@@ -257,7 +308,7 @@ impl Fs {
                 let ours = self.patient.session().id().await.is_some_and(|own| own == holder.client_id);
                 reply.locked(holder.start, holder.end, kind, if ours { holder.pid } else { 0 });
             }
-            Err(error) => reply.error(super::answer::errno(refused("getlk", request.inode.0, &error))),
+            Err(error) => reply.error(super::answer::errno(refused("getlk", request.file(), &error))),
         }
     }
 }

@@ -15,13 +15,16 @@ mod handles;
 mod handover;
 mod inherit;
 mod inodes;
+mod kernel_cache;
 mod locks;
 mod mountpoint;
 mod names;
+mod nodes;
 mod open;
 mod saved;
 mod session;
 mod staging;
+mod versions;
 mod write;
 
 use std::sync::Arc;

@@ -18,6 +18,7 @@ use crate::ufs::Content;
 
 use super::fs::Fs;
 use super::inodes::Known;
+use super::nodes::Opening;
 use super::staging::Turn;
 
 /// Permission bits of a mode.
@@ -115,19 +116,17 @@ impl Fs {
     /// *Errors*: too many are open.
     pub(super) fn open_new(&self, attr: &Attr) -> Result<u64> {
         let file = self.reader.open(source_of(attr, Vec::new()));
-        let version = file.source.version;
-        let number = self.handles.add_file(attr.inode, file)?;
-        self.inodes.note_open(attr.inode, version);
+        let (node, version, number) = (attr.inode, file.source.version, self.handles.number());
+        self.handles.add_file(number, node, version, true)?;
+        // From now on the kernel's pages are of what is staged.
+        self.nodes.join(node, Opening { number, file, attr: attr.clone(), writes: true, direct: false });
         Ok(number)
     }
 
     /// The kernel is told of a file that was just made.
     pub(super) fn enter_new(&self, at: Name<'_>, attr: Attr) -> Known {
-        let version = version_of(&attr.version_token);
         let known = Known::new(attr, Instant::now());
         self.inodes.entered(at.0, at.1, known.clone());
-        // From now on the kernel's pages are of what is staged.
-        self.inodes.pages(known.attr.inode, version, false, false);
         known
     }
 
@@ -289,9 +288,9 @@ impl Fs {
         if let Some(turn) = self.staging.turn_of_ready(attr.inode).await {
             return Some(turn);
         }
-        // Of several versions only one could be kept.
-        let version = self.inodes.open_version(attr.inode)?;
-        match self.stage(attr.inode, Some(version), u64::MAX).await {
+        // Of several versions only the newest can be kept.
+        let node = self.nodes.open_for(attr.inode, version_of(&attr.version_token))?;
+        match self.stage(node, u64::MAX).await {
             Ok(turn) => Some(turn),
             Err(error) => {
                 tracing::warn!(inode = attr.inode, %error, "a file that is open goes; its handles keep what is cached");
@@ -306,8 +305,8 @@ impl Fs {
         if done {
             turn.unlinked();
         }
-        let inode = turn.inode();
-        self.staging.remove_unless(turn, || self.inodes.is_open(inode));
+        let node = turn.node();
+        self.staging.remove_unless(turn, || self.nodes.is_open(node));
     }
 }
 

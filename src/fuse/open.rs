@@ -1,6 +1,11 @@
 //! Opening files: which content a handle stands for, and what the kernel's page cache may keep of it.
+//!
+//! An open sees what was closed before it began, through whichever mount (close-to-open): where anything can be written, it
+//! asks the masters for the version. A mount that changes nothing takes attributes as old as `fuse.attr-ttl`.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use jindofs_proto::v1::{Attr, FileSource, FileType};
 
@@ -10,17 +15,57 @@ use crate::rpc::source::source_of;
 use crate::types::version_of;
 
 use super::fs::Fs;
-use super::inodes::PageCache;
-use super::saved::Open;
-use super::staging::Staged;
+use super::nodes::{Joined, Opening, PageCache, inode_of};
 
 /// How often a file is opened again that gets another version at this very moment.
 const ATTEMPTS: usize = 5;
+/// How long after it was told that a node is stale a thread may open it all the same.
+const SECOND_OPEN: Duration = Duration::from_secs(1);
+/// Most threads that are remembered to have been told.
+const TOLD_MAX: usize = 4096;
+
+/// Number of a handle that was opened, and its use of the page cache.
+pub(super) type Opened = (u64, PageCache);
+
+/// How a file is to be opened.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct OpenMode {
+    pub(super) writes: bool,
+    /// With nothing in it.
+    pub(super) truncates: bool,
+    /// The thread that opens it.
+    pub(super) thread: u32,
+}
+
+/// Threads that were told that a node is not the one of the newest version. The kernel then looks the name up again; a thread
+/// that comes back with the same node has none to look up, as through `/proc/self/fd`, and means that version.
+#[derive(Debug, Default)]
+pub(super) struct StaleOpens(Mutex<HashMap<(u64, u32), Instant>>);
+
+impl StaleOpens {
+    /// True for the second time within a second.
+    fn is_second(&self, node: u64, thread: u32) -> bool {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.remove(&(node, thread)).is_some_and(|at| at.elapsed() < SECOND_OPEN) {
+            return true;
+        }
+        if told.len() >= TOLD_MAX {
+            told.retain(|_, at| at.elapsed() < SECOND_OPEN);
+        }
+        if told.len() < TOLD_MAX {
+            told.insert((node, thread), Instant::now());
+        }
+        false
+    }
+}
 
 impl Fs {
     /// Opens a file for reading without waiting for anybody, if all that is needed is known.
-    pub(super) fn open_now(&self, inode: u64) -> Option<(u64, PageCache)> {
-        let known = self.attr_now(inode)?;
+    pub(super) fn open_now(&self, node: u64) -> Option<Opened> {
+        if self.writable {
+            return None;
+        }
+        let known = self.attr_now(inode_of(node))?;
         if known.attr.r#type() != FileType::File {
             return None;
         }
@@ -29,28 +74,28 @@ impl Fs {
             return None;
         }
         // One that cannot be opened is tried again, with an error for the caller.
-        self.opened(inode, file, false).ok().flatten()
+        self.join(node, file, &known.attr, false).ok().flatten()
     }
 
     fn is_large(&self, source: &FileSource) -> bool {
         self.direct_min > 0 && source.length >= self.direct_min
     }
 
-    /// Opens a file; if it `cuts`, with nothing in it, as far as this mount sees until it is stored.
+    /// Opens a file.
     ///
     /// *Errors*: `IsADirectory`; `ReadOnly` for one to be written where nothing can be; `InvalidArgument` for one that is to be
-    /// read and cut off; those of [`Fs::truncate`].
-    pub(super) async fn open(self: &Arc<Self>, inode: u64, writes: bool, cuts: bool) -> Result<(u64, PageCache)> {
-        if cuts && !writes {
-            self.check_nothing_to_cut(inode).await?;
+    /// read and cut off; `Stale` once, where the newest version has another node; those of [`Fs::truncate`].
+    pub(super) async fn open(self: &Arc<Self>, node: u64, mode: OpenMode) -> Result<Opened> {
+        if mode.truncates && !mode.writes {
+            self.check_nothing_to_cut(node).await?;
         }
-        let opened = self.open_whole(inode, writes).await?;
-        if cuts
-            && writes
-            && let Err(error) = self.truncate(inode, 0, Some(opened.0)).await
+        let opened = self.open_whole(node, mode).await?;
+        if mode.truncates
+            && mode.writes
+            && let Err(error) = self.truncate(node, 0, Some(opened.0)).await
         {
-            if let Some(inode) = self.release(opened.0) {
-                self.let_go(inode).await;
+            if let Some(node) = self.release(opened.0) {
+                self.let_go(node).await;
             }
             return Err(error);
         }
@@ -59,32 +104,132 @@ impl Fs {
 
     /// The kernel refuses to open a running program like that only after it was cut off, and its pages are gone even if it
     /// was not: then the program dies.
-    async fn check_nothing_to_cut(self: &Arc<Self>, inode: u64) -> Result<()> {
-        let attr = self.attr(inode).await?.attr;
-        match self.staging.overlay(&attr).size {
+    async fn check_nothing_to_cut(self: &Arc<Self>, node: u64) -> Result<()> {
+        let attr = self.attr(inode_of(node)).await?.attr;
+        match self.staging.overlay(node, &attr).size {
             0 => Ok(()),
             _ => Err(Error::invalid("O_RDONLY | O_TRUNC: what is to be cut off has to be opened for writing")),
         }
     }
 
-    async fn open_whole(self: &Arc<Self>, inode: u64, writes: bool) -> Result<(u64, PageCache)> {
+    async fn open_whole(self: &Arc<Self>, node: u64, mode: OpenMode) -> Result<Opened> {
+        let inode = inode_of(node);
         for _ in 0..ATTEMPTS {
-            let attr = self.attr(inode).await?.attr;
+            let attr = self.attr_to_open(node).await?;
             if attr.r#type() == FileType::Directory {
                 return Err(Error::new(ErrorKind::IsADirectory, format!("inode {inode} is a directory")));
             }
-            if writes {
+            if mode.writes {
                 self.check_changeable(&attr).await?;
+            }
+            if self.writable {
+                self.staging.drop_superseded(&attr);
+            }
+            if let Some(opened) = self.join_staged(node, mode.writes)? {
+                return Ok(opened);
             }
             let file = self.open_source(&attr).await?;
             if self.is_large(&file.source) && !file.is_local() {
                 self.reader.look_local(&file).await;
             }
-            if let Some(opened) = self.opened(inode, file, writes)? {
+            if let Some(opened) = self.join(node, file, &attr, mode.writes)? {
                 return Ok(opened);
+            }
+            if self.may_move(node, &attr) {
+                self.move_node(node, &attr).await?;
+            } else if self.is_behind(node, &attr) {
+                return self.open_behind(node, mode);
             }
         }
         Err(Error::new(ErrorKind::Stale, format!("inode {inode} changes faster than it can be opened")))
+    }
+
+    /// Attributes of the version that an open is to see.
+    async fn attr_to_open(self: &Arc<Self>, node: u64) -> Result<Attr> {
+        let inode = inode_of(node);
+        // While the masters are to be told of what is stored here nobody can have stored anything else.
+        let is_own = || self.creates.get(inode).is_some() || self.endings.is_on_its_way(inode);
+        if !self.writable || is_own() || self.staging.is_apart(inode) {
+            return Ok(self.attr(inode).await?.attr);
+        }
+        let before = self.inodes.get(inode);
+        let attr = match self.ask_attr(inode).await {
+            Ok(known) => known.attr,
+            Err(error) => {
+                if error.kind == ErrorKind::NotFound {
+                    self.forget_name(inode);
+                }
+                return Err(error);
+            }
+        };
+        let same = |known: &Attr| known.version_token == attr.version_token && known.size == attr.size;
+        if before.is_none_or(|before| !same(&before.attr)) {
+            self.kernel.expire_attributes(node);
+        }
+        Ok(attr)
+    }
+
+    /// The name that leads to an inode which is gone is another's, or nobody's: the kernel is about to look it up again.
+    fn forget_name(&self, inode: u64) {
+        if let Some((parent, name)) = self.inodes.name_of(inode) {
+            self.listings.changed(parent);
+            self.inodes.removed(parent, &name);
+        }
+    }
+
+    /// The handles of a node share what is staged, whatever version others have stored since.
+    fn join_staged(&self, node: u64, writes: bool) -> Result<Option<Opened>> {
+        if self.staging.ready_for(node).is_none() {
+            return Ok(None);
+        }
+        let number = self.handles.number();
+        let Some((file, pages)) = self.nodes.join_as_is(node, number, writes) else { return Ok(None) };
+        // Joined before the look: what is staged while a handle is open stays staged.
+        if self.staging.ready_for(node).is_none() {
+            self.nodes.leave(node, number);
+            return Ok(None);
+        }
+        self.add_handle(node, number, file.source.version, writes)?;
+        Ok(Some((number, pages)))
+    }
+
+    fn add_handle(&self, node: u64, number: u64, version: u64, writes: bool) -> Result<()> {
+        self.handles.add_file(number, node, version, writes).map_err(|error| {
+            self.nodes.leave(node, number);
+            error.into()
+        })
+    }
+
+    /// A handle for `file`; `None` where the node stands for another version, or another version was stored here meanwhile.
+    fn join(&self, node: u64, file: Arc<OpenFile>, attr: &Attr, writes: bool) -> Result<Option<Opened>> {
+        let version = file.source.version;
+        // Writes go through the page cache: mappings must see them.
+        let direct = !writes && self.is_large(&file.source) && file.is_local();
+        let number = self.handles.number();
+        let Joined::Here(pages) = self.nodes.join(node, Opening { number, file, attr: attr.clone(), writes, direct })
+        else {
+            return Ok(None);
+        };
+        let newest = self.inodes.get(inode_of(node)).filter(|_| self.writable);
+        if newest.is_some_and(|known| version_of(&known.attr.version_token) != version) {
+            self.nodes.leave(node, number);
+            return Ok(None);
+        }
+        self.add_handle(node, number, version, writes)?;
+        Ok(Some((number, pages)))
+    }
+
+    /// The newest version has another node, or is to have one: the kernel looks the name up again. A thread that comes back
+    /// gets the version that the node stands for, if only to read it.
+    fn open_behind(&self, node: u64, mode: OpenMode) -> Result<Opened> {
+        let stale = || Error::new(ErrorKind::Stale, format!("node {node:#x} stands for a version that was replaced"));
+        if !self.stale_opens.is_second(node, mode.thread) || mode.writes {
+            return Err(stale());
+        }
+        let number = self.handles.number();
+        let (file, pages) = self.nodes.join_as_is(node, number, false).ok_or_else(stale)?;
+        self.add_handle(node, number, file.source.version, false)?;
+        Ok((number, pages))
     }
 
     /// The content that attributes name.
@@ -96,45 +241,9 @@ impl Fs {
         Ok(self.reader.open(source))
     }
 
-    /// A handle for `file`; `None` if another version was stored here meanwhile: then it is to be opened again.
-    fn opened(&self, inode: u64, file: Arc<OpenFile>, writes: bool) -> Result<Option<(u64, PageCache)>> {
-        let version = file.source.version;
-        // Writes go through the page cache: mappings must see them.
-        let direct = !writes && self.is_large(&file.source) && file.is_local();
-        if self.writable
-            && let Some(newest) = self.inodes.get(inode)
-        {
-            self.staging.drop_superseded(&newest.attr);
-        }
-        let number = self.handles.add_file(inode, file)?;
-        if !writes && let Some(handle) = self.handles.file(number) {
-            handle.reads_only();
-        }
-        // Noted before the look: what is staged while a handle is noted stays staged.
-        let other = self.inodes.note_open(inode, version);
-        if let Some(staged) = self.staging.ready(inode) {
-            return Ok(Some((number, self.inodes.pages_of_staged(inode, staged.base_version()))));
-        }
-        let newest = self.inodes.get(inode).filter(|_| self.writable);
-        if newest.is_some_and(|known| version_of(&known.attr.version_token) != version) {
-            self.release(number);
-            return Ok(None);
-        }
-        Ok(Some((number, self.inodes.pages(inode, version, other, direct))))
-    }
-
-    /// True if a newer version than that of a handle is known, and is shorter. The kernel knows one length of a file, and would
-    /// give what lies within the new one for the whole of the old.
-    pub(super) fn is_shorter_by_now(&self, inode: u64, length: u64, version: u64) -> bool {
-        let newest = self.inodes.length_and_version(inode);
-        newest.is_some_and(|(newest, other)| newest < length && other != version)
-    }
-
-    /// As [`Fs::is_shorter_by_now`], of what is staged and was stored.
-    pub(super) fn is_cut(&self, inode: u64, staged: &Staged) -> bool {
-        // What is not stored yet has the length that is shown.
-        let newest = self.inodes.length_and_version(inode);
-        newest.is_some_and(|(newest, _)| newest < staged.length()) && !staged.is_apart()
+    /// As [`Fs::open_source`], without asking anybody: a path that is not known is found when something is to be read.
+    pub(super) fn open_source_now(&self, attr: &Attr) -> Arc<OpenFile> {
+        self.reader.open(self.source_now(attr).unwrap_or_else(|| source_of(attr, Vec::new())))
     }
 
     fn source_now(&self, attr: &Attr) -> Option<FileSource> {
@@ -180,13 +289,13 @@ impl Fs {
         Some(self.reader.open(source))
     }
 
-    /// Closes a file; returns the inode if that was its last handle and something of it is staged.
+    /// Closes a file; returns the node if that was its last handle and something of it is staged.
     pub(super) fn release(&self, number: u64) -> Option<u64> {
-        let Some(Open::File { inode, version }) = self.handles.take_file(number) else { return None };
-        self.inodes.closed(inode, version);
-        if !self.inodes.is_open(inode) {
-            self.creates.closed(inode);
+        let node = self.handles.take_file(number)?;
+        let is_last = self.nodes.leave(node, number);
+        if !self.nodes.is_inode_open(inode_of(node)) {
+            self.creates.closed(inode_of(node));
         }
-        (self.staging.ready(inode).is_some() && !self.inodes.is_open(inode)).then_some(inode)
+        (is_last && self.staging.ready_for(node).is_some()).then_some(node)
     }
 }

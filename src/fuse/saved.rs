@@ -15,7 +15,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Says what the file is, and in which form.
-const MAGIC: u64 = u64::from_be_bytes(*b"JFSFUSE\x01");
+const MAGIC: u64 = u64::from_be_bytes(*b"JFSFUSE\x02");
 const HEAD: usize = 40;
 const ENTRY: usize = 40;
 
@@ -33,8 +33,8 @@ pub(super) struct Greeting {
 /// Something the kernel has open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Open {
-    /// A file, by its content.
-    File { inode: u64, version: u64 },
+    /// A file, by its node and content.
+    File { node: u64, version: u64 },
     /// A directory of which so many names were read; the fingerprint is of all of them, in their order.
     Directory { inode: u64, names: u64, fingerprint: u64 },
 }
@@ -72,17 +72,17 @@ fn words<const N: usize>(words: [u64; N]) -> Vec<u8> {
 impl Open {
     fn encode(self, number: u64) -> Vec<u8> {
         match self {
-            Open::File { inode, version } => words([1, number, inode, version, 0]),
+            Open::File { node, version } => words([1, number, node, version, 0]),
             Open::Directory { inode, names, fingerprint } => words([2, number, inode, names, fingerprint]),
         }
     }
 
     fn decode(bytes: &[u8]) -> Result<Option<(u64, Open)>> {
-        let [kind, number, inode, third, fourth] = [0, 1, 2, 3, 4].map(|index| word(bytes, index));
+        let [kind, number, node, third, fourth] = [0, 1, 2, 3, 4].map(|index| word(bytes, index));
         let open = match kind {
             0 => return Ok(None),
-            1 => Open::File { inode, version: third },
-            2 => Open::Directory { inode, names: third, fingerprint: fourth },
+            1 => Open::File { node, version: third },
+            2 => Open::Directory { inode: node, names: third, fingerprint: fourth },
             other => return Err(corrupted(format!("an entry of kind {other}"))),
         };
         Ok(Some((number, open)))
@@ -200,7 +200,7 @@ mod tests {
     #[test]
     fn the_next_process_finds_what_is_open_and_gives_numbers_nobody_gave_before() {
         let saved = Saved::new(GREETING).expect("memory");
-        let file = Open::File { inode: 5, version: u64::MAX };
+        let file = Open::File { node: 5, version: u64::MAX };
         let directory = |names| Open::Directory { inode: 6, names, fingerprint: names * 7 };
         saved.put(saved.first_handle(), file).expect("noted");
         saved.put(2, file).expect("noted");

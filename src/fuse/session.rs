@@ -76,7 +76,7 @@ pub(super) fn mount(config: &FuseConfig, fs: &Arc<Fs>) -> Result<Served> {
         };
         Error::from(error).context(format!("cannot mount at {}{hint}", config.mount.display()))
     })?;
-    fs.locks.tell_through(session.notifier());
+    fs.kernel.tell_through(session.notifier());
     let mut handover = None;
     if config.handover_socket.is_some()
         && let Some(greeting) = greeting.get()
@@ -127,11 +127,12 @@ pub(super) fn take_over(
     // Before anything is read: what is read afterwards is answered by us.
     File::from(fuse.try_clone()?).write_all(&notice(RESEND))?;
     tracing::info!(device, handles = open.len(), "goes on with the mount of the process before");
-    for one in open.values() {
-        if let Open::File { inode, version } = one {
-            fs.inodes.note_open(*inode, *version);
+    for (number, one) in &open {
+        if let Open::File { node, version } = one {
+            fs.nodes.adopt(*node, *number, *version);
         }
     }
+    fs.kernel.tell_through(session.notifier());
     let saved = Arc::new(saved);
     fs.handles.save_in(saved.clone(), open);
     Ok(Served { session: session.spawn()?, handover: Some(Handover { device, fuse, saved }) })

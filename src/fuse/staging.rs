@@ -6,6 +6,7 @@
 //!
 //! An inode is staged from its first change to the close of its last handle. All its handles share what is staged.
 
+mod appends;
 mod sending;
 mod spool;
 #[cfg(test)]
@@ -16,7 +17,7 @@ use std::collections::HashMap;
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use jindofs_proto::v1::Attr;
@@ -28,6 +29,9 @@ use crate::runtime::now_ns;
 use crate::types::version_of;
 use crate::ufs::{Content, Upload};
 
+use super::nodes::inode_of;
+
+use appends::Changes;
 use sending::{Head, Senders, Sending};
 use spool::Room;
 pub(super) use spool::{Place, Spool};
@@ -39,6 +43,7 @@ struct Work {
     base: Attr,
     /// Bytes that it has grown by since then.
     grown: u64,
+    changes: Changes,
     /// It is being sent already.
     sending: Option<Sending>,
     /// Out of the table: whoever waited for the turn has to look again.
@@ -49,6 +54,8 @@ struct Work {
 #[derive(Debug)]
 pub(super) struct Staged {
     inode: u64,
+    /// Whose handles share it.
+    node: u64,
     /// The content, once it is here; until then readers read as if nothing was staged.
     spool: OnceLock<Arc<Spool>>,
     work: Arc<tokio::sync::Mutex<Work>>,
@@ -61,14 +68,13 @@ pub(super) struct Staged {
     /// Has no name any more: only its handles see it, and it is never stored.
     unlinked: AtomicBool,
     mtime_ns: AtomicI64,
-    /// Version that was stored last, or that the content was made from.
-    base_version: AtomicU64,
 }
 
 impl Staged {
-    fn new(inode: u64) -> Staged {
+    fn new(node: u64) -> Staged {
         Staged {
-            inode,
+            inode: inode_of(node),
+            node,
             spool: OnceLock::new(),
             work: Arc::default(),
             dirty: AtomicBool::new(false),
@@ -76,7 +82,6 @@ impl Staged {
             elsewhere: AtomicBool::new(false),
             unlinked: AtomicBool::new(false),
             mtime_ns: AtomicI64::new(0),
-            base_version: AtomicU64::new(0),
         }
     }
 
@@ -124,11 +129,6 @@ impl Staged {
     fn is_new(&self) -> bool {
         self.new.load(Ordering::Acquire)
     }
-
-    /// The version that the content was made from.
-    pub(super) fn base_version(&self) -> u64 {
-        self.base_version.load(Ordering::Acquire)
-    }
 }
 
 /// The right to change what is staged of one inode, and to store it.
@@ -141,6 +141,11 @@ pub(super) struct Turn {
 impl Turn {
     pub(super) fn inode(&self) -> u64 {
         self.staged.inode
+    }
+
+    /// The node whose handles share what is staged.
+    pub(super) fn node(&self) -> u64 {
+        self.staged.node
     }
 
     /// True once there is content.
@@ -217,6 +222,7 @@ impl Turn {
         let before = spool.length();
         spool.write(place, data)?;
         self.work.grown += self.staged.length() - before;
+        self.work.changes.note_write(place, before);
         self.touch();
         Ok(())
     }
@@ -226,6 +232,7 @@ impl Turn {
     /// *Errors*: as [`Turn::write`].
     pub(super) fn truncate(&mut self, length: u64) -> Result<()> {
         self.spool()?.resize(length)?;
+        self.work.changes.note_length(length);
         self.touch();
         Ok(())
     }
@@ -270,6 +277,7 @@ impl Turn {
     /// It is stored: `attr` is of the new version.
     pub(super) fn stored(&mut self, attr: Attr) {
         self.work.grown = 0;
+        self.work.changes = Changes::default();
         self.rebase(attr);
         self.is_due_no_more();
     }
@@ -282,7 +290,6 @@ impl Turn {
 
     fn set_base(&mut self, base: Attr) {
         self.staged.mtime_ns.store(base.mtime_ns, Ordering::Release);
-        self.staged.base_version.store(version_of(&base.version_token), Ordering::Release);
         self.work.base = base;
     }
 
@@ -336,6 +343,11 @@ impl Staging {
         self.table().get(&inode).filter(|staged| staged.spool.get().is_some()).cloned()
     }
 
+    /// What the handles of a node share, once the content is here.
+    pub(super) fn ready_for(&self, node: u64) -> Option<Arc<Staged>> {
+        self.ready(inode_of(node)).filter(|staged| staged.node == node)
+    }
+
     /// True for a little content that is staged in memory.
     pub(super) fn is_in_memory(&self, inode: u64) -> bool {
         self.ready(inode).is_some_and(|staged| staged.is_in_memory())
@@ -351,18 +363,21 @@ impl Staging {
         self.ready(inode).is_some_and(|staged| staged.is_unlinked())
     }
 
-    /// The turn of an inode, which is staged from now on; without content if nobody has brought it.
-    pub(super) async fn turn(&self, inode: u64) -> Turn {
+    /// The turn of a node, which is staged from now on; without content if nobody has brought it. What another node of the file
+    /// has stored and still holds is given up for it.
+    pub(super) async fn turn(&self, node: u64) -> Turn {
         loop {
             let staged = {
                 let mut table = self.table();
-                let staged = table.entry(inode).or_insert_with(|| Arc::new(Staged::new(inode))).clone();
+                let staged = table.entry(inode_of(node)).or_insert_with(|| Arc::new(Staged::new(node))).clone();
                 self.count.store(table.len(), Ordering::Release);
                 staged
             };
-            if let Some(turn) = staged.turn().await {
+            let Some(turn) = staged.turn().await else { continue };
+            if turn.node() == node || turn.staged.is_apart() {
                 return turn;
             }
+            self.remove(turn);
         }
     }
 
@@ -416,9 +431,9 @@ impl Staging {
         }
     }
 
-    /// Attributes as handles here see them: with length and time of what is not stored yet.
-    pub(super) fn overlay<'a>(&self, attr: &'a Attr) -> Cow<'a, Attr> {
-        let Some(staged) = self.ready(attr.inode).filter(|staged| staged.is_apart()) else {
+    /// Attributes as handles of a node see them: with length and time of what is not stored yet.
+    pub(super) fn overlay<'a>(&self, node: u64, attr: &'a Attr) -> Cow<'a, Attr> {
+        let Some(staged) = self.ready_for(node).filter(|staged| staged.is_apart()) else {
             return Cow::Borrowed(attr);
         };
         let Some(spool) = staged.spool.get() else { return Cow::Borrowed(attr) };

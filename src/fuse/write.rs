@@ -1,8 +1,9 @@
 //! Content of files: brought to the staging directory before its first change, changed there, and stored when it is synced
 //! or closed.
 //!
-//! What a handle has opened is what it changes: a file that is of another version by the first change, or by the time it is
-//! stored, is `Stale`. What could not be stored stays staged until the last handle is closed, so that it can be tried again.
+//! What is changed is the newest version at the first change; a file that is of another version by the time it is stored is
+//! `Stale`, unless all that was written to it was appended. What could not be stored stays staged until the last handle is
+//! closed, so that it can be tried again.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,14 +23,22 @@ use crate::ufs::{Content, Sent, Upload};
 
 use super::fs::Fs;
 use super::inodes::Known;
+use super::nodes::{inode_of, same_version};
 use super::staging::{Place, Spool, Turn};
+use super::versions::Pages;
 
 /// Bytes of a file brought here at a time, one block.
 const STEP: u64 = crate::types::BLOCK_SIZE as u64;
+/// How often content is brought here that is replaced at this very moment.
+const ATTEMPTS: usize = 16;
 /// Steps asked for ahead.
 const AHEAD: usize = 4;
 /// How long the end of the process waits for what is being stored. Kubernetes gives 30 s.
 const SETTLE: Duration = Duration::from_secs(20);
+/// Most attempts to store what was appended behind what others have stored meanwhile.
+const APPENDS: usize = 64;
+/// Bytes of it that are copied at a time.
+const PIECE: u32 = 1 << 20;
 /// Pause between two looks whether it is.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -59,8 +68,12 @@ impl Fs {
     }
 
     /// Writes, if the file is staged and nobody is at work on it.
-    pub(super) fn write_now(&self, inode: u64, place: Place, data: &[u8], on: &Handle) -> Option<Result<()>> {
-        let mut turn = self.staging.ready(inode)?.try_turn()?;
+    pub(super) fn write_now(&self, node: u64, place: Place, data: &[u8], on: &Handle) -> Option<Result<()>> {
+        let mut turn = self.staging.ready_for(node)?.try_turn()?;
+        if place == Place::End && !turn.is_dirty() {
+            // Others may have appended since.
+            return None;
+        }
         let written = turn.write(place, data);
         turn.send_ahead(&self.staging.senders, |base| self.begin_upload(base), on);
         Some(written)
@@ -72,24 +85,35 @@ impl Fs {
         self.writer.begin_upload(&mount, path, base.version_token.to_vec())
     }
 
-    /// Writes through a handle.
+    /// Writes through a handle of a node.
     ///
     /// *Errors*: `Unsupported` outside any mount, `Stale`, `NoSpace`; those of reading what is there.
-    pub(super) async fn write(self: &Arc<Self>, number: u64, inode: u64, place: Place, data: &[u8]) -> Result<()> {
+    pub(super) async fn write(self: &Arc<Self>, node: u64, place: Place, data: &[u8]) -> Result<()> {
         self.check_writable()?;
-        let opened = self.handles.file(number).map(|handle| handle.file.source.version);
-        let mut turn = self.stage(inode, opened, u64::MAX).await?;
+        if place == Place::End {
+            self.find_end(node).await?;
+        }
+        let mut turn = self.stage(node, u64::MAX).await?;
         turn.write(place, data)
     }
 
-    /// The turn of an inode, with the first `keep` bytes of its content staged, or more. `opened` is the version that the
-    /// caller has seen.
-    pub(super) async fn stage(self: &Arc<Self>, inode: u64, opened: Option<u64>, keep: u64) -> Result<Turn> {
-        let mut turn = self.staging.turn(inode).await;
+    /// Gives up what is staged of a file and was stored, if others have stored it since: what is appended comes behind that.
+    async fn find_end(self: &Arc<Self>, node: u64) -> Result<()> {
+        let is_clean = self.staging.ready_for(node).is_some_and(|staged| !staged.is_apart());
+        if is_clean && self.creates.get(inode_of(node)).is_none() && !self.endings.is_on_its_way(inode_of(node)) {
+            let attr = self.ask_attr(inode_of(node)).await?.attr;
+            self.staging.drop_superseded(&attr);
+        }
+        Ok(())
+    }
+
+    /// The turn of a node, with the first `keep` bytes of its content staged, or more.
+    pub(super) async fn stage(self: &Arc<Self>, node: u64, keep: u64) -> Result<Turn> {
+        let mut turn = self.staging.turn(node).await;
         if turn.is_ready() {
             return Ok(turn);
         }
-        match self.bring(inode, opened, keep).await {
+        match self.bring(&turn, keep).await {
             Ok((base, content)) => {
                 turn.begin(base, content);
                 Ok(turn)
@@ -101,34 +125,61 @@ impl Fs {
         }
     }
 
-    async fn bring(self: &Arc<Self>, inode: u64, opened: Option<u64>, keep: u64) -> Result<(Attr, Arc<Spool>)> {
-        let attr = self.attr(inode).await?.attr;
+    async fn bring(self: &Arc<Self>, turn: &Turn, keep: u64) -> Result<(Attr, Arc<Spool>)> {
+        let mut attr = self.attr(turn.inode()).await?.attr;
+        for _ in 0..ATTEMPTS {
+            match self.bring_version(turn, &attr, keep).await {
+                Err(error) if error.kind == ErrorKind::Stale => {
+                    let newest = self.ask_attr(turn.inode()).await?.attr;
+                    if same_version(&newest, &attr) {
+                        return Err(error);
+                    }
+                    // Others have stored in between.
+                    attr = newest;
+                }
+                brought => return brought.map(|content| (attr, content)),
+            }
+        }
+        Err(Error::new(ErrorKind::Stale, format!("inode {} changes faster than it can be read", turn.inode())))
+    }
+
+    async fn bring_version(self: &Arc<Self>, turn: &Turn, attr: &Attr, keep: u64) -> Result<Arc<Spool>> {
+        let (inode, node) = (turn.inode(), turn.node());
         if attr.mount_id == 0 {
             let message = "a file outside any mount holds no data: write below a mount";
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
-        self.check_changeable(&attr).await?;
-        let version = version_of(&attr.version_token);
-        let other = || Error::new(ErrorKind::Stale, format!("inode {inode} is of another version by now"));
-        if opened.is_some_and(|opened| opened != version) {
-            return Err(other());
+        self.check_changeable(attr).await?;
+        if self.may_move(node, attr) && self.move_in_turn(turn, attr).await? == Pages::ToDrop {
+            // The write that brings us here may hold pages.
+            self.drop_pages_later(node);
+        }
+        if self.is_behind(node, attr) {
+            return Err(Error::new(ErrorKind::Stale, format!("inode {inode} is of another version by now")));
         }
         let content = self.staging.blank();
         if attr.size > 0 && keep > 0 {
-            let file = self.open_source(&attr).await?;
-            if file.source.version != version {
-                return Err(other());
-            }
-            let mut copied = copy(&self.reader, &file, &content, keep).await;
-            if copied.as_ref().is_err_and(|error| error.kind == ErrorKind::Stale) {
-                self.found_stale(&file.source);
-                if let Some(moved) = self.moved(inode, &file.source).await {
-                    copied = copy(&self.reader, &moved, &content, keep).await;
-                }
-            }
-            copied?;
+            self.copy_version(attr, &content, keep).await?;
         }
-        Ok((attr, content))
+        Ok(content)
+    }
+
+    /// Copies the first `keep` bytes of a version.
+    ///
+    /// *Errors*: `Stale` if it is not there any more; those of reading it.
+    async fn copy_version(self: &Arc<Self>, attr: &Attr, to: &Arc<Spool>, keep: u64) -> Result<()> {
+        let file = self.open_source(attr).await?;
+        if file.source.version != version_of(&attr.version_token) {
+            return Err(Error::new(ErrorKind::Stale, format!("inode {} is of another version by now", attr.inode)));
+        }
+        let copied = copy(&self.reader, &file, to, keep).await;
+        if copied.as_ref().is_err_and(|error| error.kind == ErrorKind::Stale) {
+            self.found_stale(&file.source);
+            if let Some(moved) = self.moved(attr.inode, &file.source).await {
+                return copy(&self.reader, &moved, to, keep).await;
+            }
+        }
+        copied
     }
 
     /// True if nothing of a file waits to be stored.
@@ -152,12 +203,49 @@ impl Fs {
     }
 
     async fn store_as(self: &Arc<Self>, turn: &mut Turn, behind: bool) -> Result<()> {
-        match self.store_once(turn, behind).await {
-            Err(error) if error.kind == ErrorKind::Stale && self.goes_on_from_empty(turn).await => {
-                self.store_once(turn, behind).await
+        let mut attempts = 0;
+        loop {
+            match self.store_once(turn, behind).await {
+                Err(error) if error.kind == ErrorKind::Stale && attempts < APPENDS => {
+                    if !self.goes_on_from_empty(turn).await && !self.append_again(turn).await? {
+                        return Err(error);
+                    }
+                    attempts += 1;
+                }
+                done => return done,
             }
-            done => done,
         }
+    }
+
+    /// Puts what was appended behind what others have stored meanwhile; false if more than that was changed.
+    ///
+    /// *Errors*: those of reading what they have stored; then nothing has changed.
+    async fn append_again(self: &Arc<Self>, turn: &mut Turn) -> Result<bool> {
+        let Some(from) = turn.appended_from().filter(|_| !turn.is_unlinked()) else { return Ok(false) };
+        let newest = self.patient.lookup(at_inode(turn.base().inode)).await?;
+        if newest.version_token == turn.base().version_token || newest.r#type() != FileType::File {
+            return Ok(false);
+        }
+        self.news(newest.clone());
+        let content = self.staging.blank();
+        match self.copy_version(&newest, &content, u64::MAX).await {
+            // Replaced in between: the next attempt finds what is there then.
+            Err(error) if error.kind == ErrorKind::Stale => return Ok(true),
+            copied => copied?,
+        }
+        let (mut at, end) = (from, turn.length());
+        while at < end {
+            let piece = turn.appended(at, PIECE)?;
+            if piece.is_empty() {
+                return Err(Error::internal("what was appended is shorter than it says"));
+            }
+            at += piece.len() as u64;
+            content.write(Place::End, &piece)?;
+        }
+        turn.append_to(newest, &content)?;
+        // Pages hold what was written behind the old end.
+        self.drop_pages_later(turn.node());
+        Ok(true)
     }
 
     async fn store_once(self: &Arc<Self>, turn: &mut Turn, behind: bool) -> Result<()> {
@@ -169,7 +257,8 @@ impl Fs {
         let Some(content) = content.filter(|_| turn.is_due()) else { return Ok(()) };
         self.recorded(turn.inode()).await;
         let head = turn.head().await;
-        let content = Content { sent: prepared.unwrap_or_else(|| head.sent.clone()), ..content };
+        let extends = turn.extends_base();
+        let content = Content { sent: prepared.unwrap_or_else(|| head.sent.clone()), extends, ..content };
         let stored = if behind && content.is_in_memory() && self.endings.have_room() {
             self.writer.store_behind(turn.base(), begun, content).await
         } else {
@@ -236,9 +325,8 @@ impl Fs {
 
     /// The file of `turn` has new attributes by a change of ours; its content is still what is staged.
     pub(super) fn renewed(&self, turn: &Turn, attr: Attr) {
-        let version = version_of(&attr.version_token);
         if attr.inode == turn.inode() {
-            self.inodes.pages_become(attr.inode, version_of(&turn.base().version_token), version);
+            self.note_stored(turn, &attr);
         }
         self.news(attr);
     }
@@ -257,7 +345,8 @@ impl Fs {
     /// Sets the length of a file: through a handle it is stored with everything else, by its name at once.
     ///
     /// *Errors*: as [`Fs::write`]; those of storing.
-    pub(super) async fn truncate(self: &Arc<Self>, inode: u64, length: u64, number: Option<u64>) -> Result<()> {
+    pub(super) async fn truncate(self: &Arc<Self>, node: u64, length: u64, number: Option<u64>) -> Result<()> {
+        let inode = inode_of(node);
         let attr = self.attr(inode).await?.attr;
         match attr.r#type() {
             FileType::File if attr.mount_id == 0 => return self.truncate_outside(inode, length).await,
@@ -269,14 +358,15 @@ impl Fs {
         if handle.is_none() {
             self.staging.drop_superseded(&attr);
         }
-        let opened = handle.as_ref().map(|handle| handle.file.source.version);
-        let mut turn = self.stage(inode, opened, length).await?;
+        // By its name it is the file that is being written, if it is.
+        let node = handle.as_ref().map_or_else(|| self.nodes.written(inode).unwrap_or(node), |handle| handle.node);
+        let mut turn = self.stage(node, length).await?;
         let mut done = turn.truncate(length);
         if done.is_ok() && handle.is_none() {
             done = self.store(&mut turn).await;
         }
         // Nobody is left who could try again.
-        self.staging.remove_unless(turn, || self.inodes.is_open(inode));
+        self.staging.remove_unless(turn, || self.nodes.is_open(node));
         done
     }
 
@@ -292,16 +382,17 @@ impl Fs {
 
     /// After the last close: stores what was written since the last sync, and forgets what is staged. Whoever maps a file
     /// writes after its close; nobody is left to be told of an error.
-    pub(super) async fn let_go(self: &Arc<Self>, inode: u64) {
-        let Some(mut turn) = self.staging.turn_of_ready(inode).await else { return };
-        if self.inodes.is_open(inode) {
+    pub(super) async fn let_go(self: &Arc<Self>, node: u64) {
+        let inode = inode_of(node);
+        let Some(mut turn) = self.staging.turn_of_ready(inode).await.filter(|turn| turn.node() == node) else { return };
+        if self.nodes.is_open(node) {
             return;
         }
         if let Err(error) = self.store(&mut turn).await {
             tracing::error!(inode, %error, "what was written is lost: it could not be stored after the last close");
-            self.inodes.pages_are_lost(inode);
+            self.nodes.lose_pages(node);
         }
-        self.staging.remove_unless(turn, || self.inodes.is_open(inode));
+        self.staging.remove_unless(turn, || self.nodes.is_open(node));
     }
 
     /// To be called at the end: waits a while for what is being stored, and ends the session, so that others need not wait.

@@ -34,6 +34,8 @@ pub struct Content {
     pub length: u64,
     /// What of it is on its way already.
     pub sent: Sent,
+    /// All of the content that it is stored in place of is its beginning.
+    pub extends: bool,
 }
 
 impl Content {
@@ -44,12 +46,12 @@ impl Content {
 
     /// The first `length` bytes of a file.
     pub fn in_file(file: Arc<File>, length: u64) -> Content {
-        Content { source: Source::File(file), length, sent: Sent::default() }
+        Content { source: Source::File(file), length, sent: Sent::default(), extends: false }
     }
 
     /// Bytes in memory.
     pub fn in_memory(bytes: Bytes) -> Content {
-        Content { length: bytes.len() as u64, source: Source::Memory(bytes), sent: Sent::default() }
+        Content { length: bytes.len() as u64, source: Source::Memory(bytes), sent: Sent::default(), extends: false }
     }
 
     /// Copies all of it to the beginning of a file, by offset: others may read the same source. Blocks.

@@ -24,6 +24,7 @@ mod sessions;
 mod start;
 mod storms;
 mod tree;
+mod versions;
 mod writes;
 
 use std::path::{Path, PathBuf};

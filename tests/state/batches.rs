@@ -19,7 +19,13 @@ fn create(path: &str, inode: u64) -> Op {
 }
 
 fn end(intent: u64, token: &str) -> Op {
-    let stored = StoredContent { version_token: token.as_bytes().to_vec().into(), size: 4, mtime_ns: 5, ctime_ns: 0 };
+    let stored = StoredContent {
+        version_token: token.as_bytes().to_vec().into(),
+        size: 4,
+        mtime_ns: 5,
+        ctime_ns: 0,
+        ..StoredContent::default()
+    };
     Op::EndWrite(EndWriteRequest { op: None, intent, stored: Some(stored) })
 }
 
@@ -178,7 +184,8 @@ fn others_wait_only_for_a_write_whose_client_says_so_and_only_of_a_file_that_was
     assert_eq!((said(&begun[0]), said(&begun[1]), said(&begun[2])), ((a, true), (b, false), (0, false)));
     assert_eq!((tree.ends_behind("/m/a"), tree.ends_behind("/m/b"), tree.ends_behind("/c")), (Some(a), None, None));
     let far = i64::MAX - 1;
-    let stored = StoredContent { version_token: "one".into(), size: 4, mtime_ns: 5, ctime_ns: far };
+    let stored =
+        StoredContent { version_token: "one".into(), size: 4, mtime_ns: 5, ctime_ns: far, ..StoredContent::default() };
     let ended = EndWriteRequest { op: None, intent: a, stored: Some(stored) };
     assert_eq!(
         results(tree.change(batch(vec![Op::EndWrite(ended), end(b, "two")]))).iter().filter(|end| end.is_ok()).count(),

@@ -1,5 +1,5 @@
-//! The disk format of a release stays readable: a metadata directory of format 2 is kept here and opened by every later
-//! release. `JINDOFS_WRITE_FIXTURE=format-N make test TEST=of_format_2` writes a new one for a new format. One of format 1
+//! The disk format of a release stays readable: a metadata directory of format 3 is kept here and opened by every later
+//! release. `JINDOFS_WRITE_FIXTURE=format-N make test TEST=of_format_3` writes a new one for a new format. One of format 2
 //! is kept to show that it is refused by number.
 
 use std::path::{Path, PathBuf};
@@ -51,7 +51,7 @@ async fn write(cluster: &Cluster) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_metadata_directory_of_format_2_is_opened_and_holds_what_it_held() {
+async fn a_metadata_directory_of_format_3_is_opened_and_holds_what_it_held() {
     let cluster = Cluster::start(1);
     let dir = cluster.meta_dir("master-0");
     if let Ok(name) = std::env::var("JINDOFS_WRITE_FIXTURE") {
@@ -62,7 +62,7 @@ async fn a_metadata_directory_of_format_2_is_opened_and_holds_what_it_held() {
     }
     cluster.dev.kill("master-0").expect("killed");
     cluster.dev.wipe_meta("master-0").expect("wiped");
-    tar(&["-x", "-z"], &fixture("format-2"), &dir);
+    tar(&["-x", "-z"], &fixture("format-3"), &dir);
     cluster.dev.launch("master-0").expect("launched");
     let client = cluster.client();
     let found = names(&client, "/dir").await;
@@ -79,16 +79,16 @@ async fn a_metadata_directory_of_format_2_is_opened_and_holds_what_it_held() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_metadata_directory_of_format_1_is_refused_by_number_and_left_as_it_is() {
+async fn a_metadata_directory_of_format_2_is_refused_by_number_and_left_as_it_is() {
     let cluster = Cluster::start(1);
     let dir = cluster.meta_dir("master-0");
     cluster.dev.kill("master-0").expect("killed");
     cluster.dev.wipe_meta("master-0").expect("wiped");
-    tar(&["-x", "-z"], &fixture("format-1"), &dir);
+    tar(&["-x", "-z"], &fixture("format-2"), &dir);
     let identity = std::fs::read(dir.join("IDENTITY")).expect("read");
     cluster.dev.launch("master-0").expect("launched");
     assert_eq!(cluster.dev.wait_end("master-0", PATIENCE).expect("it refuses to run").code(), Some(1));
     let log = cluster.log_of("master-0");
-    assert!(log.contains("format is 1, this release reads 2") && log.contains("Way out"), "{}", tail(&log));
+    assert!(log.contains("format is 2, this release reads 3") && log.contains("Way out"), "{}", tail(&log));
     assert_eq!(std::fs::read(dir.join("IDENTITY")).expect("read"), identity);
 }

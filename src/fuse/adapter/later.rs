@@ -7,6 +7,7 @@ use fuser::{INodeNo, ReplyData, ReplyEmpty, ReplyEntry};
 use super::super::answer::{enter, errno, failed};
 use super::super::errno::Errno;
 use super::super::inodes::Known;
+use super::super::nodes::inode_of;
 use super::Adapter;
 use crate::error::Result;
 use crate::runtime::spawn_apart;
@@ -64,12 +65,13 @@ impl Adapter {
 
     /// Stores what was written.
     pub(super) fn store(&self, what: &'static str, inode: INodeNo, reply: ReplyEmpty) {
-        if self.fs.is_stored(inode.0) {
+        let file = inode_of(inode.0);
+        if self.fs.is_stored(file) {
             return reply.ok();
         }
         let fs = self.fs.clone();
-        let work = async move { fs.sync(inode.0).await };
-        let apart = self.fs.staging.is_in_memory(inode.0).then(|| self.apart.clone().try_acquire_owned());
+        let work = async move { fs.sync(file).await };
+        let apart = self.fs.staging.is_in_memory(file).then(|| self.apart.clone().try_acquire_owned());
         let Some(Ok(permit)) = apart else { return self.end_later((what, inode), reply, work) };
         spawn_apart(&self.runtime, async move {
             end((what, inode), reply, work.await);

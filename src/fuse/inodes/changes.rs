@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Inodes, Known, PageCache};
+use super::{Inodes, Known};
 
 impl Inodes {
     /// An inode was changed by us: what is known is wrong, and so is every answer to what was asked before now.
@@ -14,13 +14,24 @@ impl Inodes {
         }
     }
 
-    /// Something came into a directory by us, at `now` nanoseconds since the epoch.
+    /// Something comes into a directory by us, at `now` nanoseconds since the epoch. Until [`Inodes::has_come`] is called no answer
+    /// of the masters, which may not know of it, takes that time back.
     pub(crate) fn grown(&self, directory: u64, now: i64) {
         if let Some(entry) = self.shard(directory).get_mut(&directory) {
-            let attr = &mut entry.known.attr;
-            attr.mtime_ns = attr.mtime_ns.max(now);
-            attr.ctime_ns = attr.ctime_ns.max(now);
+            entry.coming.count += 1;
+            entry.coming.since_ns = entry.coming.since_ns.max(now);
+            entry.coming.overlay(&mut entry.known.attr);
             entry.listed = None;
+        }
+    }
+
+    /// The masters have answered to something that was to come into a directory.
+    pub(crate) fn has_come(&self, directory: u64) {
+        if let Some(entry) = self.shard(directory).get_mut(&directory) {
+            entry.coming.count = entry.coming.count.saturating_sub(1);
+            if entry.coming.count == 0 {
+                entry.coming.since_ns = i64::MIN;
+            }
         }
     }
 
@@ -60,41 +71,6 @@ impl Inodes {
         let replaced = self.names(parent).insert((parent, name.into()), inode);
         replaced.into_iter().filter(|replaced| *replaced != inode).for_each(|replaced| self.unlinked(replaced));
     }
-
-    /// The one version that is open; `None` when there are several, or none.
-    pub(crate) fn open_version(&self, inode: u64) -> Option<u64> {
-        match self.opens(inode).get(&inode).map(Vec::as_slice) {
-            Some([(version, _)]) => Some(*version),
-            _ => None,
-        }
-    }
-
-    /// How a handle that was noted may use the page cache where all handles see what is staged, made from `version`: that is not
-    /// what the pages hold, but what they will be taken for when it is stored.
-    pub(crate) fn pages_of_staged(&self, inode: u64, version: u64) -> PageCache {
-        let handles: u32 =
-            self.opens(inode).get(&inode).map_or(0, |open| open.iter().map(|(_, handles)| handles).sum());
-        if let Some(entry) = self.shard(inode).get_mut(&inode) {
-            entry.cached_version = Some(version);
-        }
-        if handles > 1 { PageCache::Keep } else { PageCache::Drop }
-    }
-
-    /// What was the version `from` is stored as `to`: the kernel's pages stay right.
-    pub(crate) fn pages_become(&self, inode: u64, from: u64, to: u64) {
-        if let Some(entry) = self.shard(inode).get_mut(&inode)
-            && entry.cached_version == Some(from)
-        {
-            entry.cached_version = Some(to);
-        }
-    }
-
-    /// What the kernel's pages hold was given up: whoever opens the file next does not see it.
-    pub(crate) fn pages_are_lost(&self, inode: u64) {
-        if let Some(entry) = self.shard(inode).get_mut(&inode) {
-            entry.cached_version = None;
-        }
-    }
 }
 
 #[cfg(test)]
@@ -126,6 +102,24 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_into_which_something_comes_is_as_young_as_that_whatever_masters_say_before_they_know_of_it() {
+        let inodes = Inodes::new();
+        let at = |mtime_ns| Known::new(Attr { inode: 5, mtime_ns, ..Attr::default() }, Instant::now());
+        let mtime = || inodes.get(5).map(|known| known.attr.mtime_ns);
+        inodes.entered(1, b"d", at(10));
+        inodes.grown(5, 20);
+        inodes.grown(5, 30);
+        inodes.renew(at(10));
+        assert_eq!(mtime(), Some(30));
+        inodes.has_come(5);
+        inodes.renew(at(25));
+        assert_eq!(mtime(), Some(30), "the other one is still to come");
+        inodes.has_come(5);
+        inodes.renew(at(29));
+        assert_eq!(mtime(), Some(29), "the leader's clock is the one that counts");
+    }
+
+    #[test]
     fn an_answer_to_what_was_asked_before_a_change_does_not_hide_it() {
         let inodes = Inodes::new();
         inodes.entered(1, b"d", known(5, 1));
@@ -136,28 +130,5 @@ mod tests {
         inodes.renew(known(5, 2));
         assert_eq!(inodes.newest(overtaken).attr.size, 2);
         assert_eq!(inodes.newest(known(5, 3)).attr.size, 3);
-    }
-
-    #[test]
-    fn pages_stay_when_what_they_hold_is_stored_and_go_when_somebody_else_has_stored() {
-        let inodes = Inodes::new();
-        inodes.entered(1, b"f", known(5, 0));
-        inodes.note_open(5, 10);
-        assert_eq!(inodes.pages_of_staged(5, 10), PageCache::Drop, "the first handle");
-        inodes.note_open(5, 10);
-        assert_eq!(inodes.pages_of_staged(5, 10), PageCache::Keep);
-        assert_eq!(inodes.open_version(5), Some(10));
-        inodes.pages_become(5, 10, 11);
-        inodes.closed(5, 10);
-        inodes.closed(5, 10);
-        assert_eq!(inodes.open_version(5), None);
-        assert_eq!(inodes.opened(5, 11, false), PageCache::Keep);
-        inodes.closed(5, 11);
-        assert_eq!(inodes.opened(5, 12, false), PageCache::Drop);
-        inodes.closed(5, 12);
-        inodes.pages_are_lost(5);
-        assert_eq!(inodes.opened(5, 12, false), PageCache::Drop);
-        inodes.note_open(5, 13);
-        assert_eq!(inodes.open_version(5), None, "several");
     }
 }

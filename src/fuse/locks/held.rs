@@ -136,6 +136,12 @@ impl Held {
         }
     }
 
+    /// True if somebody may hold a lock on a file.
+    pub(super) fn holds(&self, inode: u64) -> bool {
+        let table = self.table();
+        table.owners.iter().any(|((of, _), holding)| *of == inode && holding.held)
+    }
+
     /// Owners that have asked through a handle.
     pub(super) fn of_handle(&self, handle: u64) -> Vec<Owner> {
         self.table().by_handle.get(&handle).map(|owners| owners.iter().copied().collect()).unwrap_or_default()

@@ -131,6 +131,19 @@ impl Spool {
         self.length.load(Ordering::Acquire)
     }
 
+    /// Takes over all that another one holds, which is left with what this one held.
+    pub(super) fn replace_by(&self, other: &Spool) {
+        {
+            let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
+            let mut theirs = other.held.write().unwrap_or_else(PoisonError::into_inner);
+            std::mem::swap(&mut *held, &mut *theirs);
+        }
+        let (length, theirs) = (self.length(), other.length());
+        self.kept.store(0, Ordering::Release);
+        other.is(length);
+        self.is(theirs);
+    }
+
     pub(super) fn is_in_memory(&self) -> bool {
         matches!(*self.held.read().unwrap_or_else(PoisonError::into_inner), Held::Memory(_))
     }

@@ -92,18 +92,18 @@ async fn gaps_and_what_was_cut_off_read_as_zeros_and_appends_go_to_the_end() {
 async fn attributes_show_what_is_not_stored_yet_and_nothing_else() {
     let bench = bench(1 << 30);
     let known = attr(1, b"v1", 10);
-    assert_eq!(*bench.staging.overlay(&known), known, "nothing is staged");
+    assert_eq!(*bench.staging.overlay(1, &known), known, "nothing is staged");
     let mut turn = bench.staged(1, b"0123456789").await;
-    assert_eq!(*bench.staging.overlay(&known), known, "nothing has changed");
+    assert_eq!(*bench.staging.overlay(1, &known), known, "nothing has changed");
     turn.write(Place::End, b"!").expect("written");
-    let seen = bench.staging.overlay(&known).into_owned();
+    let seen = bench.staging.overlay(1, &known).into_owned();
     assert_eq!((seen.size, seen.version_token.as_ref()), (11, &b"v1"[..]));
     assert!(seen.mtime_ns > known.mtime_ns && seen.ctime_ns >= seen.mtime_ns);
-    assert_eq!(*bench.staging.overlay(&attr(2, b"v1", 3)), attr(2, b"v1", 3), "another file");
+    assert_eq!(*bench.staging.overlay(2, &attr(2, b"v1", 3)), attr(2, b"v1", 3), "another file");
     turn.stored(attr(1, b"v2", 11));
-    assert_eq!(*bench.staging.overlay(&attr(1, b"v3", 7)), attr(1, b"v3", 7), "somebody else has stored it since");
+    assert_eq!(*bench.staging.overlay(1, &attr(1, b"v3", 7)), attr(1, b"v3", 7), "somebody else has stored it since");
     turn.unlinked();
-    assert_eq!(bench.staging.overlay(&known).size, 11, "its handles still see it");
+    assert_eq!(bench.staging.overlay(1, &known).size, 11, "its handles still see it");
 }
 
 #[tokio::test]
@@ -171,7 +171,7 @@ async fn what_is_stored_as_another_inode_is_seen_by_its_handles_as_they_have_wri
     drop(turn);
     bench.staging.drop_superseded(&attr(1, b"v9", 3));
     assert_eq!(bench.read(1), b"content");
-    assert_eq!(bench.staging.overlay(&attr(1, b"", 0)).size, 7);
+    assert_eq!(bench.staging.overlay(1, &attr(1, b"", 0)).size, 7);
 }
 
 #[tokio::test]

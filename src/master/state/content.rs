@@ -173,7 +173,7 @@ pub(super) fn end_write(ctx: &mut Ctx<'_>, request: &EndWriteRequest) -> Step<An
     intent::delete(ctx, request.intent);
     let Some(row) = rows::inode(ctx.view(), write.inode)? else { return resolve::no_inode(write.inode) };
     let changed_ns = if stored.ctime_ns == 0 { ctx.now } else { stored.ctime_ns.max(row.ctime_ns) };
-    Ok(take(ctx, write.inode, row, &entry, changed_ns))
+    Ok(take(ctx, write.inode, row, &entry, Taken { changed_ns, extends: stored.extends_base }))
 }
 
 /// Ends the making or storing of a file with what lies in the under-storage.
@@ -184,7 +184,7 @@ pub(super) fn finish(ctx: &mut Ctx<'_>, request: &FinishIntent, inode: u64, base
     };
     if let Some(entry) = request.entry.as_ref().filter(|entry| entry.version_token != base_token) {
         intent::delete(ctx, request.id);
-        return Ok(take(ctx, inode, row, entry, ctx.now));
+        return Ok(take(ctx, inode, row, entry, Taken { changed_ns: ctx.now, extends: false }));
     }
     if !row.unstored {
         intent::delete(ctx, request.id);
@@ -222,13 +222,23 @@ fn still_made(ctx: &Ctx<'_>, id: u64, inode: u64) -> Result<Option<IntentRow>, S
     Ok(heir.and_then(|heir| made(heir, heirs.into_iter().collect())))
 }
 
-/// The content of a file is another one since `changed_ns`.
-fn take(ctx: &mut Ctx<'_>, inode: u64, mut row: InodeRow, entry: &UfsEntry, changed_ns: i64) -> Answer {
+/// How the content of a file has become another one.
+struct Taken {
+    changed_ns: i64,
+    /// All of the content before is the beginning of the new one.
+    extends: bool,
+}
+
+/// The content of a file is another one.
+fn take(ctx: &mut Ctx<'_>, inode: u64, mut row: InodeRow, entry: &UfsEntry, taken: Taken) -> Answer {
     ctx.count(&row, -1);
     (row.size, row.mtime_ns, row.version_token) = (entry.size, entry.mtime_ns, entry.version_token.clone());
-    (row.ctime_ns, row.born_index) = (changed_ns, ctx.index);
+    (row.ctime_ns, row.born_index) = (taken.changed_ns, ctx.index);
     (row.intent, row.unstored) = (0, false);
     row.version += 1;
+    if !taken.extends {
+        row.prefix_since = row.version;
+    }
     ctx.count(&row, 1);
     rows::put_inode(ctx.txn, inode, &row);
     Answer::Attr(rows::attr(inode, &row))

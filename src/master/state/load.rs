@@ -190,6 +190,7 @@ impl Load {
             mount_id: self.row.mount_id,
             name: entry.name.clone(),
             version: 1,
+            prefix_since: 1,
             ctime_ns: ctx.now,
             born_index: ctx.index,
             ..InodeRow::default()
@@ -217,6 +218,9 @@ impl Load {
         (fresh.ctime_ns, fresh.born_index) = (ctx.now, ctx.index);
         // That of a directory counts changes of names: whoever knows all of them must be able to tell that these are still all.
         fresh.version += u64::from(!rows::is_dir(&fresh));
+        if fresh.version_token != row.version_token {
+            fresh.prefix_since = fresh.version;
+        }
         ctx.count(&fresh, 1);
         rows::put_inode(ctx.txn, id, &fresh);
         self.loaded.changed += 1;

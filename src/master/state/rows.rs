@@ -132,6 +132,7 @@ pub(crate) fn attr(id: u64, row: &InodeRow) -> Attr {
         version: row.version,
         version_token: row.version_token.clone(),
         symlink_target: row.symlink_target.clone(),
+        prefix_since: row.prefix_since,
     }
 }
 

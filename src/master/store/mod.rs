@@ -28,7 +28,7 @@ pub use view::StoreView;
 use super::state::{StoreError, Table, keys};
 
 /// Version of keys and rows that this release reads and writes.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 /// One open state machine directory.
 pub struct Store {

@@ -79,6 +79,7 @@ fn new_row(ctx: &Ctx<'_>, place: &Place, kind: FileType, mode: u32, uid: u32, gi
         nlink: if kind == FileType::Directory { 2 } else { 1 },
         mount_id: place.row.mount_id,
         version: 1,
+        prefix_since: 1,
         born_index: ctx.index,
         ..InodeRow::default()
     };

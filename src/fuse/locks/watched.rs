@@ -1,0 +1,52 @@
+//! Directories in which files were locked a moment ago. A process that gets a lock is to see the names beside the file as those
+//! who had it before have left them, such as the journal of a database.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long names are watched after a lock. Each lock after that has them expire once more.
+const WATCHED: Duration = Duration::from_secs(10);
+/// Most directories that are watched: of more the names expire with each lock.
+const DIRECTORIES_MAX: usize = 4096;
+
+#[derive(Debug, Default)]
+pub(super) struct WatchedNames(Mutex<HashMap<u64, Instant>>);
+
+impl WatchedNames {
+    /// A file of a directory was locked; true if names that were given out before have to expire.
+    pub(super) fn watch(&self, directory: u64) -> bool {
+        let mut watched = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if watched.len() >= DIRECTORIES_MAX {
+            watched.retain(|_, until| *until > now);
+        }
+        let was = watched.get(&directory).is_some_and(|until| *until > now);
+        if was || watched.len() < DIRECTORIES_MAX {
+            watched.insert(directory, now + WATCHED);
+        }
+        !was
+    }
+
+    pub(super) fn contains(&self, directory: u64) -> bool {
+        let watched = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        watched.get(&directory).is_some_and(|until| *until > Instant::now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_given_out_before_a_lock_expire_and_those_given_out_while_they_are_watched_need_not() {
+        let watched = WatchedNames::default();
+        assert!(!watched.contains(1));
+        assert!(watched.watch(1) && watched.contains(1) && !watched.contains(2));
+        assert!(!watched.watch(1));
+        for directory in 0..2 * DIRECTORIES_MAX as u64 {
+            watched.watch(directory);
+        }
+        assert!(watched.watch(2 * DIRECTORIES_MAX as u64 - 1), "one too many expires each time");
+    }
+}

@@ -1,0 +1,136 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::*;
+use crate::client::mounts::Mounts;
+use crate::client::reader::Reader;
+use crate::config::ClientConfig;
+use crate::rpc::channel::MasterChannel;
+use crate::rpc::source::source_of;
+
+struct Bench {
+    nodes: Nodes,
+    reader: Arc<Reader>,
+    number: u64,
+}
+
+fn attr(token: &str) -> Attr {
+    let version = token.len() as u64;
+    Attr { inode: 5, version_token: token.as_bytes().to_vec().into(), version, ..Attr::default() }
+}
+
+fn version(token: &str) -> u64 {
+    version_of(token.as_bytes())
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let nobody = ClientConfig { masters: Vec::new(), rpc_timeout: Duration::from_secs(1), hard: false };
+        let channel = MasterChannel::new(&nobody);
+        let reader = Reader::new(channel.clone(), Arc::new(Mounts::new(channel)), None);
+        Bench { nodes: Nodes::default(), reader, number: 0 }
+    }
+
+    fn file(&self, token: &str) -> Arc<OpenFile> {
+        self.reader.open(source_of(&attr(token), Vec::new()))
+    }
+
+    /// Opens a handle for a version: its number, and what came of it.
+    fn open(&mut self, node: u64, token: &str, writes: bool) -> (u64, Joined) {
+        self.number += 1;
+        let (number, file) = (self.number, self.file(token));
+        (number, self.nodes.join(node, Opening { number, file, attr: attr(token), writes, direct: false }))
+    }
+}
+
+const KEEP: Joined = Joined::Here(PageCache::Keep);
+const DROP: Joined = Joined::Here(PageCache::Drop);
+
+#[tokio::test]
+async fn a_version_that_comes_while_another_is_open_gets_a_node_of_its_own_and_the_same_inode() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.nodes.enter(5, version("a")), 5);
+    let (first, opened) = bench.open(5, "a", false);
+    assert_eq!(opened, DROP, "nothing is known of the pages");
+    assert_eq!(bench.open(5, "a", false).1, KEEP);
+    assert_eq!(bench.open(5, "bb", false).1, Joined::Elsewhere);
+    let second = bench.nodes.enter(5, version("bb"));
+    assert!(second != 5 && is_secondary(second) && inode_of(second) == 5);
+    assert_eq!(bench.nodes.enter(5, version("a")), 5, "the old version is found where it is open");
+    let (number, opened) = bench.open(second, "bb", false);
+    assert_eq!(opened, DROP);
+    assert_eq!(bench.nodes.enter(5, version("bb")), second);
+    assert_eq!(bench.nodes.file(5).expect("open").source.version, version("a"));
+    assert!(!bench.nodes.leave(5, first) && bench.nodes.leave(5, 2), "two handles");
+    assert_eq!(bench.nodes.enter(5, version("bb")), second, "where it is open");
+    assert!(bench.nodes.leave(second, number));
+    assert_eq!(bench.nodes.enter(5, version("bb")), 5, "the first node is free again");
+    assert_eq!(bench.open(5, "bb", false).1, DROP, "its pages are still of the old version");
+}
+
+#[tokio::test]
+async fn a_file_that_is_written_has_one_node_and_moves_as_a_whole() {
+    let mut bench = Bench::new();
+    bench.open(5, "a", false);
+    let other = bench.nodes.enter(5, version("bb"));
+    bench.open(other, "bb", false);
+    assert_eq!(bench.open(5, "bb", true).1, Joined::Elsewhere, "its version is open through another node");
+    assert_eq!(bench.open(other, "bb", true).1, KEEP);
+    assert_eq!(bench.nodes.written(5), Some(other));
+    assert_eq!(bench.nodes.enter(5, version("ccc")), other, "whatever the newest version is");
+    assert_eq!(bench.open(other, "ccc", false).1, Joined::Elsewhere);
+    let moved = bench.nodes.move_to(other, &bench.file("ccc"), &attr("ccc"), false);
+    assert_eq!(moved.len(), 2, "all its handles");
+    assert_eq!(bench.open(other, "ccc", false).1, DROP);
+    let stored = bench.nodes.stored(other, version("ccc"), &bench.file("dddd"), &attr("dddd"));
+    assert_eq!(stored.len(), 3);
+    assert_eq!(bench.open(other, "dddd", false).1, KEEP, "pages hold what was written");
+    assert!(
+        bench.nodes.stored(other, version("ccc"), &bench.file("e"), &attr("e")).is_empty(),
+        "it is not of that version"
+    );
+    bench.nodes.lose_pages(other);
+    assert_eq!(bench.open(other, "dddd", false).1, DROP);
+}
+
+#[tokio::test]
+async fn a_node_lives_until_its_last_handle_and_lookup_are_gone() {
+    let mut bench = Bench::new();
+    let (held, _) = bench.open(5, "a", false);
+    let node = bench.nodes.enter(5, version("bb"));
+    let (number, _) = bench.open(node, "bb", false);
+    bench.nodes.forget(node, 1);
+    assert!(bench.nodes.is_open(node), "the kernel has it open");
+    bench.nodes.leave(node, number);
+    assert_eq!(bench.nodes.enter(5, version("ccc")), node, "its number is free");
+    bench.nodes.forget(node, 1);
+    bench.nodes.leave(5, held);
+    bench.nodes.forget_inode(5);
+    assert!(!bench.nodes.is_inode_open(5) && bench.nodes.shard(5).is_empty());
+}
+
+#[tokio::test]
+async fn what_the_process_before_had_open_is_a_node_before_anything_is_known_of_it() {
+    let mut bench = Bench::new();
+    let node = node_at(5, 3);
+    bench.nodes.adopt(node, 77, version("a"));
+    assert!(bench.nodes.is_open(node) && bench.nodes.file(node).is_none());
+    assert!(bench.nodes.join_as_is(node, 78, false).is_none(), "what it reads is not known");
+    bench.nodes.provide(node, &bench.file("bb"), &attr("bb"));
+    assert!(bench.nodes.file(node).is_none(), "another version");
+    bench.nodes.provide(node, &bench.file("a"), &attr("a"));
+    assert!(bench.nodes.join_as_is(node, 78, false).is_some_and(|(_, pages)| pages == PageCache::Drop));
+    assert_eq!(bench.open(node, "bb", false).1, Joined::Elsewhere);
+    bench.nodes.forget_inode(5);
+    assert!(bench.nodes.is_open(node), "lookups of the process before are not counted here");
+}
+
+#[test]
+fn a_version_extends_those_since_which_content_was_only_appended() {
+    let at = |version, size, prefix_since| Attr { version, size, prefix_since, ..attr("t") };
+    assert!(extends(&at(9, 20, 4), &at(4, 10, 4)) && extends(&at(9, 20, 4), &at(6, 10, 1)));
+    assert!(!extends(&at(9, 20, 4), &at(3, 10, 1)), "it was replaced since");
+    assert!(!extends(&at(9, 20, 0), &at(4, 10, 0)), "nothing is known");
+    assert!(!extends(&at(9, 20, 4), &Attr { version_token: Vec::new().into(), ..at(4, 0, 4) }), "never stored");
+    assert!(!extends(&at(4, 10, 4), &at(9, 20, 4)), "an older one");
+}

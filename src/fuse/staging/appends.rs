@@ -1,0 +1,91 @@
+//! What was changed of a version: whether it is the beginning of what is stored next, and whether all that was written to it can
+//! be put behind another one.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use jindofs_proto::v1::Attr;
+
+use crate::error::Result;
+
+use super::{Place, Spool, Turn};
+
+/// What was changed of a version.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Changes {
+    /// How much of the beginning is as it was, as far as there was any.
+    pub(super) unchanged: u64,
+    /// Everything that was written came to the end, wherever that was.
+    pub(super) appends_only: bool,
+}
+
+impl Default for Changes {
+    fn default() -> Changes {
+        Changes { unchanged: u64::MAX, appends_only: true }
+    }
+}
+
+impl Changes {
+    /// Something was written to a content of `length` bytes.
+    pub(super) fn note_write(&mut self, place: Place, length: u64) {
+        match place {
+            Place::End => self.unchanged = self.unchanged.min(length),
+            Place::At(offset) => *self = Changes { unchanged: self.unchanged.min(offset), appends_only: false },
+        }
+    }
+
+    /// The length was set.
+    pub(super) fn note_length(&mut self, length: u64) {
+        *self = Changes { unchanged: self.unchanged.min(length), appends_only: false };
+    }
+}
+
+impl Turn {
+    /// True if all of the version that it was made from is its beginning.
+    pub(in crate::fuse) fn extends_base(&self) -> bool {
+        let base = &self.work.base;
+        self.work.changes.unchanged >= base.size && self.length() >= base.size && !base.version_token.is_empty()
+    }
+
+    /// Where what was appended begins, if nothing else was changed and there is any.
+    pub(in crate::fuse) fn appended_from(&self) -> Option<u64> {
+        let from = self.work.base.size;
+        (self.work.changes.appends_only && self.is_dirty() && !self.is_new() && self.length() > from).then_some(from)
+    }
+
+    /// What was appended comes behind the content of the version `base` instead: `content` holds both.
+    pub(in crate::fuse) fn append_to(&mut self, base: Attr, content: &Arc<Spool>) -> Result<()> {
+        self.spool()?.replace_by(content);
+        self.work.sending = None;
+        self.work.changes = Changes { unchanged: base.size, appends_only: true };
+        let mtime_ns = self.staged.mtime_ns.load(Ordering::Acquire);
+        self.set_base(base);
+        self.staged.mtime_ns.store(mtime_ns, Ordering::Release);
+        Ok(())
+    }
+
+    /// What was appended.
+    ///
+    /// *Errors*: the disk's.
+    pub(in crate::fuse) fn appended(&self, offset: u64, size: u32) -> Result<Vec<u8>> {
+        self.staged.read(offset, size)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_written_at_an_offset_is_no_append_and_may_still_leave_the_beginning_as_it_was() {
+        let mut changes = Changes::default();
+        changes.note_write(Place::End, 10);
+        changes.note_write(Place::End, 20);
+        assert!(changes.appends_only && changes.unchanged == 10);
+        changes.note_write(Place::At(10), 30);
+        assert!(!changes.appends_only && changes.unchanged == 10);
+        changes.note_length(4);
+        changes.note_write(Place::End, 4);
+        assert!(!changes.appends_only && changes.unchanged == 4);
+    }
+}

@@ -1,0 +1,144 @@
+//! Which version the handles of a node go on with, and what is shown of a node that stays behind.
+
+use std::sync::Arc;
+
+use jindofs_proto::v1::Attr;
+
+use crate::client::OpenFile;
+use crate::error::{Error, ErrorKind, Result};
+use crate::types::version_of;
+
+use super::fs::Fs;
+use super::inodes::Known;
+use super::nodes::{extends, inode_of, same_version};
+use super::staging::Turn;
+
+/// What is to come of the pages that the kernel has of a node which has moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pages {
+    Kept,
+    ToDrop,
+}
+
+impl Fs {
+    /// True if a node that is open stands for another version than `newest`, and nothing of it is staged.
+    pub(super) fn is_behind(&self, node: u64, newest: &Attr) -> bool {
+        let open = self.nodes.open_node(node);
+        open.is_some_and(|open| open.version != version_of(&newest.version_token))
+            && self.staging.ready_for(node).is_none()
+    }
+
+    /// True for a node that goes on with `newest`: one that is written or locked, or that the version only extends. What is
+    /// staged and not stored stays what it was made from.
+    pub(super) fn may_move(&self, node: u64, newest: &Attr) -> bool {
+        let Some(open) = self.nodes.open_node(node) else { return false };
+        self.is_behind(node, newest)
+            && (open.is_written
+                || self.locks.are_held(inode_of(node))
+                || open.attr.is_some_and(|attr| extends(newest, &attr)))
+    }
+
+    /// Moves all handles of a node to the version `newest`, and drops its pages before it returns: not to be called by who answers a
+    /// request that holds pages.
+    ///
+    /// *Errors*: those of finding the content.
+    pub(super) async fn move_node(self: &Arc<Self>, node: u64, newest: &Attr) -> Result<()> {
+        if self.move_handles(node, newest).await? == Pages::Kept {
+            return Ok(());
+        }
+        let this = self.clone();
+        let dropped = tokio::task::spawn_blocking(move || this.kernel.drop_pages(node)).await;
+        dropped.map_err(|error| Error::internal(format!("dropping pages: {error}")))
+    }
+
+    /// As [`Fs::move_node`]; what comes of its pages is for the caller, as the kernel waits for requests that are under way.
+    async fn move_handles(&self, node: u64, newest: &Attr) -> Result<Pages> {
+        let turn = self.staging.turn(node).await;
+        if turn.is_ready() {
+            return Ok(Pages::Kept);
+        }
+        let moved = self.move_in_turn(&turn, newest).await;
+        self.staging.remove(turn);
+        moved
+    }
+
+    /// As [`Fs::move_handles`], where nothing is staged and nobody else can begin to.
+    pub(super) async fn move_in_turn(&self, turn: &Turn, newest: &Attr) -> Result<Pages> {
+        let node = turn.node();
+        let file = self.open_source(newest).await?;
+        if file.source.version != version_of(&newest.version_token) {
+            let inode = inode_of(node);
+            return Err(Error::new(ErrorKind::Stale, format!("inode {inode} is of another version by now")));
+        }
+        let grows = self.nodes.open_node(node).and_then(|open| open.attr).is_some_and(|attr| extends(newest, &attr));
+        let numbers = self.nodes.move_to(node, &file, newest, grows);
+        self.handles.note_version(&numbers, node, file.source.version);
+        // With a new length the kernel drops them itself.
+        Ok(if grows { Pages::Kept } else { Pages::ToDrop })
+    }
+
+    /// What the handles of `turn` have stored is the version `attr` now.
+    pub(super) fn note_stored(&self, turn: &Turn, attr: &Attr) {
+        let (node, from) = (turn.node(), version_of(&turn.base().version_token));
+        let file = self.open_source_now(attr);
+        let numbers = self.nodes.stored(node, from, &file, attr);
+        self.handles.note_version(&numbers, node, file.source.version);
+    }
+
+    /// What a node is to show, without asking anybody; `None` if a master has to be asked, or it has to move first.
+    pub(super) fn attr_of_node_now(&self, node: u64) -> Option<Known> {
+        let known = self.attr_now(inode_of(node))?;
+        if self.may_move(node, &known.attr) { None } else { Some(self.view_of(node, known)) }
+    }
+
+    /// What a node is to show. A node whose handles go on with the newest version moves to it.
+    ///
+    /// *Errors*: those of the masters.
+    pub(super) async fn attr_of_node(self: &Arc<Self>, node: u64) -> Result<Known> {
+        let known = self.attr(inode_of(node)).await?;
+        if self.may_move(node, &known.attr) {
+            match self.move_handles(node, &known.attr).await {
+                // Who asks may hold pages.
+                Ok(Pages::ToDrop) => self.drop_pages_later(node),
+                Ok(Pages::Kept) => {}
+                Err(error) => tracing::debug!(node, %error, "a file that is open stays with its version for now"),
+            }
+        }
+        Ok(self.view_of(node, known))
+    }
+
+    /// The attributes of the version that a node stands for.
+    fn view_of(&self, node: u64, known: Known) -> Known {
+        let Some(open) = self.nodes.open_node(node).filter(|_| self.staging.ready_for(node).is_none()) else {
+            return known;
+        };
+        match open.attr {
+            Some(attr) if !same_version(&attr, &known.attr) => Known { attr, ..known },
+            _ => known,
+        }
+    }
+
+    /// Another source for what a node of a stale file reads: where it was moved to, or the newest version if the node goes on
+    /// with that.
+    pub(super) async fn source_instead(self: &Arc<Self>, node: u64, file: &OpenFile) -> Option<Arc<OpenFile>> {
+        let inode = inode_of(node);
+        if let Some(moved) = self.moved(inode, &file.source).await {
+            self.nodes.relocate(node, moved.clone());
+            return Some(moved);
+        }
+        let newest = self.ask_attr(inode).await.ok()?.attr;
+        if !self.may_move(node, &newest) {
+            return None;
+        }
+        if self.move_handles(node, &newest).await.ok()? == Pages::ToDrop {
+            self.drop_pages_later(node);
+        }
+        self.nodes.file(node)
+    }
+
+    /// Has the pages of a node dropped by somebody who holds none of them.
+    pub(super) fn drop_pages_later(self: &Arc<Self>, node: u64) {
+        let this = self.clone();
+        tokio::task::spawn_blocking(move || this.kernel.drop_pages(node));
+    }
+}
