@@ -190,6 +190,7 @@ impl Filesystem for Adapter {
     }
 
     fn flush(&self, _: &Request, inode: INodeNo, number: FileHandle, owner: LockOwner, reply: ReplyEmpty) {
+        self.fs.locks.flush(number.0);
         let file = inode_of(inode.0);
         if !self.fs.locks.concern(file, owner.0) {
             return match self.fs.handles.file(number.0).is_none_or(|handle| handle.may_write()) {
@@ -222,7 +223,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let known = self.fs.known_now(inode_of(inode.0));
-        let (node, owners) = (self.fs.release(number.0), self.fs.locks.of_handle(number.0));
+        let (node, owners) = (self.fs.release(number.0), self.fs.locks.release(number.0));
         if node.is_none() && owners.is_empty() {
             return reply.ok();
         }

@@ -9,7 +9,7 @@ mod watched;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fuser::{FileHandle, INodeNo, LockOwner, ReplyLock};
 use jindofs_proto::v1::{Lock, LockType};
@@ -22,7 +22,7 @@ use super::errno::Errno;
 use super::fs::Fs;
 use super::nodes::inode_of;
 
-use held::{Admission, Held, Owner};
+use held::{Admission, Departure, Held, Owner};
 use waiter::Waiter;
 use watched::WatchedNames;
 
@@ -32,6 +32,11 @@ const END: u64 = i64::MAX as u64;
 const CLOSE: Duration = Duration::from_secs(5);
 /// Pause before they are told again.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How long the last close of a handle is waited for that was flushed. The kernel sends both one after the other; it
+/// sends the first alone when a duplicate is closed.
+const RELEASE: Duration = Duration::from_millis(50);
+/// How often a lock is asked for anew whose holders here are gone by then.
+const DEPARTURES_MAX: usize = 8;
 /// How often a lock is asked for anew whose session has ended at this very moment.
 const SESSIONS: usize = 3;
 
@@ -74,9 +79,38 @@ impl Locks {
         self.shared && self.held.knows((inode, owner))
     }
 
-    /// Owners whose locks end with the last close of a handle.
-    pub(super) fn of_handle(&self, number: u64) -> Vec<Owner> {
-        if self.shared { self.held.of_handle(number) } else { Vec::new() }
+    /// A handle, or a duplicate of it, is closed.
+    pub(super) fn flush(&self, number: u64) {
+        if self.shared {
+            self.held.flush(number);
+        }
+    }
+
+    /// The last close of a handle has come: owners whose locks end with it.
+    pub(super) fn release(&self, number: u64) -> Vec<Owner> {
+        if self.shared { self.held.release(number) } else { Vec::new() }
+    }
+
+    /// Waits for an owner of this mount that is about to give up what it has; false for one that is not.
+    async fn await_departure(&self, owner: Owner) -> bool {
+        let started = Instant::now();
+        loop {
+            // Made before the look: from here on no departure is missed.
+            let next = self.held.next_departure();
+            let wait = match self.held.departure(owner) {
+                Departure::Absent => return true,
+                Departure::None => return false,
+                Departure::Flushed => RELEASE,
+                Departure::Released => CLOSE,
+            };
+            let left = wait.saturating_sub(started.elapsed());
+            if tokio::time::timeout(left, next).await.is_err() {
+                if self.held.departure(owner) == Departure::Flushed {
+                    self.held.stays(owner);
+                }
+                return false;
+            }
+        }
     }
 
     fn lost(&self, inodes: &BTreeSet<u64>) {
@@ -144,7 +178,16 @@ impl Fs {
             return self.unlock(request, lock).await;
         }
         let mut waiter = waits.map(|thread| Waiter::new(thread, self.locks.wait_max));
-        while !self.try_lock(request, &lock).await? {
+        let mut departures = 0;
+        while let Some(holder) = self.try_lock(request, &lock).await? {
+            if waiter.is_none()
+                && departures < DEPARTURES_MAX
+                && let Some(holder) = holder
+                && self.locks.await_departure(holder).await
+            {
+                departures += 1;
+                continue;
+            }
             match &mut waiter {
                 Some(waiter) => waiter.pause().await?,
                 None => return Err(Errno::WOULD_BLOCK),
@@ -206,22 +249,25 @@ impl Fs {
         expired.await.map_err(|error| Error::internal(format!("expiring names: {error}")))
     }
 
-    /// False if somebody else has it.
-    async fn try_lock(&self, request: Request, lock: &Lock) -> Result<bool, Errno> {
+    /// `None` once it is granted; otherwise who has it, as an owner of this mount if it is one.
+    async fn try_lock(&self, request: Request, lock: &Lock) -> Result<Option<Option<Owner>>, Errno> {
         let owner = request.owner();
         let inode = self.known_as(owner.0).await.map_err(|error| refused("lock", owner.0, &error))?;
         for _ in 0..SESSIONS {
             match self.locks.held.ask(owner, request.number.0) {
                 Admission::Free => {}
-                Admission::Busy => return Ok(false),
+                Admission::Busy => return Ok(Some(Some(owner))),
                 Admission::Lost => return Err(Errno::LOST),
             }
             match self.patient.set_lock(inode, lock.clone()).await {
                 Ok(Asked::Granted(session)) => {
                     self.locks.lost(&self.locks.held.granted(owner, request.number.0, &session));
-                    return Ok(true);
+                    return Ok(None);
                 }
-                Ok(Asked::Held(_)) => return Ok(false),
+                Ok(Asked::Held(holder)) => {
+                    let is_ours = self.locks.held.is_session(&holder.client_id);
+                    return Ok(Some(is_ours.then_some((owner.0, holder.owner))));
+                }
                 Err(error) if error.kind == ErrorKind::SessionExpired => self.look_at_locks().await,
                 Err(error) => {
                     if !matches!(error.kind, ErrorKind::NoSpace | ErrorKind::NotFound) {

@@ -25,8 +25,20 @@ def run(verb, name, *rest):
         files[name] = os.open(rest[0], os.O_RDWR | os.O_CREAT, 0o644)
     elif verb == "view":
         files[name] = os.open(rest[0], os.O_RDONLY)
+    elif verb == "dup":
+        files[rest[0]] = os.dup(files[name])
     elif verb == "close":
         os.close(files.pop(name))
+    elif verb == "loop":
+        refused = 0
+        for _ in range(int(rest[1])):
+            file = os.open(rest[0], os.O_RDWR)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.pwrite(file, b"x", 0)
+            except BlockingIOError: refused += 1
+            os.close(file)
+        return f"{refused} refused"
     elif verb == "write":
         os.pwrite(files[name], rest[0].encode(), 0)
     elif verb == "read":
@@ -199,6 +211,38 @@ async fn flock_keeps_others_out_on_both_mounts_until_it_is_given_up_or_closed() 
         two.gets("flock v ex try");
         two.refused("fcntl v sh try 0 1");
         assert_eq!(two.run("flock v ex try"), "ok");
+        pair.site.cluster.assert_no_panic();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flock_is_free_when_its_last_close_has_returned_and_not_when_a_duplicate_is_closed() {
+    if !fuse_works("a_flock_is_free_when_its_last_close_has_returned_and_not_when_a_duplicate_is_closed") {
+        return;
+    }
+    let mut pair = pair(1, |_| {}).await;
+    off(move || {
+        let at = pair.at("f");
+        let (beside, again, mut third) = (open(&at, "g"), format!("loop l {} 80", at.display()), Locker::start());
+        let Pair { one, two, .. } = &mut pair;
+        assert_eq!(one.run(&again), "0 refused");
+        one.ok("flock f ex try");
+        one.ok("dup f d");
+        one.ok("close d");
+        third.ok(&beside);
+        for _ in 0..3 {
+            third.refused("flock g ex try");
+        }
+        two.refused("flock f ex try");
+        for _ in 0..20 {
+            one.ok("close f");
+            third.ok("flock g ex try");
+            third.ok("close g");
+            one.ok(&open(&at, "f"));
+            one.ok("flock f ex try");
+            third.ok(&beside);
+        }
         pair.site.cluster.assert_no_panic();
     })
     .await;

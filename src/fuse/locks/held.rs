@@ -1,10 +1,12 @@
 //! Which owners may hold locks, as far as this process knows: so that a close asks masters only where there is something
 //! to give up, and what was lost with a session is noticed.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 /// An owner of locks on a file: inode, and the kernel's number of a process's files (`fcntl`) or of an open file (`flock`).
 pub(super) type Owner = (u64, u64);
@@ -20,6 +22,19 @@ pub(super) enum Admission {
     Lost,
 }
 
+/// Whether an owner that has a lock is about to give it up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Departure {
+    /// It has nothing, or has never been heard of.
+    Absent,
+    /// Nothing speaks for it.
+    None,
+    /// One of its handles was flushed and not released since: that was its last close, or the close of a duplicate.
+    Flushed,
+    /// Its last close has come: the lock is on its way back to the masters.
+    Released,
+}
+
 #[derive(Debug, Default)]
 struct Holding {
     /// Handles it has asked through: with the last close of each of them its locks end.
@@ -28,11 +43,17 @@ struct Holding {
     held: bool,
     lost: bool,
     leaving: bool,
+    /// The last close of one of its handles has come.
+    released: bool,
 }
 
 /// Everybody who has asked for locks and has not closed since.
 #[derive(Debug, Default)]
-pub(super) struct Held(Mutex<Table>);
+pub(super) struct Held {
+    table: Mutex<Table>,
+    /// Rung when an owner has been released or is gone.
+    departures: Notify,
+}
 
 #[derive(Debug, Default)]
 struct Table {
@@ -40,6 +61,8 @@ struct Table {
     session: Bytes,
     owners: HashMap<Owner, Holding>,
     by_handle: HashMap<u64, BTreeSet<Owner>>,
+    /// Handles of owners that were flushed, and not released since.
+    flushed: HashSet<u64>,
 }
 
 impl Table {
@@ -67,7 +90,7 @@ impl Table {
     /// It may have closed another handle of the file meanwhile: then this lock is given up with the next close.
     fn hold(&mut self, owner: Owner, handle: u64) {
         let holding = self.note(owner, handle);
-        (holding.held, holding.leaving) = (true, false);
+        (holding.held, holding.leaving, holding.released) = (true, false, false);
     }
 
     fn remove(&mut self, owner: Owner) {
@@ -76,6 +99,7 @@ impl Table {
                 owners.remove(&owner);
                 if owners.is_empty() {
                     self.by_handle.remove(&handle);
+                    self.flushed.remove(&handle);
                 }
             }
         }
@@ -84,14 +108,14 @@ impl Table {
 
 impl Held {
     fn table(&self) -> MutexGuard<'_, Table> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// To be called before masters are asked for a lock through a handle.
     pub(super) fn ask(&self, owner: Owner, handle: u64) -> Admission {
         let mut table = self.table();
         let holding = table.owners.entry(owner).or_default();
-        if holding.leaving {
+        if holding.leaving || holding.released {
             return Admission::Busy;
         }
         if holding.lost {
@@ -142,9 +166,55 @@ impl Held {
         table.owners.iter().any(|((of, _), holding)| *of == inode && holding.held)
     }
 
-    /// Owners that have asked through a handle.
-    pub(super) fn of_handle(&self, handle: u64) -> Vec<Owner> {
-        self.table().by_handle.get(&handle).map(|owners| owners.iter().copied().collect()).unwrap_or_default()
+    /// A handle was closed, or a duplicate of it.
+    pub(super) fn flush(&self, handle: u64) {
+        let mut table = self.table();
+        if table.by_handle.contains_key(&handle) {
+            table.flushed.insert(handle);
+        }
+    }
+
+    /// The last close of a handle has come. Owners that have asked through it, each of which is to [`Held::leave`].
+    pub(super) fn release(&self, handle: u64) -> Vec<Owner> {
+        let mut table = self.table();
+        table.flushed.remove(&handle);
+        let owners: Vec<Owner> = table.by_handle.get(&handle).into_iter().flatten().copied().collect();
+        for owner in &owners {
+            if let Some(holding) = table.owners.get_mut(owner) {
+                holding.released = true;
+            }
+        }
+        drop(table);
+        self.departures.notify_waiters();
+        owners
+    }
+
+    /// Whether an owner is about to give up what it has.
+    pub(super) fn departure(&self, owner: Owner) -> Departure {
+        let table = self.table();
+        match table.owners.get(&owner) {
+            None => Departure::Absent,
+            Some(holding) if holding.leaving || holding.released => Departure::Released,
+            Some(holding) if holding.handles.iter().any(|handle| table.flushed.contains(handle)) => Departure::Flushed,
+            Some(_) => Departure::None,
+        }
+    }
+
+    /// What an owner flushed was the close of a duplicate: nobody waits for its release any more.
+    pub(super) fn stays(&self, owner: Owner) {
+        let mut table = self.table();
+        let handles = table.owners.get(&owner).map(|holding| holding.handles.clone()).unwrap_or_default();
+        table.flushed.retain(|handle| !handles.contains(handle));
+    }
+
+    /// Completes at the next departure after this call.
+    pub(super) fn next_departure(&self) -> Notified<'_> {
+        self.departures.notified()
+    }
+
+    /// True if a lock of this session, as the masters know it, is one of ours.
+    pub(super) fn is_session(&self, client: &Bytes) -> bool {
+        self.table().session == *client
     }
 
     /// An owner has closed; true if masters have to be told. Then [`Held::left`] is to be called.
@@ -156,6 +226,8 @@ impl Held {
             return true;
         }
         table.remove(owner);
+        drop(table);
+        self.departures.notify_waiters();
         false
     }
 
@@ -165,11 +237,15 @@ impl Held {
         if table.owners.get(&owner).is_some_and(|holding| holding.leaving) {
             table.remove(owner);
         }
+        drop(table);
+        self.departures.notify_waiters();
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+
     use super::*;
 
     const A: Owner = (1, 10);
@@ -185,17 +261,36 @@ mod tests {
         assert_eq!((held.ask(A, 5), held.ask(B, 6)), (Admission::Free, Admission::Free));
         held.granted(A, 5, &session("one"));
         assert!(held.has(A) && !held.has(B) && held.knows(B), "B was refused");
-        assert_eq!((held.of_handle(5), held.of_handle(6)), (vec![A], vec![B]));
+        assert_eq!((held.departure(A), held.departure((7, 1))), (Departure::None, Departure::Absent));
         assert!(held.leave(A) && !held.leave(A) && !held.leave(B));
         assert_eq!(held.ask(A, 7), Admission::Busy, "another one with the number of A waits for it");
         held.left(A);
         assert_eq!(held.ask(A, 7), Admission::Free);
-        assert_eq!((held.of_handle(5), held.of_handle(6), held.of_handle(7)), (vec![], vec![], vec![A]));
         held.doubt(A, 7);
         assert!(held.leave(A), "what may have been granted is given up too");
         held.granted(A, 7, &session("one"));
         held.left(A);
         assert!(held.has(A) && held.leave(A), "granted while it was given up: nobody knows which came first");
+    }
+
+    #[test]
+    fn an_owner_may_depart_after_a_flush_and_does_after_a_release() {
+        let held = Held::default();
+        assert_eq!(held.ask(A, 5), Admission::Free);
+        held.granted(A, 5, &session("one"));
+        held.flush(6);
+        assert_eq!(held.departure(A), Departure::None, "the flush of another handle");
+        held.flush(5);
+        assert_eq!(held.departure(A), Departure::Flushed);
+        held.stays(A);
+        assert_eq!(held.departure(A), Departure::None, "it was a duplicate");
+        let waiting = held.next_departure();
+        assert_eq!((held.release(6), held.release(5)), (vec![], vec![A]));
+        assert!(waiting.now_or_never().is_some());
+        assert_eq!((held.departure(A), held.ask(A, 7)), (Departure::Released, Admission::Busy));
+        assert!(held.leave(A));
+        held.left(A);
+        assert_eq!((held.departure(A), held.release(5)), (Departure::Absent, vec![]));
     }
 
     #[test]
