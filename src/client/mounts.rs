@@ -32,6 +32,14 @@ impl Mounts {
         known.as_ref().and_then(|(_, mounts)| mounts.iter().find(|mount| mount.id == id).cloned())
     }
 
+    /// The mount whose root is this inode, or the only one there is, as last known.
+    pub fn rooted_at(&self, inode: u64) -> Option<Mount> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let (_, mounts) = known.as_ref()?;
+        let rooted = mounts.iter().find(|mount| mount.root_inode == inode);
+        rooted.or(if let [only] = &mounts[..] { Some(only) } else { None }).cloned()
+    }
+
     /// The mount with this id; reads the table again when it is not known or old. `None` when there is no such mount.
     ///
     /// *Errors*: those of the channel, when nothing is known about the mount.

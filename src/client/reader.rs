@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use jindofs_proto::v1::{FileSource, WorkerInfo};
+use jindofs_proto::v1::{FileSource, Mount, WorkerInfo};
 use lru::LruCache;
 use metrics::{Counter, counter};
 
@@ -21,7 +21,7 @@ use crate::types::placement::{piece_end, piece_of};
 use super::local::{LocalFile, Locals};
 use super::mounts::Mounts;
 use super::workers::Workers;
-use crate::ufs::Registry;
+use crate::ufs::{Registry, Space};
 
 /// Workers asked for one piece before the under-storage itself.
 const WORKERS_MAX: usize = 3;
@@ -275,6 +275,16 @@ impl Reader {
         let local = Arc::new(self.locals.open(worker, &file.source, offset, length).await?);
         file.add_local(local.clone());
         Ok(local)
+    }
+
+    /// Room of the under-storage of a mount, as this host sees it; `None` where nothing limits it, or we have no way to it.
+    ///
+    /// *Errors*: as [`crate::ufs::Ufs::space`].
+    pub async fn space(&self, mount: &Mount) -> Result<Option<Space>> {
+        match &self.storage {
+            Some(storage) => storage.open(&mount.ufs_uri, &mount.options)?.space().await,
+            None => Ok(None),
+        }
     }
 
     async fn direct(&self, source: &FileSource, offset: u64, length: u64) -> Result<Bytes> {

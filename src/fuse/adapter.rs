@@ -330,15 +330,15 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
-    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+    fn statfs(&self, _: &Request, inode: INodeNo, reply: ReplyStatfs) {
         let fs = self.fs.clone();
         self.runtime.spawn(async move {
-            let totals = fs.totals().await;
+            let space = fs.space(inode.0).await;
             let block = 4096_u32;
-            let blocks = |bytes: u64| bytes / u64::from(block);
-            let free = blocks(totals.capacity.saturating_sub(totals.used));
-            let files = fs.inodes.len() as u64;
-            reply.statfs(blocks(totals.capacity), free, free, files, 0, block, 255, block);
+            let [total, free, available] =
+                [space.total, space.free, space.available].map(|bytes| bytes / u64::from(block));
+            // No inodes in all is how file systems say that nothing limits them.
+            reply.statfs(total, free, available, 0, 0, block, 255, block);
         });
     }
 

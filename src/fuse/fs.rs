@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use jindofs_proto::v1::{Entry, FileType, Target, WorkerState};
+use jindofs_proto::v1::{Entry, FileType, Target};
 
 use crate::client::layout_cache::LayoutCache;
 use crate::client::mounts::Mounts;
@@ -31,19 +31,13 @@ use super::kernel_cache::KernelCache;
 use super::locks::Locks;
 use super::nodes::{Nodes, inode_of};
 use super::open::StaleOpens;
+use super::space::Spaces;
 use super::staging::Staging;
 
 /// How long masters are waited for where something older can serve.
 const HASTY: Duration = Duration::from_secs(2);
 /// Pause between two looks whether masters are back.
 const PROBE: Duration = Duration::from_millis(500);
-
-/// Bytes and inodes of the mount, for `df`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Totals {
-    pub(super) capacity: u64,
-    pub(super) used: u64,
-}
 
 /// The file system of one mount.
 pub(super) struct Fs {
@@ -65,6 +59,7 @@ pub(super) struct Fs {
     pub(super) layouts: LayoutCache,
     pub(super) handles: Handles,
     pub(super) locks: Locks,
+    pub(super) spaces: Spaces,
     pub(super) staging: Staging,
     /// False for a mount that refuses changes; then nothing is ever staged.
     pub(super) writable: bool,
@@ -102,6 +97,7 @@ impl Fs {
                 layouts: LayoutCache::default(),
                 handles: Handles::new(),
                 locks: Locks::new(config),
+                spaces: Spaces::default(),
                 staging: Staging::new(config.staging_dir.clone(), config.staging_bytes),
                 writable: config.writable,
                 ttl: config.attr_ttl,
@@ -366,23 +362,6 @@ impl Fs {
             fetched = true;
         }
         Ok(fetched)
-    }
-
-    /// What the cache of all workers can hold, and holds.
-    pub(super) async fn totals(&self) -> Totals {
-        let list = match self.reader.workers().known() {
-            Some(list) => list,
-            None => tokio::time::timeout(HASTY, self.reader.workers().all())
-                .await
-                .ok()
-                .and_then(Result::ok)
-                .unwrap_or_default(),
-        };
-        let live = || list.iter().filter(|worker| worker.state() == WorkerState::Live);
-        Totals {
-            capacity: live().map(|worker| worker.capacity_bytes).sum(),
-            used: live().map(|worker| worker.used_bytes).sum(),
-        }
     }
 }
 

@@ -209,6 +209,7 @@ impl Inodes {
     }
 
     /// Number of inodes in the table.
+    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.shards.iter().map(|shard| lock(shard).len()).sum()
     }

@@ -23,6 +23,7 @@ mod nodes;
 mod open;
 mod saved;
 mod session;
+mod space;
 mod staging;
 mod versions;
 mod write;

@@ -119,6 +119,17 @@ pub struct AttrChange {
     pub mtime_ns: Option<i64>,
 }
 
+/// Room of an under-storage, bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// All there is.
+    pub total: u64,
+    /// Not used by anything.
+    pub free: u64,
+    /// Free for those who are not root.
+    pub available: u64,
+}
+
 /// An under-storage below one uri. Paths are relative to it, without a leading '/'; empty for its root.
 pub trait Ufs: Send + Sync + std::fmt::Debug {
     /// Every entry of a directory. A directory that does not exist is empty: object stores know no other.
@@ -224,6 +235,13 @@ pub trait Ufs: Send + Sync + std::fmt::Debug {
     ///
     /// *Errors*: as [`Ufs::list`], with what to correct.
     fn check(&self) -> BoxFuture<'_, Result<()>>;
+
+    /// How much room there is; `None` where nothing limits it that could be asked for.
+    ///
+    /// *Errors*: as [`Ufs::list`].
+    fn space(&self) -> BoxFuture<'_, Result<Option<Space>>> {
+        Box::pin(std::future::ready(Ok(None)))
+    }
 }
 
 /// Sorts, drops what no path can express, and lets a directory win over an object of the same name.

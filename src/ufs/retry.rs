@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
-use super::{AttrChange, Content, Entry, Expected, Listing, NewAttr, Sent, Ufs, Upload};
+use super::{AttrChange, Content, Entry, Expected, Listing, NewAttr, Sent, Space, Ufs, Upload};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Pauses between attempts; together they are shorter than what a reader waits for one worker.
@@ -134,6 +134,11 @@ impl<U: Ufs> Ufs for Retry<U> {
     /// Whoever adds a mount waits for the answer: a wrong address is told at once.
     fn check(&self) -> BoxFuture<'_, Result<()>> {
         self.0.check()
+    }
+
+    /// Whoever asks has something else to show.
+    fn space(&self) -> BoxFuture<'_, Result<Option<Space>>> {
+        self.0.space()
     }
 }
 

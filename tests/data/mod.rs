@@ -22,6 +22,7 @@ mod registers;
 mod rivals;
 mod sessions;
 mod start;
+mod space;
 mod storms;
 mod tree;
 mod versions;

@@ -58,8 +58,6 @@ async fn a_mount_shows_names_attributes_links_and_bytes_of_the_under_storage() {
         let xattr = rustix::fs::getxattr(at("f"), "user.x", &mut [0_u8; 8][..]);
         assert_eq!(xattr.expect_err("no xattrs"), rustix::io::Errno::NOTSUP);
         assert_eq!(std::fs::metadata(at("missing")).expect_err("missing").kind(), ErrorKind::NotFound);
-        let totals = rustix::fs::statvfs(&mnt).expect("statfs");
-        assert_eq!(totals.f_blocks * totals.f_frsize, 512 << 20, "what both workers can cache");
     })
     .await
     .expect("no panic");

@@ -61,18 +61,20 @@ pub(super) fn unknown() -> Vec<VolumeUsage> {
 fn figures(stat: &StatVfs) -> Vec<VolumeUsage> {
     let whole = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     let bytes = |blocks: u64| whole(blocks.saturating_mul(stat.f_frsize));
-    vec![
-        VolumeUsage {
-            available: bytes(stat.f_bavail),
-            total: bytes(stat.f_blocks),
-            used: bytes(stat.f_blocks.saturating_sub(stat.f_bfree)),
-            unit: Unit::Bytes.into(),
-        },
-        VolumeUsage {
+    let mut figures = vec![VolumeUsage {
+        available: bytes(stat.f_bavail),
+        total: bytes(stat.f_blocks),
+        used: bytes(stat.f_blocks.saturating_sub(stat.f_bfree)),
+        unit: Unit::Bytes.into(),
+    }];
+    // Nothing limits inodes where there are none in all: told as figures, that would read as full.
+    if stat.f_files > 0 {
+        figures.push(VolumeUsage {
             available: whole(stat.f_ffree),
             total: whole(stat.f_files),
             used: whole(stat.f_files.saturating_sub(stat.f_ffree)),
             unit: Unit::Inodes.into(),
-        },
-    ]
+        });
+    }
+    figures
 }

@@ -17,11 +17,11 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, open, openat2, readlinkat};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, open, openat2, readlinkat, statvfs};
 
 use self::place::is_temporary;
 use super::early::Early;
-use super::{AttrChange, Content, Entry, Expected, Kind, Listing, NewAttr, Sent, Ufs, blocking, stale, tidy};
+use super::{AttrChange, Content, Entry, Expected, Kind, Listing, NewAttr, Sent, Space, Ufs, blocking, stale, tidy};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A local directory.
@@ -50,6 +50,13 @@ impl Local {
     }
 
     fn list_now(&self, path: &[u8]) -> Result<Listing> {
+    fn space_now(&self) -> Result<Space> {
+        let figures = statvfs(&self.root).map_err(|error| self.failed(b"", &error.into()))?;
+        let bytes = |blocks: u64| blocks.saturating_mul(figures.f_frsize);
+        let [total, free, available] = [figures.f_blocks, figures.f_bfree, figures.f_bavail].map(bytes);
+        Ok(Space { total, free, available })
+    }
+
         if is_temporary(path) {
             return Ok(Listing::default());
         }
@@ -309,3 +316,8 @@ impl Ufs for Local {
         Box::pin(blocking(move || this.check_root()))
     }
 }
+
+    fn space(&self) -> BoxFuture<'_, Result<Option<Space>>> {
+        let this = self.clone();
+        Box::pin(blocking(move || this.space_now().map(Some)))
+    }
