@@ -7,6 +7,7 @@ mod place;
 mod put;
 #[cfg(test)]
 mod tests;
+mod xattrs;
 
 use std::ffi::{CString, OsStr};
 use std::fs::{File, Metadata};
@@ -49,7 +50,6 @@ impl Local {
         std::fs::read_dir(&self.root).map(drop).map_err(|error| self.failed(b"", &error))
     }
 
-    fn list_now(&self, path: &[u8]) -> Result<Listing> {
     fn space_now(&self) -> Result<Space> {
         let figures = statvfs(&self.root).map_err(|error| self.failed(b"", &error.into()))?;
         let bytes = |blocks: u64| blocks.saturating_mul(figures.f_frsize);
@@ -57,6 +57,7 @@ impl Local {
         Ok(Space { total, free, available })
     }
 
+    fn list_now(&self, path: &[u8]) -> Result<Listing> {
         if is_temporary(path) {
             return Ok(Listing::default());
         }
@@ -315,9 +316,9 @@ impl Ufs for Local {
         let this = self.clone();
         Box::pin(blocking(move || this.check_root()))
     }
-}
 
     fn space(&self) -> BoxFuture<'_, Result<Option<Space>>> {
         let this = self.clone();
         Box::pin(blocking(move || this.space_now().map(Some)))
     }
+}

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use super::attributes::give;
 use super::place::{Place, TEMPORARY, is_version};
-use super::{Local, by_fd, entry_of_opened};
+use super::{Local, by_fd, entry_of_opened, gone, xattrs};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::failpoint_io;
 use crate::ufs::early::{Early, Filled};
@@ -39,9 +39,10 @@ impl Local {
         }
         // Told before anything is copied, and once more when all is.
         self.must_be(path, &place, expected)?;
+        let replaced = self.replaced(path, expected)?;
         let temporary = temporary_name(intent);
         let file = create(&place, &temporary).map_err(failed)?;
-        let placed = fill(&file, content, attr)
+        let placed = fill(&file, content, attr, replaced.as_ref())
             .and_then(|()| failpoint_io("local.filled").map(drop))
             .map_err(failed)
             .and_then(|()| self.put_in_place(path, &place, &temporary, expected));
@@ -51,6 +52,18 @@ impl Local {
             return Err(error);
         }
         self.in_place(path, &place, &file)
+    }
+
+    /// The file that is replaced; `None` if it is gone, which is told when the new one takes its place.
+    fn replaced(&self, path: &[u8], expected: Expected<'_>) -> Result<Option<File>> {
+        if expected == Expected::Absent {
+            return Ok(None);
+        }
+        match self.open_below(path, OFlags::PATH | OFlags::NOFOLLOW) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if gone(&error) => Ok(None),
+            Err(error) => Err(self.failed(path, &error)),
+        }
     }
 
     /// Makes durable that a file has its place.
@@ -69,7 +82,7 @@ impl Local {
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT) => return Ok(None),
             Err(error) => return Err(self.failed(path, &error.into())),
         };
-        fill(&file, content, attr).map_err(|error| self.failed(path, &error))?;
+        fill(&file, content, attr, None).map_err(|error| self.failed(path, &error))?;
         Ok(Some(Filled { file, attr }))
     }
 
@@ -129,9 +142,14 @@ impl Local {
     }
 }
 
-/// Brings content and attributes of a new file to disk; its name is another matter.
-fn fill(file: &File, content: &Content, attr: NewAttr) -> io::Result<()> {
+/// Brings content and attributes of a new file to disk; its name is another matter. What it replaces leaves it its extended
+/// attributes.
+fn fill(file: &File, content: &Content, attr: NewAttr, replaced: Option<&File>) -> io::Result<()> {
     content.copy_to(file)?;
+    if let Some(replaced) = replaced {
+        // Before the mode, which an access control list is a part of.
+        xattrs::copy(replaced, file)?;
+    }
     give(file, attr)?;
     file.sync_all()
 }

@@ -91,6 +91,32 @@ async fn prepared(ufs: &Local, bytes: &[u8]) -> Content {
     Content { sent, ..content }
 }
 
+#[test]
+fn extended_attributes_outlive_a_change_of_the_content_and_capabilities_and_hard_links_do_not() {
+    use rustix::fs::{XattrFlags, getxattr, setxattr};
+    let (dir, ufs) = storage();
+    let path = dir.path().join("f");
+    let first = put(&ufs, b"f", b"first", Expected::Absent).expect("stored");
+    setxattr(&path, "user.empty", b"", XattrFlags::empty()).expect("set");
+    setxattr(&path, "user.origin", b"elsewhere", XattrFlags::empty()).expect("set");
+    let is_root = rustix::process::geteuid().is_root();
+    if is_root {
+        let chown = [1, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        setxattr(&path, "security.capability", &chown, XattrFlags::empty()).expect("set");
+    }
+    std::fs::hard_link(&path, dir.path().join("other")).expect("linked");
+    put(&ufs, b"f", b"second", Expected::Token(&first.token)).expect("stored");
+    let mut value = [0; 64];
+    assert_eq!(getxattr(&path, "user.origin", &mut value[..]), Ok(9));
+    assert_eq!(&value[..9], b"elsewhere");
+    assert_eq!(getxattr(&path, "user.empty", &mut value[..]), Ok(0));
+    let lost = getxattr(&path, "security.capability", &mut value[..]);
+    assert_eq!(lost, Err(rustix::io::Errno::NODATA), "as when a file is written in place");
+    assert_eq!(std::fs::metadata(&path).expect("stat").mode() & 0o7777, 0o750);
+    assert_eq!(std::fs::read(&path).expect("read"), b"second");
+    assert_eq!(std::fs::read(dir.path().join("other")).expect("read"), b"first");
+}
+
 #[tokio::test]
 async fn what_was_prepared_has_no_name_before_it_is_put_and_takes_the_place_of_nothing() {
     let (dir, ufs) = storage();
