@@ -376,6 +376,7 @@ impl FuseConfig {
             client: client(&mut r),
             mount: PathBuf::from(r.text("fuse.mount")),
             create_mount: r.flag("fuse.mount.create"),
+            mount_nonempty: r.flag("fuse.mount.nonempty"),
             handover_socket,
             allow_other: r.flag("fuse.allow-other"),
             attr_ttl: r.parse("fuse.attr-ttl", value::duration),

@@ -225,6 +225,8 @@ pub const KEYS: &[Key] = &[
     key("fuse.mount", FUSE, Kind::Path, "", "mount", "Directory to mount at. Required."),
     key("fuse.mount.create", FUSE, Kind::Bool, "false", "",
         "Make the directory to mount at, and those above it, where they are missing."),
+    key("fuse.mount.nonempty", FUSE, Kind::Bool, "false", "",
+        "Mount over a directory that is not empty. What is in it cannot be reached while the client runs."),
     key("fuse.handover.socket", FUSE, Kind::Path, "", "",
         "Unix socket of the CSI node plugin on this host. The plugin holds the mount while this process is replaced, so \
          that readers wait instead of failing (Linux 6.9). Unset: the mount ends with the process."),

@@ -139,6 +139,8 @@ pub struct FuseConfig {
     pub mount: PathBuf,
     /// Make the directory to mount at where it is missing.
     pub create_mount: bool,
+    /// Mount over a directory that is not empty.
+    pub mount_nonempty: bool,
     /// Socket of who holds the mount while this process is replaced.
     pub handover_socket: Option<PathBuf>,
     /// Let other users in (allow_other).

@@ -58,6 +58,8 @@ const LOOK: Duration = Duration::from_secs(1);
 /// *Errors*: what keeps it from mounting, with the way out.
 pub async fn run(config: FuseConfig, stop: Shutdown) -> Result<()> {
     let http_port = server::bind(&format!("{}:{}", config.bind, config.http_port), "fuse.http.port").await?;
+    // A link may lead elsewhere when this process ends: it unmounts where it has mounted.
+    let config = FuseConfig { mount: mountpoint::resolve(&config.mount), ..config };
     let channel = MasterChannel::new(&config.client);
     let mounts = Arc::new(Mounts::new(channel.clone()));
     let reader = Reader::new(channel.clone(), mounts.clone(), Some(ufs::Registry::default()));
@@ -69,6 +71,7 @@ pub async fn run(config: FuseConfig, stop: Shutdown) -> Result<()> {
     }
     let (Served { session, handover }, link) = serve(&config, &fs).await?;
     let held = Held::default();
+    let device = mountpoint::device(&config.mount);
     if let (Some(socket), Some(handover)) = (config.handover_socket.clone(), handover) {
         tokio::spawn(handover::keep_held(socket, handover, link, held.clone()));
     }
@@ -100,7 +103,7 @@ pub async fn run(config: FuseConfig, stop: Shutdown) -> Result<()> {
         leave(&outcome);
     }
     ends.cancel();
-    end(session, &config);
+    end(session, &config, device.as_deref());
     fs.settle().await;
     outcome
 }
@@ -120,8 +123,14 @@ async fn serve(config: &FuseConfig, fs: &Arc<Fs>) -> Result<(Served, Option<Link
             }
         }
     }
-    mountpoint::prepare(&config.mount, config.create_mount)?;
-    session::mount(config, fs).map(|served| (served, None))
+    let place = mountpoint::prepare(config)?;
+    let served = session::mount(config, &place, fs);
+    if served.is_err()
+        && let Err(error) = place.abandon()
+    {
+        tracing::warn!(%error, "something is left at the mount point");
+    }
+    served.map(|served| (served, None))
 }
 
 /// Ends the process without an answer to what the kernel has asked: it asks the next one. Ending in order would drop those
@@ -135,8 +144,8 @@ fn leave(outcome: &Result<()>) -> ! {
 }
 
 /// Unmounts; a mount that is in use vanishes from the tree and lives on for those who use it until they let go.
-fn end(session: BackgroundSession, config: &FuseConfig) {
-    if let Err(error) = unmount(&config.mount) {
+fn end(session: BackgroundSession, config: &FuseConfig, device: Option<&str>) {
+    if let Err(error) = mountpoint::unmount_device(&config.mount, device) {
         tracing::warn!(%error, "not unmounted");
     }
     // Its threads end with the connection, which open files may keep for long: the process does not wait for them.

@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 
 use super::adapter::Adapter;
 use super::fs::Fs;
-use super::mountpoint;
+use super::mountpoint::{self, CLIENT, Detached, Place, make_client};
 use super::saved::{Greeting, Open, Saved};
 
 /// `FUSE_INIT`.
@@ -48,8 +48,8 @@ fn options(config: &FuseConfig) -> Config {
     let mut options = Config::default();
     // The kernel checks permissions, refuses changes unless they are wanted, and says whose mount it is.
     options.mount_options = vec![
-        MountOption::FSName("jindofs".to_owned()),
-        MountOption::Subtype("jindofs".to_owned()),
+        MountOption::FSName(CLIENT.to_owned()),
+        MountOption::Subtype(CLIENT.to_owned()),
         if config.writable { MountOption::RW } else { MountOption::RO },
         MountOption::NoSuid,
         MountOption::NoDev,
@@ -62,20 +62,40 @@ fn options(config: &FuseConfig) -> Config {
     options
 }
 
-/// Mounts anew.
-///
-/// *Errors*: the system's, with the way out.
-pub(super) fn mount(config: &FuseConfig, fs: &Arc<Fs>) -> Result<Served> {
-    let adapter = Adapter::new(fs.clone(), tokio::runtime::Handle::current());
-    let greeting = adapter.greeting();
-    let session = Session::new(adapter, &config.mount, &options(config)).map_err(|error| {
+/// Mounts at `place`, and agrees with the kernel on what both can do.
+fn begin(config: &FuseConfig, place: &Place, adapter: Adapter) -> Result<Session<Adapter>> {
+    let options = options(config);
+    let failed = |error: std::io::Error| {
         let hint = match error.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => ": run it as root, or set user_allow_other in /etc/fuse.conf",
             Some(libc::ENODEV | libc::ENOENT) => ": is /dev/fuse there?",
             _ => "",
         };
-        Error::from(error).context(format!("cannot mount at {}{hint}", config.mount.display()))
-    })?;
+        Error::from(error).context(format!("cannot mount at {}{hint}", place.path().display()))
+    };
+    match make_client(config.writable, config.allow_other) {
+        Ok(Detached { fuse, mount }) => {
+            let session = Session::from_fd(adapter, fuse, options.acl, options).map_err(failed)?;
+            // Not before: whoever comes to the mount finds it served.
+            place.mount(mount.as_fd())?;
+            Ok(session)
+        }
+        // Those who may not mount have fusermount3, which mounts on an empty place only.
+        Err(error) => {
+            tracing::info!(%error, "mounts by the older interface of the kernel, or by fusermount3");
+            place.clear()?;
+            Session::new(adapter, place.path(), &options).map_err(failed)
+        }
+    }
+}
+
+/// Mounts anew.
+///
+/// *Errors*: the system's, with the way out.
+pub(super) fn mount(config: &FuseConfig, place: &Place, fs: &Arc<Fs>) -> Result<Served> {
+    let adapter = Adapter::new(fs.clone(), tokio::runtime::Handle::current());
+    let greeting = adapter.greeting();
+    let session = begin(config, place, adapter)?;
     fs.kernel.tell_through(session.notifier());
     let mut handover = None;
     if config.handover_socket.is_some()
@@ -86,8 +106,8 @@ pub(super) fn mount(config: &FuseConfig, fs: &Arc<Fs>) -> Result<Served> {
         } else {
             let saved = Arc::new(Saved::new(*greeting)?);
             fs.handles.save_in(saved.clone(), HashMap::new());
-            let device = mountpoint::device(&config.mount)
-                .ok_or_else(|| Error::internal(format!("{} was unmounted at once", config.mount.display())))?;
+            let device = mountpoint::device(place.path())
+                .ok_or_else(|| Error::internal(format!("{} was unmounted at once", place.path().display())))?;
             handover = Some(Handover { device, fuse: session.as_fd().try_clone_to_owned()?, saved });
         }
     }

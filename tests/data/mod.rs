@@ -19,6 +19,7 @@ mod metadata;
 mod mount;
 mod oss;
 mod registers;
+mod remount;
 mod rivals;
 mod sessions;
 mod start;

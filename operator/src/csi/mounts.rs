@@ -14,6 +14,8 @@ const TRIES: usize = 100;
 /// A line of the mount table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Mounted {
+    id: u64,
+    parent: u64,
     /// Where.
     pub(super) at: PathBuf,
     /// Number of the device, `major:minor`: another one for each mount of a FUSE process.
@@ -42,11 +44,12 @@ pub(super) fn table() -> io::Result<Vec<Mounted>> {
 fn parse(table: &str) -> Vec<Mounted> {
     let line = |line: &str| {
         let mut fields = line.split(' ');
-        let device = fields.nth(2)?.to_owned();
+        let (id, parent) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+        let device = fields.next()?.to_owned();
         let at = PathBuf::from(unescape(fields.nth(1)?));
         let read_only = fields.next()?.split(',').any(|option| option == "ro");
         let kind = fields.skip_while(|field| *field != "-").nth(1)?.to_owned();
-        Some(Mounted { at, device, kind, read_only })
+        Some(Mounted { id, parent, at, device, kind, read_only })
     };
     table.lines().filter_map(line).collect()
 }
@@ -59,7 +62,9 @@ fn unescape(field: &str) -> String {
 
 /// What is on top at exactly this path.
 pub(super) fn top<'a>(table: &'a [Mounted], at: &Path) -> Option<&'a Mounted> {
-    table.iter().rev().find(|mounted| mounted.at == at)
+    let here = || table.iter().filter(|mounted| mounted.at == at);
+    // What was mounted last may lie beneath what was there before: the one on top is nobody's parent here.
+    here().rev().find(|mounted| !here().any(|other| other.parent == mounted.id && other.id != mounted.id))
 }
 
 /// Opens a directory of the mount at `volume`, or all of it. Links in the volume may lead anywhere in it, never out of it.
@@ -132,13 +137,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mount_on_top_is_the_last_one_of_the_table() {
+    fn the_mount_on_top_is_the_one_that_nothing_at_its_place_is_mounted_on() {
+        // The last one was put beneath the one before it.
         let table = parse(
             "36 35 0:50 / /a\\040b rw,relatime shared:5 - fuse.jindofs jindofs ro\n\
-             37 36 0:61 / /a\\040b rw,relatime shared:6 master:1 - fuse.jindofs jindofs ro\n\
+             37 39 0:61 / /a\\040b rw,relatime shared:6 master:1 - fuse.jindofs jindofs ro\n\
+             39 36 0:62 / /a\\040b rw,relatime shared:7 - fuse.jindofs jindofs ro\n\
              38 35 0:50 / /c ro,nosuid - ext4 /dev/vda rw\n",
         );
-        assert_eq!(table.len(), 3);
+        assert_eq!(table.len(), 4);
         assert_eq!(top(&table, Path::new("/a b")).expect("mounted").device, "0:61");
         let c = top(&table, Path::new("/c")).expect("mounted");
         assert_eq!((c.kind.as_str(), c.read_only, table[0].read_only), ("ext4", true, false));
