@@ -25,6 +25,7 @@ mod saved;
 mod session;
 mod space;
 mod staging;
+mod unsaved;
 mod versions;
 mod write;
 
@@ -57,9 +58,9 @@ const LOOK: Duration = Duration::from_secs(1);
 ///
 /// *Errors*: what keeps it from mounting, with the way out.
 pub async fn run(config: FuseConfig, stop: Shutdown) -> Result<()> {
-    let http_port = server::bind(&format!("{}:{}", config.bind, config.http_port), "fuse.http.port").await?;
     // A link may lead elsewhere when this process ends: it unmounts where it has mounted.
     let config = FuseConfig { mount: mountpoint::resolve(&config.mount), ..config };
+    let http_port = server::bind(&format!("{}:{}", config.bind, config.http_port), "fuse.http.port").await?;
     let channel = MasterChannel::new(&config.client);
     let mounts = Arc::new(Mounts::new(channel.clone()));
     let reader = Reader::new(channel.clone(), mounts.clone(), Some(ufs::Registry::default()));
@@ -70,8 +71,8 @@ pub async fn run(config: FuseConfig, stop: Shutdown) -> Result<()> {
         fs.staging.prepare()?;
     }
     let (Served { session, handover }, link) = serve(&config, &fs).await?;
-    let held = Held::default();
     let device = mountpoint::device(&config.mount);
+    let held = Held::default();
     if let (Some(socket), Some(handover)) = (config.handover_socket.clone(), handover) {
         tokio::spawn(handover::keep_held(socket, handover, link, held.clone()));
     }
@@ -105,7 +106,7 @@ pub async fn run(config: FuseConfig, stop: Shutdown) -> Result<()> {
     ends.cancel();
     end(session, &config, device.as_deref());
     fs.settle().await;
-    outcome
+    outcome.and_then(|()| fs.check_saved())
 }
 
 /// Goes on with the mount that another process has left, or mounts anew.

@@ -444,6 +444,13 @@ impl Staging {
         Cow::Owned(seen)
     }
 
+    /// Inodes that have a name, and content or the mere file not stored.
+    pub(super) fn unsaved(&self) -> Vec<u64> {
+        let table = self.table();
+        let unsaved = table.values().filter(|staged| staged.is_dirty() && !staged.is_unlinked());
+        unsaved.map(|staged| staged.inode).collect()
+    }
+
     /// True while something is being brought, changed or stored.
     pub(super) fn is_busy(&self) -> bool {
         self.table().values().any(|staged| staged.work.try_lock().is_err())

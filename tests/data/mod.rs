@@ -22,10 +22,11 @@ mod registers;
 mod remount;
 mod rivals;
 mod sessions;
-mod start;
 mod space;
+mod start;
 mod storms;
 mod tree;
+mod unsaved;
 mod versions;
 mod writes;
 
