@@ -318,6 +318,30 @@ async fn a_stopped_client_leaves_its_mount_to_the_next_one_only_while_a_volume_s
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_mount_whose_client_and_then_the_plugin_ended_is_taken_away_once_no_volume_shows_it_though_no_client_comes() {
+    if !fuse_works(
+        "a_mount_whose_client_and_then_the_plugin_ended_is_taken_away_once_no_volume_shows_it_though_no_client_comes",
+    ) {
+        return;
+    }
+    let mut node = Node::start(120).await;
+    node.publish().await;
+    assert!(node.site.cluster.dev.term("fuse-0").expect("ended").success());
+    node.plugin.kill();
+    node.plugin.restart();
+    assert!(node.mounted(), "a volume shows it");
+    node.unpublish().await;
+    wait_for("the last volume is gone, and no client came", PATIENCE, || (!node.mounted()).then_some(()));
+    // It takes nothing away that lives.
+    node.start_client();
+    node.plugin.wait_for("holds the mount of a client");
+    node.publish().await;
+    let bytes = content(600_000, 1);
+    assert_eq!(std::fs::read(node.store("f", &bytes)).expect("read"), bytes);
+    node.unpublish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_changes_while_no_client_serves_is_never_mixed_with_what_was_open() {
     if !fuse_works("what_changes_while_no_client_serves_is_never_mixed_with_what_was_open") {
         return;

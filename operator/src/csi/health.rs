@@ -6,6 +6,7 @@ use std::time::Duration;
 use jindofs_proto::csi::VolumeUsage;
 use jindofs_proto::csi::volume_usage::Unit;
 use rustix::fs::StatVfs;
+use rustix::io::Errno;
 
 use super::turns::Turns;
 
@@ -25,6 +26,25 @@ impl Health {
     ///
     /// *Errors*: what is wrong with it.
     pub(super) async fn usage(&self, path: &Path) -> Result<Vec<VolumeUsage>, String> {
+        let stat = self.ask(path).await?.map_err(|error| {
+            if is_gone(error) {
+                "the client behind it is gone: look at the FUSE pod of this node".to_owned()
+            } else {
+                error.to_string()
+            }
+        })?;
+        Ok(figures(&stat))
+    }
+
+    /// True if a mount answers that its client is gone. One that hangs may go on.
+    pub(super) async fn is_dead(&self, path: &Path) -> bool {
+        matches!(self.ask(path).await, Ok(Err(error)) if is_gone(error))
+    }
+
+    /// The answer of a mount.
+    ///
+    /// *Errors*: that there is none.
+    async fn ask(&self, path: &Path) -> Result<rustix::io::Result<StatVfs>, String> {
         let answer = async {
             // One that hangs keeps its thread: no second one is spent on it.
             let turn = loop {
@@ -42,14 +62,12 @@ impl Health {
         };
         let answer = tokio::time::timeout(PATIENCE, answer).await;
         let answer = answer.map_err(|_| "the client behind it does not answer: look at the FUSE pod of this node")?;
-        let stat = answer.map_err(|error| error.to_string())?.map_err(|error| match error {
-            rustix::io::Errno::NOTCONN | rustix::io::Errno::CONNABORTED => {
-                "the client behind it is gone: look at the FUSE pod of this node".to_owned()
-            }
-            error => error.to_string(),
-        })?;
-        Ok(figures(&stat))
+        answer.map_err(|error| error.to_string())
     }
+}
+
+fn is_gone(error: Errno) -> bool {
+    matches!(error, Errno::NOTCONN | Errno::CONNABORTED)
 }
 
 /// What is told of a mount that does not say how full it is. The kubelet takes an answer without any figure for an error, and

@@ -77,6 +77,11 @@ impl Keeper {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// True if the mount with this device number is held, whether a client serves it or not.
+    pub(super) fn holds(&self, device: &str) -> bool {
+        self.held().contains_key(device)
+    }
+
     /// Answers every client.
     pub(super) async fn serve(self: Arc<Self>, listener: PacketListener) {
         loop {

@@ -8,6 +8,7 @@ mod identity;
 mod keeper;
 mod mounts;
 mod node;
+mod orphans;
 mod published;
 mod registration;
 mod request;
@@ -28,6 +29,7 @@ use crate::desired::handover_socket;
 use crate::http::Ready;
 use health::Health;
 use keeper::Keeper;
+use orphans::Reaper;
 use published::{Published, Volume};
 use told::Told;
 use turns::Turns;
@@ -77,6 +79,12 @@ pub async fn run(options: Options, ready: Ready, stop: impl Future<Output = ()>)
     let keeper = Arc::new(Keeper::new(published.clone(), options.handover_timeout));
     let (turns, health) = (Turns::default(), Health::default());
     let node = node::NodeService::new(options.clone(), published.clone(), turns.clone(), health.clone());
+    let reaper = Reaper {
+        mounts: options.mounts.clone(),
+        keeper: keeper.clone(),
+        published: published.clone(),
+        health: health.clone(),
+    };
     let serve = Server::builder()
         .add_service(IdentityServer::new(identity::IdentityService { driver: options.driver.clone() }))
         .add_service(NodeServer::new(node))
@@ -90,6 +98,7 @@ pub async fn run(options: Options, ready: Ready, stop: impl Future<Output = ()>)
         () = registration::serve(registrar, plugin) => Err("the registration socket has ended".to_owned()),
         () = keep_bound(published, turns, health, told) => Ok(()),
         () = keep_tidy(keeper.clone()) => Ok(()),
+        () = reaper.run() => Ok(()),
         () = keeper.serve(handover) => Ok(()),
         () = stop => Ok(()),
     };
