@@ -30,9 +30,10 @@ UNIT_TESTS := --release --locked --workspace --lib
 INTEGRATION_TESTS := --release --locked --workspace --test tests
 # `make test TEST=name` runs the tests whose name contains it.
 TEST ?=
-# Tests with processes that run at the same time: they mostly wait. Tests in modules called `alone` measure times, and run
-# one after the other, as do those on Kubernetes.
+# Tests that run at the same time: of those with processes, and of those on Kubernetes. They mostly wait. Tests in modules
+# called `alone` measure times or disturb the whole cluster, and run one after the other.
 THREADS ?= 2
+KUBE_THREADS ?= 4
 # libtest tells how long each test took only where unstable options are allowed: this allows them to the test programs.
 RUN_TESTS := $(CARGO) test --config 'target."cfg(unix)".runner = ["env", "RUSTC_BOOTSTRAP=1"]'
 TIMED := -Z unstable-options --report-time
@@ -145,9 +146,14 @@ kube-test: build
 		JINDOFS_KUBE_SINCE=$$(date -u +%FT%TZ); $(run-kube-tests)
 endif
 
+# The tests of `alone` run also when one of the others has failed: one run shows all failures.
 define run-kube-tests
-	$(RUN_TESTS) $(KUBE_TESTS) --test-threads=1 kube:: | $(SLOWEST); \
-	$(call phase,tested on Kubernetes)
+	ended=0; \
+	$(RUN_TESTS) $(KUBE_TESTS) --test-threads=$(KUBE_THREADS) --skip ::alone:: kube:: | $(SLOWEST) || ended=$$?; \
+	$(call phase,tested on Kubernetes together); \
+	$(RUN_TESTS) $(KUBE_TESTS) --test-threads=1 kube::alone:: | $(SLOWEST) || ended=$$?; \
+	$(call phase,tested on Kubernetes alone); \
+	[ $$ended = 0 ]
 endef
 
 verify: needs tools

@@ -1,6 +1,6 @@
 //! FUSE pods and node plugins that are killed while a pod reads: its open file goes on, and so do new opens.
 
-use super::site::{Guide, Oss, dataset, install, script};
+use super::site::{Guide, Oss, install, kill_clients_alone, script};
 use super::{eventually, kubectl, ok};
 use crate::data::content;
 use crate::support::rounds;
@@ -57,11 +57,14 @@ fn pod(namespace: &str, label: &str, node: &str) -> Option<(String, String)> {
 const FUSE: [&str; 2] = ["role=jindofs-fuse", "[a-z/]*jindofs fuse"];
 const PLUGIN: [&str; 2] = ["app.kubernetes.io/name=jindofs-csi", "[a-z/]*jindofs-operator csi-node"];
 
-/// SIGKILL to the processes of a node whose command lines begin like one of these.
-fn kill(node: &str, commands: &[&str]) {
-    let pattern = commands.join("|");
-    let find = format!("ps -eo pid,args | grep -E '^ *[0-9]+ ({pattern})' | awk '{{print $1}}'");
-    ok(&script("node", &[node, "exec", "sh", "-c", &format!("kill -9 $({find})")]));
+/// SIGKILL to the processes of a node whose command lines begin like these, in the pods with these uids, all at once.
+fn kill(node: &str, pods: &[(&str, &str)]) {
+    let find = |(command, uid): &(&str, &str)| {
+        let listed = format!("ps -eo pid,args | grep -E '^ *[0-9]+ ({command})' | awk '{{print $1}}'");
+        format!("$(for pid in $({listed}); do if grep -q {uid} /proc/$pid/cgroup; then echo $pid; fi; done)")
+    };
+    let found: Vec<String> = pods.iter().map(find).collect();
+    ok(&script("node", &[node, "exec", "sh", "-c", &format!("kill -9 {}", found.join(" "))]));
 }
 
 /// Deletes the pod without waiting for anything: the next one needs no back-off of a container that was restarted often.
@@ -72,7 +75,7 @@ fn replace(namespace: &str, name: &str) {
 /// Kills a process with its pod, and waits until the pod that follows says so in its log.
 fn kill_and_wait(node: &str, namespace: &str, [label, command]: [&str; 2], says: &str) {
     let (name, uid) = eventually("a pod", || pod(namespace, label, node));
-    kill(node, &[command]);
+    kill(node, &[(command, &uid)]);
     replace(namespace, &name);
     let next = eventually("the next pod", || pod(namespace, label, node).filter(|(_, next)| *next != uid));
     eventually(&format!("it says: {says}"), || {
@@ -84,11 +87,12 @@ fn kill_and_wait(node: &str, namespace: &str, [label, command]: [&str; 2], says:
 #[test]
 #[ignore = "needs a Kubernetes cluster: make kube-test"]
 fn a_killed_fuse_pod_or_node_plugin_is_a_pause_and_both_at_once_end_open_files_only() {
+    let _turn = kill_clients_alone();
     install();
     let large = content(64 << 20, 3);
     let oss = Oss::start(&[("large", large), ("small", content(50_000, 4)), ("dir/inner", b"x".to_vec())]);
-    let guide = Guide::new();
-    guide.write("dataset", &dataset().replace("12Gi", "256Mi"));
+    let guide = Guide::new("client", &oss);
+    guide.write("dataset", &oss.dataset().replace("12Gi", "256Mi"));
     guide.write("reader", READER);
     guide.ok("for file in pvc secret dataset reader; do kubectl create -f $file.yaml; done");
     guide.wait_ready("reader");
@@ -100,7 +104,7 @@ fn a_killed_fuse_pod_or_node_plugin_is_a_pause_and_both_at_once_end_open_files_o
         if round % 4 == 1 {
             kill_and_wait(&node, "jindofs-system", PLUGIN, "holds the mount of a client");
         }
-        kill_and_wait(&node, "default", FUSE, "goes on with the mount");
+        kill_and_wait(&node, &guide.namespace, FUSE, "goes on with the mount");
     }
     guide.ok("kubectl exec reader -c held -- touch /tmp/stop");
     let sum = eventually("the open file was read to its end", || {
@@ -114,7 +118,9 @@ fn a_killed_fuse_pod_or_node_plugin_is_a_pause_and_both_at_once_end_open_files_o
     // Nobody is left who could hold the mount: files that are open are lost, new opens go on, and the pod is told.
     let small = guide.ok(&format!("md5sum {}", oss.files.join("small").display()));
     for times in 1..=2 {
-        kill(&node, &[PLUGIN[1], FUSE[1]]);
+        let both = [("jindofs-system", PLUGIN), (guide.namespace.as_str(), FUSE)];
+        let uids = both.map(|(namespace, [label, _])| eventually("a pod", || pod(namespace, label, &node)).1);
+        kill(&node, &[(PLUGIN[1], &uids[0]), (FUSE[1], &uids[1])]);
         eventually("the pod is told", || {
             let told = "kubectl get events --field-selector reason=MountReplaced -o json";
             let told: serde_json::Value = serde_json::from_str(&guide.ok(told)).ok()?;
@@ -131,8 +137,9 @@ fn a_killed_fuse_pod_or_node_plugin_is_a_pause_and_both_at_once_end_open_files_o
     }
     guide.ok("kubectl delete -f reader.yaml --timeout=60s");
     guide.ok("kubectl delete -f dataset.yaml -f pvc.yaml -f secret.yaml");
-    let left = "grep -E 'runtime-mnt|jindofs-fuse' /proc/self/mountinfo || true";
+    let name = &guide.namespace;
+    let left = format!("grep -E 'runtime-mnt/jindo/{name}/|/{name}-demo/' /proc/self/mountinfo || true");
     eventually("no mount is left on the node", || {
-        script("node", &[&node, "exec", "sh", "-c", left]).stdout.is_empty().then_some(())
+        script("node", &[&node, "exec", "sh", "-c", &left]).stdout.is_empty().then_some(())
     });
 }

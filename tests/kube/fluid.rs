@@ -2,9 +2,10 @@
 //! the order in which they do.
 
 use std::process::Output;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use super::running::create_secret;
-use super::site::{ENDPOINT, Oss, PVC};
+use super::site::{Oss, PVC};
 use super::{NODES, Namespace, eventually, kubectl, ok, text};
 use crate::data::content;
 
@@ -12,6 +13,22 @@ const OBJECTS: &str = include_str!("../fixtures/fluid/cluster.yaml");
 const TOKEN: &str = "{ secret: { name: access-key, items: [{ key: fs.oss.accessKeyId, path: guide/AccessKeyId }, \
                      { key: fs.oss.accessKeySecret, path: guide/AccessKeySecret }] } }";
 const MASTER: &str = "demo-jindofs-master-0";
+
+/// Ports of a runtime on the nodes whose network its pods are on. Fluid gives each runtime other ones: with the same, the
+/// scheduler would keep the pods of the second runtime away from every node where the first one has a pod.
+struct Ports {
+    rpc: u16,
+    raft: u16,
+    worker: u16,
+}
+
+impl Ports {
+    fn allocate() -> Ports {
+        static RUNTIMES: AtomicU16 = AtomicU16::new(0);
+        let number = RUNTIMES.fetch_add(1, Ordering::Relaxed);
+        Ports { rpc: 15980 + number, raft: 14728 + number, worker: 14909 + number }
+    }
+}
 
 /// A runtime as Fluid makes it.
 struct Runtime {
@@ -26,7 +43,7 @@ impl Runtime {
         let space = Namespace::new(test);
         create_secret(&space);
         space.create(PVC);
-        space.create(&objects(&space.name, masters));
+        space.create(&objects(&space.name, &oss.endpoint, masters, &Ports::allocate()));
         Runtime { space, oss, masters }
     }
 
@@ -93,20 +110,23 @@ impl Drop for Runtime {
     }
 }
 
-fn objects(namespace: &str, masters: usize) -> String {
+fn objects(namespace: &str, endpoint: &str, masters: usize, ports: &Ports) -> String {
+    let Ports { rpc, raft, worker } = ports;
     let hosts: Vec<String> = (0..masters).map(|one| format!("demo-jindofs-master-{one}.{namespace}")).collect();
     let list = |of: &dyn Fn(&String) -> String| hosts.iter().map(of).collect::<Vec<_>>().join(",");
-    let (rpc, raft) = (list(&|host| format!("{host}:15980")), list(&|host| format!("{host}:14728:0")));
+    let rpc_addresses = list(&|host| format!("{host}:{rpc}"));
+    let raft_addresses = list(&|host| format!("{host}:{raft}:0"));
     let service = |one: usize| {
         format!(
             "apiVersion: v1\nkind: Service\nmetadata: {{ name: demo-jindofs-master-{one} }}\nspec:\n  clusterIP: None\n  \
-             ports: [{{ name: rpc, port: 15980 }}, {{ name: raft, port: 14728 }}]\n  selector: {{ app: jindofs, role: \
+             ports: [{{ name: rpc, port: {rpc} }}, {{ name: raft, port: {raft} }}]\n  selector: {{ app: jindofs, role: \
              jindofs-master, statefulset.kubernetes.io/pod-name: demo-jindofs-master-{one} }}"
         )
     };
     let several = masters > 1;
     // Fluid's file names the masters without their namespace.
-    let conf = format!("namespace.backend.raft.initial-conf = {}", raft.replace(&format!(".{namespace}"), ""));
+    let conf =
+        format!("namespace.backend.raft.initial-conf = {}", raft_addresses.replace(&format!(".{namespace}"), ""));
     let memory = format!("/dev/shm/{namespace}/demo/jindocache/server");
     let claim = "{ name: meta, persistentVolumeClaim: { claimName: demo-jindo-master-meta } }";
     OBJECTS
@@ -119,12 +139,15 @@ fn objects(namespace: &str, masters: usize) -> String {
         .replace("BACKEND\n", if several { "raft\n" } else { "rocksdb\n" })
         .replace("META_DIR", if several { &memory } else { "/root/jindofsx-meta" })
         .replace("META_VOLUME", if several { "{ name: meta, emptyDir: {} }" } else { claim })
-        .replace("RPC_ADDRESSES", &rpc)
-        .replace("RAFT_ADDRESSES", &raft)
-        .replace("FIRST_ADDRESS", rpc.split(',').next().unwrap_or_default())
+        .replace("RPC_PORT", &rpc.to_string())
+        .replace("RAFT_PORT", &raft.to_string())
+        .replace("WORKER_PORT", &worker.to_string())
+        .replace("RPC_ADDRESSES", &rpc_addresses)
+        .replace("RAFT_ADDRESSES", &raft_addresses)
+        .replace("FIRST_ADDRESS", rpc_addresses.split(',').next().unwrap_or_default())
         .replace("\"HOSTS\"", &format!("\"{}\"", hosts.join(",")))
         .replace("TOKEN", TOKEN)
-        .replace("ENDPOINT", ENDPOINT)
+        .replace("ENDPOINT", endpoint)
         .replace("replicas: MASTERS", &format!("replicas: {masters}"))
         .replace("/NAMESPACE/", &format!("/{namespace}/"))
         .replace("f-NAMESPACE-demo", &format!("f-{namespace}-demo"))

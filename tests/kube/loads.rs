@@ -1,16 +1,16 @@
 //! DataLoads that run by the clock.
 
 use super::eventually;
-use super::site::{Guide, Oss, dataset, install};
+use super::site::{Guide, Oss, install};
 use crate::data::content;
 
 #[test]
 #[ignore = "needs a Kubernetes cluster: make kube-test"]
 fn a_load_with_a_schedule_runs_by_the_clock_and_one_that_cannot_be_read_says_so() {
     install();
-    let _oss = Oss::start(&[("dir/inner", content(70_000, 3))]);
-    let guide = Guide::new();
-    guide.write("dataset", &dataset().replace("12Gi", "64Mi"));
+    let oss = Oss::start(&[("dir/inner", content(70_000, 3))]);
+    let guide = Guide::new("cron", &oss);
+    guide.write("dataset", &oss.dataset().replace("12Gi", "64Mi"));
     let load = |schedule: &str| {
         format!(
             "apiVersion: data.fluid.io/v1alpha1\nkind: DataLoad\nmetadata: {{name: demo}}\n\

@@ -1,8 +1,8 @@
 //! What a user gets wrong, and what `kubectl describe dataset` says then.
 
 use super::running::create_secret;
-use super::site::{ENDPOINT, Oss, PVC, dataset, install};
-use super::{Namespace, eventually, kubectl, ok, text};
+use super::site::{Oss, PVC, dataset, install};
+use super::{Namespace, eventually};
 
 /// Reason and message of the Dataset's condition `Ready`, once the reason is `wanted`.
 fn told(space: &Namespace, wanted: &str) -> String {
@@ -25,9 +25,9 @@ fn delete(space: &Namespace) {
 #[ignore = "needs a Kubernetes cluster: make kube-test"]
 fn every_mistake_is_named_with_what_to_write_instead() {
     install();
-    let _oss = Oss::start(&[("small", b"hello\n".to_vec())]);
+    let oss = Oss::start(&[("small", b"hello\n".to_vec())]);
     let space = Namespace::new("mistakes");
-    let good = dataset().replace("12Gi", "64Mi");
+    let good = oss.dataset().replace("12Gi", "64Mi");
     let small = |from: &str, to: &str| {
         assert!(good.contains(from), "{from}");
         good.replacen(from, to, 1)
@@ -44,7 +44,8 @@ fn every_mistake_is_named_with_what_to_write_instead() {
     delete(&space);
 
     let again = format!(
-        "    - mountPoint: oss://guide/data\n      name: more\n      path: /below\n      options: {{fs.oss.endpoint: {ENDPOINT}}}\n"
+        "    - mountPoint: oss://guide/data\n      name: more\n      path: /below\n      options: {{fs.oss.endpoint: {}}}\n",
+        oss.endpoint
     );
     let mistakes = [
         (good.clone(), "ClaimNotFound", "demo-jindo-master-meta"),
@@ -114,11 +115,11 @@ fn every_mistake_is_named_with_what_to_write_instead() {
 #[ignore = "needs a Kubernetes cluster: make kube-test"]
 fn metadata_is_never_silently_left_behind_nor_started_empty() {
     install();
-    let _oss = Oss::start(&[("small", b"hello\n".to_vec())]);
+    let oss = Oss::start(&[("small", b"hello\n".to_vec())]);
     let space = Namespace::new("metadata");
     create_secret(&space);
     space.create(PVC);
-    let one = dataset().replace("12Gi", "64Mi");
+    let one = oss.dataset().replace("12Gi", "64Mi");
     space.create(&one);
     told(&space, "DatasetReady");
     let uuid = |space: &Namespace| space.ok(&["get", "jindo", "demo", "-o", "jsonpath={.status.cluster.uuid}"]);
@@ -141,32 +142,6 @@ fn metadata_is_never_silently_left_behind_nor_started_empty() {
     assert_eq!(space.json(&["get", "dataset", "demo"])["status"]["phase"], "Failed");
 }
 
-#[test]
-#[ignore = "needs a Kubernetes cluster: make kube-test"]
-fn the_operator_refuses_to_act_beside_fluids_controllers_and_says_so() {
-    install();
-    ok(&kubectl(&["create", "namespace", "fluid-system"]));
-    ok(&kubectl(&["-n", "fluid-system", "create", "deployment", "dataset-controller", "--image=localhost/pause:dev"]));
-    let ours = ["-n", "jindofs-system"];
-    let selected = ["-l", "app.kubernetes.io/name=jindofs-operator"];
-    ok(&kubectl(&[&ours[..], &["delete", "pods", "--wait=false"], &selected].concat()));
-    let told = eventually("it says why it does not act", || {
-        let events = kubectl(
-            &[
-                &ours[..],
-                &["get", "events", "--field-selector=reason=FluidPresent", "-o", "jsonpath={.items[*].message}"],
-            ]
-            .concat(),
-        );
-        Some(text(&events)).filter(|told| !told.is_empty())
-    });
-    assert!(told.contains("uninstall Fluid"), "{told}");
-    ok(&kubectl(&["delete", "namespace", "fluid-system", "--timeout=60s"]));
-    // Pods that wait for their next attempt would take their time.
-    ok(&kubectl(&[&ours[..], &["delete", "pods"], &selected].concat()));
-    ok(&kubectl(&[&ours[..], &["rollout", "status", "deployment/jindofs-operator", "--timeout=120s"]].concat()));
-}
-
 /// Message of a resource's condition `UnsupportedField`, while it has one.
 fn named(space: &Namespace, kind: &str) -> Option<String> {
     let found = space.json(&["get", kind, "demo"]);
@@ -180,11 +155,9 @@ fn named(space: &Namespace, kind: &str) -> Option<String> {
 fn fields_without_effect_are_named_where_they_stand_until_they_are_taken_out() {
     install();
     let space = Namespace::new("unsupported");
-    let yaml = dataset().replacen("      path: /\n", "      path: /\n      shared: true\n", 1).replacen(
-        "  replicas: 2\n",
-        "  replicas: 2\n  user: somebody\n",
-        1,
-    );
+    let yaml = dataset("http://oss.test")
+        .replacen("      path: /\n", "      path: /\n      shared: true\n", 1)
+        .replacen("  replicas: 2\n", "  replicas: 2\n  user: somebody\n", 1);
     space.create(&yaml);
     let load = "apiVersion: data.fluid.io/v1alpha1\nkind: DataLoad\nmetadata: {name: demo}\nspec: {dataset: {name: demo}, loadMetadata: true}\n";
     space.create(load);

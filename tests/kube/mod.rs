@@ -1,10 +1,13 @@
 //! On a real Kubernetes: `make kube-test`. The resources of the guide as the API server takes them, and masters in pods that
 //! are deleted, lose their volumes and their nodes.
+//!
+//! Several of these tests run at the same time, each in a namespace of its own with an object store of its own. A test that
+//! disturbs the whole cluster, or measures it, belongs to [`alone`].
 
+mod alone;
 mod client;
 mod fluid;
 mod guide;
-mod idle;
 mod install;
 mod loads;
 mod masters;
@@ -16,19 +19,25 @@ mod sanity;
 mod scale_in;
 mod site;
 mod storing;
-mod verbs;
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
+use std::sync::Once;
 use std::time::Duration;
 
-use crate::support::wait_for;
+use crate::support::poll;
 
 /// Nodes of the cluster that the tests bring along.
 const NODES: [&str; 3] = ["n1", "n2", "n3"];
 /// Longest wait for what Kubernetes has to do.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How often a condition is looked at. Each look starts programs: without a pause, the tests that wait would take the
+/// processors from what they wait for.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 const GUIDE: &str = include_str!("../../deploy/samples/dataset.yaml");
+
+/// Label of the namespaces of tests.
+const TEST_LABEL: &str = "jindofs.io/test";
 
 /// A namespace of its own, deleted with everything in it.
 struct Namespace {
@@ -37,18 +46,12 @@ struct Namespace {
 
 impl Namespace {
     fn new(test: &str) -> Namespace {
-        let name = format!("{test}-{:04x}", rand::random::<u16>());
-        let space = Namespace { name };
-        let definitions = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/crd.yaml");
-        ok(&kubectl(&["apply", "--server-side", "--force-conflicts", "-f", definitions]));
-        ok(&kubectl(&[
-            "wait",
-            "--for=condition=Established",
-            "--timeout=60s",
-            "crd/datasets.data.fluid.io",
-            "crd/jindoruntimes.data.fluid.io",
-        ]));
-        ok(&kubectl(&["create", "namespace", &space.name]));
+        define_resources();
+        let space = Namespace { name: format!("{test}-{:04x}", rand::random::<u16>()) };
+        let (name, label) = (&space.name, TEST_LABEL);
+        space.create(&format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}, labels: {{{label}: {test}}}}}\n"
+        ));
         space
     }
 
@@ -87,9 +90,25 @@ impl Drop for Namespace {
         if std::thread::panicking() {
             show(&self.name);
         }
-        // A namespace that stays is seen by whoever looks at the cluster next.
-        let _ = kubectl(&["delete", "namespace", &self.name, "--wait=true", "--timeout=90s"]);
+        // The next test starts meanwhile. The first test of `alone` fails if a namespace stays.
+        let _ = kubectl(&["delete", "namespace", &self.name, "--wait=false"]);
     }
+}
+
+/// Applies the resource definitions once.
+fn define_resources() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let definitions = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/crd.yaml");
+        ok(&kubectl(&["apply", "--server-side", "--force-conflicts", "-f", definitions]));
+        ok(&kubectl(&[
+            "wait",
+            "--for=condition=Established",
+            "--timeout=60s",
+            "crd/datasets.data.fluid.io",
+            "crd/jindoruntimes.data.fluid.io",
+        ]));
+    });
 }
 
 /// Prints what somebody needs who was not there: the newest last, as the end of a long output is what is read.
@@ -108,11 +127,6 @@ fn show(namespace: &str) {
         let lines: Vec<String> = told.lines().map(|line| line.chars().take(300).collect()).collect();
         eprintln!("--- {}\n{}", look.join(" "), lines[lines.len().saturating_sub(24)..].join("\n"));
     }
-}
-
-/// True if the long times are asked for, with `LONG=1`.
-fn long() -> bool {
-    std::env::var_os("LONG").is_some_and(|value| value != "0")
 }
 
 fn program() -> String {
@@ -136,5 +150,6 @@ fn ok(output: &Output) -> String {
 /// The value that a command prints once it succeeds and `pick` finds something in it.
 #[track_caller]
 fn eventually<T>(what: &str, probe: impl FnMut() -> Option<T>) -> T {
-    wait_for(what, PATIENCE, probe)
+    let Some(found) = poll(POLL_INTERVAL, PATIENCE, probe) else { panic!("waited {PATIENCE:?} in vain: {what}") };
+    found
 }

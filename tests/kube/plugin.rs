@@ -1,7 +1,7 @@
 //! The node plugin is killed, and away for a while: pods that read go on, and a pod that starts meanwhile waits for it.
 
 use super::running::create_secret;
-use super::site::{Oss, PVC, dataset, install};
+use super::site::{Oss, PVC, install, kill_clients_alone};
 use super::{Namespace, eventually, kubectl, ok, text};
 use crate::data::content;
 
@@ -83,11 +83,12 @@ impl Drop for Away {
 #[test]
 #[ignore = "needs a Kubernetes cluster: make kube-test"]
 fn pods_that_read_go_on_while_the_plugin_is_killed_and_a_pod_that_starts_while_it_is_away_waits_for_it() {
+    let _turn = kill_clients_alone();
     install();
-    let _oss = Oss::start(&[("large", content(3_000_000, 7)), ("dir/inner", b"x".to_vec())]);
+    let oss = Oss::start(&[("large", content(3_000_000, 7)), ("dir/inner", b"x".to_vec())]);
     let space = Namespace::new("plugin");
     create_secret(&space);
-    for yaml in [PVC, &dataset().replace("12Gi", "64Mi"), READER] {
+    for yaml in [PVC, &oss.dataset().replace("12Gi", "64Mi"), READER] {
         space.create(yaml);
     }
     eventually("the reader reads", || text(&space.kubectl(&["logs", "reader"])).starts_with("begun").then_some(()));

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Output;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::site::{KEY, Oss, PVC, SECRET, dataset, install};
+use super::site::{KEY, Oss, PVC, SECRET, install};
 use super::{Namespace, eventually, text};
 use crate::data::content;
 
@@ -57,7 +57,7 @@ pub struct Site {
     pub space: Namespace,
     /// Masters as of the last time all were ready.
     masters: Cell<usize>,
-    _oss: Oss,
+    oss: Oss,
 }
 
 /// Pods of `count` masters.
@@ -66,8 +66,8 @@ pub fn pods(count: usize) -> Vec<String> {
 }
 
 /// What lies outside of the mount is kept by the masters alone.
-fn resources(masters: usize) -> String {
-    dataset()
+fn resources(oss: &Oss, masters: usize) -> String {
+    oss.dataset()
         .replace("path: /\n", "path: /oss\n")
         .replace("  master:\n", &format!("  master:\n    replicas: {masters}\n"))
         .replace("12Gi", "64Mi")
@@ -95,13 +95,13 @@ pub fn prepare(test: &str, masters: usize) -> Site {
     let space = Namespace::new(test);
     create_secret(&space);
     space.create(PVC);
-    Site { space, masters: Cell::new(masters), _oss: oss }
+    Site { space, masters: Cell::new(masters), oss }
 }
 
 impl Site {
     /// Creates the resources, and does not wait for them.
     pub fn create(&self) {
-        self.space.create(&resources(self.masters.get()));
+        self.space.create(&resources(&self.oss, self.masters.get()));
     }
 
     /// Waits until everything runs; a reader and a writer begin.
@@ -124,6 +124,14 @@ impl Site {
 
     fn writer_says(&self) -> String {
         self.space.ok(&["logs", "writer", "-c", "writer"])
+    }
+
+    /// Names that the writer has made and not removed again.
+    fn written(&self) -> Option<u64> {
+        let said = self.writer_says();
+        let root = said.lines().find_map(|line| line.strip_prefix("writing below "))?;
+        let counted = self.jindoctl(&["fs", "count", root, "-o", "json"]);
+        serde_json::from_slice::<serde_json::Value>(&counted.stdout).ok()?["files"].as_u64()
     }
 
     /// Changes the JindoRuntime.
@@ -231,6 +239,8 @@ impl Site {
     /// Ends the writer and compares: nothing acknowledged is lost, no error was seen, all replicas are the same, and the
     /// reader has read what it should.
     pub fn assert_nothing_lost(&self) {
+        // On a slow disk a short test may come here before there is anything that could have been lost.
+        eventually("the writer has made some names", || self.written().filter(|written| *written > 100));
         self.space.ok(&["exec", "writer", "-c", "stop", "--", "killall", "-INT", "jindoctl"]);
         let state = r#"jsonpath={.status.containerStatuses[?(@.name=="writer")].state.terminated.exitCode}"#;
         let code = eventually("the writer has looked for everything", || {
@@ -247,4 +257,22 @@ impl Site {
         let said = self.space.ok(&["logs", "reader"]);
         assert!(said.starts_with("begun") && !said.contains("WRONG"), "the reader has seen something else: {said}");
     }
+}
+
+/// Deletes a master's pod, and its claim if that is asked for, and waits until the masters are three again. Returns whether
+/// a new member has taken its place.
+pub fn delete(site: &Site, pod: &str, options: &[&str], claim: bool) -> bool {
+    let (before, uid) = (site.wait_ready(3), site.uids(&[pod.to_owned()]));
+    if claim {
+        site.space.ok(&["delete", "pvc", &format!("meta-vol-{pod}"), "--wait=false"]);
+    }
+    site.space.ok(&[&["delete", "pod", pod, "--wait=false"], options].concat());
+    eventually("another pod has taken its place", || (site.uids(&[pod.to_owned()]) != uid).then_some(()));
+    let after = eventually("as many members as before, with or without a new one", || {
+        Some(site.wait_ready(3)).filter(|after| !claim || after[pod] != before[pod])
+    });
+    for other in pods(3).iter().filter(|other| *other != pod) {
+        assert_eq!(after[other], before[other], "{other} is who it was");
+    }
+    after[pod] != before[pod]
 }

@@ -1,7 +1,7 @@
 //! Workers that come and go while pods read.
 
 use super::eventually;
-use super::site::{Guide, Oss, dataset, install};
+use super::site::{Guide, Oss, install};
 use crate::data::content;
 
 /// Reads and compares without end, past the page cache, and says after each round how many it has made, or what was wrong.
@@ -49,9 +49,9 @@ fn a_worker_that_is_scaled_in_is_drained_first_and_its_readers_see_no_error() {
     let names: Vec<String> = (0..12).map(|number| format!("f{number}")).collect();
     let files: Vec<(&str, Vec<u8>)> =
         names.iter().enumerate().map(|(number, name)| (name.as_str(), content(500_000, number as u32))).collect();
-    let _oss = Oss::start(&files);
-    let guide = Guide::new();
-    guide.write("dataset", &dataset().replace("12Gi", "64Mi"));
+    let oss = Oss::start(&files);
+    let guide = Guide::new("scale-in", &oss);
+    guide.write("dataset", &oss.dataset().replace("12Gi", "64Mi"));
     guide.write("reader", READER);
     guide.ok("for file in pvc secret dataset; do kubectl create -f $file.yaml; done");
     eventually("both workers are counted", || Some(guide.bound()).filter(|row| row[3] == "128.00MiB"));

@@ -1,18 +1,20 @@
 //! What a user finds: the operator installed, a bucket with files, and the guide's resources.
 
 use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::Once;
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
-use super::{eventually, kubectl, ok, program, text};
+use super::{Namespace, eventually, kubectl, ok, program, text};
 use crate::support::cluster::binary;
 
 pub const KEY: &str = crate::support::oss::ACCESS_KEY;
 pub const SECRET: &str = crate::support::oss::SECRET_KEY;
-/// Where pods reach what listens beside the control plane; buckets are names below it.
-pub const ENDPOINT: &str = "http://oss.test:9000";
-const LISTEN: &str = "192.168.50.254:9000";
+/// Name by which pods reach an object store that listens beside the control plane; buckets are names below it.
+const HOST: &str = "oss.test";
+/// The kernel chooses the port, so that each test has an object store of its own.
+const LISTEN: &str = "192.168.50.254:0";
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 pub const PVC: &str = include_str!("../../deploy/samples/pvc.yaml");
@@ -33,6 +35,13 @@ pub fn install() {
     });
 }
 
+/// The turn of a test that kills clients or the node plugin. The plugin holds the mount of a client that is killed: if one
+/// test killed the plugin of a node while another one kills a client there, open files would end.
+pub fn kill_clients_alone() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Runs a script of the cluster that the tests bring along.
 pub fn script(name: &str, arguments: &[&str]) -> Output {
     Command::new(format!("{ROOT}/tests/kube/cluster/{name}")).args(arguments).output().expect("it runs")
@@ -41,6 +50,8 @@ pub fn script(name: &str, arguments: &[&str]) -> Output {
 /// An OSS with files in `guide/data`. It ends with this value.
 pub struct Oss {
     server: Child,
+    /// URL under which pods reach it.
+    pub endpoint: String,
     /// The files, as they must be read.
     pub files: PathBuf,
     objects: tempfile::TempDir,
@@ -66,9 +77,15 @@ impl Oss {
             .spawn()
             .expect("it runs");
         let lines = BufReader::new(server.stdout.take().expect("a pipe")).lines();
-        let ready = lines.map_while(Result::ok).any(|line| line == "ready");
-        assert!(ready, "the object store did not start");
-        Oss { server, files: upload.join("data"), objects }
+        let lines: Vec<String> = lines.map_while(Result::ok).take_while(|line| line != "ready").collect();
+        let address = lines.iter().find_map(|line| line.strip_prefix("endpoint http://")?.parse::<SocketAddr>().ok());
+        let port = address.unwrap_or_else(|| panic!("the object store did not start: {lines:?}")).port();
+        Oss { server, endpoint: format!("http://{HOST}:{port}"), files: upload.join("data"), objects }
+    }
+
+    /// The Dataset and JindoRuntime of the guide, for this object store.
+    pub fn dataset(&self) -> String {
+        dataset(&self.endpoint)
     }
 
     /// The object with this name, as a file.
@@ -88,18 +105,43 @@ impl Drop for Oss {
 /// A directory with the files of the guide, in which its commands are run as they are written there.
 pub struct Guide {
     pub dir: tempfile::TempDir,
+    /// Namespace that the commands mean, as they name none.
+    pub namespace: String,
+    /// `None` for the default namespace.
+    space: Option<Namespace>,
 }
 
 impl Guide {
-    /// Writes the files; only bucket, endpoint and keys are filled in.
-    pub fn new() -> Guide {
-        let guide = Guide { dir: tempfile::tempdir().expect("tempdir") };
+    /// Writes the files; only bucket, endpoint and keys are filled in. Commands mean a namespace of this test alone.
+    pub fn new(test: &str, oss: &Oss) -> Guide {
+        let space = Namespace::new(test);
+        let guide = Guide::write_files(space.name.clone(), Some(space), oss);
+        // Whole, with the certificates in it: the file that it comes from may name others beside it.
+        let config = ok(&kubectl(&["config", "view", "--raw", "--minify", "--flatten", "-o", "json"]));
+        let mut config: serde_json::Value = serde_json::from_str(&config).expect("JSON");
+        config["contexts"][0]["context"]["namespace"] = guide.namespace.clone().into();
+        std::fs::write(guide.kubeconfig(), config.to_string()).expect("written");
+        guide
+    }
+
+    /// As [`Guide::new`], in the default namespace, as a user does it. Only one test at a time may do so.
+    pub fn in_default_namespace(oss: &Oss) -> Guide {
+        Guide::write_files("default".to_owned(), None, oss)
+    }
+
+    fn write_files(namespace: String, space: Option<Namespace>, oss: &Oss) -> Guide {
+        let guide = Guide { dir: tempfile::tempdir().expect("tempdir"), namespace, space };
         let secret = SECRET_YAML.replacen("******", KEY, 1).replacen("******", SECRET, 1);
-        let files = [("pvc", PVC.to_owned()), ("secret", secret), ("dataset", dataset()), ("pod", POD.to_owned())];
+        let files = [("pvc", PVC.to_owned()), ("secret", secret), ("dataset", oss.dataset()), ("pod", POD.to_owned())];
         for (name, yaml) in files {
             guide.write(name, &yaml);
         }
         guide
+    }
+
+    /// Configuration of `kubectl` whose namespace is the one of this test.
+    fn kubeconfig(&self) -> PathBuf {
+        self.dir.path().join("kubeconfig")
     }
 
     pub fn write(&self, name: &str, yaml: &str) {
@@ -114,6 +156,9 @@ impl Guide {
         if let Some(parent) = Path::new(&program()).parent() {
             path = format!("{}:{path}", parent.display());
         }
+        if self.space.is_some() {
+            shell.env("KUBECONFIG", self.kubeconfig());
+        }
         shell.env("PATH", path).stdin(Stdio::null()).output().expect("bash runs")
     }
 
@@ -123,10 +168,10 @@ impl Guide {
         let output = self.run(line);
         assert!(output.status.success(), "{line}: {}", text(&output));
         // Newer kubectls than the guide's say where from.
-        String::from_utf8_lossy(&output.stdout).replace(" from default namespace", "")
+        String::from_utf8_lossy(&output.stdout).replace(&format!(" from {} namespace", self.namespace), "")
     }
 
-    /// Waits until a pod of the default namespace runs.
+    /// Waits until a pod runs.
     pub fn wait_ready(&self, pod: &str) {
         self.ok(&format!("kubectl wait --for=condition=Ready pod/{pod} --timeout=120s"));
     }
@@ -143,8 +188,8 @@ impl Guide {
 
 impl Drop for Guide {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            super::show("default");
+        if std::thread::panicking() && self.space.is_none() {
+            super::show(&self.namespace);
             // The next test finds the names free.
             self.run(
                 "ls *.yaml | grep -vE '^(dataset|pvc|secret)' | sed 's/^/-f /' | xargs kubectl delete --ignore-not-found --timeout=30s
@@ -154,7 +199,7 @@ impl Drop for Guide {
     }
 }
 
-/// The Dataset and JindoRuntime of the guide, for the bucket of [`Oss`].
-pub fn dataset() -> String {
-    super::GUIDE.replace("<OSS_BUCKET>/<BUCKET_DIR>", "guide/data").replace("<OSS_BUCKET_ENDPOINT>", ENDPOINT)
+/// The Dataset and JindoRuntime of the guide, for the bucket of an [`Oss`] with this endpoint.
+pub fn dataset(endpoint: &str) -> String {
+    super::GUIDE.replace("<OSS_BUCKET>/<BUCKET_DIR>", "guide/data").replace("<OSS_BUCKET_ENDPOINT>", endpoint)
 }

@@ -16,17 +16,23 @@ use std::time::{Duration, Instant};
 /// How often a condition is looked at.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// Waits until `probe` finds something and returns it; panics with `what` when `deadline` has passed. With its async twin
-/// the one place where tests poll.
+/// Waits until `probe` finds something and returns it; panics with `what` when `deadline` has passed.
 #[track_caller]
-pub fn wait_for<T>(what: &str, deadline: Duration, mut probe: impl FnMut() -> Option<T>) -> T {
+pub fn wait_for<T>(what: &str, deadline: Duration, probe: impl FnMut() -> Option<T>) -> T {
+    let Some(found) = poll(LOOK, deadline, probe) else { panic!("waited {deadline:?} in vain: {what}") };
+    found
+}
+
+/// What `probe` finds until `deadline` has passed, asked once per `interval`. With [`wait_until`] the one place where tests
+/// poll.
+pub fn poll<T>(interval: Duration, deadline: Duration, mut probe: impl FnMut() -> Option<T>) -> Option<T> {
     let started = Instant::now();
     loop {
-        if let Some(found) = probe() {
+        let found = probe();
+        if found.is_some() || started.elapsed() >= deadline {
             return found;
         }
-        assert!(started.elapsed() < deadline, "waited {deadline:?} in vain: {what}");
-        std::thread::sleep(LOOK);
+        std::thread::sleep(interval);
     }
 }
 

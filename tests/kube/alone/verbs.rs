@@ -1,14 +1,14 @@
 //! Rights: what the operator and the node plugin asked of the API server while all other tests ran, against what they may ask.
-//! The name of this module makes it the last of them.
+//! The name of this module makes it the last of those that run alone, which run after all others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::site::install;
+use super::begin;
 
-const RBAC: &str = include_str!("../../deploy/kustomize/rbac.yaml");
+const RBAC: &str = include_str!("../../../deploy/kustomize/rbac.yaml");
 pub const OPERATOR: &str = "system:serviceaccount:jindofs-system:jindofs-operator";
 /// Accounts, and what their roles are called.
 const ACCOUNTS: [(&str, &str); 2] =
@@ -72,18 +72,19 @@ pub fn audit_log() -> Option<PathBuf> {
     log.exists().then_some(log)
 }
 
-/// Names of the tests of this room as they run, one after the other.
+/// Names of the tests of `alone` as they run, one after the other.
 fn order() -> Vec<String> {
     let program = std::env::current_exe().expect("a program");
-    let listed = std::process::Command::new(program).args(["--list", "--ignored", "kube::"]).output().expect("it runs");
-    let listed = super::ok(&listed);
+    let listed =
+        std::process::Command::new(program).args(["--list", "--ignored", "kube::alone::"]).output().expect("it runs");
+    let listed = crate::kube::ok(&listed);
     listed.lines().filter_map(|line| line.strip_suffix(": test").map(str::to_owned)).collect()
 }
 
 #[test]
 #[ignore = "needs a Kubernetes cluster: make kube-test"]
 fn whatever_operator_and_plugin_may_do_they_have_done_and_nothing_they_did_was_forbidden() {
-    install();
+    begin();
     let Some(path) = audit_log() else {
         assert!(
             std::env::var_os(SINCE).is_none(),
@@ -93,7 +94,7 @@ fn whatever_operator_and_plugin_may_do_they_have_done_and_nothing_they_did_was_f
         return;
     };
     let last = order().pop().unwrap_or_default();
-    assert!(last.starts_with("kube::verbs::"), "{last} runs after this one, which must be the last");
+    assert!(last.starts_with("kube::alone::verbs::"), "{last} runs after this one, which must be the last");
     let since = std::env::var(SINCE).ok();
     let text = std::fs::read_to_string(&path).expect("the audit log");
     let mut used: BTreeMap<(&str, String), usize> = BTreeMap::new();

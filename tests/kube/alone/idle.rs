@@ -2,10 +2,11 @@
 
 use std::io::{Read, Seek, SeekFrom};
 
-use super::site::{Guide, Oss, dataset, install, script};
+use super::begin;
 use super::verbs::{OPERATOR, audit_log};
-use super::{NODES, eventually, ok};
 use crate::data::content;
+use crate::kube::site::{Guide, Oss, script};
+use crate::kube::{NODES, eventually, ok};
 
 /// Bytes of the end of the log that are looked at: more than what is logged meanwhile.
 const TAIL: i64 = 8 << 20;
@@ -43,14 +44,14 @@ fn memory() -> Vec<u64> {
 #[test]
 #[ignore = "needs a Kubernetes cluster: make kube-test"]
 fn an_operator_that_has_nothing_to_do_asks_nothing_of_the_api_server_and_needs_little_memory() {
-    install();
+    begin();
     let Some(log) = audit_log() else {
         eprintln!("left out: requests of an idle operator, as a cluster of others keeps no audit log for us");
         return;
     };
-    let _oss = Oss::start(&[("large", content(3_000_000, 1))]);
-    let guide = Guide::new();
-    guide.write("dataset", &dataset().replace("12Gi", "64Mi"));
+    let oss = Oss::start(&[("large", content(3_000_000, 1))]);
+    let guide = Guide::new("idle", &oss);
+    guide.write("dataset", &oss.dataset().replace("12Gi", "64Mi"));
     guide.ok("for file in pvc secret dataset pod; do kubectl create -f $file.yaml; done");
     guide.bound();
     guide.wait_ready("nginx");
