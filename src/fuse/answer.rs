@@ -12,14 +12,13 @@ use jindofs_proto::v1::{Attr, FileType as Kind};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::now_ns;
-use crate::types::version_of;
 
 use super::directory::Directory;
 use super::errno::Errno;
 use super::fs::Fs;
 use super::inodes::Known;
 use super::names::Made;
-use super::nodes::{PageCache, is_secondary};
+use super::nodes::{PageCache, is_secondary, same_version};
 
 pub(super) const GENERATION: Generation = Generation(0);
 
@@ -106,11 +105,14 @@ fn attributes(fs: &Fs, node: u64, attr: &Attr) -> FileAttr {
 /// kernel is told that their attributes are old, and asks for them before it shows any.
 pub(super) fn enter(fs: &Fs, parent: u64, name: &[u8], known: Known, reply: ReplyEntry) {
     let known = fs.newest(known);
-    let node = fs.nodes.enter(known.attr.inode, version_of(&known.attr.version_token));
-    let attr = FileAttr { ino: INodeNo(node), ..attributes(fs, node, &known.attr) };
+    let node = fs.nodes.enter(&known.attr);
+    let shown = fs.view_of(node, known.clone());
+    let attr = FileAttr { ino: INodeNo(node), ..attributes(fs, node, &shown.attr) };
     let (name_ttl, ttl) = (fs.ttl_of_name(parent, &known), fs.ttl_of(&known));
+    // One that is to move to the newest version does so when it is asked for them.
+    let is_asked = is_secondary(node) || !same_version(&shown.attr, &known.attr);
     fs.inodes.entered(parent, name, known);
-    let attr_ttl = if is_secondary(node) { Duration::ZERO } else { ttl };
+    let attr_ttl = if is_asked { Duration::ZERO } else { ttl };
     reply.entry_with_ttls(&attr_ttl, &name_ttl, &attr, GENERATION);
 }
 
@@ -134,7 +136,7 @@ pub(super) fn opened(number: u64, pages: PageCache, flushes: bool, reply: ReplyO
 pub(super) fn created_as(fs: &Fs, parent: INodeNo, created: Result<(Known, u64)>, reply: ReplyCreate) {
     match created {
         Ok((known, number)) => {
-            let (ttl, attr) = (fs.ttl_of(&known), attributes(fs, known.attr.inode, &known.attr));
+            let (ttl, attr) = (fs.ttl_of_name(parent.0, &known), attributes(fs, known.attr.inode, &known.attr));
             reply.created(&ttl, &attr, GENERATION, FileHandle(number), FopenFlags::empty());
         }
         Err(error) => reply.error(failed("create", parent.0, &error)),
@@ -145,12 +147,14 @@ pub(super) fn created_as(fs: &Fs, parent: INodeNo, created: Result<(Known, u64)>
 /// has another one it shows what the first node stands for, and the kernel looks the name up before it uses it.
 fn entry_of(fs: &Fs, directory: u64, known: &Known, is_dot: bool) -> (Duration, FileAttr) {
     let attr = &known.attr;
-    let is_first = is_dot || !is_secondary(fs.nodes.choose(attr.inode, version_of(&attr.version_token)));
-    if is_first {
-        return (fs.ttl_of_name(directory, known), attributes(fs, attr.inode, attr));
+    let first = attr.inode;
+    if is_dot || !fs.nodes.is_open(first) && !is_secondary(fs.nodes.choose(attr)) {
+        return (fs.ttl_of_name(directory, known), attributes(fs, first, attr));
     }
-    let behind = fs.nodes.open_node(attr.inode).and_then(|open| open.attr);
-    (Duration::ZERO, attributes(fs, attr.inode, behind.as_ref().unwrap_or(attr)))
+    let shown = fs.view_of(first, known.clone());
+    let is_newest = same_version(&shown.attr, attr) && !is_secondary(fs.nodes.choose(attr));
+    let ttl = if is_newest { fs.ttl_of_name(directory, known) } else { Duration::ZERO };
+    (ttl, attributes(fs, first, &shown.attr))
 }
 
 pub(super) fn give_plus(fs: &Fs, directory: &Directory, offset: u64, mut reply: ReplyDirectoryPlus) {

@@ -242,6 +242,17 @@ impl Fs {
 
     /// As [`Fs::attr`], however young what is known is.
     pub(super) async fn ask_attr(self: &Arc<Self>, inode: u64) -> Result<Known> {
+        match self.ask_attr_of_name(inode).await {
+            // The name is gone, the open file is not.
+            Err(error) if error.kind == ErrorKind::NotFound && self.nodes.is_inode_open(inode) => {
+                self.inodes.get(inode).ok_or(error)
+            }
+            asked => asked,
+        }
+    }
+
+    /// As [`Fs::ask_attr`], of an inode that has to have a name.
+    pub(super) async fn ask_attr_of_name(self: &Arc<Self>, inode: u64) -> Result<Known> {
         let known = self.inodes.get(inode);
         if let Some(known) = known.as_ref().filter(|_| self.staging.is_unlinked(inode)) {
             return Ok(known.clone());
@@ -259,8 +270,6 @@ impl Fs {
                 self.inodes.renew(news.clone());
                 Ok(news)
             }
-            // The name is gone, the open file is not.
-            Err(error) if error.kind == ErrorKind::NotFound && self.nodes.is_inode_open(inode) => known.ok_or(error),
             Err(error) => Err(error),
         }
     }
@@ -342,7 +351,7 @@ impl Fs {
         if attr.r#type() != FileType::Directory {
             return Err(Error::new(ErrorKind::NotADirectory, format!("inode {inode} is not a directory")));
         }
-        let keep = self.inodes.listing_is_fresh(inode, self.ttl);
+        let keep = self.inodes.listing_is_fresh(inode, self.ttl) && !self.locks.are_names_watched(inode);
         Ok((self.handles.add_directory(Directory::new(inode, attr.parent))?, keep))
     }
 

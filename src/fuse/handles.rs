@@ -90,7 +90,7 @@ impl Handles {
     ///
     /// *Errors*: when it cannot be noted for the next process.
     pub(super) fn add_file(&self, number: u64, node: u64, version: u64, writes: bool) -> io::Result<()> {
-        self.note(number, Open::File { node, version })?;
+        self.note(number, Open::File { node, version, writes })?;
         lock(&self.files).insert(number, FileHandle::new(node, writes));
         Ok(())
     }
@@ -98,15 +98,16 @@ impl Handles {
     /// Handles of a node stand for another version now.
     pub(super) fn note_version(&self, numbers: &[u64], node: u64, version: u64) {
         for number in numbers {
-            if let Err(error) = self.note(*number, Open::File { node, version }) {
+            let writes = self.file(*number).is_none_or(|handle| handle.may_write());
+            if let Err(error) = self.note(*number, Open::File { node, version, writes }) {
                 tracing::warn!(number, %error, "the next process will take an open file for one that was replaced");
             }
         }
     }
 
     /// A file that the process before had open is open here too.
-    pub(super) fn adopt_file(&self, number: u64, node: u64) -> Arc<FileHandle> {
-        lock(&self.files).entry(number).or_insert_with(|| FileHandle::new(node, true)).clone()
+    pub(super) fn adopt_file(&self, number: u64, node: u64, writes: bool) -> Arc<FileHandle> {
+        lock(&self.files).entry(number).or_insert_with(|| FileHandle::new(node, writes)).clone()
     }
 
     pub(super) fn file(&self, number: u64) -> Option<Arc<FileHandle>> {

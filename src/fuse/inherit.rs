@@ -36,13 +36,13 @@ impl Fs {
     }
 
     async fn open_inherited(self: &Arc<Self>, number: u64) -> Result<(Arc<FileHandle>, Arc<OpenFile>)> {
-        let Some(Open::File { node, version }) = self.handles.inherited(number) else {
+        let Some(Open::File { node, version, writes }) = self.handles.inherited(number) else {
             let handle = self.handles.file(number).ok_or_else(|| unknown(number))?;
             let file = self.nodes.file(handle.node).ok_or_else(|| unknown(number))?;
             return Ok((handle, file));
         };
         if let Some(file) = self.nodes.file(node) {
-            return Ok((self.handles.adopt_file(number, node), file));
+            return Ok((self.handles.adopt_file(number, node, writes), file));
         }
         let inode = inode_of(node);
         let gone = |error: Error| match error.kind {
@@ -55,7 +55,7 @@ impl Fs {
             return Err(stale(format!("inode {inode} was replaced while no client served this mount")));
         }
         self.nodes.provide(node, &file, &attr);
-        Ok((self.handles.adopt_file(number, node), file))
+        Ok((self.handles.adopt_file(number, node, writes), file))
     }
 
     /// The directory behind a handle, with the entries from `offset` on at hand.

@@ -1,22 +1,34 @@
 //! What the kernel is told without being asked: that attributes, pages or names it keeps are not right any more.
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 
 use fuser::{INodeNo, Notifier};
 
+/// `FUSE_NOTIFY_INVAL_ENTRY`, with the flag by which a name is only looked up again (Linux 6.2): without it the kernel takes it out,
+/// and with it the working directory of a process or a mount below. Older kernels take no notice of the flag.
+const EXPIRE_ENTRY: i32 = 3;
+const EXPIRE_ONLY: u32 = 1;
+
+#[derive(Debug)]
+struct Kernel {
+    notifier: Notifier,
+    device: File,
+}
+
 /// The way to the kernel's caches; nothing is told before the mount is there.
 #[derive(Debug, Default)]
-pub(super) struct KernelCache(OnceLock<Notifier>);
+pub(super) struct KernelCache(OnceLock<Kernel>);
 
 impl KernelCache {
     /// To be called before the kernel asks for anything.
-    pub(super) fn tell_through(&self, kernel: Notifier) {
-        let _ = self.0.set(kernel);
+    pub(super) fn tell_through(&self, notifier: Notifier, device: OwnedFd) {
+        let _ = self.0.set(Kernel { notifier, device: File::from(device) });
     }
 
-    fn notify(&self, what: &'static str, node: u64, tell: impl FnOnce(&Notifier) -> std::io::Result<()>) {
+    fn notify(&self, what: &'static str, node: u64, tell: impl FnOnce(&Kernel) -> std::io::Result<()>) {
         match self.0.get().map(tell) {
             // It does not know the node: then it keeps nothing of it.
             Some(Err(error)) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -28,19 +40,48 @@ impl KernelCache {
 
     /// Attributes of a node have to be asked for again. Does not wait.
     pub(super) fn expire_attributes(&self, node: u64) {
-        self.notify("attributes", node, |kernel| kernel.inval_inode(INodeNo(node), -1, 0));
+        self.notify("attributes", node, |kernel| kernel.notifier.inval_inode(INodeNo(node), -1, 0));
     }
 
     /// The pages and attributes of a node are dropped. Blocks while requests for pages of the node are under way: never to be
     /// called on a thread that answers one.
     pub(super) fn drop_pages(&self, node: u64) {
-        self.notify("pages", node, |kernel| kernel.inval_inode(INodeNo(node), 0, 0));
+        self.notify("pages", node, |kernel| kernel.notifier.inval_inode(INodeNo(node), 0, 0));
     }
 
     /// Names of a directory have to be looked up again. Blocks while names of the directory are changed.
     pub(super) fn expire_names<'a>(&self, directory: u64, names: impl Iterator<Item = &'a [u8]>) {
         for name in names {
-            self.notify("names", directory, |kernel| kernel.inval_entry(INodeNo(directory), OsStr::from_bytes(name)));
+            self.notify("names", directory, |kernel| (&kernel.device).write_all(&expire_entry(directory, name)));
         }
+    }
+}
+
+/// The notice that a name has to be looked up again.
+fn expire_entry(directory: u64, name: &[u8]) -> Vec<u8> {
+    let length = 16 + 16 + name.len() + 1;
+    let mut notice = Vec::with_capacity(length);
+    notice.extend(u32::try_from(length).unwrap_or(0).to_ne_bytes());
+    notice.extend(EXPIRE_ENTRY.to_ne_bytes());
+    notice.extend(0_u64.to_ne_bytes());
+    notice.extend(directory.to_ne_bytes());
+    notice.extend(u32::try_from(name.len()).unwrap_or(0).to_ne_bytes());
+    notice.extend(EXPIRE_ONLY.to_ne_bytes());
+    notice.extend(name);
+    notice.push(0);
+    notice
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_expires_by_a_notice_as_long_as_it_says() {
+        let notice = expire_entry(7, b"name");
+        assert_eq!(notice.len(), 37);
+        assert_eq!(notice[..8], [37_u32.to_ne_bytes(), 3_u32.to_ne_bytes()].concat());
+        assert_eq!(notice[16..32], [7_u64.to_ne_bytes(), (4_u64 | 1 << 32).to_ne_bytes()].concat());
+        assert_eq!(&notice[32..], b"name\0");
     }
 }

@@ -64,9 +64,9 @@ impl Locks {
         self.shared
     }
 
-    /// True if anybody here may hold a lock on a file.
-    pub(super) fn are_held(&self, inode: u64) -> bool {
-        self.shared && self.held.holds(inode)
+    /// True if a lock may be held that was asked for through one of these handles.
+    pub(super) fn are_held_through(&self, handles: &[u64]) -> bool {
+        self.shared && self.held.holds_through(handles)
     }
 
     /// True for a directory in which files were locked a moment ago: its names are looked up each time they are used.
@@ -177,6 +177,7 @@ impl Fs {
         if lock.r#type() == LockType::None {
             return self.unlock(request, lock).await;
         }
+        let had = self.locks.held.has(request.owner());
         let mut waiter = waits.map(|thread| Waiter::new(thread, self.locks.wait_max));
         let mut departures = 0;
         while let Some(holder) = self.try_lock(request, &lock).await? {
@@ -194,8 +195,11 @@ impl Fs {
             }
         }
         if let Err(error) = self.make_current(request.inode.0).await {
-            let unlocked = Lock { r#type: LockType::None.into(), ..lock };
-            let _ = self.unlock(request, unlocked).await;
+            // What it had before is not taken from it: that ends with its close.
+            if !had {
+                let unlocked = Lock { r#type: LockType::None.into(), ..lock };
+                let _ = self.unlock(request, unlocked).await;
+            }
             return Err(refused("lock", request.file(), &error));
         }
         Ok(())
@@ -237,10 +241,10 @@ impl Fs {
     /// Has the names of the directory that a file lies in looked up each time they are used, for a while.
     async fn watch_names_beside(self: &Arc<Self>, inode: u64) -> Result<()> {
         let Some((directory, _)) = self.inodes.name_of(inode) else { return Ok(()) };
-        if !self.locks.names.watch(directory) {
+        self.listings.changed(directory);
+        if self.locks.names.goes_on(directory) {
             return Ok(());
         }
-        self.listings.changed(directory);
         let this = self.clone();
         let expired = tokio::task::spawn_blocking(move || {
             let names = this.inodes.names_in(directory);

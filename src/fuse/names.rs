@@ -289,7 +289,9 @@ impl Fs {
             return Some(turn);
         }
         // Of several versions only the newest can be kept.
-        let node = self.nodes.open_for(attr.inode, version_of(&attr.version_token))?;
+        let newest = self.nodes.open_for(attr.inode, version_of(&attr.version_token));
+        let follows = || self.nodes.open_nodes(attr.inode).into_iter().find(|node| self.may_move(*node, attr));
+        let node = newest.or_else(follows)?;
         match self.stage(node, u64::MAX).await {
             Ok(turn) => Some(turn),
             Err(error) => {

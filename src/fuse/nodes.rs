@@ -144,11 +144,12 @@ impl Nodes {
         shard.get_mut(&inode_of(node))?.get_mut(&place_of(node)).map(look)
     }
 
-    /// The kernel looks an inode up whose newest version is `version`: the node that it is told. Its lookup is counted.
-    pub(super) fn enter(&self, inode: u64, version: u64) -> u64 {
+    /// The kernel looks an inode up whose newest version is that of `newest`: the node that it is told. Its lookup is counted.
+    pub(super) fn enter(&self, newest: &Attr) -> u64 {
+        let inode = newest.inode;
         let mut shard = self.shard(inode);
         let Some(file) = shard.get_mut(&inode) else { return inode };
-        let place = choose(file, version);
+        let place = choose(file, newest);
         if place != 0 {
             file.entry(place).or_default().lookups += 1;
         }
@@ -156,8 +157,9 @@ impl Nodes {
     }
 
     /// The node that the kernel would be told, without counting a lookup.
-    pub(super) fn choose(&self, inode: u64, version: u64) -> u64 {
-        self.shard(inode).get(&inode).map_or(inode, |file| node_at(inode, choose(file, version)))
+    pub(super) fn choose(&self, newest: &Attr) -> u64 {
+        let inode = newest.inode;
+        self.shard(inode).get(&inode).map_or(inode, |file| node_at(inode, choose(file, newest)))
     }
 
     /// The kernel drops `lookups` of its references to a node.
@@ -197,10 +199,7 @@ impl Nodes {
         let file = shard.entry(inode_of(node)).or_default();
         let place = place_of(node);
         // A file that is being written has one node: mappings must see what is written.
-        let of_others = |(other, known): (&u64, &Node)| {
-            *other != place && known.is_open() && (known.is_written() || opening.writes && known.version == version)
-        };
-        if file.iter().any(of_others) {
+        if file.iter().any(|(other, known)| *other != place && known.is_written()) {
             return Joined::Elsewhere;
         }
         let known = file.entry(place).or_default();
@@ -223,11 +222,11 @@ impl Nodes {
     }
 
     /// The process before had a handle open.
-    pub(super) fn adopt(&self, node: u64, number: u64, version: u64) {
+    pub(super) fn adopt(&self, node: u64, number: u64, version: u64, writes: bool) {
         let mut shard = self.shard(inode_of(node));
         let known = shard.entry(inode_of(node)).or_default().entry(place_of(node)).or_default();
         known.version = version;
-        known.handles.insert(number, false);
+        known.handles.insert(number, writes);
     }
 
     /// A handle of the process before is used: what it reads.
@@ -284,6 +283,24 @@ impl Nodes {
         .flatten()
     }
 
+    /// True for a node that nobody has open and whose pages are of another version than `version`.
+    pub(super) fn has_other_pages(&self, node: u64, version: u64) -> bool {
+        let other = |known: &mut Node| !known.is_open() && known.pages.is_some_and(|pages| pages != version);
+        self.with(node, other).unwrap_or(false)
+    }
+
+    /// Handles of a node.
+    pub(super) fn handles(&self, node: u64) -> Vec<u64> {
+        self.with(node, |known| known.handles.keys().copied().collect()).unwrap_or_default()
+    }
+
+    /// Nodes of an inode that are open.
+    pub(super) fn open_nodes(&self, inode: u64) -> Vec<u64> {
+        let shard = self.shard(inode);
+        let open = shard.get(&inode).into_iter().flatten().filter(|(_, known)| known.is_open());
+        open.map(|(place, _)| node_at(inode, *place)).collect()
+    }
+
     /// True while a handle of a node is open.
     pub(super) fn is_open(&self, node: u64) -> bool {
         self.with(node, |known| known.is_open()).unwrap_or(false)
@@ -320,23 +337,21 @@ impl Nodes {
         .unwrap_or_default()
     }
 
-    /// What a node stood for was stored by its handles as another version: its pages stay right.
-    pub(super) fn stored(&self, node: u64, from: u64, file: &Arc<OpenFile>, attr: &Attr) -> Vec<u64> {
-        let is_of = self.with(node, |known| known.version == from).unwrap_or(false);
-        if is_of { self.move_to(node, file, attr, true) } else { Vec::new() }
-    }
-
     /// What the pages of a node hold was given up.
     pub(super) fn lose_pages(&self, node: u64) {
         self.with(node, |known| known.pages = None);
     }
 }
 
-/// The place of the node that the kernel is told for a version.
-fn choose(file: &File, version: u64) -> u64 {
+/// The place of the node that the kernel is told for the newest version: one that is written, that stands for it, or that goes on
+/// with it; or else one that is free.
+fn choose(file: &File, newest: &Attr) -> u64 {
+    let version = version_of(&newest.version_token);
     let written = file.iter().find(|(_, known)| known.is_written());
     let same = || file.iter().find(|(_, known)| known.is_open() && known.version == version);
-    if let Some((place, _)) = written.or_else(same) {
+    let follows = |known: &Node| known.is_open() && known.attr.as_ref().is_some_and(|attr| extends(newest, attr));
+    let following = || file.iter().find(|(_, known)| follows(known));
+    if let Some((place, _)) = written.or_else(same).or_else(following) {
         return *place;
     }
     let is_free = |place: &u64| file.get(place).is_none_or(|known| !known.is_open());

@@ -37,25 +37,35 @@ pub(super) struct OpenMode {
     pub(super) thread: u32,
 }
 
-/// Threads that were told that a node is not the one of the newest version. The kernel then looks the name up again; a thread
-/// that comes back with the same node has none to look up, as through `/proc/self/fd`, and means that version.
+/// Threads that were told that a node is not the one of the newest version. The kernel then looks the name up again, once; a
+/// thread that comes back all the same has no name to look up, as through `/proc/self/fd`, and means the version of the node, or it has
+/// got one that was the newest after its open began.
 #[derive(Debug, Default)]
 pub(super) struct StaleOpens(Mutex<HashMap<(u64, u32), Instant>>);
 
 impl StaleOpens {
     /// True for the second time within a second.
-    fn is_second(&self, node: u64, thread: u32) -> bool {
+    fn is_second(&self, inode: u64, thread: u32) -> bool {
+        // Threads of other PID namespaces have no numbers here.
+        if thread == 0 {
+            return false;
+        }
         let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.remove(&(node, thread)).is_some_and(|at| at.elapsed() < SECOND_OPEN) {
+        if told.remove(&(inode, thread)).is_some_and(|at| at.elapsed() < SECOND_OPEN) {
             return true;
         }
         if told.len() >= TOLD_MAX {
             told.retain(|_, at| at.elapsed() < SECOND_OPEN);
         }
         if told.len() < TOLD_MAX {
-            told.insert((node, thread), Instant::now());
+            told.insert((inode, thread), Instant::now());
         }
         false
+    }
+
+    /// A thread has opened a file.
+    fn forget(&self, inode: u64, thread: u32) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&(inode, thread));
     }
 }
 
@@ -70,7 +80,7 @@ impl Fs {
             return None;
         }
         let file = self.reader.open(self.source_now(&known.attr)?);
-        if self.is_large(&file.source) && !file.is_local() {
+        if self.is_large(&file.source) && !file.is_local() || self.nodes.has_other_pages(node, file.source.version) {
             return None;
         }
         // One that cannot be opened is tried again, with an error for the caller.
@@ -90,6 +100,7 @@ impl Fs {
             self.check_nothing_to_cut(node).await?;
         }
         let opened = self.open_whole(node, mode).await?;
+        self.stale_opens.forget(inode_of(node), mode.thread);
         if mode.truncates
             && mode.writes
             && let Err(error) = self.truncate(node, 0, Some(opened.0)).await
@@ -115,7 +126,7 @@ impl Fs {
     async fn open_whole(self: &Arc<Self>, node: u64, mode: OpenMode) -> Result<Opened> {
         let inode = inode_of(node);
         for _ in 0..ATTEMPTS {
-            let attr = self.attr_to_open(node).await?;
+            let Some(attr) = self.attr_to_open(node).await? else { return self.open_behind(node, mode) };
             if attr.r#type() == FileType::Directory {
                 return Err(Error::new(ErrorKind::IsADirectory, format!("inode {inode} is a directory")));
             }
@@ -132,41 +143,44 @@ impl Fs {
             if self.is_large(&file.source) && !file.is_local() {
                 self.reader.look_local(&file).await;
             }
+            if self.nodes.has_other_pages(node, file.source.version) {
+                // Before anybody is told to keep what is read from now on.
+                self.drop_pages(node).await?;
+            }
             if let Some(opened) = self.join(node, file, &attr, mode.writes)? {
                 return Ok(opened);
             }
             if self.may_move(node, &attr) {
                 self.move_node(node, &attr).await?;
-            } else if self.is_behind(node, &attr) {
+            } else if self.is_behind(node, &attr) || self.nodes.written(inode).is_some_and(|written| written != node) {
                 return self.open_behind(node, mode);
             }
         }
         Err(Error::new(ErrorKind::Stale, format!("inode {inode} changes faster than it can be opened")))
     }
 
-    /// Attributes of the version that an open is to see.
-    async fn attr_to_open(self: &Arc<Self>, node: u64) -> Result<Attr> {
+    /// Attributes of the version that an open is to see; `None` if the inode has no name any more and is open here.
+    async fn attr_to_open(self: &Arc<Self>, node: u64) -> Result<Option<Attr>> {
         let inode = inode_of(node);
         // While the masters are to be told of what is stored here nobody can have stored anything else.
         let is_own = || self.creates.get(inode).is_some() || self.endings.is_on_its_way(inode);
         if !self.writable || is_own() || self.staging.is_apart(inode) {
-            return Ok(self.attr(inode).await?.attr);
+            return Ok(Some(self.attr(inode).await?.attr));
         }
         let before = self.inodes.get(inode);
-        let attr = match self.ask_attr(inode).await {
+        let attr = match self.ask_attr_of_name(inode).await {
             Ok(known) => known.attr,
-            Err(error) => {
-                if error.kind == ErrorKind::NotFound {
-                    self.forget_name(inode);
-                }
-                return Err(error);
+            Err(error) if error.kind == ErrorKind::NotFound => {
+                self.forget_name(inode);
+                return if self.nodes.is_open(node) { Ok(None) } else { Err(error) };
             }
+            Err(error) => return Err(error),
         };
         let same = |known: &Attr| known.version_token == attr.version_token && known.size == attr.size;
         if before.is_none_or(|before| !same(&before.attr)) {
             self.kernel.expire_attributes(node);
         }
-        Ok(attr)
+        Ok(Some(attr))
     }
 
     /// The name that leads to an inode which is gone is another's, or nobody's: the kernel is about to look it up again.
@@ -223,7 +237,13 @@ impl Fs {
     /// gets the version that the node stands for, if only to read it.
     fn open_behind(&self, node: u64, mode: OpenMode) -> Result<Opened> {
         let stale = || Error::new(ErrorKind::Stale, format!("node {node:#x} stands for a version that was replaced"));
-        if !self.stale_opens.is_second(node, mode.thread) || mode.writes {
+        if !self.stale_opens.is_second(inode_of(node), mode.thread) {
+            return Err(stale());
+        }
+        if let Some(opened) = self.join_staged(node, mode.writes)? {
+            return Ok(opened);
+        }
+        if mode.writes {
             return Err(stale());
         }
         let number = self.handles.number();

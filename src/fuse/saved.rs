@@ -34,7 +34,7 @@ pub(super) struct Greeting {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Open {
     /// A file, by its node and content.
-    File { node: u64, version: u64 },
+    File { node: u64, version: u64, writes: bool },
     /// A directory of which so many names were read; the fingerprint is of all of them, in their order.
     Directory { inode: u64, names: u64, fingerprint: u64 },
 }
@@ -72,7 +72,7 @@ fn words<const N: usize>(words: [u64; N]) -> Vec<u8> {
 impl Open {
     fn encode(self, number: u64) -> Vec<u8> {
         match self {
-            Open::File { node, version } => words([1, number, node, version, 0]),
+            Open::File { node, version, writes } => words([1, number, node, version, u64::from(writes)]),
             Open::Directory { inode, names, fingerprint } => words([2, number, inode, names, fingerprint]),
         }
     }
@@ -81,7 +81,7 @@ impl Open {
         let [kind, number, node, third, fourth] = [0, 1, 2, 3, 4].map(|index| word(bytes, index));
         let open = match kind {
             0 => return Ok(None),
-            1 => Open::File { node, version: third },
+            1 => Open::File { node, version: third, writes: fourth != 0 },
             2 => Open::Directory { inode: node, names: third, fingerprint: fourth },
             other => return Err(corrupted(format!("an entry of kind {other}"))),
         };
@@ -200,7 +200,7 @@ mod tests {
     #[test]
     fn the_next_process_finds_what_is_open_and_gives_numbers_nobody_gave_before() {
         let saved = Saved::new(GREETING).expect("memory");
-        let file = Open::File { node: 5, version: u64::MAX };
+        let file = Open::File { node: 5, version: u64::MAX, writes: true };
         let directory = |names| Open::Directory { inode: 6, names, fingerprint: names * 7 };
         saved.put(saved.first_handle(), file).expect("noted");
         saved.put(2, file).expect("noted");

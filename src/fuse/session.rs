@@ -96,7 +96,7 @@ pub(super) fn mount(config: &FuseConfig, place: &Place, fs: &Arc<Fs>) -> Result<
     let adapter = Adapter::new(fs.clone(), tokio::runtime::Handle::current());
     let greeting = adapter.greeting();
     let session = begin(config, place, adapter)?;
-    fs.kernel.tell_through(session.notifier());
+    fs.kernel.tell_through(session.notifier(), session.as_fd().try_clone_to_owned()?);
     let mut handover = None;
     if config.handover_socket.is_some()
         && let Some(greeting) = greeting.get()
@@ -148,11 +148,11 @@ pub(super) fn take_over(
     File::from(fuse.try_clone()?).write_all(&notice(RESEND))?;
     tracing::info!(device, handles = open.len(), "goes on with the mount of the process before");
     for (number, one) in &open {
-        if let Open::File { node, version } = one {
-            fs.nodes.adopt(*node, *number, *version);
+        if let Open::File { node, version, writes } = one {
+            fs.nodes.adopt(*node, *number, *version, *writes);
         }
     }
-    fs.kernel.tell_through(session.notifier());
+    fs.kernel.tell_through(session.notifier(), session.as_fd().try_clone_to_owned()?);
     let saved = Arc::new(saved);
     fs.handles.save_in(saved.clone(), open);
     Ok(Served { session: session.spawn()?, handover: Some(Handover { device, fuse, saved }) })

@@ -34,7 +34,7 @@ impl Fs {
         let Some(open) = self.nodes.open_node(node) else { return false };
         self.is_behind(node, newest)
             && (open.is_written
-                || self.locks.are_held(inode_of(node))
+                || self.locks.are_held_through(&self.nodes.handles(node))
                 || open.attr.is_some_and(|attr| extends(newest, &attr)))
     }
 
@@ -43,9 +43,16 @@ impl Fs {
     ///
     /// *Errors*: those of finding the content.
     pub(super) async fn move_node(self: &Arc<Self>, node: u64, newest: &Attr) -> Result<()> {
-        if self.move_handles(node, newest).await? == Pages::Kept {
-            return Ok(());
+        // What a mapping has written and the kernel still keeps is of the version before: it comes now, and is `Stale`.
+        self.drop_pages(node).await?;
+        if self.move_handles(node, newest).await? == Pages::ToDrop {
+            self.drop_pages(node).await?;
         }
+        Ok(())
+    }
+
+    /// Drops the pages of a node before it returns.
+    pub(super) async fn drop_pages(self: &Arc<Self>, node: u64) -> Result<()> {
         let this = self.clone();
         let dropped = tokio::task::spawn_blocking(move || this.kernel.drop_pages(node)).await;
         dropped.map_err(|error| Error::internal(format!("dropping pages: {error}")))
@@ -77,11 +84,11 @@ impl Fs {
         Ok(if grows { Pages::Kept } else { Pages::ToDrop })
     }
 
-    /// What the handles of `turn` have stored is the version `attr` now.
+    /// What the handles of `turn` have, and the kernel's pages hold, is the version `attr` now, or made from it.
     pub(super) fn note_stored(&self, turn: &Turn, attr: &Attr) {
-        let (node, from) = (turn.node(), version_of(&turn.base().version_token));
+        let node = turn.node();
         let file = self.open_source_now(attr);
-        let numbers = self.nodes.stored(node, from, &file, attr);
+        let numbers = self.nodes.move_to(node, &file, attr, true);
         self.handles.note_version(&numbers, node, file.source.version);
     }
 
@@ -97,18 +104,16 @@ impl Fs {
     pub(super) async fn attr_of_node(self: &Arc<Self>, node: u64) -> Result<Known> {
         let known = self.attr(inode_of(node)).await?;
         if self.may_move(node, &known.attr) {
-            match self.move_handles(node, &known.attr).await {
-                // Who asks may hold pages.
-                Ok(Pages::ToDrop) => self.drop_pages_later(node),
-                Ok(Pages::Kept) => {}
-                Err(error) => tracing::debug!(node, %error, "a file that is open stays with its version for now"),
+            // The kernel asks for attributes while it holds no page of the node.
+            if let Err(error) = self.move_node(node, &known.attr).await {
+                tracing::debug!(node, %error, "a file that is open stays with its version for now");
             }
         }
         Ok(self.view_of(node, known))
     }
 
     /// The attributes of the version that a node stands for.
-    fn view_of(&self, node: u64, known: Known) -> Known {
+    pub(super) fn view_of(&self, node: u64, known: Known) -> Known {
         let Some(open) = self.nodes.open_node(node).filter(|_| self.staging.ready_for(node).is_none()) else {
             return known;
         };

@@ -160,10 +160,11 @@ impl Held {
         }
     }
 
-    /// True if somebody may hold a lock on a file.
-    pub(super) fn holds(&self, inode: u64) -> bool {
+    /// True if somebody may hold a lock that was asked for through one of these handles.
+    pub(super) fn holds_through(&self, handles: &[u64]) -> bool {
         let table = self.table();
-        table.owners.iter().any(|((of, _), holding)| *of == inode && holding.held)
+        let mut owners = handles.iter().filter_map(|handle| table.by_handle.get(handle)).flatten();
+        owners.any(|owner| table.owners.get(owner).is_some_and(|holding| holding.held))
     }
 
     /// A handle was closed, or a duplicate of it.

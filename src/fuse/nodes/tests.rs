@@ -49,22 +49,22 @@ const DROP: Joined = Joined::Here(PageCache::Drop);
 #[tokio::test]
 async fn a_version_that_comes_while_another_is_open_gets_a_node_of_its_own_and_the_same_inode() {
     let mut bench = Bench::new();
-    assert_eq!(bench.nodes.enter(5, version("a")), 5);
+    assert_eq!(bench.nodes.enter(&attr("a")), 5);
     let (first, opened) = bench.open(5, "a", false);
     assert_eq!(opened, DROP, "nothing is known of the pages");
     assert_eq!(bench.open(5, "a", false).1, KEEP);
     assert_eq!(bench.open(5, "bb", false).1, Joined::Elsewhere);
-    let second = bench.nodes.enter(5, version("bb"));
+    let second = bench.nodes.enter(&attr("bb"));
     assert!(second != 5 && is_secondary(second) && inode_of(second) == 5);
-    assert_eq!(bench.nodes.enter(5, version("a")), 5, "the old version is found where it is open");
+    assert_eq!(bench.nodes.enter(&attr("a")), 5, "the old version is found where it is open");
     let (number, opened) = bench.open(second, "bb", false);
     assert_eq!(opened, DROP);
-    assert_eq!(bench.nodes.enter(5, version("bb")), second);
+    assert_eq!(bench.nodes.enter(&attr("bb")), second);
     assert_eq!(bench.nodes.file(5).expect("open").source.version, version("a"));
     assert!(!bench.nodes.leave(5, first) && bench.nodes.leave(5, 2), "two handles");
-    assert_eq!(bench.nodes.enter(5, version("bb")), second, "where it is open");
+    assert_eq!(bench.nodes.enter(&attr("bb")), second, "where it is open");
     assert!(bench.nodes.leave(second, number));
-    assert_eq!(bench.nodes.enter(5, version("bb")), 5, "the first node is free again");
+    assert_eq!(bench.nodes.enter(&attr("bb")), 5, "the first node is free again");
     assert_eq!(bench.open(5, "bb", false).1, DROP, "its pages are still of the old version");
 }
 
@@ -72,23 +72,19 @@ async fn a_version_that_comes_while_another_is_open_gets_a_node_of_its_own_and_t
 async fn a_file_that_is_written_has_one_node_and_moves_as_a_whole() {
     let mut bench = Bench::new();
     bench.open(5, "a", false);
-    let other = bench.nodes.enter(5, version("bb"));
-    bench.open(other, "bb", false);
-    assert_eq!(bench.open(5, "bb", true).1, Joined::Elsewhere, "its version is open through another node");
+    let other = bench.nodes.enter(&attr("bb"));
+    assert_eq!(bench.open(other, "bb", true).1, DROP);
+    assert_eq!(bench.open(5, "a", false).1, Joined::Elsewhere, "another node is written");
     assert_eq!(bench.open(other, "bb", true).1, KEEP);
     assert_eq!(bench.nodes.written(5), Some(other));
-    assert_eq!(bench.nodes.enter(5, version("ccc")), other, "whatever the newest version is");
+    assert_eq!(bench.nodes.enter(&attr("ccc")), other, "whatever the newest version is");
     assert_eq!(bench.open(other, "ccc", false).1, Joined::Elsewhere);
     let moved = bench.nodes.move_to(other, &bench.file("ccc"), &attr("ccc"), false);
     assert_eq!(moved.len(), 2, "all its handles");
     assert_eq!(bench.open(other, "ccc", false).1, DROP);
-    let stored = bench.nodes.stored(other, version("ccc"), &bench.file("dddd"), &attr("dddd"));
+    let stored = bench.nodes.move_to(other, &bench.file("dddd"), &attr("dddd"), true);
     assert_eq!(stored.len(), 3);
     assert_eq!(bench.open(other, "dddd", false).1, KEEP, "pages hold what was written");
-    assert!(
-        bench.nodes.stored(other, version("ccc"), &bench.file("e"), &attr("e")).is_empty(),
-        "it is not of that version"
-    );
     bench.nodes.lose_pages(other);
     assert_eq!(bench.open(other, "dddd", false).1, DROP);
 }
@@ -97,12 +93,12 @@ async fn a_file_that_is_written_has_one_node_and_moves_as_a_whole() {
 async fn a_node_lives_until_its_last_handle_and_lookup_are_gone() {
     let mut bench = Bench::new();
     let (held, _) = bench.open(5, "a", false);
-    let node = bench.nodes.enter(5, version("bb"));
+    let node = bench.nodes.enter(&attr("bb"));
     let (number, _) = bench.open(node, "bb", false);
     bench.nodes.forget(node, 1);
     assert!(bench.nodes.is_open(node), "the kernel has it open");
     bench.nodes.leave(node, number);
-    assert_eq!(bench.nodes.enter(5, version("ccc")), node, "its number is free");
+    assert_eq!(bench.nodes.enter(&attr("ccc")), node, "its number is free");
     bench.nodes.forget(node, 1);
     bench.nodes.leave(5, held);
     bench.nodes.forget_inode(5);
@@ -113,8 +109,9 @@ async fn a_node_lives_until_its_last_handle_and_lookup_are_gone() {
 async fn what_the_process_before_had_open_is_a_node_before_anything_is_known_of_it() {
     let mut bench = Bench::new();
     let node = node_at(5, 3);
-    bench.nodes.adopt(node, 77, version("a"));
+    bench.nodes.adopt(node, 77, version("a"), true);
     assert!(bench.nodes.is_open(node) && bench.nodes.file(node).is_none());
+    assert_eq!(bench.nodes.written(5), Some(node));
     assert!(bench.nodes.join_as_is(node, 78, false).is_none(), "what it reads is not known");
     bench.nodes.provide(node, &bench.file("bb"), &attr("bb"));
     assert!(bench.nodes.file(node).is_none(), "another version");
@@ -123,6 +120,15 @@ async fn what_the_process_before_had_open_is_a_node_before_anything_is_known_of_
     assert_eq!(bench.open(node, "bb", false).1, Joined::Elsewhere);
     bench.nodes.forget_inode(5);
     assert!(bench.nodes.is_open(node), "lookups of the process before are not counted here");
+}
+
+#[tokio::test]
+async fn who_follows_what_is_appended_shares_its_node_with_who_opens_the_newest() {
+    let mut bench = Bench::new();
+    let appended = Attr { size: 9, prefix_since: 1, ..attr("bb") };
+    bench.open(5, "a", false);
+    assert_eq!(bench.nodes.enter(&appended), 5);
+    assert!(is_secondary(bench.nodes.enter(&attr("bb"))), "a version that replaces it gets a node of its own");
 }
 
 #[test]

@@ -190,6 +190,10 @@ pub(super) fn adopt(ctx: &Ctx<'_>, row: &mut InodeRow) {
     row.born_index = ctx.index;
     row.own_attr |= finishing.own_attr;
     if let Some(entry) = &finishing.entry {
+        if row.version_token != entry.version_token {
+            // Whether the content is what it was nobody has looked.
+            row.prefix_since = row.version + 1;
+        }
         row.version_token = entry.version_token.clone();
         if !finishing.own_attr {
             (row.mode, row.uid, row.gid) = (entry.mode & namespace::MODE_BITS, entry.uid, entry.gid);
