@@ -220,10 +220,10 @@ pub trait Ufs: Send + Sync + std::fmt::Debug {
     /// *Errors*: `NotFound`.
     fn set_attr<'a>(&'a self, path: &'a [u8], change: AttrChange) -> BoxFuture<'a, Result<Option<Entry>>>;
 
-    /// Finds out whether the place exists and may be read.
+    /// Finds out whether the place exists and may be read; false if it holds nothing.
     ///
     /// *Errors*: as [`Ufs::list`], with what to correct.
-    fn check(&self) -> BoxFuture<'_, Result<()>>;
+    fn check(&self) -> BoxFuture<'_, Result<bool>>;
 }
 
 /// Sorts, drops what no path can express, and lets a directory win over an object of the same name.
