@@ -7,6 +7,7 @@ use jindofs::config::keys::Role;
 use jindofs::config::{FuseConfig, MasterConfig, Settings, WorkerConfig, explain, flags};
 use jindofs::error::{Error, Result};
 use jindofs::fluid::{self, Asked};
+use jindofs::runtime::stdio::{self, fail};
 use jindofs::runtime::{Shutdown, shutdown_on_signal};
 
 #[global_allocator]
@@ -16,7 +17,10 @@ fn main() -> ExitCode {
     if let Err(error) = jindofs::dev::die_with_parent() {
         return fail(&error);
     }
-    let matches = cli().get_matches();
+    let matches = match stdio::parsed(cli().try_get_matches()) {
+        Ok(matches) => matches,
+        Err(code) => return code,
+    };
     let outcome = match matches.subcommand() {
         Some(("master", found)) => from_flags(Role::Master, found),
         Some(("worker", found)) => from_flags(Role::Worker, found),
@@ -27,10 +31,7 @@ fn main() -> ExitCode {
             Asked::Done => Ok(()),
         }),
         Some(("dev", found)) => jindofs::dev::command::run(found),
-        Some(("version", _)) => {
-            println!("jindofs {}", env!("CARGO_PKG_VERSION"));
-            Ok(())
-        }
+        Some(("version", _)) => stdio::write_line(concat!("jindofs ", env!("CARGO_PKG_VERSION"))),
         _ => Err(Error::invalid("no command given; see jindofs --help")),
     };
     match outcome {
@@ -60,11 +61,6 @@ fn cli() -> Command {
         .subcommand(Command::new("version").about("Prints the version"))
 }
 
-fn fail(error: &Error) -> ExitCode {
-    eprintln!("error: {error}");
-    ExitCode::from(error.exit_code())
-}
-
 fn from_flags(role: Role, matches: &ArgMatches) -> Result<()> {
     run_role(role, &flags::settings(role, matches)?, false)
 }
@@ -76,8 +72,8 @@ fn run_role(role: Role, settings: &Settings, founds: bool) -> Result<()> {
     jindofs::telemetry::init_logging();
     jindofs::telemetry::http::init_metrics();
     jindofs::runtime::raise_descriptor_limit();
-    for warning in &settings.warnings {
-        tracing::warn!(%warning, "a setting has no effect");
+    for warning in explain::advice(settings) {
+        tracing::warn!(%warning, "a setting should be looked at");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name(role.name()).build()?;
     let outcome = runtime.block_on(async {
@@ -109,6 +105,6 @@ fn check_config(matches: &ArgMatches) -> Result<()> {
         _ => Role::Fuse,
     };
     let settings = flags::settings(role, matches)?;
-    print!("{}", explain::explain(&settings));
+    stdio::write(explain::explain(&settings))?;
     explain::check(&settings)
 }

@@ -4,6 +4,7 @@ pub mod attended;
 pub(crate) mod planted;
 #[cfg(test)]
 pub(crate) mod simulated;
+pub mod stdio;
 
 use std::cell::Cell;
 use std::collections::HashMap;

@@ -48,6 +48,11 @@ fn nothing_unfinished_is_left_in() {
 }
 
 #[test]
+fn nothing_is_printed_by_macros_that_panic() {
+    assert_tidy(&sources().iter().flat_map(check_prints).collect::<Vec<_>>());
+}
+
+#[test]
 fn tests_wait_for_conditions_and_never_sleep() {
     assert_tidy(&sources().iter().flat_map(check_sleep).collect::<Vec<_>>());
 }
@@ -81,6 +86,22 @@ fn check_length(source: &Source, longer: &[(&str, usize)]) -> Vec<String> {
 fn check_leftovers(source: &Source) -> Vec<String> {
     let left = ["todo!", "unimplemented!", "dbg!"];
     left.iter().flat_map(|word| source.complain(word, "is left in")).collect()
+}
+
+/// `println!` and its like panic when the output is full or closed.
+fn check_prints(source: &Source) -> Vec<String> {
+    let is_program = source.path.starts_with("src/") || source.path.starts_with("operator/src/");
+    if !is_program || source.path.starts_with("src/master/raft/simulation/") {
+        return Vec::new();
+    }
+    let code = source.product();
+    let found = |word: &&str| source::find_word(code, word).into_iter().map(|at| source.place(at)).collect::<Vec<_>>();
+    ["println!", "print!", "eprintln!", "eprint!"]
+        .iter()
+        .flat_map(|word| {
+            found(word).into_iter().map(move |place| format!("{place}: `{word}` panics: use runtime::stdio"))
+        })
+        .collect()
 }
 
 fn check_sleep(source: &Source) -> Vec<String> {

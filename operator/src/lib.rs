@@ -7,3 +7,4 @@ pub mod desired;
 mod events;
 pub mod fingerprint;
 pub mod http;
+pub mod output;

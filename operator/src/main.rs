@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use jindofs_operator::crd::{self, Dataset, JindoRuntime};
 use jindofs_operator::desired::{self, Input};
 use jindofs_operator::http::{self, Ready};
-use jindofs_operator::{controller, csi};
+use jindofs_operator::{controller, csi, output};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Name of the driver: Fluid's, so that its volumes go on.
@@ -78,7 +78,11 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let printed = match Arguments::parse().command {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(answer) => return output::print_usage(&answer),
+    };
+    let printed = match arguments.command {
         Command::Crd => crd::yaml().map_err(|error| error.to_string()),
         Command::Render { file, image, namespace } => render(&file, &image, &namespace),
         Command::Controller { namespace, identity, image, driver, http_port } => {
@@ -92,12 +96,9 @@ fn main() -> ExitCode {
         }
     };
     match printed {
-        Ok(text) => {
-            print!("{text}");
-            ExitCode::SUCCESS
-        }
+        Ok(text) => output::print(&text),
         Err(error) => {
-            eprintln!("error: {error}");
+            output::complain(format_args!("error: {error}"));
             ExitCode::FAILURE
         }
     }
@@ -109,7 +110,8 @@ fn daemon(
     serve: impl AsyncFnOnce(Ready, std::pin::Pin<Box<dyn Future<Output = ()>>>) -> Result<(), String>,
 ) -> Result<String, String> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().json().with_env_filter(filter).init();
+    // What cannot be logged, as on a full disk, would be told on standard error by a macro that panics.
+    tracing_subscriber::fmt().json().with_env_filter(filter).log_internal_errors(false).init();
     // There must be exactly one crypto library in the process; a second call would only say so.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -160,7 +162,7 @@ fn render(file: &Path, image: &str, namespace: &str) -> Result<String, String> {
         return Err(at(&lines.join("\n")));
     }
     for field in desired::of_dataset(&dataset).into_iter().chain(desired::of_runtime(&runtime)) {
-        eprintln!("warning: {field} (in {})", file.display());
+        output::complain(format_args!("warning: {field} (in {})", file.display()));
     }
     let objects = desired::objects(&input).map_err(|one| at(&format!("{}: {}", one.reason, one.message)))?;
     objects.yaml().map_err(|error| error.to_string())

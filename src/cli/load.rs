@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use jindofs_proto::v1::{JobInfo, JobState};
-use serde::Serialize;
+use jindofs_proto::v1::JobInfo;
 
-use super::output::{print, size};
-use super::{Common, PARTIAL};
+use super::{Common, INTERRUPTED, interrupted, job};
 use crate::error::Result;
+use crate::runtime::stdio;
 
-const LOOK: Duration = Duration::from_millis(200);
+/// Pause between two looks at the job.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -24,38 +24,6 @@ pub(super) struct Arguments {
     /// Return once the job is recorded; it goes on without us.
     #[arg(long)]
     detach: bool,
-}
-
-#[derive(Debug, Serialize)]
-struct Row {
-    id: String,
-    state: &'static str,
-    files_total: u64,
-    files_done: u64,
-    files_failed: u64,
-    bytes_total: u64,
-    bytes_done: u64,
-    message: String,
-}
-
-fn row(job: &JobInfo) -> Row {
-    let state = match job.state() {
-        JobState::Running => "running",
-        JobState::Done => "done",
-        JobState::Failed => "failed",
-        JobState::Cancelled => "cancelled",
-        JobState::Unspecified => "unknown",
-    };
-    Row {
-        id: job.id.to_string(),
-        state,
-        files_total: job.files_total,
-        files_done: job.files_done,
-        files_failed: job.files_failed,
-        bytes_total: job.bytes_total,
-        bytes_done: job.bytes_done,
-        message: job.message.clone(),
-    }
 }
 
 fn bar() -> ProgressBar {
@@ -75,33 +43,30 @@ pub(super) async fn run(common: &Common, arguments: Arguments) -> Result<ExitCod
     let shown = arguments.path.to_string_lossy().into_owned();
     let submitted = namespace.submit_load(&arguments.path.into_vec()).await;
     namespace.session().close().await;
-    let mut job = submitted.map_err(|error| error.context(shown))?;
-    let bar = bar();
-    if !arguments.detach {
-        let show = |job: &JobInfo| {
-            bar.set_length(job.bytes_total);
-            bar.set_position(job.bytes_done);
-            bar.set_message(format!("{} of {} files", job.files_done, job.files_total));
-        };
-        job = namespace.follow_job(job, LOOK, show).await?;
+    let submitted = submitted.map_err(|error| error.context(shown))?;
+    let id = submitted.id;
+    if arguments.detach {
+        stdio::complain(job::advice(id));
+        job::show(common, &submitted)?;
+        return Ok(ExitCode::SUCCESS);
     }
+    let bar = bar();
+    let show = |job: &JobInfo| {
+        bar.set_length(job.bytes_total);
+        bar.set_position(job.bytes_done);
+        bar.set_message(format!("{} of {} files", job.files_done, job.files_total));
+        Ok(())
+    };
+    let ended = tokio::select! {
+        ended = namespace.follow_job(submitted, POLL_INTERVAL, show) => Some(ended),
+        interrupted = interrupted() => interrupted.map(|()| None)?,
+    };
     bar.finish_and_clear();
-    let row = row(&job);
-    print(common.output, &row, &["JOB", "STATE", "FILES", "FAILED", "BYTES", "MESSAGE"], |_| {
-        let files = format!("{}/{}", row.files_done, row.files_total);
-        let bytes = format!("{}/{}", size(row.bytes_done), size(row.bytes_total));
-        vec![vec![
-            row.id.clone(),
-            row.state.to_owned(),
-            files,
-            row.files_failed.to_string(),
-            bytes,
-            row.message.clone(),
-        ]]
-    })?;
-    Ok(match job.state() {
-        JobState::Failed => ExitCode::from(PARTIAL),
-        JobState::Cancelled => ExitCode::FAILURE,
-        _ => ExitCode::SUCCESS,
-    })
+    let Some(ended) = ended else {
+        stdio::complain(job::advice(id));
+        return Ok(ExitCode::from(INTERRUPTED));
+    };
+    let ended = ended.map_err(|error| error.context(job::advice(id)))?;
+    job::show(common, &ended)?;
+    Ok(job::exit_code(&ended))
 }

@@ -3,13 +3,13 @@
 mod bench;
 mod cluster;
 pub(crate) mod fs;
+mod job;
 mod load;
 mod mount;
 mod output;
 mod report;
 mod worker;
 
-use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -17,14 +17,19 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::client::namespace::Namespace;
-use crate::config::ClientConfig;
+use crate::config::{ClientConfig, value};
 use crate::error::{Error, Result};
+use crate::runtime::shutdown_on_signal;
+use crate::runtime::stdio::{self, fail};
 use output::Format;
 
 /// Exit code when a part could not be done.
 const PARTIAL: u8 = 5;
+/// Exit code of a command that was interrupted while it waited: 128 and the number of SIGINT.
+const INTERRUPTED: u8 = 130;
 
-/// Looks after a JindoFS cluster. Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 no leader or unavailable, 5 partial.
+/// Looks after a JindoFS cluster. Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 no leader or unavailable, 5 partial, 130
+/// interrupted while it waited, 141 nobody reads its output.
 #[derive(Debug, Parser)]
 #[command(name = "jindoctl", version)]
 struct Cli {
@@ -41,7 +46,7 @@ struct Common {
     #[arg(long, global = true, env = "JINDOFS_MASTERS", default_value = "127.0.0.1:8101")]
     masters: String,
     /// Longest wait for one operation, seconds.
-    #[arg(long, global = true, default_value_t = 10)]
+    #[arg(long, global = true, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     timeout: u64,
     /// How to print.
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
@@ -53,16 +58,20 @@ impl Common {
         Duration::from_secs(self.timeout)
     }
 
-    fn masters(&self) -> Vec<String> {
-        self.masters.split(',').map(str::trim).filter(|one| !one.is_empty()).map(str::to_owned).collect()
-    }
-
-    fn client(&self) -> Result<ClientConfig> {
-        let masters = self.masters();
+    /// Addresses of the masters that are given.
+    ///
+    /// *Errors*: `InvalidArgument` for what is no host:port, and when none is given.
+    fn masters(&self) -> Result<Vec<String>> {
+        let masters = value::addresses(&self.masters)
+            .map_err(|why| Error::invalid(format!("--masters (or JINDOFS_MASTERS): {why}")))?;
         if masters.is_empty() {
             return Err(Error::invalid("no master is given: use --masters host:port,... or JINDOFS_MASTERS"));
         }
-        Ok(ClientConfig { masters, rpc_timeout: self.timeout(), hard: false })
+        Ok(masters)
+    }
+
+    fn client(&self) -> Result<ClientConfig> {
+        Ok(ClientConfig { masters: self.masters()?, rpc_timeout: self.timeout(), hard: false })
     }
 
     fn namespace(&self) -> Result<Namespace> {
@@ -88,6 +97,9 @@ enum Command {
     Report,
     /// Caches every file below a path, and waits for it.
     Load(load::Arguments),
+    /// Work that the cluster does by itself, such as loads.
+    #[command(subcommand)]
+    Job(job::Command),
     /// Measures through the public API.
     #[command(subcommand)]
     Bench(bench::Command),
@@ -102,7 +114,10 @@ enum Command {
 
 /// Runs `jindoctl` with the process's arguments.
 pub fn run() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match stdio::parsed(Cli::try_parse()) {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&Error::from(error)),
@@ -113,9 +128,12 @@ pub fn run() -> ExitCode {
     }
 }
 
-fn fail(error: &Error) -> ExitCode {
-    eprintln!("error: {error}");
-    ExitCode::from(error.exit_code())
+/// Waits for Ctrl-C or SIGTERM.
+///
+/// *Errors*: when the signals cannot be caught.
+async fn interrupted() -> Result<()> {
+    shutdown_on_signal()?.cancelled().await;
+    Ok(())
 }
 
 async fn dispatch(cli: Cli) -> Result<ExitCode> {
@@ -124,15 +142,19 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Mount(command) => mount::run(&cli.common, command).await.map(|()| ExitCode::SUCCESS),
         Command::Worker(command) => worker::run(&cli.common, command).await,
         Command::Report => report::run(&cli.common).await.map(|()| ExitCode::SUCCESS),
+        Command::Job(command) => job::run(&cli.common, command).await,
         Command::Load(arguments) => load::run(&cli.common, arguments).await,
         Command::Fs(command) => fs::run(&cli.common, command).await.map(|()| ExitCode::SUCCESS),
         Command::Bench(command) => bench::run(&cli.common, command).await,
         Command::Version => {
-            println!("jindoctl {}", env!("CARGO_PKG_VERSION"));
+            stdio::write_line(concat!("jindoctl ", env!("CARGO_PKG_VERSION")))?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "jindoctl", &mut io::stdout());
+            // Into memory first: the generator panics when it cannot write.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "jindoctl", &mut script);
+            stdio::write(String::from_utf8_lossy(&script))?;
             Ok(ExitCode::SUCCESS)
         }
     }

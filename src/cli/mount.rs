@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::Common;
 use super::output::{name, print};
 use crate::error::{Error, Result};
+use crate::runtime::stdio;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -50,13 +51,22 @@ struct Row {
     ufs: String,
     meta_policy: &'static str,
     read_only: bool,
+    /// Objects of the directories listed so far that no path can express.
+    skipped: u64,
     options: BTreeMap<String, String>,
 }
 
-fn row(mount: Mount) -> Row {
+fn row(skipped: u64, mount: Mount) -> Row {
     let meta_policy = if mount.meta_policy() == MetaPolicy::Always { "always" } else { "once" };
     let options = mount.options;
-    Row { path: name(&mount.path), ufs: mount.ufs_uri, meta_policy, read_only: mount.read_only, options }
+    Row { path: name(&mount.path), ufs: mount.ufs_uri, meta_policy, read_only: mount.read_only, skipped, options }
+}
+
+/// Says what should be looked at.
+fn warn(path: &str, warning: &str) {
+    if !warning.is_empty() {
+        stdio::complain(format_args!("warning: {path}: {warning}"));
+    }
 }
 
 pub(super) async fn run(common: &Common, command: Command) -> Result<()> {
@@ -75,19 +85,27 @@ pub(super) async fn run(common: &Common, command: Command) -> Result<()> {
                 meta_policy: policy.into(),
                 ..Mount::default()
             };
-            namespace.add_mount(mount).await.map(drop).map_err(|error| error.context(shown))
+            let added = namespace.add_mount(mount).await.map_err(|error| error.context(&shown));
+            added.map(|answer| warn(&shown, &answer.warning))
         }
         Command::Remove { path } => {
             let shown = path.to_string_lossy().into_owned();
             namespace.remove_mount(&path.into_vec()).await.map_err(|error| error.context(shown))
         }
         Command::List => {
-            let rows: Vec<Row> = namespace.mounts().await?.mounts.into_iter().map(row).collect();
-            print(common.output, &rows, &["PATH", "UFS", "META-POLICY", "OPTIONS"], |_| {
+            let usage = namespace.usage().await?.mounts;
+            let skipped =
+                |mount: &Mount| usage.iter().find(|one| one.mount_id == mount.id).map_or(0, |one| one.skipped);
+            let mounts = namespace.mounts().await?.mounts.into_iter();
+            let rows: Vec<Row> = mounts.map(|mount| row(skipped(&mount), mount)).collect();
+            print(common.output, &rows, &["PATH", "UFS", "META-POLICY", "SKIPPED", "OPTIONS"], |_| {
                 let options =
                     |row: &Row| row.options.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(",");
                 rows.iter()
-                    .map(|row| vec![row.path.clone(), row.ufs.clone(), row.meta_policy.to_owned(), options(row)])
+                    .map(|row| {
+                        let skipped = row.skipped.to_string();
+                        vec![row.path.clone(), row.ufs.clone(), row.meta_policy.to_owned(), skipped, options(row)]
+                    })
                     .collect()
             })
         }

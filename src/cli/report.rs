@@ -22,6 +22,8 @@ struct MountRow {
     bytes: u64,
     cached_files: u64,
     cached_bytes: u64,
+    /// Objects of the directories listed so far that no path can express.
+    skipped: u64,
 }
 
 pub(super) async fn run(common: &Common) -> Result<()> {
@@ -37,17 +39,20 @@ pub(super) async fn run(common: &Common) -> Result<()> {
             bytes: usage.bytes,
             cached_files: usage.cached_files,
             cached_bytes: usage.cached_bytes,
+            skipped: usage.skipped,
         }
     });
     let report = Report { workers: workers.collect(), mounts: rows.collect() };
-    print(common.output, &report, &["WHAT", "WHERE", "STATE", "FILES", "SIZE", "CACHED"], |_| {
+    print(common.output, &report, &["WHAT", "WHERE", "STATE", "FILES", "SIZE", "CACHED", "SKIPPED"], |_| {
         let workers = report.workers.iter().map(|one| {
             let (capacity, used) = (size(one.capacity_bytes), size(one.used_bytes));
-            vec![format!("worker {}", one.id), one.address.clone(), one.state.to_owned(), String::new(), capacity, used]
+            let (what, state) = (format!("worker {}", one.id), one.state.to_owned());
+            vec![what, one.address.clone(), state, String::new(), capacity, used, String::new()]
         });
         let mounts = report.mounts.iter().map(|one| {
             let (files, bytes, cached) = (one.files.to_string(), size(one.bytes), size(one.cached_bytes));
-            vec![format!("mount {}", one.path), one.ufs.clone(), "mounted".to_owned(), files, bytes, cached]
+            let (what, state) = (format!("mount {}", one.path), "mounted".to_owned());
+            vec![what, one.ufs.clone(), state, files, bytes, cached, one.skipped.to_string()]
         });
         workers.chain(mounts).collect()
     })

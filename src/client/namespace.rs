@@ -9,7 +9,7 @@ use jindofs_proto::v1::{
     AddMountRequest, Attr, BatchOp, BatchRequest, BeginWriteRequest, BeginWriteResponse, CancelJobRequest,
     ChangeMountRequest, CreateRequest, DirEntry, EndWriteRequest, Entry, GetJobRequest, JobInfo, JobState,
     LayoutRequest, LayoutResponse, ListJobsRequest, ListMountsRequest, ListMountsResponse, ListRequest, ListResponse,
-    LookupRequest, MkdirRequest, Mount, MutationResponse, OpId, RemoveMountRequest, RenameRequest,
+    LookupRequest, MkdirRequest, Mount, MountResponse, MutationResponse, OpId, RemoveMountRequest, RenameRequest,
     ReserveInodesRequest, RmdirRequest, SetAttrRequest, StoredContent, SubmitLoadRequest, SymlinkRequest, Target,
     UnlinkRequest, WorkersRequest, WorkersResponse, batch_result, target,
 };
@@ -263,16 +263,16 @@ impl Namespace {
         Ok((client_id, reserved.first))
     }
 
-    /// Mounts an under-storage at `mount.path`.
+    /// Mounts an under-storage at `mount.path`. The answer may have a warning for people.
     ///
     /// *Errors*: `AlreadyExists`, `InvalidArgument`; as [`Namespace::create`].
-    pub async fn add_mount(&self, mount: Mount) -> Result<Mount> {
+    pub async fn add_mount(&self, mount: Mount) -> Result<MountResponse> {
         let request = AddMountRequest { op: None, mount: Some(mount) };
         let send = |to, op| {
             let request = AddMountRequest { op, ..request.clone() };
             async move { namespace(to).add_mount(request).await }
         };
-        self.mutate("add mount", send).await?.mount.ok_or_else(|| missing("add mount"))
+        self.mutate("add mount", send).await
     }
 
     /// Changes options and policies of a mount.
@@ -329,12 +329,17 @@ impl Namespace {
     /// Looks at a job until it has ended, with `pause` between two looks, and shows what each finds. Cancel-safe: the job
     /// itself goes on.
     ///
-    /// *Errors*: as [`Namespace::job`].
-    pub async fn follow_job(&self, mut job: JobInfo, pause: Duration, show: impl Fn(&JobInfo)) -> Result<JobInfo> {
+    /// *Errors*: as [`Namespace::job`]; those of `show`.
+    pub async fn follow_job(
+        &self,
+        mut job: JobInfo,
+        pause: Duration,
+        show: impl Fn(&JobInfo) -> Result<()>,
+    ) -> Result<JobInfo> {
         while job.state() == JobState::Running {
             tokio::time::sleep(pause).await;
             job = self.job(job.id).await?;
-            show(&job);
+            show(&job)?;
         }
         Ok(job)
     }

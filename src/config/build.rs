@@ -3,14 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use jindofs_packets::SOCKET_NAME_MAX;
+
 use super::keys::Role;
 use super::source::{Settings, Source, conflict};
 use super::{ClientConfig, FuseConfig, MasterConfig, Medium, TierConfig, WorkerConfig, value};
 use crate::error::Result;
-use crate::types::COMMAND_BYTES_MAX;
-
-/// Longest path of a Unix socket on Linux, bytes.
-const SOCKET_PATH_MAX: usize = 107;
+use crate::types::{BLOCK_SIZE, COMMAND_BYTES_MAX};
 
 /// Reads typed values and collects what is wrong, so that all of it is told at once.
 struct Reader<'a> {
@@ -67,8 +66,27 @@ impl<'a> Reader<'a> {
         self.parse(name, value::boolean)
     }
 
+    fn host(&mut self, name: &str) -> String {
+        self.parse(name, value::host)
+    }
+
+    /// The name of this machine, which stands in for a setting that is not set.
+    fn machine_host(&mut self, name: &str, machine: &str) -> String {
+        value::host(machine).unwrap_or_else(|problem| {
+            self.complain(name, format!("the host name of this machine cannot stand in for it: {problem}"));
+            String::new()
+        })
+    }
+
     fn addresses(&mut self, name: &str) -> Vec<String> {
         self.parse(name, value::addresses)
+    }
+
+    /// Refuses a quota in which nothing can be kept.
+    fn at_least_a_block(&mut self, name: &str, bytes: u64) {
+        if bytes < u64::from(BLOCK_SIZE) {
+            self.complain(name, format!("{bytes} bytes are less than a block: give at least {} MiB", BLOCK_SIZE >> 20));
+        }
     }
 
     fn required(&mut self, name: &str, example: &str) {
@@ -115,10 +133,8 @@ fn names_machine(host: &str, machine: &str) -> bool {
 }
 
 fn master_host(reader: &mut Reader<'_>, peers: &[String], machine: &str) -> String {
-    let given = value::list(reader.text("namespace.backend.raft.hostname"));
     // Upstream puts the name of every master there, sometimes with a port.
-    let bare = |host: &String| if port_of(host).is_some() { host_of(host).to_owned() } else { host.clone() };
-    let given: Vec<String> = given.iter().map(bare).collect();
+    let given = reader.parse("namespace.backend.raft.hostname", value::hosts);
     match given.as_slice() {
         [only] => return only.clone(),
         [] => {}
@@ -131,7 +147,10 @@ fn master_host(reader: &mut Reader<'_>, peers: &[String], machine: &str) -> Stri
         }
     }
     let mine = peers.iter().map(|peer| host_of(peer)).find(|host| peers.len() == 1 || names_machine(host, machine));
-    mine.unwrap_or(machine).to_owned()
+    match mine {
+        Some(mine) => mine.to_owned(),
+        None => reader.machine_host("namespace.backend.raft.hostname", machine),
+    }
 }
 
 impl MasterConfig {
@@ -155,7 +174,7 @@ impl MasterConfig {
             meta_dir: PathBuf::from(r.text("namespace.meta-dir")),
             peers,
             host,
-            bind: r.text("namespace.bind").to_owned(),
+            bind: r.host("namespace.bind"),
             grpc_port: r.port("namespace.rpc.port"),
             raft_port,
             http_port: r.port("namespace.http.port"),
@@ -232,13 +251,16 @@ impl WorkerConfig {
         let data_dir = or(r.text("storage.work-dir"), beside);
         let socket = or(r.text("storage.socket"), data_dir.join("worker.sock"));
         check_socket(&mut r, "storage.socket", &socket);
-        let address = r.text("storage.address");
+        let host = match r.text("storage.address") {
+            "" => r.machine_host("storage.address", &host_name()),
+            _ => r.host("storage.address"),
+        };
         let config = WorkerConfig {
             masters: r.addresses("storage.namespace.rpc.address"),
             tiers,
             data_dir,
-            host: if address.is_empty() { host_name() } else { address.to_owned() },
-            bind: r.text("storage.bind").to_owned(),
+            host,
+            bind: r.host("storage.bind"),
             grpc_port,
             http_port: r.port("storage.http.port"),
             socket,
@@ -250,11 +272,11 @@ impl WorkerConfig {
 }
 
 fn check_socket(r: &mut Reader<'_>, name: &str, socket: &Path) {
-    let length = socket.as_os_str().len();
-    if length > SOCKET_PATH_MAX {
+    let length = socket.file_name().map_or(0, |last| last.len());
+    if length > SOCKET_NAME_MAX {
         let socket = socket.display();
-        let most = format!("a Unix socket can have {SOCKET_PATH_MAX}: set a shorter one");
-        r.complain(name, format!("{socket} has {length} bytes; {most}"));
+        let most = format!("the last name can have {SOCKET_NAME_MAX}: set a shorter one");
+        r.complain(name, format!("the last name of {socket} has {length} bytes; {most}"));
     }
 }
 
@@ -271,6 +293,7 @@ fn tiers(r: &mut Reader<'_>, grpc_port: u16) -> Vec<TierConfig> {
     let mut tiers = Vec::new();
     let memory = r.size("storage.ram.cache.size");
     if memory > 0 {
+        r.at_least_a_block("storage.ram.cache.size", memory);
         let dir = r.text("storage.ram.cache.dir");
         let default = || PathBuf::from(format!("/dev/shm/jindofs-{grpc_port}"));
         tiers.push(tier(Medium::Mem, if dir.is_empty() { default() } else { PathBuf::from(dir) }, memory));
@@ -283,6 +306,7 @@ fn tiers(r: &mut Reader<'_>, grpc_port: u16) -> Vec<TierConfig> {
     if !dirs.is_empty() && sizes.is_empty() {
         r.required("storage.data-dirs.capacities", "12Gi");
     }
+    sizes.iter().for_each(|size| r.at_least_a_block("storage.data-dirs.capacities", *size));
     let mediums = per_dir(r, "storage.data-dirs.mediums", dirs.len(), value::mediums);
     for (at, dir) in dirs.iter().enumerate() {
         let guess = if dir.starts_with("/dev/shm") { Medium::Mem } else { Medium::Ssd };
@@ -369,8 +393,8 @@ impl FuseConfig {
             r.complain("fuse.writable", problem);
         }
         let staging_bytes = r.size("fuse.staging.size");
-        if writable && staging_bytes == 0 {
-            r.complain("fuse.staging.size", "must be more than zero");
+        if writable {
+            r.at_least_a_block("fuse.staging.size", staging_bytes);
         }
         let config = FuseConfig {
             client: client(&mut r),
@@ -389,7 +413,7 @@ impl FuseConfig {
             direct_io_min_size: r.parse("fuse.direct-io-min-size", value::size),
             threads,
             http_port: r.port("fuse.http.port"),
-            bind: r.text("fuse.bind").to_owned(),
+            bind: r.host("fuse.bind"),
         };
         r.finish(config)
     }

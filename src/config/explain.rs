@@ -35,14 +35,18 @@ pub fn explain(settings: &Settings) -> String {
     text
 }
 
-/// What is no error but should be known.
-fn advice(settings: &Settings) -> Vec<String> {
+/// What is no error but should be known, for people: one text per setting.
+pub fn advice(settings: &Settings) -> Vec<String> {
     let mut lines = settings.warnings.clone();
     let masters = settings.get("namespace.backend.raft.initial-conf");
     if let Some(masters) = masters.filter(|masters| masters.source != Source::Default) {
         let count = super::value::list(&masters.value).len();
         if count > 1 && count.is_multiple_of(2) {
-            lines.push(format!("{count} masters survive no more losses than {}: use an odd number", count - 1));
+            lines.push(format!(
+                "namespace.backend.raft.initial-conf: {count} masters survive no more losses than {}, and are not founded as \
+                 a cluster: use an odd number",
+                count - 1
+            ));
         }
     }
     lines

@@ -49,6 +49,10 @@ pub enum Kind {
     Count,
     /// Comma-separated `host:port`; a third field, as in `host:port:0`, is dropped.
     Addresses,
+    /// Name or IP address of a host.
+    Host,
+    /// Comma-separated hosts; a port behind one is dropped.
+    Hosts,
     /// `0.8` or `80%`.
     Ratio,
     /// Comma-separated `MEM`, `SSD`, `HDD`.
@@ -71,6 +75,8 @@ impl Kind {
             Kind::Port => "PORT",
             Kind::Count => "NUMBER",
             Kind::Addresses => "HOST:PORT,...",
+            Kind::Host => "HOST",
+            Kind::Hosts => "HOST,...",
             Kind::Ratio => "RATIO",
             Kind::Mediums => "MEM|SSD|HDD,...",
             Kind::Choice(_) => "WORD",
@@ -137,10 +143,10 @@ pub const KEYS: &[Key] = &[
          mean the same; rocksdb is refused with several masters."),
     key("namespace.backend.raft.initial-conf", MASTER, Kind::Addresses, "", "initial-conf",
         "Raft host:port of every master, in order; the first one founds. Default: this master alone."),
-    key("namespace.backend.raft.hostname", MASTER, Kind::Text, "", "host",
+    key("namespace.backend.raft.hostname", MASTER, Kind::Hosts, "", "host",
         "Host name or address others reach this master at; of a comma-separated list the entry named like this \
          machine. Default: this machine's entry of initial-conf, else its host name."),
-    key("namespace.bind", MASTER, Kind::Text, "0.0.0.0", "bind", "Address to bind all ports of the master on."),
+    key("namespace.bind", MASTER, Kind::Host, "0.0.0.0", "bind", "Address to bind all ports of the master on."),
     key("namespace.rpc.port", MASTER, Kind::Port, "8101", "rpc-port", "Port of the client gRPC services."),
     key("namespace.backend.raft.port", MASTER, Kind::Port, "8103", "raft-port",
         "Port of the Raft transport. Unless set, this master's entry of initial-conf decides."),
@@ -203,14 +209,14 @@ pub const KEYS: &[Key] = &[
     key("storage.work-dir", WORKER, Kind::Path, "", "work-dir",
         "Directory of the worker's identity and of the mount table it last saw. Default: `worker` in the first of \
          storage.data-dirs."),
-    key("storage.address", WORKER, Kind::Text, "", "host",
+    key("storage.address", WORKER, Kind::Host, "", "host",
         "Host name or address others reach this worker at. Default: the machine's host name."),
-    key("storage.bind", WORKER, Kind::Text, "0.0.0.0", "bind", "Address to bind all ports of the worker on."),
+    key("storage.bind", WORKER, Kind::Host, "0.0.0.0", "bind", "Address to bind all ports of the worker on."),
     key("storage.rpc.port", WORKER, Kind::Port, "6101", "rpc-port", "Port of the gRPC services."),
     key("storage.http.port", WORKER, Kind::Port, "6104", "http-port", "Port of metrics, livez and readyz."),
     key("storage.socket", WORKER, Kind::Path, "", "socket",
-        "Unix socket that hands file descriptors to readers on this host; at most 107 bytes long. Default: \
-         `worker.sock` in storage.work-dir."),
+        "Unix socket that hands file descriptors to readers on this host; its last name has at most 80 \
+         bytes. Default: `worker.sock` in storage.work-dir."),
     key("storage.heartbeat", WORKER, Kind::Duration, "1s", "", "Interval of heartbeats to every master."),
 
     Key {
@@ -256,7 +262,7 @@ pub const KEYS: &[Key] = &[
          are twice as fast and memory is not used twice, reads below 32 KiB are slower. 0 turns it off."),
     key("fuse.threads", FUSE, Kind::Count, "8", "", "Threads that answer the kernel, 1 to 256."),
     key("fuse.http.port", FUSE, Kind::Port, "10001", "http-port", "Port of metrics, livez and readyz."),
-    key("fuse.bind", FUSE, Kind::Text, "0.0.0.0", "bind", "Address to bind the HTTP port on."),
+    key("fuse.bind", FUSE, Kind::Host, "0.0.0.0", "bind", "Address to bind the HTTP port on."),
 ];
 
 /// Keys of upstream that configurations carry and that have no effect here; they are accepted with a warning.

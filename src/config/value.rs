@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::Medium;
 use super::keys::Kind;
+use crate::types::address;
 
 /// Bytes from `12Gi`, `4MiB`, `1g`, `512 kb` or a bare number; every suffix is a power of 1,024.
 pub fn size(text: &str) -> Result<u64, String> {
@@ -83,26 +84,28 @@ pub fn list(text: &str) -> Vec<String> {
 
 /// `host:port` from `host:port` or `host:port:0` (upstream's third field is always 0); IPv6 hosts in brackets.
 pub fn address(text: &str) -> Result<String, String> {
-    let wrong = |why: &str| format!("{text:?} is no host:port: {why}");
     let text = text.trim();
-    let (host, rest) = match text.strip_prefix('[') {
-        Some(tail) => {
-            let (host, rest) = tail.split_once(']').ok_or_else(|| wrong("a ']' is missing"))?;
-            (format!("[{host}]"), rest.strip_prefix(':').ok_or_else(|| wrong("the port is missing"))?)
-        }
-        None => {
-            let (host, rest) = text.split_once(':').ok_or_else(|| wrong("the port is missing"))?;
-            (host.to_owned(), rest)
-        }
+    // Before upstream's third field stands a whole address: that of IPv6 has more colons, and ends otherwise.
+    let whole =
+        text.rsplit_once(':').filter(|(_, index)| !index.is_empty() && index.bytes().all(|c| c.is_ascii_digit()));
+    match whole.map(|(rest, _)| address::host_port(rest)) {
+        Some(Ok(address)) => Ok(address),
+        _ => address::host_port(text),
+    }
+}
+
+/// A host as it stands before a port.
+pub fn host(text: &str) -> Result<String, String> {
+    address::host(text)
+}
+
+/// A list of hosts. Upstream puts a port behind some, which is dropped.
+pub fn hosts(text: &str) -> Result<Vec<String>, String> {
+    let one = |part: &String| match (host(part), address(part)) {
+        (Err(_), Ok(address)) => Ok(address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host).to_owned()),
+        (host, _) => host,
     };
-    if host.is_empty() || host == "[]" || host.contains(char::is_whitespace) || host.contains('/') {
-        return Err(wrong("the host is missing or malformed"));
-    }
-    let (number, index) = rest.split_once(':').unwrap_or((rest, "0"));
-    if index.parse::<u32>().is_err() {
-        return Err(wrong("what follows the port must be upstream's replica index, 0"));
-    }
-    Ok(format!("{host}:{}", port(number).map_err(|_| wrong("the port must be a number from 1 to 65535"))?))
+    list(text).iter().map(one).collect()
 }
 
 /// A list of [`address`]es, each at most once.
@@ -148,6 +151,8 @@ pub fn check(kind: Kind, text: &str) -> Result<(), String> {
         Kind::Port => port(text).map(drop),
         Kind::Count => count(text).map(drop),
         Kind::Addresses => addresses(text).map(drop),
+        Kind::Host => host(text).map(drop),
+        Kind::Hosts => hosts(text).map(drop),
         Kind::Ratio => percent(text).map(drop),
         Kind::Mediums => mediums(text).map(drop),
         Kind::Choice(words) if words.contains(&text.trim()) => Ok(()),
@@ -187,6 +192,14 @@ mod tests {
         );
         for bad in ["a", "a:", ":1", "a:0", "a:70000", "a:1:x", "a:1,a:1:0", "::1:80", "http://a:1"] {
             assert!(addresses(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn hosts_lose_the_port_that_upstream_gives_them() {
+        assert_eq!(hosts("m0, m1:8103,m2:8103:0,::1"), Ok(vec!["m0".into(), "m1".into(), "m2".into(), "[::1]".into()]));
+        for bad in ["a b", "m0,http://m1", "u@h"] {
+            assert!(hosts(bad).is_err(), "{bad}");
         }
     }
 

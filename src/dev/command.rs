@@ -1,20 +1,19 @@
 //! The command line of `jindofs dev`.
 
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
-use super::{DevCluster, DevFile, DevOptions, UfsMount, control, launch};
+use super::{DevCluster, DevFile, DevOptions, UfsMount, control, detach, launch};
 use crate::config::value;
 use crate::error::{Error, Result};
+use crate::runtime::stdio;
 
-const READY: &str = "ready";
+/// Last line of a start.
+pub(super) const READY: &str = "ready";
 
 /// The subcommand with its own subcommands.
 pub fn command() -> Command {
@@ -91,16 +90,14 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
             let file = DevFile::read(&dir(found))?;
             let added = file.processes.into_iter().rfind(|one| one.role == "master");
             let added = added.ok_or_else(|| Error::internal("dev.json names no master"))?;
-            println!("{} waits at {}", added.name, added.raft.unwrap_or_default());
-            Ok(())
+            stdio::write_line(format_args!("{} waits at {}", added.name, added.raft.unwrap_or_default()))
         }
         Some(("status", found)) => {
             let file = DevFile::read(&dir(found))?;
             let text = serde_json::to_string_pretty(&file).map_err(|error| Error::internal(error.to_string()))?;
-            println!("{text}");
-            Ok(())
+            stdio::write_line(text)
         }
-        _ if matches.get_flag("detach") => detach(),
+        _ if matches.get_flag("detach") => detach::run(&options(matches)?),
         _ => foreground(options(matches)?),
     }
 }
@@ -126,7 +123,10 @@ fn options(matches: &ArgMatches) -> Result<DevOptions> {
             text.split_once('=').ok_or_else(|| Error::invalid(format!("--set {text}: write KEY=VALUE")))?;
         options.settings.push((key.to_owned(), value.to_owned()));
     }
-    options.progress = Some(say);
+    options.progress = Some(|line| {
+        // The line that says that everything is ready brings out what is wrong with the output.
+        let _ = say(line);
+    });
     Ok(options)
 }
 
@@ -140,9 +140,9 @@ fn foreground(options: DevOptions) -> Result<()> {
     let cluster = DevCluster::start(options)?;
     let listener = control::listen(&dir)?;
     listener.set_nonblocking(true)?;
-    say(&format!("masters {}", cluster.file().masters));
+    say(&format!("masters {}", cluster.file().masters))?;
     launch::outlive_parent()?;
-    say(READY);
+    say(READY)?;
     while !stop.load(Ordering::Acquire) {
         match listener.accept() {
             Ok((stream, _)) => {
@@ -150,7 +150,7 @@ fn foreground(options: DevOptions) -> Result<()> {
                 match control::answer(&cluster, stream) {
                     Ok(true) => break,
                     Ok(false) => {}
-                    Err(error) => eprintln!("warning: a command was not answered: {error}"),
+                    Err(error) => stdio::complain(format_args!("warning: a command was not answered: {error}")),
                 }
             }
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
@@ -164,15 +164,17 @@ fn foreground(options: DevOptions) -> Result<()> {
 }
 
 /// Prints a line. Who started the cluster may be gone by then, which must not end it.
-fn say(line: &str) {
-    let mut out = std::io::stdout().lock();
-    if let Err(error) = writeln!(out, "{line}").and_then(|()| out.flush()) {
-        tracing::debug!(%error, "nobody reads the progress");
+///
+/// *Errors*: when the output cannot be written for another reason.
+pub(super) fn say(line: &str) -> Result<()> {
+    match stdio::write_line(line) {
+        Err(error) if !stdio::is_reader_gone() => Err(error),
+        _ => Ok(()),
     }
 }
 
 /// Runs `then` once on SIGINT or SIGTERM, which from now on do nothing else.
-fn on_signal(then: impl FnOnce() + Send + 'static) -> Result<()> {
+pub(super) fn on_signal(then: impl FnOnce() + Send + 'static) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let token = {
         let _inside = runtime.enter();
@@ -183,30 +185,4 @@ fn on_signal(then: impl FnOnce() + Send + 'static) -> Result<()> {
         then();
     })?;
     Ok(())
-}
-
-/// Runs the same command in the background, in a session of its own, and returns once it is ready.
-fn detach() -> Result<()> {
-    let arguments: Vec<_> = std::env::args_os().skip(1).filter(|argument| argument != "--detach").collect();
-    let mut command = std::process::Command::new(std::env::current_exe()?);
-    launch::end_with_this_process(&mut command, "TERM");
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
-    let mut child = command.spawn()?;
-    let pid = rustix::process::Pid::from_child(&child);
-    // Interrupted while it starts, the cluster is taken down before this process ends.
-    on_signal(move || {
-        if let Err(error) = rustix::process::kill_process(pid, rustix::process::Signal::TERM) {
-            tracing::debug!(%error, "the cluster has ended already");
-        }
-    })?;
-    let Some(output) = child.stdout.take() else { return Err(Error::internal("no output of the background process")) };
-    for line in BufReader::new(output).lines() {
-        let line = line?;
-        println!("{line}");
-        if line == READY {
-            return Ok(());
-        }
-    }
-    let status = child.wait()?;
-    Err(Error::internal(format!("the cluster did not start ({status}); the reason is above")))
 }

@@ -5,6 +5,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use jindofs_packets::SocketPath;
+
 use super::{DevCluster, at};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -22,7 +24,8 @@ pub(super) fn listen(dir: &Path) -> Result<UnixListener> {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(at(&path)(error)),
         _ => {}
     }
-    UnixListener::bind(&path).map_err(at(&path))
+    let bound = SocketPath::of(&path).and_then(|short| UnixListener::bind(short.as_path()));
+    bound.map_err(at(&path))
 }
 
 /// Carries out one command; true if the cluster is to be stopped.
@@ -58,8 +61,14 @@ fn restart(cluster: &DevCluster, name: &str) -> Result<()> {
 ///
 /// *Errors*: `NotFound` when none runs there; what the command failed with.
 pub(super) fn send(dir: &Path, command: &str) -> Result<()> {
-    let mut stream = UnixStream::connect(socket(dir))
-        .map_err(|_| Error::new(ErrorKind::NotFound, format!("no `jindofs dev` runs for {}", dir.display())))?;
+    let path = socket(dir);
+    let connected = SocketPath::of(&path).and_then(|short| UnixStream::connect(short.as_path()));
+    let mut stream = connected.map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => {
+            Error::new(ErrorKind::NotFound, format!("no `jindofs dev` runs for {}", dir.display()))
+        }
+        _ => at(&path)(error),
+    })?;
     stream.set_read_timeout(Some(PATIENCE))?;
     writeln!(stream, "{command}")?;
     let mut reply = String::new();

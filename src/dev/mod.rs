@@ -2,8 +2,8 @@
 //! share it.
 //!
 //! What lies in the directory of a cluster: `dev.json` (what runs where; replaced atomically on every change),
-//! `cluster-uuid` (stored before the cluster is founded), `NAME.toml` and `NAME.log` of every process, and the
-//! directories of the masters and workers. Addresses in `dev.json` are `host:port`; `pid` is null while a process is
+//! `cluster-uuid` (stored before the cluster is founded), `dev.log` (what a cluster in the background says), `NAME.toml` and
+//! `NAME.log` of every process, and the directories of the masters and workers. Addresses in `dev.json` are `host:port`; `pid` is null while a process is
 //! down; `data` of a worker is the Unix socket on which it hands out file descriptors.
 //!
 //! A cluster in the foreground ends with its `dev` process, however that ends: masters and workers are killed by the
@@ -13,6 +13,7 @@ mod children;
 mod cluster;
 pub mod command;
 mod control;
+mod detach;
 mod file;
 mod launch;
 mod options;

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
+use crate::types::BLOCK_SIZE;
 
 /// Where a single `--ufs URI` is mounted. Not `/`: metadata without under-storage lives beside the mounts.
 const DEFAULT_MOUNT_PATH: &str = "/data";
@@ -127,8 +128,17 @@ impl DevOptions {
     }
 
     pub(super) fn check(&self) -> Result<()> {
-        if self.masters == 0 || self.masters > 9 {
-            return Err(Error::invalid(format!("{} masters: choose 1 to 9", self.masters)));
+        if ![1, 3, 5, 7].contains(&self.masters) {
+            return Err(Error::invalid(format!(
+                "--masters {}: choose 1, 3, 5 or 7, as an even number survives no more losses than the odd one below it",
+                self.masters
+            )));
+        }
+        if self.workers > 0 && self.worker_quota < u64::from(BLOCK_SIZE) {
+            let (quota, least) = (self.worker_quota, BLOCK_SIZE >> 20);
+            return Err(Error::invalid(format!(
+                "--worker-quota: {quota} bytes are less than a block: give at least {least} MiB"
+            )));
         }
         if self.workers > 64 {
             return Err(Error::invalid(format!("{} workers: choose at most 64", self.workers)));

@@ -13,6 +13,7 @@ use crate::client::{Namespace, admin};
 use crate::config::ClientConfig;
 use crate::error::{Error, Result};
 use crate::rpc::channel::MasterChannel;
+use crate::types::address::without_credentials;
 
 /// Longest wait for one answer.
 const BUDGET: Duration = Duration::from_secs(2);
@@ -64,7 +65,10 @@ pub(super) fn add_mounts(
                 options: options.iter().filter(|(key, _)| takes(key)).map(|(k, v)| (k.clone(), v.clone())).collect(),
                 ..Mount::default()
             };
-            client.add_mount(mount).await.map_err(|error| error.context(format!("--ufs {}", one.uri)))?;
+            client
+                .add_mount(mount)
+                .await
+                .map_err(|error| error.context(format!("--ufs {}", without_credentials(&one.uri))))?;
         }
         client.session().close().await;
         Ok(())

@@ -9,9 +9,8 @@ use super::ports::Port;
 use crate::config::Role;
 use crate::config::keys::KEYS;
 use crate::error::Result;
+use crate::types::BLOCK_SIZE;
 
-/// Longest path of a Unix socket.
-const SOCKET_PATH_MAX: usize = 107;
 /// Share of a worker's cache that lies in memory, and the most of it.
 const MEMORY_SHARE: u64 = 8;
 const MEMORY_MAX: u64 = 128 << 20;
@@ -106,11 +105,9 @@ fn master(options: &DevOptions, number: usize, peers: &str, grpc: Port, raft: Po
 
 fn worker(options: &DevOptions, number: usize, masters: &str, grpc: Port, http: Port) -> Spec {
     let dir = options.dir.join(format!("worker-{number}"));
-    let mut socket = dir.join("worker.sock");
-    if socket.as_os_str().len() > SOCKET_PATH_MAX {
-        socket = std::env::temp_dir().join(format!("jindofs-{}.sock", grpc.number()));
-    }
-    let memory = (options.worker_quota / MEMORY_SHARE).min(MEMORY_MAX);
+    let socket = dir.join("worker.sock");
+    let share = (options.worker_quota / MEMORY_SHARE).min(MEMORY_MAX);
+    let memory = if share < u64::from(BLOCK_SIZE) { 0 } else { share };
     let settings = vec![
         ("storage.namespace.rpc.address", masters.to_owned()),
         ("storage.data-dirs", dir.join("cache").display().to_string()),

@@ -13,6 +13,7 @@ use crate::cli::fs::totals;
 use crate::client::namespace::{Namespace, at_path};
 use crate::config::ClientConfig;
 use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::stdio;
 
 /// Pause between two looks at a job.
 const LOOK: Duration = Duration::from_secs(1);
@@ -50,10 +51,7 @@ impl Commands {
                 ErrorKind::Unsupported,
                 "-formatCache is not supported: what workers hold goes with their directories",
             )),
-            ("jindocache", ["-version"]) => {
-                println!("{}", env!("CARGO_PKG_VERSION"));
-                Ok(())
-            }
+            ("jindocache", ["-version"]) => stdio::write_line(env!("CARGO_PKG_VERSION")),
             ("jindo", ["fs", "-ls", path]) => self.list(path).await,
             ("jindo", ["fs", "-count", path]) => self.count(path).await,
             _ => Err(Error::invalid(format!("{name} {}: not one of the commands that Fluid runs", words.join(" ")))),
@@ -70,14 +68,13 @@ impl Commands {
             (live.iter().map(|one| one.capacity_bytes).sum(), live.iter().map(|one| one.used_bytes).sum());
         let in_memory = self.cfg.get(WORKER, "storage.ram.cache.size").is_some();
         let (memory, disk) = if in_memory { ((total, used), (0, 0)) } else { ((0, 0), (total, used)) };
-        println!("Namespace Address: {}", self.masters.join(","));
-        println!("Total Nodes: {}", workers.len());
-        println!("Live Nodes: {}", live.len());
-        println!("Total Disk Capacity: {}B", disk.0);
-        println!("Used Disk Capacity: {}B", disk.1);
-        println!("Total MEM Capacity: {}B", memory.0);
-        println!("Used MEM Capacity: {}B", memory.1);
-        Ok(())
+        stdio::write_line(format_args!("Namespace Address: {}", self.masters.join(",")))?;
+        stdio::write_line(format_args!("Total Nodes: {}", workers.len()))?;
+        stdio::write_line(format_args!("Live Nodes: {}", live.len()))?;
+        stdio::write_line(format_args!("Total Disk Capacity: {}B", disk.0))?;
+        stdio::write_line(format_args!("Used Disk Capacity: {}B", disk.1))?;
+        stdio::write_line(format_args!("Total MEM Capacity: {}B", memory.0))?;
+        stdio::write_line(format_args!("Used MEM Capacity: {}B", memory.1))
     }
 
     async fn mounts(&self) -> Result<Vec<Mount>> {
@@ -86,7 +83,7 @@ impl Commands {
 
     async fn list_mounts(&self) -> Result<()> {
         for mount in self.mounts().await? {
-            println!("{} on {}", mount.ufs_uri, String::from_utf8_lossy(&mount.path));
+            stdio::write_line(format_args!("{} on {}", mount.ufs_uri, String::from_utf8_lossy(&mount.path)))?;
         }
         Ok(())
     }
@@ -102,13 +99,13 @@ impl Commands {
             ..Mount::default()
         };
         match self.namespace.add_mount(mount).await {
-            Ok(_) => println!("{uri} is mounted on {path}"),
+            Ok(_) => stdio::write_line(format_args!("{uri} is mounted on {path}"))?,
             Err(error) if error.kind == ErrorKind::AlreadyExists => {
                 let mounts = self.mounts().await?;
                 if !mounts.iter().any(|one| one.path == path.as_bytes() && one.ufs_uri == uri) {
                     return Err(error.context(path));
                 }
-                println!("Mount point already exists: {path}");
+                stdio::write_line(format_args!("Mount point already exists: {path}"))?;
             }
             Err(error) => return Err(error.context(path)),
         }
@@ -118,7 +115,8 @@ impl Commands {
     async fn list_policies(&self) -> Result<()> {
         for mount in self.mounts().await? {
             let policy = if mount.meta_policy() == MetaPolicy::Always { "ALWAYS" } else { "ONCE" };
-            println!("path: {}, cacheStrategy: DISTRIBUTED, metaPolicy: {policy}", mount.ufs_uri);
+            let uri = mount.ufs_uri;
+            stdio::write_line(format_args!("path: {uri}, cacheStrategy: DISTRIBUTED, metaPolicy: {policy}"))?;
         }
         Ok(())
     }
@@ -150,10 +148,10 @@ impl Commands {
         }
         let job = self.namespace.submit_load(asked.path.as_bytes()).await?;
         let tell = |job: &JobInfo| {
-            println!(
+            stdio::write_line(format_args!(
                 "{} of {} files, {} of {} bytes",
                 job.files_done, job.files_total, job.bytes_done, job.bytes_total
-            );
+            ))
         };
         let job = self.namespace.follow_job(job, LOOK, tell).await?;
         match job.state() {
@@ -167,19 +165,19 @@ impl Commands {
         let attr = match self.namespace.lookup(at_path(path.as_bytes())).await {
             // Fluid looks for these words in the output.
             Err(error) if error.kind == ErrorKind::NotFound => {
-                println!("{path}: No such file or directory");
+                stdio::write_line(format_args!("{path}: No such file or directory"))?;
                 return Err(error.context(path));
             }
             other => other?,
         };
         if attr.r#type() != FileType::Directory {
-            println!("{}\t{path}", attr.size);
-            return Ok(());
+            return stdio::write_line(format_args!("{}\t{path}", attr.size));
         }
         let mut entries = std::pin::pin!(self.namespace.list(at_path(path.as_bytes())));
         while let Some(entry) = entries.next().await {
             let entry = entry?;
-            println!("{}\t{}", entry.attr.unwrap_or_default().size, String::from_utf8_lossy(&entry.name));
+            let size = entry.attr.unwrap_or_default().size;
+            stdio::write_line(format_args!("{size}\t{}", String::from_utf8_lossy(&entry.name)))?;
         }
         Ok(())
     }
@@ -188,8 +186,7 @@ impl Commands {
     async fn count(&self, path: &str) -> Result<()> {
         let path = of_namespace(path)?;
         let totals = totals(&self.namespace, path.clone().into_bytes()).await?;
-        println!("{} {} {} {path}", totals.directories, totals.files, totals.bytes);
-        Ok(())
+        stdio::write_line(format_args!("{} {} {} {path}", totals.directories, totals.files, totals.bytes))
     }
 }
 

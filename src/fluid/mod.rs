@@ -18,6 +18,7 @@ use std::time::Duration;
 use clap::{Arg, ArgMatches, Command};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::stdio;
 use cfg::Cfg;
 pub use launch::Launch;
 
@@ -84,7 +85,7 @@ fn entrypoint(arguments: &[String]) -> Result<Launch> {
             match launch::master(&cfg, &variable, &crate::config::host_name(), &launch::is_local) {
                 // The names of pods are made known after they start.
                 Err(error) if error.kind == ErrorKind::Unavailable => {
-                    eprintln!("waiting: {error}");
+                    stdio::complain(format_args!("waiting: {error}"));
                     std::thread::sleep(LOOK);
                 }
                 other => break other,

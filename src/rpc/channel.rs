@@ -163,7 +163,7 @@ impl MasterChannel {
                 }
                 Err(failure) => failure,
             };
-            if !failure.error.is_retryable() {
+            if !failure.error.is_retryable() && !failure.foreign {
                 self.succeeded(Route::Any, &node);
                 return Err(failure.error);
             }

@@ -1,5 +1,6 @@
 //! Vocabulary: identifiers, limits and paths. No I/O, no wire types.
 
+pub mod address;
 mod path;
 pub mod placement;
 

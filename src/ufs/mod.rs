@@ -231,10 +231,10 @@ pub trait Ufs: Send + Sync + std::fmt::Debug {
     /// *Errors*: `NotFound`.
     fn set_attr<'a>(&'a self, path: &'a [u8], change: AttrChange) -> BoxFuture<'a, Result<Option<Entry>>>;
 
-    /// Finds out whether the place exists and may be read.
+    /// Finds out whether the place exists and may be read; false if it holds nothing.
     ///
     /// *Errors*: as [`Ufs::list`], with what to correct.
-    fn check(&self) -> BoxFuture<'_, Result<()>>;
+    fn check(&self) -> BoxFuture<'_, Result<bool>>;
 
     /// How much room there is; `None` where nothing limits it that could be asked for.
     ///

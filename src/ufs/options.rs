@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::types::address::{Endpoint, without_credentials};
 
 /// Options of one mount, by name.
 pub type Options = BTreeMap<String, String>;
@@ -89,9 +90,18 @@ pub fn validate(uri: &str, options: &Options) -> Result<()> {
         }
     };
     for (name, value) in options {
+        if value.trim().is_empty() {
+            return Err(Error::invalid(format!("option {name} is empty: give it a value, or leave it out")));
+        }
+        if value.strip_prefix("file:").is_some_and(|path| !path.starts_with('/')) {
+            return Err(Error::invalid(format!(
+                "option {name}={value}: give the absolute path of the file, as every master and worker reads it"
+            )));
+        }
         let Some((_, secret)) = known.iter().find(|(one, _)| one == name) else {
             let names: Vec<&str> = known.iter().map(|(one, _)| *one).collect();
             let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+            let uri = without_credentials(uri);
             return Err(Error::invalid(format!("option {name} is not known for {uri}: it takes {names}")));
         };
         if *secret && !value.starts_with("file:") {
@@ -119,17 +129,32 @@ pub fn validate(uri: &str, options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn is_url(endpoint: &str) -> bool {
-    ["http://", "https://"].iter().any(|scheme| endpoint.starts_with(scheme))
+/// The endpoint that an option gives; without a scheme it is `default`.
+fn endpoint_of(name: &str, text: &str, default: Option<&'static str>) -> Result<Endpoint> {
+    Endpoint::parse(text, default).map_err(|why| Error::invalid(format!("option {name}: {why}")))
 }
 
 fn check_s3(options: &Options) -> Result<()> {
-    match options.get("fs.s3.endpoint") {
-        Some(endpoint) if !is_url(endpoint) => {
-            Err(Error::invalid(format!("fs.s3.endpoint={endpoint}: write http://HOST:PORT or https://HOST")))
-        }
-        _ => Ok(()),
+    let style = "fs.s3.virtualHostStyle";
+    let virtual_host = match options.get(style).map(String::as_str) {
+        None | Some("false") => false,
+        Some("true") => true,
+        Some(other) => return Err(Error::invalid(format!("option {style}={other}: write true or false"))),
+    };
+    let Some(endpoint) = options.get("fs.s3.endpoint") else { return Ok(()) };
+    let endpoint = endpoint_of("fs.s3.endpoint", endpoint, None)?;
+    if virtual_host && endpoint.is_ip() {
+        return Err(no_names_below(&endpoint, &format!("{style}=true"), &format!("{style}=false")));
     }
+    Ok(())
+}
+
+/// A bucket cannot be a name below an IP address.
+fn no_names_below(endpoint: &Endpoint, given: &str, instead: &str) -> Error {
+    Error::invalid(format!(
+        "option {given} puts the bucket's name before the host, but {endpoint} is an IP address: give the endpoint by a host \
+         name, or {instead}"
+    ))
 }
 
 /// A role is assumed by somebody: by keys, or by the token of a pod, which needs three options.
@@ -148,6 +173,9 @@ fn check_role(options: &Options) -> Result<()> {
     let mut of_role = TOKEN.into_iter().chain(["fs.oss.assumeRoleArn", "fs.oss.stsEndpoint"]);
     if let Some(name) = of_role.find(|name| given(name) && !role) {
         return Err(Error::invalid(format!("{name} has no effect without fs.oss.roleArn: add it, or leave it out")));
+    }
+    if let Some(endpoint) = options.get("fs.oss.stsEndpoint") {
+        endpoint_of("fs.oss.stsEndpoint", endpoint, Some("https"))?;
     }
     if keys && let Some(name) = TOKEN.into_iter().find(|name| given(name)) {
         return Err(Error::invalid(format!(
@@ -169,15 +197,25 @@ pub(super) fn oss_endpoint(uri: &str, named: Option<String>, options: &Options) 
             "{uri}: option fs.oss.endpoint is missing, as in fs.oss.endpoint=oss-cn-beijing.aliyuncs.com"
         ))
     })?;
-    let host = endpoint.split_once("://").map_or(endpoint.as_str(), |(_, host)| host);
-    if host.is_empty() || host.contains('/') {
-        return Err(Error::invalid(format!("fs.oss.endpoint={endpoint}: write a host, without bucket or path")));
+    let endpoint = endpoint_of("fs.oss.endpoint", &endpoint, Some("https"))?;
+    if !endpoint.path.is_empty() {
+        return Err(Error::invalid(format!("option fs.oss.endpoint={endpoint}: write a host, without bucket or path")));
     }
-    Ok(if is_url(&endpoint) { endpoint } else { format!("https://{endpoint}") })
+    let style = options.get("fs.oss.addressingStyle").map_or("virtual", String::as_str);
+    if style == "virtual" && endpoint.is_ip() {
+        return Err(no_names_below(&endpoint, "fs.oss.addressingStyle=virtual", "fs.oss.addressingStyle=path"));
+    }
+    Ok(endpoint.to_string())
 }
 
 /// Understands a uri.
 pub(super) fn parse(uri: &str) -> Result<Place> {
+    if uri.split_once("://").is_some_and(|(_, rest)| rest.split('/').next().is_some_and(|host| host.contains('@'))) {
+        return Err(Error::invalid(format!(
+            "{}: credentials have no place in a uri: give the keys by their options, as file:PATH",
+            without_credentials(uri)
+        )));
+    }
     let Some((scheme, rest)) = uri.split_once("://") else {
         return Err(Error::invalid(format!(
             "{uri:?} is no uri: write local:///DIRECTORY, s3://BUCKET/PREFIX or oss://BUCKET/PREFIX"
@@ -221,7 +259,10 @@ pub(super) fn value(options: &Options, name: &str) -> Result<Option<String>> {
     let read = std::fs::read_to_string(path).map_err(|error| {
         Error::new(ErrorKind::FailedPrecondition, format!("option {name}: {path} cannot be read: {error}"))
     })?;
-    Ok(Some(read.trim().to_owned()))
+    match read.trim() {
+        "" => Err(Error::new(ErrorKind::FailedPrecondition, format!("option {name}: the file {path} is empty"))),
+        value => Ok(Some(value.to_owned())),
+    }
 }
 
 /// What the secrets of these options are now, folded to a number, to notice a rotation.
@@ -278,6 +319,11 @@ mod tests {
         assert!(refusal("s3:///x", &[]).contains("bucket"));
         assert!(refusal("s3://b", &[("fs.s3.end-point", "x")]).contains("fs.s3.endpoint"));
         assert!(refusal("s3://b", &[("fs.s3.endpoint", "host:9000")]).contains("http://"));
+        assert!(refusal("s3://b", &[("fs.s3.region", " ")]).contains("fs.s3.region is empty"));
+        assert!(refusal("s3://b", &[("fs.s3.virtualHostStyle", "yes")]).contains("true or false"));
+        assert!(refusal("oss://b", &[("fs.oss.endpoint", "127.0.0.1:80")]).contains("fs.oss.addressingStyle=path"));
+        let relative = [("fs.s3.accessKeyId", "id"), ("fs.s3.accessKeySecret", "file:key")];
+        assert!(refusal("s3://b", &relative).contains("absolute path"));
         assert!(refusal("s3://b", &[("fs.s3.accessKeyId", "id")]).contains("accessKeySecret"));
         assert!(refusal("oss:///x", &[]).contains("oss://BUCKET"));
         assert!(refusal("oss://b/x", &[]).contains("fs.oss.endpoint is missing"));
@@ -288,6 +334,32 @@ mod tests {
         assert!(refusal("oss://b.host", &[("fs.oss.stsEndpoint", "h")]).contains("without fs.oss.roleArn"));
         assert!(refusal("s3://b", &[("fs.ufs.fileMode", "9")]).contains("octal"));
         assert!(refusal("local:///x", &[("fs.s3.region", "x")]).contains("takes none"));
+    }
+
+    #[test]
+    fn a_bucket_is_no_name_below_an_ip_address() {
+        for host in ["http://127.0.0.1:9000", "http://[::1]:9000"] {
+            let styled = |style| [("fs.s3.endpoint", host), ("fs.s3.virtualHostStyle", style)];
+            let message = refusal("s3://b", &styled("true"));
+            assert!(message.contains("fs.s3.virtualHostStyle=false") && message.contains(host), "{message}");
+            validate("s3://b", &options(&styled("false"))).expect("path style");
+        }
+    }
+
+    #[test]
+    fn credentials_in_a_uri_or_an_endpoint_are_refused_without_being_repeated() {
+        let endpoint = |value| [("fs.s3.endpoint", value), ("fs.s3.region", "x")];
+        for message in [
+            refusal("s3://id:hunter2@b/x", &[]),
+            refusal("http://id:hunter2@host/x", &[]),
+            refusal("local://id:hunter2@b/x", &[("fs.s3.region", "x")]),
+            refusal("s3://b", &endpoint("http://id:hunter2@host:9000")),
+            refusal("s3://b", &endpoint("id:hunter2@host")),
+            refusal("oss://b", &[("fs.oss.endpoint", "https://id:hunter2@host")]),
+            refusal("oss://id:hunter2@b.host/x", &[]),
+        ] {
+            assert!(message.contains("***@") && !message.contains("hunter2"), "{message}");
+        }
     }
 
     #[test]

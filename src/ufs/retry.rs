@@ -132,7 +132,7 @@ impl<U: Ufs> Ufs for Retry<U> {
     }
 
     /// Whoever adds a mount waits for the answer: a wrong address is told at once.
-    fn check(&self) -> BoxFuture<'_, Result<()>> {
+    fn check(&self) -> BoxFuture<'_, Result<bool>> {
         self.0.check()
     }
 

@@ -259,7 +259,7 @@ impl Ufs for RoleBucket {
         Box::pin(async move { self.bucket().await?.set_attr(path, change).await })
     }
 
-    fn check(&self) -> BoxFuture<'_, Result<()>> {
+    fn check(&self) -> BoxFuture<'_, Result<bool>> {
         Box::pin(async move { self.bucket().await?.check().await })
     }
 }

@@ -21,7 +21,7 @@ use s3s::dto::{
     UploadPartInput, UploadPartOutput,
 };
 use s3s::service::{S3Service, S3ServiceBuilder};
-use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
+use s3s::{S3, S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 use s3s_fs::FileSystem;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
@@ -44,6 +44,7 @@ pub struct Control {
     parts: AtomicU64,
     refused: AtomicU64,
     fail_next: AtomicU64,
+    refusal: Mutex<Option<S3ErrorCode>>,
     pub troubles: Arc<Troubles>,
     /// Empty objects whose names end with '/', as bucket and key.
     markers: Mutex<BTreeSet<(String, String)>>,
@@ -83,6 +84,11 @@ impl Control {
         self.fail_next.store(count, Ordering::SeqCst);
     }
 
+    /// From now on every request is refused with this error.
+    pub fn refuse_with(&self, code: S3ErrorCode) {
+        *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(code);
+    }
+
     /// Lists a key that has no content.
     pub fn add_ghost(&self, key: &str) {
         self.ghosts.lock().unwrap_or_else(PoisonError::into_inner).push(key.to_owned());
@@ -102,6 +108,9 @@ impl Control {
     }
 
     fn gate(&self) -> S3Result<()> {
+        if let Some(code) = self.refusal.lock().unwrap_or_else(PoisonError::into_inner).clone() {
+            return Err(code.into());
+        }
         let take = |left: u64| left.checked_sub(1);
         if self.fail_next.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_ok() {
             self.refused.fetch_add(1, Ordering::SeqCst);

@@ -2,7 +2,7 @@
 
 use super::source::Source;
 use super::walls::{check_crates, check_imports, check_state};
-use super::{check_leftovers, check_length, check_sleep, manifest};
+use super::{check_leftovers, check_length, check_prints, check_sleep, manifest};
 
 fn complaints(check: impl Fn(&Source) -> Vec<String>, path: &str, text: &str) -> usize {
     check(&Source::new(path, text)).len()
@@ -93,6 +93,15 @@ fn long_files_leftovers_and_sleeps_are_found() {
     assert_eq!(complaints(check_sleep, "tests/cluster.rs", "tokio::time::sleep(x).await"), 1);
     assert_eq!(complaints(check_sleep, "tests/cluster.rs", "let failpoint = \"raft=sleep(5)\";"), 0);
     assert_eq!(complaints(check_sleep, "src/worker/mod.rs", "sleep(x)"), 0);
+}
+
+#[test]
+fn a_print_that_panics_is_found_except_in_tests() {
+    for text in ["println!(\"x\")", "eprint!()", "fn f() { eprintln!() }\n#[cfg(test)]\nmod tests {}"] {
+        assert_eq!(complaints(check_prints, "src/cli/mod.rs", text), 1, "{text}");
+    }
+    assert_eq!(complaints(check_prints, "src/cli/mod.rs", "// println!()\n#[cfg(test)]\nmod tests { println!() }"), 0);
+    assert_eq!(complaints(check_prints, "tests/data/mod.rs", "println!()"), 0);
 }
 
 #[test]

@@ -36,6 +36,12 @@ pub(super) fn path(mount: &Mount) -> String {
     }
 }
 
+/// True for a uri that is never to be shown: `scheme://ID:SECRET@bucket/...`.
+fn holds_credentials(uri: &str) -> bool {
+    let authority = uri.split_once("://").and_then(|(_, rest)| rest.split('/').next());
+    authority.is_some_and(|authority| authority.contains('@'))
+}
+
 /// Everything that is wrong, the most important first.
 pub fn problems(input: &Input<'_>) -> Vec<Problem> {
     let mut found = Vec::new();
@@ -68,8 +74,13 @@ pub fn problems(input: &Input<'_>) -> Vec<Problem> {
         found.push(Problem::new("InvalidTieredStore", why));
     }
     let mounts = &input.dataset.spec.mounts;
-    for mount in mounts {
-        if !SCHEMES.iter().any(|scheme| mount.mount_point.starts_with(scheme)) {
+    for (number, mount) in mounts.iter().enumerate() {
+        if holds_credentials(&mount.mount_point) {
+            found.push(Problem::new(
+                "CredentialsInMountPoint",
+                format!("mounts[{number}].mountPoint holds credentials: put them into a Secret and name it in encryptOptions"),
+            ));
+        } else if !SCHEMES.iter().any(|scheme| mount.mount_point.starts_with(scheme)) {
             found.push(Problem::new(
                 "UnknownScheme",
                 format!(

@@ -109,6 +109,10 @@ fn what_is_wrong_is_named_with_what_to_write() {
     assert_eq!(reasons(&|_, runtime| runtime.spec.master.replicas = Some(2)), ["InvalidMasterReplicas"]);
     assert_eq!(reasons(&|_, runtime| runtime.spec.volumes.clear()), ["UnknownVolume"]);
     assert_eq!(reasons(&|dataset, _| dataset.spec.mounts = vec![mount("hdfs://n/x", "/")]), ["UnknownScheme"]);
+    let with_keys = |dataset: &mut Dataset, _: &mut JindoRuntime| {
+        dataset.spec.mounts = vec![mount("s3://id:hunter2@bucket", "/")];
+    };
+    assert_eq!(reasons(&with_keys), ["CredentialsInMountPoint"]);
     assert_eq!(
         reasons(&|dataset, _| dataset.spec.mounts = vec![mount("s3://a", "/a"), mount("s3://b", "/a/b")]),
         ["OverlappingMounts"]

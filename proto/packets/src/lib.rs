@@ -2,9 +2,10 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen, recvmsg, sendmsg,
@@ -17,7 +18,52 @@ pub const PACKET_MAX: usize = 96 << 10;
 /// Most descriptors of a packet.
 pub const DESCRIPTORS_MAX: usize = 2;
 
+/// Longest path that the address of a Unix socket holds, bytes.
+const ADDRESS_MAX: usize = 107;
+/// Longest last name of the path of a socket, bytes.
+pub const SOCKET_NAME_MAX: usize = 80;
+
 const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
+
+/// Path of a Unix socket in a form that its address can hold. A directory with a long path is reached through a descriptor of
+/// it, which is why the value must live until the socket is bound or connected.
+#[derive(Debug)]
+pub struct SocketPath {
+    path: PathBuf,
+    _directory: Option<OwnedFd>,
+}
+
+impl SocketPath {
+    /// The form of `path`.
+    ///
+    /// *Errors*: the system's, when the directory cannot be opened; `InvalidInput` for a last name of more than
+    /// [`SOCKET_NAME_MAX`] bytes.
+    pub fn of(path: &Path) -> io::Result<SocketPath> {
+        if path.as_os_str().len() <= ADDRESS_MAX {
+            return Ok(SocketPath { path: path.to_owned(), _directory: None });
+        }
+        let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it names no socket"));
+        };
+        if name.len() > SOCKET_NAME_MAX {
+            let message = format!("the last name has {} bytes, at most {SOCKET_NAME_MAX} are allowed", name.len());
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(directory, flags, Mode::empty())?;
+        let path = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd())).join(name);
+        Ok(SocketPath { path, _directory: Some(directory) })
+    }
+
+    /// The path to bind or to connect to.
+    pub fn as_path(&self) -> &Path {
+        &self.path
+    }
+
+    fn address(&self) -> io::Result<SocketAddrUnix> {
+        Ok(SocketAddrUnix::new(&self.path)?)
+    }
+}
 
 fn watched(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: the descriptor is owned by the value that watches it, and stays open and the same as long as that lives.
@@ -34,7 +80,7 @@ impl Packets {
     /// *Errors*: the system's; `ConnectionRefused` or `NotFound` when nobody listens.
     pub fn connect(path: &Path) -> io::Result<Packets> {
         let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, FLAGS, None)?;
-        connect(&socket, &SocketAddrUnix::new(path)?)?;
+        connect(&socket, &SocketPath::of(path)?.address()?)?;
         Ok(Packets(watched(socket)?))
     }
 
@@ -108,7 +154,7 @@ impl PacketListener {
             _ => {}
         }
         let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, FLAGS, None)?;
-        bind(&socket, &SocketAddrUnix::new(path)?)?;
+        bind(&socket, &SocketPath::of(path)?.address()?)?;
         listen(&socket, 1024)?;
         Ok(PacketListener(watched(socket)?))
     }
@@ -132,6 +178,24 @@ mod tests {
     use std::os::fd::AsFd;
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_socket_in_a_directory_with_a_long_path_is_bound_and_connected_to() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let long = dir.path().join("d".repeat(200)).join("e".repeat(200));
+        std::fs::create_dir_all(&long).expect("mkdir");
+        let path = long.join("s");
+        let listener = PacketListener::bind(&path).expect("bind");
+        let client = Packets::connect(&path).expect("connect");
+        let server = listener.accept().await.expect("accept");
+        client.send(b"one", &[]).await.expect("send");
+        let mut buffer = [0; 16];
+        assert_eq!(server.receive(&mut buffer).await.expect("receive").expect("a packet").0, 3);
+        assert!(path.exists());
+        let named = SocketPath::of(&long.join("n".repeat(SOCKET_NAME_MAX + 1))).expect_err("a long name");
+        assert_eq!(named.kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(Packets::connect(&long.join("gone")).expect_err("nobody").kind(), io::ErrorKind::NotFound);
+    }
 
     #[tokio::test]
     async fn packets_keep_their_borders_and_bring_their_descriptors() {

@@ -2,8 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
@@ -17,6 +15,7 @@ use super::super::Common;
 use super::super::output::print;
 use crate::client::namespace::{Namespace, at_entry, at_path};
 use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::{Shutdown, stdio};
 
 /// One in so many names is removed again.
 const REMOVED: u64 = 4;
@@ -68,24 +67,28 @@ pub(super) async fn run(common: &Common, arguments: Arguments) -> Result<ExitCod
         return Err(Error::invalid("--clients must be at least 1"));
     }
     let root = format!("/bench-{}", uuid::Uuid::new_v4().simple());
-    let stop = Arc::new(AtomicBool::new(false));
+    let stop = Shutdown::new();
     let mut tasks = Vec::new();
     for number in 0..arguments.clients {
         let mut writer = Writer::new(common, format!("{root}/{number}")).await?;
         let (stop, tell) = (stop.clone(), Duration::from_millis(arguments.tell));
         let every = Duration::from_millis(arguments.every);
         tasks.push(tokio::spawn(async move {
-            writer.write(&stop, tell, every).await;
-            writer
+            let written = writer.write(&stop, tell, every).await;
+            // Without somebody who reads the pauses there is nothing to go on for.
+            if written.is_err() {
+                stop.cancel();
+            }
+            written.map(|()| writer)
         }));
     }
-    println!("writing below {root}");
-    wait(arguments.seconds).await?;
-    stop.store(true, Ordering::Relaxed);
+    stdio::write_line(format_args!("writing below {root}"))?;
+    wait(arguments.seconds, &stop).await?;
+    stop.cancel();
     let mut all = Figures::default();
     let mut writers = Vec::new();
     for task in tasks {
-        let mut writer = task.await.map_err(|error| Error::internal(error.to_string()))?;
+        let mut writer = task.await.map_err(|error| Error::internal(error.to_string()))??;
         writer.look().await?;
         all.acknowledged += writer.figures.acknowledged;
         all.longest_pause_ms = all.longest_pause_ms.max(writer.figures.longest_pause_ms);
@@ -108,7 +111,7 @@ pub(super) async fn run(common: &Common, arguments: Arguments) -> Result<ExitCod
 }
 
 /// Until the time is up, or somebody wants an end.
-async fn wait(seconds: Option<u64>) -> Result<()> {
+async fn wait(seconds: Option<u64>, stop: &Shutdown) -> Result<()> {
     let mut term = signal(SignalKind::terminate())?;
     let time = async {
         match seconds {
@@ -116,7 +119,12 @@ async fn wait(seconds: Option<u64>) -> Result<()> {
             None => std::future::pending().await,
         }
     };
-    tokio::select! { () = time => {}, _ = term.recv() => {}, done = tokio::signal::ctrl_c() => done? }
+    tokio::select! {
+        () = time => {}
+        () = stop.cancelled() => {}
+        _ = term.recv() => {}
+        done = tokio::signal::ctrl_c() => done?,
+    }
     Ok(())
 }
 
@@ -126,7 +134,9 @@ fn millis(time: Duration) -> u64 {
 
 impl Figures {
     /// Does something, and tells if it took long. True if it was acknowledged.
-    async fn timed(&mut self, path: &str, tell: Duration, work: impl Future<Output = Result<()>>) -> bool {
+    ///
+    /// *Errors*: when the pause cannot be told.
+    async fn timed(&mut self, path: &str, tell: Duration, work: impl Future<Output = Result<()>>) -> Result<bool> {
         let began = Instant::now();
         let done = work.await;
         let pause = began.elapsed();
@@ -134,17 +144,17 @@ impl Figures {
         if pause >= tell {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             let pause = Pause { pause_ms: millis(pause), ended_unix_ms: millis(now) };
-            println!("{}", serde_json::json!(pause));
+            stdio::write_line(serde_json::json!(pause))?;
         }
         match done {
             Ok(()) => {
                 self.acknowledged += 1;
-                true
+                Ok(true)
             }
             Err(error) => {
-                eprintln!("error: {path}: {error}");
+                stdio::complain(format_args!("error: {path}: {error}"));
                 self.errors += 1;
-                false
+                Ok(false)
             }
         }
     }
@@ -161,9 +171,9 @@ impl Writer {
     }
 
     /// Makes names, and removes some of them again, one after another.
-    async fn write(&mut self, stop: &AtomicBool, tell: Duration, every: Duration) {
+    async fn write(&mut self, stop: &Shutdown, tell: Duration, every: Duration) -> Result<()> {
         let mut number = 0_u64;
-        while !stop.load(Ordering::Relaxed) {
+        while !stop.is_cancelled() {
             number += 1;
             let name = format!("f{number:08}");
             let target = at_entry(self.directory, &name);
@@ -174,15 +184,16 @@ impl Writer {
                 ..CreateRequest::default()
             };
             let create = async { self.namespace.create(request).await.map(drop) };
-            if !self.figures.timed(&self.path, tell, create).await {
+            if !self.figures.timed(&self.path, tell, create).await? {
                 // It may be there or not: both are right.
             } else if !number.is_multiple_of(REMOVED) {
                 self.present.insert(name);
-            } else if self.figures.timed(&self.path, tell, self.namespace.unlink(target)).await {
+            } else if self.figures.timed(&self.path, tell, self.namespace.unlink(target)).await? {
                 self.absent.insert(name);
             }
             tokio::time::sleep(every).await;
         }
+        Ok(())
     }
 
     /// Compares what was acknowledged with what is there.
@@ -195,7 +206,7 @@ impl Writer {
         let missing = self.present.difference(&found).map(|name| (name, "made, and is not there"));
         let back = self.absent.intersection(&found).map(|name| (name, "removed, and is there"));
         for (name, what) in missing.chain(back) {
-            eprintln!("lost: {}/{name} was {what}", self.path);
+            stdio::complain(format_args!("lost: {}/{name} was {what}", self.path));
             self.figures.lost += 1;
         }
         Ok(())

@@ -38,22 +38,26 @@ struct TableRow {
 }
 
 pub(super) async fn run(common: &Common, channel: &MasterChannel) -> Result<ExitCode> {
+    let masters = common.masters()?;
     let mut index = 0;
     for _ in 0..TRIES {
-        let ask = common.masters().into_iter().map(|address| async move {
-            admin::digest(channel, &address, index, BUDGET).await.map_err(|error| error.context(address))
-        });
-        let answers = join_all(ask).await.into_iter().collect::<Result<Vec<_>>>()?;
+        let ask = masters.iter().map(|address| admin::digest(channel, address, index, BUDGET));
+        let (answers, silent): (Vec<_>, Vec<_>) = join_all(ask).await.into_iter().partition(Result::is_ok);
+        let answers: Vec<DigestResponse> = answers.into_iter().flatten().collect();
+        let silent: Vec<Error> = silent.into_iter().filter_map(Result::err).collect();
         index = answers.iter().map(|one| one.index).max().unwrap_or(0);
         if answers.iter().all(|one| one.index == index) {
-            return show(common, index, &answers);
+            if !answers.is_empty() {
+                show(common, index, &answers)?;
+            }
+            return super::report_failures(silent, masters.len());
         }
     }
     let message = "the replicas were never seen at one index: clients are writing; try again when they pause";
     Err(Error::new(ErrorKind::Unavailable, message))
 }
 
-fn show(common: &Common, index: u64, answers: &[DigestResponse]) -> Result<ExitCode> {
+fn show(common: &Common, index: u64, answers: &[DigestResponse]) -> Result<()> {
     let members: Vec<MemberDigest> = answers.iter().map(member).collect();
     let equal = members.windows(2).all(|pair| pair[0].tables == pair[1].tables);
     let digest = Digest { index, equal, members };
@@ -73,7 +77,7 @@ fn show(common: &Common, index: u64, answers: &[DigestResponse]) -> Result<ExitC
         rows.collect()
     })?;
     if equal {
-        return Ok(ExitCode::SUCCESS);
+        return Ok(());
     }
     Err(Error::new(ErrorKind::Corrupted, format!("the replicas differ at index {index}")))
 }

@@ -5,9 +5,12 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use jindofs_proto::v1::{MemberStatus, Role, StatusResponse};
 
+use crate::cli::interrupted;
 use crate::client::admin;
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::channel::MasterChannel;
+use crate::runtime::stdio;
+use crate::types::address::host_port;
 
 /// Pause between two looks.
 const LOOK: Duration = Duration::from_millis(200);
@@ -46,13 +49,15 @@ struct Wait {
 }
 
 pub(super) async fn add(channel: &MasterChannel, add: Add) -> Result<()> {
-    let expected = admin::add_members(channel, &add.addresses, add.learner).await?;
-    println!("expected: {}", expected.join(", "));
+    let addresses = add.addresses.iter().map(|address| host_port(address).map_err(Error::invalid));
+    let addresses = addresses.collect::<Result<Vec<String>>>()?;
+    let expected = admin::add_members(channel, &addresses, add.learner).await?;
+    stdio::write_line(format_args!("expected: {}", expected.join(", ")))?;
     add.wait
         .until(channel, "the new masters have not joined: do they run, with a member in their list?", |status| {
             // The newest member there: an older one may still be on record until it is retired.
             let there = |address: &String| status.members.iter().rev().find(|one| one.raft_address == *address);
-            let all: Option<Vec<&MemberStatus>> = add.addresses.iter().map(there).collect();
+            let all: Option<Vec<&MemberStatus>> = addresses.iter().map(there).collect();
             let all = all?;
             let learners = all.iter().filter(|member| member.role() == Role::Learner).count();
             let voters = status.members.iter().filter(|member| member.role() != Role::Learner).count();
@@ -72,9 +77,10 @@ fn describe(member: &MemberStatus) -> String {
 
 pub(super) async fn remove(channel: &MasterChannel, remove: Remove) -> Result<()> {
     let ids: Vec<u64> = remove.members.iter().filter_map(|text| text.parse().ok()).collect();
-    let addresses: Vec<String> = remove.members.into_iter().filter(|text| text.parse::<u64>().is_err()).collect();
+    let named = remove.members.iter().filter(|text| text.parse::<u64>().is_err());
+    let addresses = named.map(|address| host_port(address).map_err(Error::invalid)).collect::<Result<Vec<String>>>()?;
     let expected = admin::remove_members(channel, &ids, &addresses).await?;
-    println!("expected: {}", expected.join(", "));
+    stdio::write_line(format_args!("expected: {}", expected.join(", ")))?;
     remove
         .wait
         .until(channel, "the members have not left yet: the leader goes on", |status| {
@@ -96,13 +102,29 @@ impl Wait {
         if self.no_wait {
             return Ok(());
         }
+        tokio::select! {
+            settled = self.wait(channel, late, done) => settled,
+            interrupted = interrupted() => {
+                interrupted?;
+                let way = "the leader goes on, `jindoctl cluster status` shows how far it is";
+                Err(Error::new(ErrorKind::Timeout, format!("interrupted while waiting: {way}")))
+            }
+        }
+    }
+
+    async fn wait(
+        &self,
+        channel: &MasterChannel,
+        late: &str,
+        done: impl Fn(&StatusResponse) -> Option<Vec<String>>,
+    ) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(self.timeout);
         loop {
             let answers = admin::status_of_all(channel, &channel.masters(), BUDGET).await;
             let views = answers.into_iter().filter_map(|(_, answer)| answer.ok());
             let leader = views.filter(|status| status.quorum).max_by_key(|status| status.term);
             if let Some(lines) = leader.as_ref().and_then(&done) {
-                lines.iter().for_each(|line| println!("{line}"));
+                lines.iter().try_for_each(stdio::write_line)?;
                 return Ok(());
             }
             if Instant::now() >= deadline {

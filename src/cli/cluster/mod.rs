@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use clap::Subcommand;
 
-use super::Common;
+use super::{Common, PARTIAL};
 use crate::client::admin;
 use crate::error::{Error, Result};
 use crate::rpc::channel::MasterChannel;
+use crate::runtime::stdio;
 
 /// How long a master may take to build a snapshot.
 const SNAPSHOT: Duration = Duration::from_secs(150);
@@ -57,6 +58,18 @@ pub(super) enum Command {
     },
 }
 
+/// How a command ends that asked every one of `asked` masters, of which some have failed: each error names its master.
+fn report_failures(mut failures: Vec<Error>, asked: usize) -> Result<ExitCode> {
+    if failures.len() == asked
+        && let Some(last) = failures.pop()
+    {
+        failures.iter().for_each(|error| stdio::complain(format_args!("error: {error}")));
+        return Err(last);
+    }
+    failures.iter().for_each(|error| stdio::complain(format_args!("error: {error}")));
+    Ok(if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(PARTIAL) })
+}
+
 pub(super) async fn run(common: &Common, command: Command) -> Result<ExitCode> {
     let channel = MasterChannel::new(&common.client()?);
     match command {
@@ -64,33 +77,41 @@ pub(super) async fn run(common: &Common, command: Command) -> Result<ExitCode> {
         Command::Digest => return digest::run(common, &channel).await,
         Command::TransferLeader { id } => {
             let leader = admin::transfer_leader(&channel, id.unwrap_or(0)).await?;
-            println!("member {leader} leads");
+            stdio::write_line(format_args!("member {leader} leads"))?;
         }
         Command::Add(add) => members::add(&channel, add).await?,
         Command::Remove(remove) => members::remove(&channel, remove).await?,
         Command::Promote { id } => {
             admin::promote_member(&channel, id).await?;
-            println!("member {id} becomes a voter as soon as it has caught up and the voters are an odd number");
+            stdio::write_line(format_args!(
+                "member {id} becomes a voter as soon as it has caught up and the voters are an odd number"
+            ))?;
         }
         Command::CanRestart { id } => {
             if let Some(why) = admin::must_not_restart(&channel, id).await? {
-                println!("no: {why}");
+                stdio::write_line(format_args!("no: {why}"))?;
                 return Ok(ExitCode::FAILURE);
             }
-            println!("yes");
+            stdio::write_line("yes")?;
         }
         Command::Provision { uuid } => {
-            let masters = common.masters();
+            let masters = common.masters()?;
             let first = masters.first().ok_or_else(|| Error::invalid("no master is given"))?;
             let founded = admin::provision(&channel, first, uuid.into_bytes(), PROVISION).await?;
-            println!("cluster {uuid} has voters {:?}", founded.voters);
+            stdio::write_line(format_args!("cluster {uuid} has voters {:?}", founded.voters))?;
         }
         Command::Snapshot { purge } => {
-            for address in common.masters() {
-                let built = admin::snapshot(&channel, &address, purge, SNAPSHOT).await;
-                let built = built.map_err(|error| error.context(&address))?;
-                println!("{address}: snapshot at {}, log purged up to {}", built.index, built.purged);
+            let (masters, mut failures) = (common.masters()?, Vec::new());
+            for address in &masters {
+                match admin::snapshot(&channel, address, purge, SNAPSHOT).await {
+                    Err(error) => failures.push(error),
+                    Ok(built) => {
+                        let (index, purged) = (built.index, built.purged);
+                        stdio::write_line(format_args!("{address}: snapshot at {index}, log purged up to {purged}"))?;
+                    }
+                }
             }
+            return report_failures(failures, masters.len());
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -1,7 +1,7 @@
 //! `jindoctl cluster status`: every master is asked at once, with a deadline of three seconds. Printed is the replicated
 //! membership as the leader has it, also members that do not answer, and what each master that answers says of itself.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -12,8 +12,9 @@ use crate::cli::Common;
 use crate::cli::output::{print, size};
 use crate::cli::worker::Worker;
 use crate::client::admin;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::channel::MasterChannel;
+use crate::runtime::stdio;
 
 const BUDGET: Duration = Duration::from_secs(3);
 
@@ -72,7 +73,7 @@ struct Member {
 }
 
 pub(super) async fn run(common: &Common, channel: &MasterChannel) -> Result<ExitCode> {
-    let asked = ask_all(common, channel).await;
+    let asked = ask_all(common, channel).await?;
     let status = summarise(&asked);
     let header = [
         "ID",
@@ -95,25 +96,27 @@ pub(super) async fn run(common: &Common, channel: &MasterChannel) -> Result<Exit
     if matches!(common.output, crate::cli::output::Format::Table | crate::cli::output::Format::Wide) {
         let leader = status.leader.as_ref().map_or("none".to_owned(), |one| format!("{} at {}", one.id, one.address));
         let quorum = if status.quorum { "yes" } else { "NO" };
-        println!(
+        stdio::write_line(format_args!(
             "cluster {}  quorum {quorum}  leader {leader}  term {}  committed {}  tolerates {}",
             status.cluster,
             status.term,
             status.committed,
             tolerance(status.tolerated_losses)
-        );
+        ))?;
     }
     print(common.output, &status, &header, |wide| status.members.iter().map(|member| row(member, wide)).collect())?;
     if matches!(common.output, crate::cli::output::Format::Table | crate::cli::output::Format::Wide) {
         if status.voter_sets.len() > 1 {
             let sets: Vec<String> = status.voter_sets.iter().map(|ids| ids.join(",")).collect();
-            println!("voters are being changed: {}", sets.join(" -> "));
+            stdio::write_line(format_args!("voters are being changed: {}", sets.join(" -> ")))?;
         }
         for address in &status.awaited {
-            println!("awaited: {address} (no master has joined there)");
+            stdio::write_line(format_args!("awaited: {address} (no master has joined there)"))?;
         }
         for address in &status.unreachable {
-            println!("unreachable: {address}");
+            let reason = asked.iter().find(|(asked, _)| asked == address).and_then(|(_, answer)| answer.as_ref().err());
+            let reason = reason.map_or_else(|| address.clone(), ToString::to_string);
+            stdio::write_line(format_args!("unreachable: {reason}"))?;
         }
     }
     Ok(if status.quorum { ExitCode::SUCCESS } else { ExitCode::from(4) })
@@ -160,8 +163,9 @@ fn row(member: &Member, wide: bool) -> Vec<String> {
 type Answers = Vec<(String, Result<StatusResponse>)>;
 
 /// Asks the given masters, then those they know that were not given.
-async fn ask_all(common: &Common, channel: &MasterChannel) -> Answers {
-    let mut answers = admin::status_of_all(channel, &common.masters(), BUDGET).await;
+async fn ask_all(common: &Common, channel: &MasterChannel) -> Result<Answers> {
+    let mut answers = admin::status_of_all(channel, &common.masters()?, BUDGET).await;
+    refuse_foreign(&mut answers);
     let asked: BTreeSet<String> = answers.iter().map(|(address, _)| address.clone()).collect();
     let known = answers.iter().filter_map(|(_, answer)| answer.as_ref().ok());
     let more: BTreeSet<String> = known
@@ -171,7 +175,27 @@ async fn ask_all(common: &Common, channel: &MasterChannel) -> Answers {
         .collect();
     let more: Vec<String> = more.into_iter().collect();
     answers.extend(admin::status_of_all(channel, &more, BUDGET).await);
-    answers
+    Ok(answers)
+}
+
+/// Turns the answers of masters of another cluster than most of the given ones into errors.
+fn refuse_foreign(answers: &mut Answers) {
+    let mut named: BTreeMap<&[u8], usize> = BTreeMap::new();
+    for cluster in answers.iter().filter_map(|(_, answer)| answer.as_ref().ok()).map(|one| &one.cluster_uuid[..]) {
+        // A master that belongs to none yet contradicts nobody.
+        *named.entry(cluster).or_default() += usize::from(!cluster.is_empty());
+    }
+    let Some(cluster) = named.into_iter().max_by_key(|(_, count)| *count).map(|(cluster, _)| cluster.to_vec()) else {
+        return;
+    };
+    for (address, answer) in answers {
+        let other =
+            answer.as_ref().ok().map(|one| one.cluster_uuid.clone()).filter(|one| !one.is_empty() && *one != cluster);
+        if let Some(other) = other {
+            let other = uuid::Uuid::from_slice(&other).unwrap_or_default();
+            *answer = Err(Error::new(ErrorKind::Foreign, format!("{address}: a master of another cluster, {other}")));
+        }
+    }
 }
 
 fn summarise(answers: &Answers) -> ClusterStatus {
@@ -264,7 +288,23 @@ mod tests {
     use jindofs_proto::v1::VoterSet;
 
     use super::*;
-    use crate::error::Error;
+
+    #[test]
+    fn a_master_of_another_cluster_among_those_that_are_given_is_named_and_not_believed() {
+        let of =
+            |cluster: u8| Ok(StatusResponse { cluster_uuid: vec![cluster; 16].into(), ..StatusResponse::default() });
+        let empty = Ok(StatusResponse::default());
+        let mut answers = vec![
+            ("a:1".to_owned(), of(1)),
+            ("b:1".to_owned(), of(2)),
+            ("c:1".to_owned(), of(1)),
+            ("d:1".to_owned(), empty),
+        ];
+        refuse_foreign(&mut answers);
+        let refused: Vec<&str> =
+            answers.iter().filter(|(_, answer)| answer.is_err()).map(|(address, _)| address.as_str()).collect();
+        assert_eq!(refused, ["b:1"]);
+    }
 
     #[test]
     fn the_json_shape_is_the_documented_one_and_ids_are_strings() {

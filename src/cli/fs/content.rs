@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use crate::client::mounts::Mounts;
 use crate::client::namespace::{Namespace, at_inode, at_path};
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::source::source_of;
+use crate::runtime::stdio::Output;
 use crate::ufs::Registry;
 
 /// Bytes asked for at a time, one block.
@@ -52,7 +53,7 @@ async fn copy(reader: &Reader, source: FileSource, to: &mut impl Write) -> Resul
 
 pub(super) async fn cat(namespace: &Namespace, path: Vec<u8>) -> Result<()> {
     let attr = namespace.lookup(at_path(path)).await?;
-    let mut out = io::stdout().lock();
+    let mut out = Output::lock();
     let copied = copy(&reader(namespace), source(namespace, &attr).await?, &mut out).await;
     copied.and_then(|()| Ok(out.flush()?))
 }

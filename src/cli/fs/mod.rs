@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::Common;
-use super::output::{name, print};
+use super::output::{name, print, time};
 use crate::client::namespace::{Namespace, at_inode, at_path};
 use crate::error::{Error, Result};
 
@@ -116,7 +116,7 @@ struct Row {
     name: String,
     r#type: &'static str,
     size: u64,
-    /// RFC 3339 would need a time zone; nanoseconds since the epoch need nothing.
+    /// Nanoseconds since the epoch.
     mtime: i64,
     inode: String,
 }
@@ -130,10 +130,10 @@ fn row(label: String, attr: &Attr) -> Row {
     Row { name: label, r#type, size: attr.size, mtime: attr.mtime_ns, inode: attr.inode.to_string() }
 }
 
-const HEADER: [&str; 5] = ["NAME", "TYPE", "SIZE", "MTIME", "INODE"];
+const HEADER: [&str; 5] = ["NAME", "TYPE", "SIZE", "MODIFIED (UTC)", "INODE"];
 
 fn cells(row: &Row) -> Vec<String> {
-    vec![row.name.clone(), row.r#type.to_owned(), row.size.to_string(), row.mtime.to_string(), row.inode.clone()]
+    vec![row.name.clone(), row.r#type.to_owned(), row.size.to_string(), time(row.mtime), row.inode.clone()]
 }
 
 pub(super) async fn run(common: &Common, command: Command) -> Result<()> {

@@ -7,11 +7,12 @@ use clap::Args;
 use jindofs_proto::v1::{DrainState, WorkerInfo, WorkerState};
 
 use super::{BY_HAND, ids};
-use crate::cli::PARTIAL;
 use crate::cli::output::size;
+use crate::cli::{INTERRUPTED, PARTIAL, interrupted};
 use crate::client::admin;
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::channel::MasterChannel;
+use crate::runtime::stdio;
 
 /// Pause between two looks.
 const LOOK: Duration = Duration::from_millis(300);
@@ -35,7 +36,22 @@ pub(super) async fn run(channel: &MasterChannel, arguments: Arguments) -> Result
     if arguments.detach {
         return Ok(ExitCode::SUCCESS);
     }
-    let deadline = Instant::now() + Duration::from_secs(arguments.patience);
+    tokio::select! {
+        drained = wait_drained(channel, &ids, arguments.patience) => drained,
+        interrupted = interrupted() => {
+            interrupted?;
+            let names = ids.join(" ");
+            stdio::complain(format_args!(
+                "the drain goes on: `jindoctl worker list` shows how far it is, `jindoctl worker undrain {names}` calls it off"
+            ));
+            Ok(ExitCode::from(INTERRUPTED))
+        }
+    }
+}
+
+/// Waits until nothing is left on these workers that could move, and says how it ended.
+async fn wait_drained(channel: &MasterChannel, ids: &[String], patience: u64) -> Result<ExitCode> {
+    let deadline = Instant::now() + Duration::from_secs(patience);
     loop {
         let mut workers = admin::workers(channel).await?;
         workers.retain(|worker| ids.contains(&worker.id));
@@ -45,10 +61,10 @@ pub(super) async fn run(channel: &MasterChannel, arguments: Arguments) -> Result
         }
         let state = |worker: &WorkerInfo| worker.drain.as_ref().map(|drain| drain.state());
         if workers.iter().all(|worker| matches!(state(worker), Some(DrainState::Done) | None)) {
-            return Ok(told(&workers));
+            return report(&workers);
         }
         if Instant::now() >= deadline {
-            let message = format!("after {} s not everything has moved: the leader goes on", arguments.patience);
+            let message = format!("after {patience} s not everything has moved: the leader goes on");
             return Err(Error::new(ErrorKind::Timeout, message));
         }
         tokio::time::sleep(LOOK).await;
@@ -56,20 +72,23 @@ pub(super) async fn run(channel: &MasterChannel, arguments: Arguments) -> Result
 }
 
 /// Says how it ended for each.
-fn told(workers: &[WorkerInfo]) -> ExitCode {
+fn report(workers: &[WorkerInfo]) -> Result<ExitCode> {
     let mut code = ExitCode::SUCCESS;
     for worker in workers {
         match &worker.drain {
             None => {
-                println!("worker {}: its drain was called off", worker.id);
+                stdio::write_line(format_args!("worker {}: its drain was called off", worker.id))?;
                 code = ExitCode::from(PARTIAL);
             }
             Some(drain) if drain.left_bytes > 0 => {
-                println!("worker {}: {} could not move: {}", worker.id, size(drain.left_bytes), drain.message);
+                let left = size(drain.left_bytes);
+                stdio::write_line(format_args!("worker {}: {left} could not move: {}", worker.id, drain.message))?;
                 code = ExitCode::from(PARTIAL);
             }
-            Some(drain) => println!("worker {} is drained: {}", worker.id, drain.message),
+            Some(drain) => {
+                stdio::write_line(format_args!("worker {} is drained: {}", worker.id, drain.message))?;
+            }
         }
     }
-    code
+    Ok(code)
 }

@@ -13,6 +13,8 @@ use super::output::{print, size};
 use crate::client::admin;
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::channel::MasterChannel;
+use crate::runtime::stdio;
+use crate::types::address::host_port;
 
 pub(super) use row::Worker;
 
@@ -47,12 +49,12 @@ pub(super) async fn run(common: &Common, command: Command) -> Result<ExitCode> {
         Command::Undrain { workers } => {
             let ids = ids(&admin::workers(&channel).await?, &workers)?;
             admin::drain_workers(&channel, &ids, true, "").await?;
-            ids.iter().for_each(|id| println!("worker {id} stays"));
+            ids.iter().try_for_each(|id| stdio::write_line(format_args!("worker {id} stays")))?;
         }
         Command::Remove { workers } => {
             let ids = ids(&admin::workers(&channel).await?, &workers)?;
             admin::remove_workers(&channel, &ids).await?;
-            ids.iter().for_each(|id| println!("worker {id} is forgotten"));
+            ids.iter().try_for_each(|id| stdio::write_line(format_args!("worker {id} is forgotten")))?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -81,7 +83,9 @@ async fn list(common: &Common, channel: &MasterChannel) -> Result<()> {
 /// Ids of workers that are named by id or by address.
 fn ids(known: &[WorkerInfo], named: &[String]) -> Result<Vec<String>> {
     let find = |name: &String| {
-        let mut found = known.iter().filter(|worker| worker.id == *name || worker.address == *name);
+        // In the form in which a worker registers.
+        let address = host_port(name).unwrap_or_else(|_| name.clone());
+        let mut found = known.iter().filter(|worker| worker.id == *name || worker.address == address);
         match (found.next(), found.next()) {
             (Some(worker), None) => Ok(worker.id.clone()),
             (None, _) => {

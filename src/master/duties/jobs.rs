@@ -13,7 +13,7 @@ use jindofs_proto::v1::{Attr, FileSource, FileType, JobInfo, JobState, Target, W
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::master::service::Parts;
 use crate::master::state::query;
 use crate::rpc::remote::Remotes;
@@ -62,6 +62,14 @@ fn due(parts: &Parts) -> Vec<JobInfo> {
     }
 }
 
+/// A file to be cached.
+struct File {
+    /// In the namespace.
+    path: Vec<u8>,
+    attr: Attr,
+    source: FileSource,
+}
+
 struct Filler {
     parts: Parts,
     remotes: Remotes,
@@ -72,9 +80,9 @@ async fn load(filler: Arc<Filler>, job: JobInfo) {
     progress.update(id, |count| *count = JobInfo::default());
     let (found, files) = mpsc::channel(1000);
     let walk = filler.walk(&job, found);
-    let fill = tokio_stream::wrappers::ReceiverStream::new(files).for_each_concurrent(FILES, |(attr, source)| {
+    let fill = tokio_stream::wrappers::ReceiverStream::new(files).for_each_concurrent(FILES, |file| {
         let filler = filler.clone();
-        async move { filler.file(id, attr, source).await }
+        async move { filler.file(id, file).await }
     });
     let (walked, ()) = tokio::join!(walk, fill);
     let mut reached = progress.of(JobInfo { id, ..JobInfo::default() });
@@ -82,7 +90,10 @@ async fn load(filler: Arc<Filler>, job: JobInfo) {
         reached.files_failed += 1;
         reached.message = error.message;
     }
-    let state = if reached.files_failed == 0 { JobState::Done } else { JobState::Failed };
+    let too_much = filler.exceeds_cache(reached.bytes_total);
+    let state = if reached.files_failed == 0 && too_much.is_none() { JobState::Done } else { JobState::Failed };
+    // What does not fit explains failures too: files were in each other's way.
+    reached.message = too_much.unwrap_or(reached.message);
     let finish = FinishJob {
         id,
         state: state.into(),
@@ -99,59 +110,93 @@ async fn load(filler: Arc<Filler>, job: JobInfo) {
 
 impl Filler {
     /// Sends every file below the job's path, counting it first.
-    async fn walk(&self, job: &JobInfo, found: mpsc::Sender<(Attr, FileSource)>) -> Result<()> {
-        let metadata = &self.parts.metadata;
-        let top = metadata.lookup(&Target { target: Some(target::Target::Path(job.path.clone())) }).await?;
+    async fn walk(&self, job: &JobInfo, found: mpsc::Sender<File>) -> Result<()> {
+        let at = |error: Error, path: &[u8]| error.context(String::from_utf8_lossy(path));
+        let top = Target { target: Some(target::Target::Path(job.path.clone())) };
+        let top = self.parts.metadata.lookup(&top).await.map_err(|error| at(error, &job.path))?;
         let mut directories = Vec::new();
-        self.found(job.id, top, &mut directories, &found).await?;
-        while let Some(inode) = directories.pop() {
-            let mut after = Bytes::new();
-            loop {
-                let at = Target { target: Some(target::Target::Inode(inode)) };
-                let page = metadata.list(&at, &after, 0).await?;
-                after = page.entries.last().map(|last| last.name.clone()).unwrap_or_default();
-                for entry in page.entries {
-                    self.found(job.id, entry.attr.unwrap_or_default(), &mut directories, &found).await?;
-                }
-                if page.end || after.is_empty() {
-                    break;
-                }
-            }
+        self.found(job.id, job.path.to_vec(), top, &mut directories, &found).await?;
+        while let Some((inode, path)) = directories.pop() {
+            self.list(job.id, inode, &path, &mut directories, &found).await.map_err(|error| at(error, &path))?;
         }
         Ok(())
+    }
+
+    /// Sends the files of one directory.
+    async fn list(
+        &self,
+        id: u64,
+        inode: u64,
+        path: &[u8],
+        directories: &mut Vec<(u64, Vec<u8>)>,
+        found: &mpsc::Sender<File>,
+    ) -> Result<()> {
+        let directory = Target { target: Some(target::Target::Inode(inode)) };
+        let mut after = Bytes::new();
+        loop {
+            let page = self.parts.metadata.list(&directory, &after, 0).await?;
+            after = page.entries.last().map(|last| last.name.clone()).unwrap_or_default();
+            for entry in page.entries {
+                let parent = path.strip_suffix(b"/").unwrap_or(path);
+                let path = [parent, &b"/"[..], &entry.name[..]].concat();
+                self.found(id, path, entry.attr.unwrap_or_default(), directories, found).await?;
+            }
+            if page.end || after.is_empty() {
+                return Ok(());
+            }
+        }
     }
 
     async fn found(
         &self,
         id: u64,
+        path: Vec<u8>,
         attr: Attr,
-        directories: &mut Vec<u64>,
-        found: &mpsc::Sender<(Attr, FileSource)>,
+        directories: &mut Vec<(u64, Vec<u8>)>,
+        found: &mpsc::Sender<File>,
     ) -> Result<()> {
         match attr.r#type() {
-            FileType::Directory => directories.push(attr.inode),
+            FileType::Directory => directories.push((attr.inode, path)),
             FileType::File => {
-                // Outside any mount there is nothing to fetch.
-                let (attr, Some(source)) = self.parts.metadata.layout(attr.inode).await? else { return Ok(()) };
+                let (attr, source) = match self.parts.metadata.layout(attr.inode).await {
+                    Ok((attr, Some(source))) => (attr, source),
+                    // Outside any mount there is nothing to fetch, and a file that was removed meanwhile is not missed.
+                    Ok((_, None)) => return Ok(()),
+                    Err(error) if error.kind == ErrorKind::NotFound => return Ok(()),
+                    Err(error) => return Err(error.context(String::from_utf8_lossy(&path))),
+                };
                 self.parts.progress.update(id, |count| {
                     count.files_total += 1;
                     count.bytes_total += attr.size;
                 });
-                found.send((attr, source)).await.map_err(|_| Error::internal("the files of a job are not taken"))?;
+                let file = File { path, attr, source };
+                found.send(file).await.map_err(|_| Error::internal("the files of a job are not taken"))?;
             }
             FileType::Symlink | FileType::Unspecified => {}
         }
         Ok(())
     }
 
-    async fn file(&self, id: u64, attr: Attr, source: FileSource) {
+    /// Why `bytes` cannot all be cached at a time; `None` if they can.
+    fn exceeds_cache(&self, bytes: u64) -> Option<String> {
+        let store = self.parts.handle.store()?;
+        let workers = self.parts.workers.staying(&query::workers(&store.view()).ok()?);
+        let capacity: u64 = workers.iter().map(|worker| worker.capacity_bytes).sum();
+        let least_used = "what was used least recently was removed for the rest";
+        (bytes > capacity && !workers.is_empty()).then(|| {
+            format!("{bytes} bytes are larger than the cache of all workers together, {capacity} bytes: {least_used}")
+        })
+    }
+
+    async fn file(&self, id: u64, file: File) {
+        let File { path, attr, source } = file;
         let mut at = 0;
         while at < attr.size {
             let block = u64::from(source.block_size.max(1));
             let end = piece_end(attr.size, at).min(at + BLOCKS * block);
             if let Err(error) = self.range(&source, at, end).await {
-                tracing::warn!(id, inode = attr.inode, %error, "a file could not be loaded");
-                let path = String::from_utf8_lossy(&source.ufs_path).into_owned();
+                let path = String::from_utf8_lossy(&path).into_owned();
+                tracing::warn!(id, path, %error, "a file could not be loaded");
                 self.parts.progress.update(id, |count| {
                     count.files_failed += 1;
                     count.message = error.context(path).message;
@@ -199,7 +244,13 @@ impl Filler {
         let count = u32::try_from(end.div_ceil(block) - start / block).unwrap_or(u32::MAX);
         let filled = self.remotes.fill(worker, source, first, count).await?;
         if filled.cached_bytes < end - start {
-            return Err(Error::new(crate::error::ErrorKind::NoSpace, "its cache is full of files that are open"));
+            let (length, capacity) = (source.length, worker.capacity_bytes);
+            let why = if length > capacity {
+                format!("the file has {length} bytes, its cache {capacity}")
+            } else {
+                "its cache is full of files that are open".to_owned()
+            };
+            return Err(Error::new(ErrorKind::NoSpace, why));
         }
         Ok(())
     }

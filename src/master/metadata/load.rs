@@ -158,6 +158,7 @@ impl Loads {
             tracing::warn!(%path, skipped = listing.skipped, "entries that no path can express are left out");
         }
         *youngest.write().await = blank.sync_start_index;
+        let blank = LoadEntries { skipped: listing.skipped, ..blank };
         for page in pages(blank, listing.entries.into_iter().map(convert)) {
             self.propose(page, term).await?;
         }

@@ -62,6 +62,13 @@ impl Handle {
             let first = self.0.config.peers.first().cloned().unwrap_or_default();
             return refuse(format!("only the first configured master founds: that is {first}, this is {own}"));
         }
+        let count = self.0.config.peers.len();
+        if count.is_multiple_of(2) || count > membership::VOTERS_MAX {
+            return refuse(format!(
+                "namespace.backend.raft.initial-conf lists {count} masters: list 1, 3, 5 or 7, as an even number survives no \
+                 more losses than the odd one below it"
+            ));
+        }
         let peers = self.other_peers();
         let answers = join_all(peers.iter().map(|peer| self.0.resolver.probe(peer, PROBE))).await;
         for (peer, answer) in peers.iter().zip(answers) {

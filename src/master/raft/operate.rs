@@ -11,10 +11,12 @@ use jindofs_proto::store::v1::{ExpectMembers, Member, PromoteMember, RemoveMembe
 use crate::error::{Error, ErrorKind, Result};
 use crate::master::state::lineage::{plan_removal, predecessors, successor};
 use crate::master::state::query;
+use crate::types::address::host_port;
 
 use super::handle::Handle;
 use super::membership::{Shape, VOTERS_MAX, is_moving, members, propose, shape};
 use super::node::Running;
+use super::wire::check_address;
 
 fn refuse<T>(why: impl Into<String>) -> Result<T> {
     Err(Error::new(ErrorKind::FailedPrecondition, why))
@@ -29,15 +31,13 @@ impl Handle {
         if addresses.is_empty() {
             return Err(Error::invalid("no address is given: name the Raft host:port of each new master"));
         }
-        for address in &addresses {
-            let port =
-                address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
-            if !matches!(port, Some(Ok(1..))) {
-                return Err(Error::invalid(format!(
-                    "{address:?} is no host:port: give the Raft address of the new master"
-                )));
-            }
-        }
+        // One address in one form: what is expected is compared with what a master says of itself.
+        let read = |address: &String| {
+            let address = host_port(address).map_err(Error::invalid)?;
+            check_address("Raft address of a new master", &address)?;
+            Ok(address)
+        };
+        let addresses = addresses.iter().map(read).collect::<Result<Vec<String>>>()?;
         let cluster = query::cluster(&running.machine.store().view())?.unwrap_or_default();
         let voters = cluster.expected.iter().filter(|address| !cluster.learners.contains(address));
         let voters: BTreeSet<&String> = if learners { voters.collect() } else { voters.chain(&addresses).collect() };

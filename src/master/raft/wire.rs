@@ -14,6 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::status::from_status;
 use crate::runtime::random_id;
 use crate::types::MESSAGE_BYTES_MAX;
+use crate::types::address::host_port;
 
 use super::admission::DiskReports;
 use super::announce::Refusals;
@@ -88,16 +89,16 @@ pub(super) fn check_id(what: &str, bytes: &[u8]) -> Result<()> {
     }
 }
 
-/// Refuses what is no host:port, or a long one.
+/// Refuses what is no host:port in the one form in which addresses are compared, or a long one.
 pub(super) fn check_address(what: &str, address: &str) -> Result<()> {
     if address.len() > ADDRESS_BYTES_MAX {
         let length = address.len();
         return Err(Error::invalid(format!("the {what} has {length} bytes, at most {ADDRESS_BYTES_MAX} are allowed")));
     }
-    let good_host = |host: &str| !host.is_empty() && host.chars().all(|c| c.is_ascii_graphic() && c != '/');
-    match address.rsplit_once(':') {
-        Some((host, port)) if good_host(host) && port.parse().is_ok_and(|port: u16| port != 0) => Ok(()),
-        _ => Err(Error::invalid(format!("the {what} {address:?} is no host:port"))),
+    match host_port(address) {
+        Ok(read) if read == address => Ok(()),
+        Ok(read) => Err(Error::invalid(format!("the {what} {address:?} must be written {read}"))),
+        Err(why) => Err(Error::invalid(format!("the {what}: {why}"))),
     }
 }
 
@@ -308,11 +309,26 @@ mod tests {
 
     #[test]
     fn addresses_are_short_and_plain() {
-        for good in ["h:1", "master-0.ns.svc:8103", "[::1]:8103", "::1:8103", "10.0.0.1:65535"] {
+        for good in ["h:1", "master-0.ns.svc:8103", "[::1]:8103", "10.0.0.1:65535"] {
             check_address("address", good).unwrap_or_else(|error| panic!("{good}: {error}"));
         }
         let long = format!("{}:1", "h".repeat(254));
-        for bad in ["", "h", "h:", "h:0", "h:65536", ":1", "h:x", " h:1", "h h:1", "h/x:1", "h\n:1", long.as_str()] {
+        for bad in [
+            "::1:8103",
+            "[0::1]:8103",
+            "",
+            "h",
+            "h:",
+            "h:0",
+            "h:65536",
+            ":1",
+            "h:x",
+            " h:1",
+            "h h:1",
+            "h/x:1",
+            "h\n:1",
+            long.as_str(),
+        ] {
             check_address("address", bad).expect_err(bad);
         }
     }

@@ -14,6 +14,7 @@ use super::{Parts, answer, propose};
 use crate::error::{Error, ErrorKind, Result};
 use crate::master::state::query;
 use crate::master::store::Store;
+use crate::types::address::host_port;
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -58,6 +59,7 @@ impl BlockService {
                 ufs_files: counted.files,
                 ufs_bytes: counted.bytes,
                 ufs_counted_ns: counted.counted_ns,
+                skipped: u64::try_from(known.skipped).unwrap_or(0),
             });
         }
         Ok(WorkersResponse { workers, mounts })
@@ -86,9 +88,12 @@ impl BlockService {
     async fn register(&self, request: RegisterWorkerRequest) -> Result<RegisterWorkerResponse> {
         let cluster_uuid = self.check_cluster(&request.cluster_uuid)?;
         let info = request.worker.ok_or_else(|| Error::invalid("worker is missing"))?;
+        let address = host_port(&info.address).map_err(|why| {
+            Error::invalid(format!("the address of the worker (storage.address, storage.rpc.port): {why}"))
+        })?;
         let row = WorkerRow {
             id: info.id,
-            address: info.address,
+            address,
             host: info.host,
             socket: info.socket,
             epoch: request.epoch,

@@ -133,7 +133,8 @@ impl NamespaceService {
     }
 
     /// A mount that could never be read is refused before it is recorded.
-    async fn check_storage(&self, uri: &str, options: &ufs::Options) -> Result<()> {
+    /// True if the under-storage holds something.
+    async fn check_storage(&self, uri: &str, options: &ufs::Options) -> Result<bool> {
         if !self.0.handle.is_leader() {
             return Err(self.0.handle.not_leader());
         }
@@ -150,8 +151,11 @@ impl NamespaceService {
     async fn add_mount(&self, request: AddMountRequest) -> Result<MountResponse> {
         self.numbered(request.op.as_ref())?;
         let mount = request.mount.as_ref().ok_or_else(|| Error::invalid("mount is missing"))?;
-        self.check_storage(&mount.ufs_uri, &mount.options).await?;
-        mount_of(propose(&self.0.handle, request.op.clone(), Kind::AddMount(request)).await?)
+        let holds_something = self.check_storage(&mount.ufs_uri, &mount.options).await?;
+        let uri = mount.ufs_uri.clone();
+        let answer = mount_of(propose(&self.0.handle, request.op.clone(), Kind::AddMount(request)).await?)?;
+        let warning = if holds_something { String::new() } else { format!("{uri} holds nothing: is the path right?") };
+        Ok(MountResponse { warning, ..answer })
     }
 
     async fn change_mount(&self, request: ChangeMountRequest) -> Result<MountResponse> {
@@ -202,7 +206,7 @@ impl NamespaceService {
 
 fn mount_of(outcome: Answer) -> Result<MountResponse> {
     match outcome {
-        Answer::Mount(mount) => Ok(MountResponse { mount: Some(mount) }),
+        Answer::Mount(mount) => Ok(MountResponse { mount: Some(mount), ..MountResponse::default() }),
         other => Err(Error::internal(format!("a mount was answered with {other:?}"))),
     }
 }

@@ -108,6 +108,16 @@ impl<'a> Ctx<'a> {
         }
         let bytes = i64::try_from(row.size).unwrap_or(i64::MAX).saturating_mul(sign);
         delta.bytes = delta.bytes.saturating_add(bytes);
+        let skipped = i64::try_from(row.skipped).unwrap_or(i64::MAX).saturating_mul(sign);
+        delta.skipped = delta.skipped.saturating_add(skipped);
+    }
+
+    /// Counts what a listing has left out of a directory, in the place of what the one before had.
+    pub(crate) fn count_skipped(&mut self, row: &mut InodeRow, skipped: u64) {
+        let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        let delta = self.deltas.entry(row.mount_id).or_default();
+        delta.skipped = delta.skipped.saturating_add(number(skipped)).saturating_sub(number(row.skipped));
+        row.skipped = skipped;
     }
 
     /// Hands everything keyed by `content`, and the inode of that number, to the background purge.
@@ -147,6 +157,7 @@ impl<'a> Ctx<'a> {
                 files: old.files.saturating_add(delta.files),
                 directories: old.directories.saturating_add(delta.directories),
                 bytes: old.bytes.saturating_add(delta.bytes),
+                skipped: old.skipped.saturating_add(delta.skipped),
             };
             rows::write(self.txn, Table::Stat, &key, &new);
         }

@@ -144,6 +144,7 @@ impl Load {
         }
         if request.complete && !self.loaded.more {
             self.row.complete = true;
+            ctx.count_skipped(&mut self.row, request.skipped);
         }
         Ok(())
     }

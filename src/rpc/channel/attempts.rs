@@ -31,24 +31,30 @@ pub(super) struct Failure {
     pub(super) error: Error,
     /// The connection is of no use any more.
     pub(super) broken: bool,
+    /// What answered is no master of this release: another service at a wrong address, or an older master.
+    pub(super) foreign: bool,
     /// The request may have been executed.
     sent: bool,
 }
 
 impl Failure {
     pub(super) fn not_sent(error: Error) -> Failure {
-        Failure { error, broken: true, sent: false }
+        Failure { error, broken: true, foreign: false, sent: false }
     }
 
     pub(super) fn no_answer(budget: Duration) -> Failure {
         let message = format!("no answer within {:.1} s", budget.as_secs_f64());
-        Failure { error: Error::new(ErrorKind::Timeout, message), broken: true, sent: true }
+        Failure { error: Error::new(ErrorKind::Timeout, message), broken: true, foreign: false, sent: true }
     }
 
     pub(super) fn from_status(status: &Status) -> Failure {
         let (error, broken) = judge(status);
         let sent = broken || matches!(error.kind, ErrorKind::OutcomeUnknown | ErrorKind::Timeout);
-        Failure { error, broken, sent }
+        // Masters put details into every answer of theirs.
+        let unknown = matches!(error.kind, ErrorKind::Unsupported | ErrorKind::Internal);
+        let foreign = status.details().is_empty() && !broken && unknown;
+        let error = if foreign { error.context("no master of this release answers there") } else { error };
+        Failure { error, broken, foreign, sent }
     }
 }
 
@@ -79,6 +85,8 @@ pub(super) struct Attempts<'a> {
     round: Vec<String>,
     /// What each master said last.
     said: BTreeMap<String, String>,
+    /// A master has failed in this round; otherwise whatever answered was none.
+    met_master: bool,
     maybe_done: bool,
 }
 
@@ -95,6 +103,7 @@ impl<'a> Attempts<'a> {
             hops: 0,
             round: Vec::new(),
             said: BTreeMap::new(),
+            met_master: false,
             maybe_done: false,
         }
     }
@@ -142,14 +151,20 @@ impl<'a> Attempts<'a> {
             self.attempt = (self.attempt * 2).min(ATTEMPT_MAX);
         }
         self.maybe_done |= failure.sent;
+        self.met_master |= !failure.foreign;
         self.said.insert(address.to_owned(), failure.error.message);
     }
 
     /// Waits before the next round, less long if a call for the leader need not wait because another call found it.
-    /// False when the deadline comes first.
+    /// False when the deadline comes first, or when nothing that was tried is a master.
     pub(super) async fn pause(&mut self, leader: &watch::Sender<Option<Arc<Node>>>, for_leader: bool) -> bool {
+        if !self.met_master {
+            // Waiting makes no master of another service.
+            return false;
+        }
         self.round.clear();
         self.hops = 0;
+        self.met_master = false;
         // Half to one and a half times the pause, so that clients do not come in step.
         let jittered = self.pause.mul_f64(0.5 + rand::random::<f64>());
         let longest = if self.started.elapsed() < ELECTION { PAUSE_ELECTION } else { PAUSE_MAX };
@@ -175,6 +190,9 @@ impl<'a> Attempts<'a> {
         } else {
             said.join("; ")
         };
+        if !self.round.is_empty() && !self.met_master {
+            return Error::new(ErrorKind::Unsupported, format!("{}: {list}: check the addresses", self.what));
+        }
         let (kind, doubt) = if self.maybe_done {
             (ErrorKind::Timeout, "; a change may have been made")
         } else {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tonic::transport::{Channel, Endpoint};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::types::address::host_port;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -101,10 +102,7 @@ impl Node {
 
     /// Resolves the name anew: a pod that moved keeps its name, not its address.
     async fn resolve(&self) -> Result<Vec<SocketAddr>> {
-        if self.address.rsplit_once(':').is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err()) {
-            let message = format!("{:?} is no address: host:port is", self.address);
-            return Err(Error::new(ErrorKind::InvalidArgument, message));
-        }
+        host_port(&self.address).map_err(Error::invalid)?;
         let reason = match tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host(&self.address)).await {
             Ok(Ok(found)) => {
                 let found: Vec<_> = found.collect();

@@ -20,6 +20,8 @@ enum Answer {
     Hints(String),
     Silent,
     Fails(ErrorKind),
+    /// As another service that speaks gRPC.
+    Foreign,
 }
 
 #[derive(Clone)]
@@ -85,6 +87,7 @@ impl Admin for Master {
             }
             Answer::Silent => std::future::pending().await,
             Answer::Fails(kind) => Err(to_status(&Error::new(kind, "scripted"))),
+            Answer::Foreign => Err(Status::unimplemented("")),
         }
     }
     async fn provision(&self, _: Request<ProvisionRequest>) -> Result<Response<ProvisionResponse>, Status> {
@@ -268,4 +271,20 @@ async fn a_repetition_carries_the_request_it_was_first_sent_with() {
         .await;
     answer.expect("answered in the end");
     assert_eq!(leader.calls(), 3);
+}
+
+#[tokio::test]
+async fn another_service_among_the_masters_is_passed_over_and_named_only_where_there_is_no_master() {
+    let (master, other) = (Master::start(Answer::Leads).await, Master::start(Answer::Foreign).await);
+    for _ in 0..8 {
+        let both = channel(&[&master, &other], PATIENT);
+        to_leader(&both).await.expect("an answer");
+        to_any(&both).await.expect("an answer");
+    }
+    assert!(other.calls() > 0, "it was never asked");
+    let began = Instant::now();
+    let error = to_leader(&channel(&[&other], PATIENT)).await.expect_err("no master");
+    assert_eq!(error.kind, ErrorKind::Unsupported);
+    assert!(error.message.contains(&other.address) && error.message.contains("no master"), "{error}");
+    assert!(began.elapsed() < PATIENT / 2, "it was tried again for {:?}", began.elapsed());
 }

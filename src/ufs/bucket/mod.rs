@@ -166,10 +166,16 @@ impl Bucket {
         }
     }
 
-    async fn check_now(&self) -> Result<()> {
+    async fn check_now(&self) -> Result<bool> {
         let listed = async {
             let mut lister = self.operator.lister_with("").limit(1).await?;
-            lister.try_next().await.map(drop)
+            while let Some(found) = lister.try_next().await? {
+                // The marker of the prefix itself is nothing in it.
+                if !found.path().trim_matches('/').is_empty() {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
         };
         let checked = tokio::time::timeout(TIMEOUT, listed).await;
         let late = |_| Error::new(ErrorKind::Timeout, format!("{}: no answer: {}", self.place, self.check_endpoint));
@@ -184,8 +190,13 @@ impl Bucket {
             _ if says("NoSuchBucket") => (ErrorKind::NotFound, "the bucket does not exist"),
             _ if says("QuotaExceeded") || says("StorageFull") => (ErrorKind::NoSpace, "it is full"),
             _ if says("KeyTooLong") => (ErrorKind::NameTooLong, "the path is too long for it"),
+            _ if says("RequestTimeTooSkewed") => (
+                ErrorKind::UnderStorage,
+                "the clock of this host and that of the storage differ too much: set this one right, as with NTP",
+            ),
+            _ if says("AccessDenied") => (ErrorKind::PermissionDenied, "the access key has no right to do that"),
             _ if cannot(error) => (ErrorKind::Unsupported, "it cannot do that"),
-            Theirs::PermissionDenied => (ErrorKind::PermissionDenied, "check access key and secret"),
+            Theirs::PermissionDenied => (ErrorKind::PermissionDenied, check_keys(error)),
             Theirs::RateLimited => (ErrorKind::Unavailable, "it asks for fewer requests"),
             // A connection that cannot be made, or breaks, and what the store itself calls passing.
             _ if error.is_temporary() => (ErrorKind::Unavailable, self.check_endpoint),
@@ -194,6 +205,16 @@ impl Bucket {
         let at = if path.is_empty() { String::new() } else { format!("{path} in ") };
         Error::new(kind, format!("under-storage {at}{}: {hint}: {}", self.place, words(error)))
     }
+}
+
+/// What to do when a store does not let us in.
+fn check_keys(error: &opendal::Error) -> &'static str {
+    let is_known = ["SignatureDoesNotMatch", "InvalidAccessKeyId"].iter().any(|code| error.message().contains(code));
+    if is_known {
+        return "check access key and secret (options accessKeyId and accessKeySecret)";
+    }
+    // The answer to a HEAD request names no reason.
+    "check access key and secret (options accessKeyId and accessKeySecret), and the clock of this host"
 }
 
 /// The client knows that the store cannot do it, or the store answers so.
@@ -316,7 +337,7 @@ impl Ufs for Bucket {
         Box::pin(std::future::ready(Ok(None)))
     }
 
-    fn check(&self) -> BoxFuture<'_, Result<()>> {
+    fn check(&self) -> BoxFuture<'_, Result<bool>> {
         Box::pin(self.check_now())
     }
 }

@@ -57,6 +57,12 @@ impl Local {
         Ok(Space { total, free, available })
     }
 
+    /// True if there is anything in the root.
+    fn holds_something(&self) -> Result<bool> {
+        let mut entries = std::fs::read_dir(&self.root).map_err(|error| self.failed(b"", &error))?;
+        Ok(entries.any(|entry| entry.is_ok_and(|entry| !is_temporary(entry.file_name().as_bytes()))))
+    }
+
     fn list_now(&self, path: &[u8]) -> Result<Listing> {
         if is_temporary(path) {
             return Ok(Listing::default());
@@ -312,9 +318,9 @@ impl Ufs for Local {
         Box::pin(blocking(move || this.set_attr_now(&path, change).map(Some)))
     }
 
-    fn check(&self) -> BoxFuture<'_, Result<()>> {
+    fn check(&self) -> BoxFuture<'_, Result<bool>> {
         let this = self.clone();
-        Box::pin(blocking(move || this.check_root()))
+        Box::pin(blocking(move || this.holds_something()))
     }
 
     fn space(&self) -> BoxFuture<'_, Result<Option<Space>>> {
