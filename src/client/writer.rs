@@ -211,7 +211,10 @@ impl Writer {
         }
     }
 
-    async fn begin(&self, attr: &Attr, end_behind: bool) -> Result<Begun> {
+    /// Tells the masters that the content of a file is going to be stored; with `end_behind` that its end may come later.
+    ///
+    /// *Errors*: `Stale` when the file is of another version by now; `Busy`. Nothing was stored then.
+    pub async fn begin(&self, attr: &Attr, end_behind: bool) -> Result<Begun> {
         let (inode, base_token, asked) = (attr.inode, attr.version_token.clone(), Instant::now());
         let request = BeginWriteRequest { op: None, inode, base_token: base_token.clone(), end_behind };
         let incomplete = || Error::internal("begin a write: the answer lacks what to store where");

@@ -30,6 +30,7 @@ use super::nodes::inode_of;
 use super::open::OpenMode;
 use super::saved::Greeting;
 use super::staging::Place;
+use super::write::Write;
 
 /// Serves one mount.
 pub(super) struct Adapter {
@@ -177,16 +178,20 @@ impl Filesystem for Adapter {
         // What comes from the page cache later has its place, whatever handle it comes by.
         let appends = flags.0 & libc::O_APPEND != 0 && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let place = if appends { Place::End } else { Place::At(offset) };
+        let from_pages = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
         let answer = move |written: Result<()>, reply: ReplyWrite| match written {
             Ok(()) => reply.written(length),
             Err(error) => reply.error(failed("write", inode.0, &error)),
         };
-        if let Some(written) = self.fs.write_now(inode.0, place, data, &self.runtime) {
+        if let Some(written) = self.fs.write_now(inode.0, Write { place, offset, from_pages, data }, &self.runtime) {
             return answer(written, reply);
         }
         let (fs, data) = (self.fs.clone(), data.to_vec());
-        self.runtime.spawn(async move { answer(fs.write(inode.0, place, &data).await, reply) });
+        self.runtime.spawn(async move {
+            let written = fs.write(inode.0, Write { place, offset, from_pages, data: &data }).await;
+            answer(written, reply);
+        });
     }
 
     fn flush(&self, _: &Request, inode: INodeNo, number: FileHandle, owner: LockOwner, reply: ReplyEmpty) {

@@ -198,7 +198,12 @@ impl Fs {
             return false;
         }
         let there = self.patient.lookup(at_inode(turn.base().inode)).await;
-        there.is_ok_and(|other| !other.version_token.is_empty() && begins_with(turn, other))
+        let Some(other) = there.ok().filter(|other| !other.version_token.is_empty()) else { return false };
+        let goes_on = begins_with(turn, other.clone());
+        if goes_on && other.inode == turn.inode() {
+            self.note_stored(turn, &other);
+        }
+        goes_on
     }
 
     /// As [`Fs::made_of`], for a file that holds no data.

@@ -214,17 +214,17 @@ impl Turn {
         self.staged.spool.get().ok_or_else(missing)
     }
 
-    /// Writes; a gap before it reads as zeros.
+    /// Writes, and says where; a gap before it reads as zeros.
     ///
     /// *Errors*: `NoSpace`: then nothing has changed; the disk's.
-    pub(super) fn write(&mut self, place: Place, data: &[u8]) -> Result<()> {
+    pub(super) fn write(&mut self, place: Place, data: &[u8]) -> Result<u64> {
         let spool = self.spool()?;
         let before = spool.length();
         spool.write(place, data)?;
         self.work.grown += self.staged.length() - before;
         self.work.changes.note_write(place, before);
         self.touch();
-        Ok(())
+        Ok(if let Place::At(offset) = place { offset } else { before })
     }
 
     /// Sets the length; what is new reads as zeros.

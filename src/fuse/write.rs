@@ -42,6 +42,17 @@ const PIECE: u32 = 1 << 20;
 /// Pause between two looks whether it is.
 const LOOK: Duration = Duration::from_millis(50);
 
+/// What the kernel has written.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Write<'a> {
+    pub(super) place: Place,
+    /// Where the kernel took it to be written.
+    pub(super) offset: u64,
+    /// Pages that a mapping has changed: they are of the version that the node stood for.
+    pub(super) from_pages: bool,
+    pub(super) data: &'a [u8],
+}
+
 impl Fs {
     /// *Errors*: `ReadOnly`, if nothing can be changed through this mount.
     pub(super) fn check_writable(&self) -> Result<()> {
@@ -68,13 +79,16 @@ impl Fs {
     }
 
     /// Writes, if the file is staged and nobody is at work on it.
-    pub(super) fn write_now(&self, node: u64, place: Place, data: &[u8], on: &Handle) -> Option<Result<()>> {
+    pub(super) fn write_now(self: &Arc<Self>, node: u64, write: Write<'_>, on: &Handle) -> Option<Result<()>> {
         let mut turn = self.staging.ready_for(node)?.try_turn()?;
-        if place == Place::End && !turn.is_dirty() {
+        if write.place == Place::End && !turn.is_dirty() {
             // Others may have appended since.
             return None;
         }
-        let written = turn.write(place, data);
+        let written = {
+            let _entered = on.enter();
+            self.write_in_turn(&mut turn, write)
+        };
         turn.send_ahead(&self.staging.senders, |base| self.begin_upload(base), on);
         Some(written)
     }
@@ -88,13 +102,29 @@ impl Fs {
     /// Writes through a handle of a node.
     ///
     /// *Errors*: `Unsupported` outside any mount, `Stale`, `NoSpace`; those of reading what is there.
-    pub(super) async fn write(self: &Arc<Self>, node: u64, place: Place, data: &[u8]) -> Result<()> {
+    pub(super) async fn write(self: &Arc<Self>, node: u64, write: Write<'_>) -> Result<()> {
         self.check_writable()?;
-        if place == Place::End {
+        if write.place == Place::End {
             self.find_end(node).await?;
         }
+        if write.from_pages && self.staging.ready_for(node).is_none() {
+            let newest = self.attr(inode_of(node)).await?.attr;
+            if self.is_behind(node, &newest) {
+                let message = format!("inode {} was replaced since the page was written", inode_of(node));
+                return Err(Error::new(ErrorKind::Stale, message));
+            }
+        }
         let mut turn = self.stage(node, u64::MAX).await?;
-        turn.write(place, data)
+        self.write_in_turn(&mut turn, write)
+    }
+
+    fn write_in_turn(self: &Arc<Self>, turn: &mut Turn, write: Write<'_>) -> Result<()> {
+        let at = turn.write(write.place, write.data)?;
+        if at != write.offset {
+            // The kernel took its own end of the file for where it is appended, and keeps a page with it there.
+            self.drop_pages_later(turn.node());
+        }
+        Ok(())
     }
 
     /// Gives up what is staged of a file and was stored, if others have stored it since: what is appended comes behind that.
@@ -110,6 +140,13 @@ impl Fs {
     /// The turn of a node, with the first `keep` bytes of its content staged, or more.
     pub(super) async fn stage(self: &Arc<Self>, node: u64, keep: u64) -> Result<Turn> {
         let mut turn = self.staging.turn(node).await;
+        if turn.node() != node {
+            // Something that is not stored yet is made from another version.
+            return Err(Error::new(
+                ErrorKind::Stale,
+                format!("inode {} is written through another node", inode_of(node)),
+            ));
+        }
         if turn.is_ready() {
             return Ok(turn);
         }
@@ -242,6 +279,7 @@ impl Fs {
             at += piece.len() as u64;
             content.write(Place::End, &piece)?;
         }
+        self.note_stored(turn, &newest);
         turn.append_to(newest, &content)?;
         // Pages hold what was written behind the old end.
         self.drop_pages_later(turn.node());
@@ -259,11 +297,21 @@ impl Fs {
         let head = turn.head().await;
         let extends = turn.extends_base();
         let content = Content { sent: prepared.unwrap_or_else(|| head.sent.clone()), extends, ..content };
-        let stored = if behind && content.is_in_memory() && self.endings.have_room() {
-            self.writer.store_behind(turn.base(), begun, content).await
-        } else {
-            self.writer.store(turn.base(), begun, content).await.map(|attr| (attr, None))
+        let behind = behind && content.is_in_memory() && self.endings.have_room();
+        let begun = match begun {
+            Some(begun) => Ok(begun),
+            None => self.writer.begin(turn.base(), behind && turn.base().version_token.is_empty()).await,
         };
+        let was_begun = begun.is_ok();
+        let stored = match begun {
+            Ok(begun) if behind => self.writer.store_behind(turn.base(), Some(begun), content).await,
+            Ok(begun) => self.writer.store(turn.base(), Some(begun), content).await.map(|attr| (attr, None)),
+            Err(error) => Err(error),
+        };
+        if was_begun && stored.is_err() {
+            // Some or all of it may be there.
+            turn.doubt();
+        }
         head.sent.give_up().await;
         let stored = stored.map(|(attr, end)| {
             if let Some(end) = end {

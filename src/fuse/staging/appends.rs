@@ -17,11 +17,13 @@ pub(super) struct Changes {
     pub(super) unchanged: u64,
     /// Everything that was written came to the end, wherever that was.
     pub(super) appends_only: bool,
+    /// Storing it has failed so that some of it may be stored.
+    pub(super) may_be_stored: bool,
 }
 
 impl Default for Changes {
     fn default() -> Changes {
-        Changes { unchanged: u64::MAX, appends_only: true }
+        Changes { unchanged: u64::MAX, appends_only: true, may_be_stored: false }
     }
 }
 
@@ -30,13 +32,15 @@ impl Changes {
     pub(super) fn note_write(&mut self, place: Place, length: u64) {
         match place {
             Place::End => self.unchanged = self.unchanged.min(length),
-            Place::At(offset) => *self = Changes { unchanged: self.unchanged.min(offset), appends_only: false },
+            Place::At(offset) => {
+                *self = Changes { unchanged: self.unchanged.min(offset), appends_only: false, ..*self }
+            }
         }
     }
 
     /// The length was set.
     pub(super) fn note_length(&mut self, length: u64) {
-        *self = Changes { unchanged: self.unchanged.min(length), appends_only: false };
+        *self = Changes { unchanged: self.unchanged.min(length), appends_only: false, ..*self };
     }
 }
 
@@ -50,14 +54,20 @@ impl Turn {
     /// Where what was appended begins, if nothing else was changed and there is any.
     pub(in crate::fuse) fn appended_from(&self) -> Option<u64> {
         let from = self.work.base.size;
-        (self.work.changes.appends_only && self.is_dirty() && !self.is_new() && self.length() > from).then_some(from)
+        let Changes { appends_only, may_be_stored, .. } = self.work.changes;
+        (appends_only && !may_be_stored && self.is_dirty() && !self.is_new() && self.length() > from).then_some(from)
+    }
+
+    /// Nobody knows whether it was stored: it is not to be appended a second time.
+    pub(in crate::fuse) fn doubt(&mut self) {
+        self.work.changes.may_be_stored = true;
     }
 
     /// What was appended comes behind the content of the version `base` instead: `content` holds both.
     pub(in crate::fuse) fn append_to(&mut self, base: Attr, content: &Arc<Spool>) -> Result<()> {
         self.spool()?.replace_by(content);
         self.work.sending = None;
-        self.work.changes = Changes { unchanged: base.size, appends_only: true };
+        self.work.changes = Changes { unchanged: base.size, ..Changes::default() };
         let mtime_ns = self.staged.mtime_ns.load(Ordering::Acquire);
         self.set_base(base);
         self.staged.mtime_ns.store(mtime_ns, Ordering::Release);
