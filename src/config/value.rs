@@ -108,7 +108,7 @@ pub fn hosts(text: &str) -> Result<Vec<String>, String> {
     list(text).iter().map(one).collect()
 }
 
-/// A list of [`address`]es, each at most once.
+/// A list of [`address()`]es, each at most once.
 pub fn addresses(text: &str) -> Result<Vec<String>, String> {
     let mut found: Vec<String> = Vec::new();
     for part in list(text) {

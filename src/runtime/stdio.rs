@@ -17,7 +17,7 @@ pub const READER_GONE_CODE: u8 = 141;
 /// Set once a write to standard output found that nobody reads it.
 static READER_GONE: AtomicBool = AtomicBool::new(false);
 
-/// Standard output, locked. Its errors are those of [`write`].
+/// Standard output, locked. Its errors are those of [`write()`].
 #[derive(Debug)]
 pub struct Output(StdoutLock<'static>);
 
@@ -65,9 +65,9 @@ pub fn write(text: impl Display) -> Result<()> {
     write!(output, "{text}").and_then(|()| output.flush()).map_err(Error::from)
 }
 
-/// As [`write`], with a line break behind `line`.
+/// As [`write()`], with a line break behind `line`.
 ///
-/// *Errors*: as [`write`].
+/// *Errors*: as [`write()`].
 pub fn write_line(line: impl Display) -> Result<()> {
     write(format_args!("{line}\n"))
 }

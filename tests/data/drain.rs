@@ -141,7 +141,13 @@ async fn a_drain_for_which_others_have_no_room_ends_and_says_what_stays_behind()
     for (number, bytes) in files.iter().enumerate() {
         site.put(&format!("d/f{number}"), bytes).await;
     }
-    site.ctl_ok(&["load", "/s3/d"]);
+    let loaded = site.ctl(&["load", "/s3/d"]);
+    assert_eq!(
+        loaded.status.code(),
+        Some(5),
+        "they are larger than the cache: {}",
+        String::from_utf8_lossy(&loaded.stdout)
+    );
     wait_for("the workers have told how full they are", PATIENCE, || {
         let used: u64 = site.workers()?.iter().filter_map(|worker| worker["used_bytes"].as_u64()).sum();
         (used >= 20 << 20).then_some(())

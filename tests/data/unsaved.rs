@@ -1,9 +1,9 @@
 //! A client that is told to end: what is not stored is named and makes it fail, and what was closed is recorded.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
+use serde_json::json;
 
 use super::writes::{off, writable};
+use crate::support::agent::{Agent, encode};
 use crate::support::fuse_works;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -17,13 +17,15 @@ async fn a_client_that_ends_with_unsaved_files_names_them_and_fails() {
         std::fs::create_dir(mnt.join("local/d")).expect("made");
         std::fs::write(mnt.join("local/saved"), b"old").expect("written");
         std::fs::write(mnt.join("local/closed"), b"stored").expect("written");
-        let mut new = File::create(mnt.join("local/d/new file")).expect("made");
-        new.write_all(b"never stored").expect("staged");
-        let mut changed = OpenOptions::new().append(true).open(mnt.join("local/saved")).expect("open");
-        changed.write_all(b" and more").expect("staged");
-        let mut synced = File::create(mnt.join("local/synced")).expect("made");
-        synced.write_all(b"stored").and_then(|()| synced.sync_all()).expect("stored");
-        [new, changed, synced]
+        let mut agent = Agent::start();
+        let files = [("d/new file", libc::O_CREAT, "never stored"), ("saved", libc::O_APPEND, " and more")];
+        for (name, flags, said) in files.into_iter().chain([("synced", libc::O_CREAT, "stored")]) {
+            let path = mnt.join("local").join(name);
+            agent.call(&json!(["open", name, path, libc::O_WRONLY | flags, 0o644])).expect("open");
+            agent.call(&json!(["write", name, 0, encode(said.as_bytes())])).expect("staged");
+        }
+        agent.call(&json!(["fsync", "synced"])).expect("stored");
+        agent
     })
     .await;
     let ended = site.cluster.dev.term("fuse-0").expect("ended");

@@ -7,8 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use super::writes::{off, writable, writable_twice};
 use super::{BLOCK, Site, content};
+use crate::support::agent::{Agent, decode, encode};
 use crate::support::cluster::PATIENCE;
 use crate::support::{fuse_works, wait_for};
 
@@ -37,6 +40,20 @@ fn pages_of(bytes: &[u8], one: &[u8], other: &[u8]) -> (usize, usize, usize) {
     found
 }
 
+fn put(agent: &mut Agent, path: &Path, bytes: &[u8]) {
+    agent.call(&json!(["put", path, [encode(bytes)]])).expect("stored");
+}
+
+/// Opens a file for reading, as `f`.
+fn open(agent: &mut Agent, path: &Path) {
+    agent.call(&json!(["open", "f", path, libc::O_RDONLY, 0])).expect("open");
+}
+
+/// All of the file that is open as `f`.
+fn read(agent: &mut Agent) -> Vec<u8> {
+    decode(&agent.call(&json!(["read", "f"])).expect("read"))
+}
+
 fn read_all(file: &File, length: usize) -> std::io::Result<Vec<u8>> {
     let mut bytes = vec![0; length];
     file.read_exact_at(&mut bytes, 0)?;
@@ -53,23 +70,26 @@ async fn a_file_that_is_replaced_while_it_is_open_has_one_version_for_each_handl
     let mnt = site.mnt.clone();
     off(move || {
         let (here, there) = (mnt.join("local/model"), other.join("local/model"));
-        fs::write(&here, &old).expect("stored");
-        let held = File::open(&here).expect("open");
-        // All of it is cached, half of it by the kernel.
-        assert!(read_all(&held, old.len()).expect("read") == old);
-        let inode = held.metadata().expect("stat").ino();
-        fs::write(&there, &new).expect("replaced by the other mount");
-        let fresh = File::open(&here).expect("opened anew");
-        assert_eq!(pages_of(&read_all(&fresh, new.len()).expect("read"), &new, &old), (2 * BLOCK / PAGE, 0, 0));
+        let [mut holder, mut opener, mut writer] = [Agent::start(), Agent::start(), Agent::start()];
+        put(&mut writer, &here, &old);
+        // All of it is cached by the kernel.
+        open(&mut holder, &here);
+        assert!(read(&mut holder) == old);
+        put(&mut writer, &there, &new);
+        open(&mut opener, &here);
+        assert_eq!(pages_of(&read(&mut opener), &new, &old), (2 * BLOCK / PAGE, 0, 0));
         assert_eq!(pages_of(&mapped(&here), &new, &old), (2 * BLOCK / PAGE, 0, 0), "mapped");
-        assert_eq!(pages_of(&read_all(&held, old.len()).expect("read"), &old, &new), (2 * BLOCK / PAGE, 0, 0), "held");
-        let numbers = [fresh.metadata(), held.metadata(), fs::metadata(&here)].map(|found| found.expect("stat").ino());
-        assert_eq!(numbers, [inode; 3]);
-        drop(held);
-        drop(fresh);
+        assert_eq!(pages_of(&read(&mut holder), &old, &new), (2 * BLOCK / PAGE, 0, 0), "held");
+        let by_name = fs::metadata(&here).expect("stat").ino();
+        for agent in [&mut holder, &mut opener] {
+            let seen = agent.call(&json!(["fstat", "f"])).expect("open");
+            assert_eq!(seen["inode"].as_u64(), Some(by_name));
+            agent.call(&json!(["close", "f"])).expect("closed");
+        }
         // Rolled back, as a model is that does not do.
-        fs::write(&there, &old).expect("rolled back by the other mount");
-        assert_eq!(pages_of(&fs::read(&here).expect("read"), &old, &new), (2 * BLOCK / PAGE, 0, 0), "rolled back");
+        put(&mut writer, &there, &old);
+        let rolled_back = writer.call(&json!(["get", here])).expect("read");
+        assert_eq!(pages_of(&decode(&rolled_back), &old, &new), (2 * BLOCK / PAGE, 0, 0), "rolled back");
         assert_eq!(pages_of(&mapped(&here), &old, &new), (2 * BLOCK / PAGE, 0, 0), "rolled back, mapped");
     })
     .await;
@@ -85,17 +105,18 @@ async fn a_held_version_keeps_its_length_when_the_file_is_replaced_by_a_shorter_
     off(move || {
         let (here, there) = (mnt.join("s3/f"), other.join("s3/f"));
         let old = content(100_000, 1);
-        fs::write(&here, &old).expect("stored");
-        let held = File::open(&here).expect("open");
-        assert!(read_all(&held, old.len()).expect("read") == old);
-        fs::write(&there, b"short").expect("replaced");
-        assert_eq!(fs::read(&here).expect("read anew"), b"short");
+        let [mut holder, mut writer] = [Agent::start(), Agent::start()];
+        put(&mut writer, &here, &old);
+        open(&mut holder, &here);
+        assert!(read(&mut holder) == old);
+        put(&mut writer, &there, b"short");
+        assert_eq!(decode(&writer.call(&json!(["get", here])).expect("read anew")), b"short");
         assert_eq!(fs::metadata(&here).expect("stat").len(), 5);
-        assert_eq!(held.metadata().expect("fstat").len(), old.len() as u64);
-        assert!(read_all(&held, old.len()).expect("read") == old);
+        assert_eq!(holder.call(&json!(["fstat", "f"])).expect("fstat")["size"], old.len());
+        assert!(read(&mut holder) == old);
         // The only name of a handle: it means what that handle has.
-        let again = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&held)));
-        assert!(fs::read(again).expect("opened by its descriptor") == old);
+        let again = format!("/proc/{}/fd/{}", holder.id(), holder.call(&json!(["fd", "f"])).expect("a number"));
+        assert!(decode(&writer.call(&json!(["get", again])).expect("opened by its descriptor")) == old);
     })
     .await;
 }

@@ -98,6 +98,7 @@ VERBS = {
     "close_all": close_all,
     "write": lambda slot, at, data: write_all(held[slot], base64.b64decode(data), at),
     "read": lambda slot: read_all(held[slot]),
+    "fd": lambda slot: held[slot],
     "fstat": lambda slot: about(os.fstat(held[slot])),
     "fsync": lambda slot: os.fsync(held[slot]),
     "ftruncate": lambda slot, length: os.ftruncate(held[slot], length),

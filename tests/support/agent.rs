@@ -44,6 +44,11 @@ impl Agent {
         Agent { child, to, from: BufReader::new(from) }
     }
 
+    /// Number of the process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Has something done: a verb of `agent.py` and its arguments.
     pub fn call(&mut self, command: &Value) -> Result<Value, Refusal> {
         let mut line = command.to_string();
