@@ -15,8 +15,8 @@ use crate::master::state::query;
 /// What was seen so far.
 #[derive(Debug, Default)]
 pub(super) struct Checks {
-    /// Member and disk that led in a term.
-    leaders: BTreeMap<u64, (u64, [u8; 16])>,
+    /// Disk of the member that led, by term and member.
+    leaders: BTreeMap<(u64, u64), [u8; 16]>,
     /// Term and checksum of every entry that some member has applied.
     history: BTreeMap<u64, (u64, u32)>,
     /// By machine and start, the last entry that was compared.
@@ -24,17 +24,18 @@ pub(super) struct Checks {
 }
 
 impl Checks {
-    /// One leader in each term.
+    /// One disk for each leader. Leaders are ordered by term and member (openraft's `leader_id_adv`): a quorum that has voted for a
+    /// member may vote for one with a higher number in the same term, and the first one commits nothing after that. What each of them
+    /// has committed is compared by [`Checks::check_history`].
     pub(super) fn check_leader(&mut self, machine: &Machine) {
         let Some(running) = machine.handle().and_then(|handle| handle.running()) else { return };
         let Some(term) = running.leading() else { return };
-        let me = (running.net.me.id, running.net.me.incarnation);
-        let first = *self.leaders.entry(term).or_insert_with(|| {
-            net(|net| net.trace.note(format_args!("leader of {term} is {}", me.0)));
-            me
+        let (member, disk) = (running.net.me.id, running.net.me.incarnation);
+        let first = *self.leaders.entry((term, member)).or_insert_with(|| {
+            net(|net| net.trace.note(format_args!("leader of {term} is {member}")));
+            disk
         });
-        assert_eq!(first.0, me.0, "two leaders in term {term}");
-        assert_eq!(first, me, "two disks of one member led in term {term}");
+        assert_eq!(first, disk, "two disks of member {member} led in term {term}");
     }
 
     /// All members have applied the same entries.
