@@ -106,7 +106,8 @@ pub async fn run(config: FuseConfig, stop: Shutdown) -> Result<()> {
     ends.cancel();
     end(session, &config, device.as_deref());
     fs.settle().await;
-    outcome.and_then(|()| fs.check_saved())
+    let saved = fs.check_saved();
+    outcome.and(saved)
 }
 
 /// Goes on with the mount that another process has left, or mounts anew.

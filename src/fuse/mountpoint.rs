@@ -66,7 +66,9 @@ impl Place {
         let beneath = attach::attach_beneath(client, &self.path);
         let Err(error) = beneath else { return self.clear() };
         tracing::info!(%error, "cannot mount beneath the dead mount (Linux 6.5 can): mounts on top");
-        if stack.iter().rev().nth(1).is_some_and(is_guard) {
+        // On copies of the dead mount at other places, as a node plugin makes them, the new one would be mounted too, and taken away
+        // from all of them with the first of these places.
+        if stack.iter().rev().nth(1).is_some_and(is_guard) || stack.last().is_some_and(|dead| dead.is_shared) {
             self.clear()?;
         }
         attach::attach(client, &self.path).map_err(failed)

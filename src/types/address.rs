@@ -64,9 +64,10 @@ fn problem_of_name(name: &str) -> Option<&'static str> {
     if labels.len() > NAME_BYTES_MAX || !labels.split('.').all(good) {
         return Some("a name is made of letters, digits, '-' and '_', with dots in between, and has at most 253 bytes");
     }
-    let last = labels.rsplit('.').next().unwrap_or_default();
-    let numeric = last.bytes().all(|byte| byte.is_ascii_digit());
-    (numeric && name.parse::<Ipv4Addr>().is_err()).then_some("an IPv4 address has four numbers from 0 to 255")
+    // A single number is a name, such as a container's, and so is a pod in a namespace that is a number.
+    let is_number = |label: &str| label.bytes().all(|byte| byte.is_ascii_digit());
+    let numbers = labels.contains('.') && labels.split('.').all(is_number);
+    (numbers && name.parse::<Ipv4Addr>().is_err()).then_some("an IPv4 address has four numbers from 0 to 255")
 }
 
 /// `host:port`, with an IPv6 address in brackets.
@@ -193,6 +194,8 @@ mod tests {
             (" node_1 ", "node_1"),
             ("10.0.0.9", "10.0.0.9"),
             ("fqdn.", "fqdn."),
+            ("demo-0.1001", "demo-0.1001"),
+            ("123456789012", "123456789012"),
             ("::1", "[::1]"),
             ("[::1]", "[::1]"),
             ("::", "[::]"),

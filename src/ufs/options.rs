@@ -218,16 +218,18 @@ pub(super) fn parse(uri: &str) -> Result<Place> {
     }
     let Some((scheme, rest)) = uri.split_once("://") else {
         return Err(Error::invalid(format!(
-            "{uri:?} is no uri: write local:///DIRECTORY, s3://BUCKET/PREFIX or oss://BUCKET/PREFIX"
+            "{:?} is no uri: write local:///DIRECTORY, s3://BUCKET/PREFIX or oss://BUCKET/PREFIX",
+            without_credentials(uri)
         )));
     };
+    let shown = without_credentials(uri);
     match scheme {
         "local" if rest.starts_with('/') => Ok(Place::Local(rest.into())),
-        "local" => Err(Error::invalid(format!("{uri}: the directory must be absolute, as in local:///data"))),
+        "local" => Err(Error::invalid(format!("{shown}: the directory must be absolute, as in local:///data"))),
         "s3" => in_bucket(uri, Store::S3, rest),
         "oss" => in_bucket(uri, Store::Oss, rest),
         other => Err(Error::invalid(format!(
-            "{uri}: under-storage of scheme {other} is not supported: local, s3 and oss are"
+            "{shown}: under-storage of scheme {other} is not supported: local, s3 and oss are"
         ))),
     }
 }
@@ -239,6 +241,13 @@ fn in_bucket(uri: &str, store: Store, rest: &str) -> Result<Place> {
         (Store::Oss, Some((bucket, endpoint))) => (bucket, Some(endpoint.to_owned())),
         _ => (bucket, None),
     };
+    // Whatever else stands there may be a key, which may hold a '/' itself.
+    if !bucket.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-')) {
+        let shown = without_credentials(uri);
+        return Err(Error::invalid(format!(
+            "{shown}: a bucket's name is made of letters, digits, '.', '_' and '-'; keys are given by their options, as file:PATH"
+        )));
+    }
     if bucket.is_empty() {
         let scheme = uri.split(':').next().unwrap_or_default();
         return Err(Error::invalid(format!("{uri}: the bucket is missing, as in {scheme}://BUCKET/PREFIX")));
@@ -353,6 +362,10 @@ mod tests {
             refusal("s3://id:hunter2@b/x", &[]),
             refusal("http://id:hunter2@host/x", &[]),
             refusal("local://id:hunter2@b/x", &[("fs.s3.region", "x")]),
+            refusal("s3://id:hun/ter2/hunter2@b/x", &[]),
+            refusal("oss://id:hun/hunter2@b.host/x", &[]),
+            refusal("local://id:hun/hunter2@b/x", &[]),
+            refusal("id:hunter2@b", &[]),
             refusal("s3://b", &endpoint("http://id:hunter2@host:9000")),
             refusal("s3://b", &endpoint("id:hunter2@host")),
             refusal("oss://b", &[("fs.oss.endpoint", "https://id:hunter2@host")]),

@@ -120,8 +120,13 @@ async fn a_client_that_dies_at_any_step_of_storing_leaves_the_old_file_or_the_ne
                 })
                 .await;
                 let at = site.mnt.join(&path);
-                off(move || std::fs::write(at, b"next")).await.expect("it can be written again");
-                assert_eq!(stored(&site, &path).await.as_deref(), Some(&b"next"[..]));
+                let next = move || {
+                    let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(at)?;
+                    file.write_all(b"next")?;
+                    file.sync_all()
+                };
+                off(next).await.unwrap_or_else(|error| panic!("{path} can be written again: {error}"));
+                assert!(stored(&site, &path).await.as_deref() == Some(&b"next"[..]), "{path} is stored");
             }
         }
     }

@@ -128,7 +128,7 @@ async fn full_disks_refuse_writes_and_nothing_else(masters: usize) {
     // Reads from every master, removals, sessions.
     for name in cluster.names() {
         assert_eq!(names(&cluster.client_of(&name), "/d").await, acknowledged, "{name}");
-        assert_eq!(cluster.metric(&name, "jindofs_master_disk_full"), 1, "{name}");
+        on.wait_figure(&name, "jindofs_master_disk_full", |full| full == 1);
     }
     for number in 0..20 {
         let path = format!("/d/{number}");

@@ -38,8 +38,11 @@ pub(super) fn path(mount: &Mount) -> String {
 
 /// True for a uri that is never to be shown: `scheme://ID:SECRET@bucket/...`.
 fn holds_credentials(uri: &str) -> bool {
-    let authority = uri.split_once("://").and_then(|(_, rest)| rest.split('/').next());
-    authority.is_some_and(|authority| authority.contains('@'))
+    let Some((scheme, rest)) = uri.split_once("://") else { return uri.contains('@') };
+    let authority = rest.split('/').next().unwrap_or_default();
+    // A secret may hold a '/'; a bucket's name holds no ':'.
+    let bucket = authority.split('.').next().unwrap_or_default();
+    authority.contains('@') || matches!(scheme, "s3" | "oss") && bucket.contains(':')
 }
 
 /// Everything that is wrong, the most important first.

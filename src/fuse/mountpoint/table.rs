@@ -15,6 +15,8 @@ pub(super) struct Mounted {
     kind: String,
     /// Name that the file system was given when it was mounted.
     source: Vec<u8>,
+    /// What is mounted on it is mounted on its copies at other places too.
+    pub(super) is_shared: bool,
 }
 
 impl Mounted {
@@ -61,10 +63,12 @@ fn parse(line: &[u8]) -> Option<(PathBuf, Mounted)> {
     let (id, parent) = (number()?, number()?);
     let device = String::from_utf8(fields.next()?.to_owned()).ok()?;
     let at = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));
-    let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
+    let mut rest = fields.skip(1);
+    let is_shared = rest.by_ref().take_while(|field| *field != b"-").any(|field| field.starts_with(b"shared:"));
+    let mut rest = line.split(|byte| *byte == b' ').skip_while(|field| *field != b"-").skip(1);
     let kind = String::from_utf8(rest.next()?.to_owned()).ok()?;
     let source = unescape(rest.next()?);
-    Some((at, Mounted { id, parent, device, kind, source }))
+    Some((at, Mounted { id, parent, device, kind, source, is_shared }))
 }
 
 /// `\040` and the like.
@@ -108,6 +112,7 @@ mod tests {
             not a line\n";
         let stack = stack_in(table, Path::new("/a b"));
         assert_eq!(stack.iter().map(|one| one.device.as_str()).collect::<Vec<_>>(), ["0:50", "0:53", "0:51"]);
+        assert_eq!(stack.iter().map(|one| one.is_shared).collect::<Vec<_>>(), [true, false, true]);
         assert!(stack[0].is("tmpfs", "jindofs-guard") && !stack[0].is_fuse() && stack[1].is_fuse());
         assert_eq!(stack_in(table, Path::new("/")).len(), 1);
         assert!(stack_in(table, Path::new("/a")).is_empty());

@@ -78,6 +78,7 @@ struct Filler {
 async fn load(filler: Arc<Filler>, job: JobInfo) {
     let (id, progress) = (job.id, &filler.parts.progress);
     progress.update(id, |count| *count = JobInfo::default());
+    let capacity = filler.capacity();
     let (found, files) = mpsc::channel(1000);
     let walk = filler.walk(&job, found);
     let fill = tokio_stream::wrappers::ReceiverStream::new(files).for_each_concurrent(FILES, |file| {
@@ -90,10 +91,13 @@ async fn load(filler: Arc<Filler>, job: JobInfo) {
         reached.files_failed += 1;
         reached.message = error.message;
     }
-    let too_much = filler.exceeds_cache(reached.bytes_total);
+    let too_much = filler.exceeds_cache(reached.bytes_total, capacity);
     let state = if reached.files_failed == 0 && too_much.is_none() { JobState::Done } else { JobState::Failed };
-    // What does not fit explains failures too: files were in each other's way.
-    reached.message = too_much.unwrap_or(reached.message);
+    // What does not fit may explain failures too: files were in each other's way.
+    reached.message = match too_much {
+        Some(too_much) if reached.files_failed > 0 => format!("{}; {too_much}", reached.message),
+        too_much => too_much.unwrap_or(reached.message),
+    };
     let finish = FinishJob {
         id,
         state: state.into(),
@@ -177,13 +181,20 @@ impl Filler {
         Ok(())
     }
 
-    /// Why `bytes` cannot all be cached at a time; `None` if they can.
-    fn exceeds_cache(&self, bytes: u64) -> Option<String> {
-        let store = self.parts.handle.store()?;
-        let workers = self.parts.workers.staying(&query::workers(&store.view()).ok()?);
-        let capacity: u64 = workers.iter().map(|worker| worker.capacity_bytes).sum();
+    /// Bytes that all workers together can cache; 0 if nobody knows.
+    fn capacity(&self) -> u64 {
+        let Some(store) = self.parts.handle.store() else { return 0 };
+        let workers = query::workers(&store.view()).map(|workers| self.parts.workers.staying(&workers));
+        let bytes = workers.unwrap_or_default().into_iter().map(|worker| worker.capacity_bytes);
+        bytes.fold(0, u64::saturating_add)
+    }
+
+    /// Why `bytes` could not all be cached at a time; `None` if they could. `before` is the capacity that there was when the job began:
+    /// a worker that is silent or drained when it ends has done its part.
+    fn exceeds_cache(&self, bytes: u64, before: u64) -> Option<String> {
+        let capacity = self.capacity().max(before);
         let least_used = "what was used least recently was removed for the rest";
-        (bytes > capacity && !workers.is_empty()).then(|| {
+        (bytes > capacity && capacity > 0).then(|| {
             format!("{bytes} bytes are larger than the cache of all workers together, {capacity} bytes: {least_used}")
         })
     }

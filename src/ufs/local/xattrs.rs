@@ -4,7 +4,7 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 
-use rustix::fs::{XattrFlags, fsetxattr, getxattr, listxattr};
+use rustix::fs::{XattrFlags, fremovexattr, fsetxattr, getxattr, listxattr};
 use rustix::io::Errno;
 
 use super::by_fd;
@@ -14,7 +14,14 @@ const KEPT: [&[u8]; 3] = [b"user.", b"system.posix_acl_access", b"security.selin
 /// Most bytes of names, and of one value: the kernel has no more.
 const BYTES_MAX: usize = 64 << 10;
 
-/// Gives `to` the extended attributes of `from`, which may be opened by its path only. What we may not set is left out.
+const ACCESS_LIST: &CStr = c"system.posix_acl_access";
+
+/// What we may not read or set is left out: the file could never be stored otherwise.
+fn is_refusal(error: Errno) -> bool {
+    matches!(error, Errno::PERM | Errno::ACCESS | Errno::NOTSUP | Errno::TOOBIG)
+}
+
+/// Gives `to` the extended attributes of `from`, which may be opened by its path only. What we may not read or set is left out.
 ///
 /// *Errors*: the disk's.
 pub(super) fn copy(from: &File, to: &File) -> io::Result<()> {
@@ -23,8 +30,20 @@ pub(super) fn copy(from: &File, to: &File) -> io::Result<()> {
     let length = match listxattr(&path, &mut names[..]) {
         Ok(length) => length,
         Err(Errno::NOTSUP) => return Ok(()),
+        Err(error) if is_refusal(error) => {
+            tracing::warn!(%error, "extended attributes of a changed file are not kept");
+            return Ok(());
+        }
         Err(error) => return Err(error.into()),
     };
+    // What a directory gives to all that is made in it is not for a file that has no list of its own.
+    let has_list = names[..length].split(|byte| *byte == 0).any(|name| name == ACCESS_LIST.to_bytes());
+    if !has_list && let Err(error) = fremovexattr(to, ACCESS_LIST) {
+        match error {
+            Errno::NODATA | Errno::NOTSUP => {}
+            error => return Err(error.into()),
+        }
+    }
     let mut value = vec![0; BYTES_MAX];
     for name in names[..length].split_inclusive(|byte| *byte == 0) {
         let Ok(name) = CStr::from_bytes_with_nul(name) else { continue };
@@ -35,12 +54,17 @@ pub(super) fn copy(from: &File, to: &File) -> io::Result<()> {
             Ok(size) => size,
             // Removed since it was listed.
             Err(Errno::NODATA) => continue,
+            Err(error) if is_refusal(error) => {
+                tracing::warn!(?name, %error, "an extended attribute of a changed file is not kept");
+                continue;
+            }
             Err(error) => return Err(error.into()),
         };
         match fsetxattr(to, name, &value[..size], XattrFlags::empty()) {
             Ok(()) => {}
-            Err(error @ (Errno::PERM | Errno::ACCESS | Errno::NOTSUP)) => {
-                tracing::debug!(?name, %error, "an extended attribute of a changed file is not kept");
+            // An access control list may name users that there are not here.
+            Err(error) if is_refusal(error) || error == Errno::INVAL => {
+                tracing::warn!(?name, %error, "an extended attribute of a changed file is not kept");
             }
             Err(error) => return Err(error.into()),
         }
