@@ -83,6 +83,11 @@ impl Endings {
 }
 
 impl Fs {
+    /// True if a file was made or stored here and the masters are still to be told: nobody else can have stored it since.
+    pub(super) fn is_unrecorded(&self, inode: u64) -> bool {
+        self.creates.get(inode).is_some() || self.endings.is_on_its_way(inode)
+    }
+
     /// Waits until the record of a file that was stored here is at the masters, if it is on its way.
     pub(super) async fn recorded(&self, inode: u64) {
         self.wait_for(self.endings.on_their_way(|ended, _| ended == inode)).await;

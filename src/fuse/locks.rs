@@ -218,7 +218,7 @@ impl Fs {
             self.inodes.changed(inode);
             self.kernel.expire_attributes(inode);
         }
-        if known_as != inode || self.creates.get(inode).is_some() || self.endings.is_on_its_way(inode) {
+        if known_as != inode || self.is_unrecorded(inode) {
             return Ok(());
         }
         self.kernel.expire_attributes(node);

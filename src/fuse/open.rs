@@ -69,6 +69,11 @@ impl StaleOpens {
     }
 }
 
+/// What is wanted of a file is of a version that it does not have any more.
+pub(super) fn other_version(inode: u64) -> Error {
+    Error::new(ErrorKind::Stale, format!("inode {inode} is of another version by now"))
+}
+
 impl Fs {
     /// Opens a file for reading without waiting for anybody, if all that is needed is known.
     pub(super) fn open_now(&self, node: u64) -> Option<Opened> {
@@ -162,9 +167,7 @@ impl Fs {
     /// Attributes of the version that an open is to see; `None` if the inode has no name any more and is open here.
     async fn attr_to_open(self: &Arc<Self>, node: u64) -> Result<Option<Attr>> {
         let inode = inode_of(node);
-        // While the masters are to be told of what is stored here nobody can have stored anything else.
-        let is_own = || self.creates.get(inode).is_some() || self.endings.is_on_its_way(inode);
-        if !self.writable || is_own() || self.staging.is_apart(inode) {
+        if !self.writable || self.is_unrecorded(inode) || self.staging.is_apart(inode) {
             return Ok(Some(self.attr(inode).await?.attr));
         }
         let before = self.inodes.get(inode);
@@ -259,6 +262,14 @@ impl Fs {
             None => self.source(attr).await?,
         };
         Ok(self.reader.open(source))
+    }
+
+    /// As [`Fs::open_source`], of exactly the version that attributes name.
+    ///
+    /// *Errors*: `Stale` if it is another one by now; those of finding it.
+    pub(super) async fn open_version(&self, attr: &Attr) -> Result<Arc<OpenFile>> {
+        let file = self.open_source(attr).await?;
+        if file.source.version == version_of(&attr.version_token) { Ok(file) } else { Err(other_version(attr.inode)) }
     }
 
     /// As [`Fs::open_source`], without asking anybody: a path that is not known is found when something is to be read.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use jindofs_proto::v1::Attr;
 
 use crate::client::OpenFile;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::types::version_of;
 
 use super::fs::Fs;
@@ -72,11 +72,7 @@ impl Fs {
     /// As [`Fs::move_handles`], where nothing is staged and nobody else can begin to.
     pub(super) async fn move_in_turn(&self, turn: &Turn, newest: &Attr) -> Result<Pages> {
         let node = turn.node();
-        let file = self.open_source(newest).await?;
-        if file.source.version != version_of(&newest.version_token) {
-            let inode = inode_of(node);
-            return Err(Error::new(ErrorKind::Stale, format!("inode {inode} is of another version by now")));
-        }
+        let file = self.open_version(newest).await?;
         let grows = self.nodes.open_node(node).and_then(|open| open.attr).is_some_and(|attr| extends(newest, &attr));
         let numbers = self.nodes.move_to(node, &file, newest, grows);
         self.handles.note_version(&numbers, node, file.source.version);
@@ -106,7 +102,7 @@ impl Fs {
         if self.may_move(node, &known.attr) {
             // The kernel asks for attributes while it holds no page of the node.
             if let Err(error) = self.move_node(node, &known.attr).await {
-                tracing::debug!(node, %error, "a file that is open stays with its version for now");
+                tracing::debug!(node, %error, "an open file keeps its version: the newest one cannot be found");
             }
         }
         Ok(self.view_of(node, known))

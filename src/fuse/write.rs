@@ -24,6 +24,7 @@ use crate::ufs::{Content, Sent, Upload};
 use super::fs::Fs;
 use super::inodes::Known;
 use super::nodes::{inode_of, same_version};
+use super::open::other_version;
 use super::staging::{Place, Spool, Turn};
 use super::versions::Pages;
 
@@ -130,7 +131,7 @@ impl Fs {
     /// Gives up what is staged of a file and was stored, if others have stored it since: what is appended comes behind that.
     async fn find_end(self: &Arc<Self>, node: u64) -> Result<()> {
         let is_clean = self.staging.ready_for(node).is_some_and(|staged| !staged.is_apart());
-        if is_clean && self.creates.get(inode_of(node)).is_none() && !self.endings.is_on_its_way(inode_of(node)) {
+        if is_clean && !self.is_unrecorded(inode_of(node)) {
             let attr = self.ask_attr(inode_of(node)).await?.attr;
             self.staging.drop_superseded(&attr);
         }
@@ -181,7 +182,7 @@ impl Fs {
     }
 
     async fn bring_version(self: &Arc<Self>, turn: &Turn, attr: &Attr, keep: u64) -> Result<Arc<Spool>> {
-        let (inode, node) = (turn.inode(), turn.node());
+        let node = turn.node();
         if attr.mount_id == 0 {
             let message = "a file outside any mount holds no data: write below a mount";
             return Err(Error::new(ErrorKind::Unsupported, message));
@@ -192,7 +193,7 @@ impl Fs {
             self.drop_pages_later(node);
         }
         if self.is_behind(node, attr) {
-            return Err(Error::new(ErrorKind::Stale, format!("inode {inode} is of another version by now")));
+            return Err(other_version(turn.inode()));
         }
         let content = self.staging.blank();
         if attr.size > 0 && keep > 0 {
@@ -205,10 +206,7 @@ impl Fs {
     ///
     /// *Errors*: `Stale` if it is not there any more; those of reading it.
     async fn copy_version(self: &Arc<Self>, attr: &Attr, to: &Arc<Spool>, keep: u64) -> Result<()> {
-        let file = self.open_source(attr).await?;
-        if file.source.version != version_of(&attr.version_token) {
-            return Err(Error::new(ErrorKind::Stale, format!("inode {} is of another version by now", attr.inode)));
-        }
+        let file = self.open_version(attr).await?;
         let copied = copy(&self.reader, &file, to, keep).await;
         if copied.as_ref().is_err_and(|error| error.kind == ErrorKind::Stale) {
             self.found_stale(&file.source);
