@@ -126,10 +126,15 @@ fn taken(device: String, descriptors: Vec<OwnedFd>, link: Link) -> Result<Taken>
 }
 
 /// Says whether the keeper holds our mount at this moment.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct Held(Arc<AtomicBool>);
 
 impl Held {
+    /// Told at the beginning: what is taken from the keeper it holds.
+    pub(super) fn new(held: bool) -> Held {
+        Held(Arc::new(AtomicBool::new(held)))
+    }
+
     pub(super) fn get(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }

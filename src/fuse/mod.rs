@@ -40,7 +40,7 @@ use crate::config::FuseConfig;
 use crate::error::{Error, Result};
 use crate::rpc::channel::MasterChannel;
 use crate::rpc::server;
-use crate::runtime::Shutdown;
+use crate::runtime::{Shutdown, failpoint};
 use crate::telemetry::http::{self, Probe};
 use crate::ufs;
 
@@ -70,9 +70,16 @@ pub async fn run(config: FuseConfig, stop: Shutdown) -> Result<()> {
     if config.writable {
         fs.staging.prepare()?;
     }
-    let (Served { session, handover }, link) = serve(&config, &fs).await?;
+    let served = tokio::select! {
+        biased;
+        served = serve(&config, &fs) => served?,
+        // What another process serves until then stays its own.
+        () = stop.cancelled() => return Ok(()),
+    };
+    let (Served { session, handover }, link) = served;
     let device = mountpoint::device(&config.mount);
-    let held = Held::default();
+    // What was taken over is held from the beginning: whoever is stopped at once leaves it, too.
+    let held = Held::new(link.is_some());
     if let (Some(socket), Some(handover)) = (config.handover_socket.clone(), handover) {
         tokio::spawn(handover::keep_held(socket, handover, link, held.clone()));
     }
@@ -117,6 +124,7 @@ async fn serve(config: &FuseConfig, fs: &Arc<Fs>) -> Result<(Served, Option<Link
         None => None,
     };
     if let Some(Taken { device, fuse, state, link }) = taken {
+        failpoint("fuse.handover.taken");
         match session::take_over(config, fs, device.clone(), fuse, state) {
             Ok(served) => return Ok((served, Some(link))),
             Err(error) => {

@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
 use fuser::{BackgroundSession, Config, InitFlags, MountOption, Session, SessionACL};
+use jindofs_packets::resend_requests;
 use rustix::io::DupFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
@@ -24,8 +25,6 @@ use super::saved::{Greeting, Open, Saved};
 
 /// `FUSE_INIT`.
 const INIT: u32 = 26;
-/// `FUSE_NOTIFY_RESEND`: the kernel asks again whatever was asked and not answered.
-const RESEND: i32 = 7;
 
 /// What another process needs to serve this mount.
 #[derive(Debug)]
@@ -145,7 +144,7 @@ pub(super) fn take_over(
     let mut place = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(session.as_fd().as_raw_fd()) });
     rustix::io::dup3(&fuse, &mut place, DupFlags::CLOEXEC).map_err(std::io::Error::from)?;
     // Before anything is read: what is read afterwards is answered by us.
-    File::from(fuse.try_clone()?).write_all(&notice(RESEND))?;
+    resend_requests(&fuse)?;
     tracing::info!(device, handles = open.len(), "goes on with the mount of the process before");
     for (number, one) in &open {
         if let Open::File { node, version, writes } = one {
@@ -187,11 +186,6 @@ fn capabilities(reply: &[u8]) -> u64 {
     (word(28) | word(48) << 32) & !InitFlags::FUSE_INIT_EXT.bits()
 }
 
-/// Something said to the kernel without being asked.
-fn notice(code: i32) -> Vec<u8> {
-    [&16_u32.to_ne_bytes()[..], &code.to_ne_bytes(), &0_u64.to_ne_bytes()].concat()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -207,6 +201,5 @@ mod tests {
         reply[28..32].copy_from_slice(&(1_u32 | 1 << 30).to_ne_bytes());
         reply[48..52].copy_from_slice(&(1_u32 << 7).to_ne_bytes());
         assert_eq!(super::capabilities(&reply), capabilities);
-        assert_eq!(notice(RESEND), [16, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     }
 }

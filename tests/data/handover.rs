@@ -318,6 +318,53 @@ async fn a_stopped_client_leaves_its_mount_to_the_next_one_only_while_a_volume_s
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_is_stopped_while_it_starts_leaves_the_mount_that_it_takes_over() {
+    if !fuse_works("a_client_that_is_stopped_while_it_starts_leaves_the_mount_that_it_takes_over") {
+        return;
+    }
+    let node = Node::start(120).await;
+    node.publish().await;
+    let bytes = content(600_000, 1);
+    let path = node.store("f", &bytes);
+    let held = File::open(&path).expect("open");
+    let dev = &node.site.cluster.dev;
+    node.kill_client();
+    dev.set_env("fuse-0", "JINDOFS_FAILPOINTS", Some("fuse.handover.taken=sleep(500)")).expect("set");
+    dev.launch("fuse-0").expect("launched");
+    node.plugin.wait_for("gives the mount to the next client");
+    assert!(dev.term("fuse-0").expect("ended").success());
+    assert!(node.mounted(), "a volume shows it");
+    dev.set_env("fuse-0", "JINDOFS_FAILPOINTS", None).expect("set");
+    node.start_client();
+    read_past_cache(&held, &bytes).expect("what was open goes on");
+    node.unpublish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_waits_for_a_client_that_is_gone_can_be_killed() {
+    if !fuse_works("a_process_that_waits_for_a_client_that_is_gone_can_be_killed") {
+        return;
+    }
+    let node = Node::start(120).await;
+    node.publish().await;
+    let path = node.store("cold", &content(300_000, 1));
+    // A question that the client has begun to answer and cannot end.
+    node.site.cluster.dev.pause("master-0").expect("paused");
+    let mut reader = Command::new("cat").arg(&path).stdout(Stdio::null()).spawn().expect("cat runs");
+    let state = format!("/proc/{}/stack", reader.id());
+    wait_for("it waits for the client", PATIENCE, || {
+        std::fs::read_to_string(&state).ok()?.contains("request_wait_answer").then_some(())
+    });
+    node.kill_client();
+    node.plugin.wait_for("the client of a mount has ended");
+    reader.kill().expect("killed");
+    wait_for("it ends", Duration::from_secs(20), || reader.try_wait().expect("waited for"));
+    node.site.cluster.dev.resume("master-0").expect("resumed");
+    node.start_client();
+    node.unpublish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_mount_whose_client_and_then_the_plugin_ended_is_taken_away_once_no_volume_shows_it_though_no_client_comes() {
     if !fuse_works(
         "a_mount_whose_client_and_then_the_plugin_ended_is_taken_away_once_no_volume_shows_it_though_no_client_comes",

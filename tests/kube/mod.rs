@@ -115,11 +115,12 @@ fn define_resources() {
 fn show(namespace: &str) {
     let of = ["-n", namespace];
     let columns = "custom-columns=OBJECT:.involvedObject.name,REASON:.reason,MESSAGE:.message";
-    let looks: [&[&str]; 5] = [
+    let looks: [&[&str]; 6] = [
         &["logs", "-l", "app=jindofs", "--prefix", "--tail=8"],
         &["get", "pods,pvc", "-o", "wide"],
         &["get", "datasets,jindoruntimes", "-o", "jsonpath={range .items[*]}{.status.conditions}{\"\\n\"}{end}"],
         &["get", "events", "--sort-by=.metadata.creationTimestamp", "-o", columns],
+        &["-n", "jindofs-system", "logs", "-l", "app.kubernetes.io/name=jindofs-csi", "--prefix", "--tail=8"],
         &["-n", "jindofs-system", "logs", "-l", "app.kubernetes.io/name=jindofs-operator", "--tail=8"],
     ];
     for look in looks {

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use jindofs_packets::{PACKET_MAX, PacketListener, Packets};
+use jindofs_packets::{PACKET_MAX, PacketListener, Packets, resend_requests};
 use jindofs_proto::v1::{HandoverOp, HandoverOutcome, HandoverReply, HandoverRequest};
 use prost::Message;
 
@@ -191,6 +191,11 @@ impl Keeper {
         for (device, one) in self.held().iter_mut().filter(|(_, one)| one.server == Server::Client(client)) {
             tracing::info!(device, client, "the client of a mount has ended");
             one.server = Server::Gone(Instant::now());
+            // What it has read and not answered nobody else would read before the next client comes: whoever waits for it could
+            // not even be killed until then.
+            if let Err(error) = resend_requests(&one.fuse) {
+                tracing::warn!(device, %error, "who waits for an answer of this client cannot be killed before the next one comes");
+            }
             any = true;
         }
         any

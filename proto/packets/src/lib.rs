@@ -1,4 +1,7 @@
-//! Packets over a Unix socket of this host (`SOCK_SEQPACKET`), each with a few file descriptors at most (`SCM_RIGHTS`).
+//! Packets over a Unix socket of this host (`SOCK_SEQPACKET`), each with a few file descriptors at most (`SCM_RIGHTS`), and
+//! what those who hand a FUSE mount over in them say to the kernel.
+
+mod resend;
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -12,6 +15,8 @@ use rustix::net::{
     socket_with,
 };
 use tokio::io::unix::AsyncFd;
+
+pub use resend::resend_requests;
 
 /// Largest packet.
 pub const PACKET_MAX: usize = 96 << 10;

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
 use super::site::{install, script};
-use super::{NODES, PATIENCE, POLL_INTERVAL, TEST_LABEL, kubectl, ok};
+use super::{NODES, PATIENCE, POLL_INTERVAL, TEST_LABEL, kubectl, ok, show};
 use crate::support::poll;
 
 /// Waits until the operator is installed and nothing of earlier tests is left, also of those that ran at the same time.
@@ -27,6 +27,9 @@ pub fn begin() {
     });
     reported.extend(left.iter().cloned());
     drop(reported);
+    for namespace in left.iter().filter_map(|one| one.strip_prefix("namespace/")) {
+        show(namespace);
+    }
     assert!(left.is_empty(), "earlier tests have left for {PATIENCE:?}: {left:#?}");
 }
 
