@@ -18,7 +18,7 @@ use crate::runtime::{Shutdown, simulated};
 use crate::types::MESSAGE_BYTES_MAX;
 
 /// Bytes of every disk, and of its free room.
-const ROOM: (u64, u64) = (100 << 30, 50 << 30);
+pub(super) const ROOM: (u64, u64) = (100 << 30, 50 << 30);
 
 /// A process of a master.
 struct Process {

@@ -9,6 +9,7 @@ mod actions;
 mod checks;
 mod clients;
 mod disk;
+mod log;
 mod machine;
 mod net;
 mod run;

@@ -35,12 +35,16 @@ fn root(seed: u64) -> PathBuf {
     base.join(format!("jindofs-simulation-{}-{seed}-{run}", std::process::id()))
 }
 
-/// A run of one seed in a process of its own: its last line, or all it said.
 fn run_once(seed: u64, fault: Option<PlantedFault>) -> Result<String, String> {
+    run_apart(ONE_RUN, seed, fault)
+}
+
+/// A run of one seed by a test that calls [`run_here`], in a process of its own: its last line, or all it said.
+pub(super) fn run_apart(test: &str, seed: u64, fault: Option<PlantedFault>) -> Result<String, String> {
     let root = root(seed);
     std::fs::create_dir_all(&root).map_err(|error| error.to_string())?;
     let mut command = Command::new(std::env::current_exe().map_err(|error| error.to_string())?);
-    command.args([ONE_RUN, "--exact", "--ignored", "--nocapture", "--test-threads=1"]);
+    command.args([test, "--exact", "--ignored", "--nocapture", "--test-threads=1"]);
     command.current_dir(&root).env("SIMULATION_SEED", seed.to_string());
     command.env("SIMULATION_FAULT", fault.map_or_else(String::new, |fault| format!("{fault:?}")));
     // Addresses must be the same in each run.
@@ -149,6 +153,23 @@ fn planted_faults_are_found() {
 #[test]
 #[ignore = "one run of one seed, for the test above and for people"]
 fn one_run() -> ExitCode {
+    run_here(|seed| {
+        let report = run::run(seed);
+        format!(
+            "hash {:016x} events {} acknowledged {} applied {} simulated {} ms; {}",
+            report.hash,
+            report.events,
+            report.acknowledged,
+            report.applied,
+            report.simulated_ns / 1_000_000,
+            report.actions
+        )
+    })
+}
+
+/// Runs the seed that the environment names, with the fault that it names, on a thread of its own. Ends the process when it
+/// has succeeded.
+pub(super) fn run_here(run: impl FnOnce(u64) -> String + Send + 'static) -> ExitCode {
     let seed = setting("SIMULATION_SEED").unwrap_or(1);
     let alone = std::env::current_dir().is_ok_and(|dir| dir.to_string_lossy().contains("jindofs-simulation"));
     let root = root(seed);
@@ -163,16 +184,7 @@ fn one_run() -> ExitCode {
     let runner = std::thread::spawn(move || {
         let name = std::env::var("SIMULATION_FAULT").unwrap_or_default();
         simulated::plant(PlantedFault::ALL.into_iter().find(|fault| format!("{fault:?}") == name));
-        let report = run::run(seed);
-        println!(
-            "\nrun: seed {seed} hash {:016x} events {} acknowledged {} applied {} simulated {} ms; {}",
-            report.hash,
-            report.events,
-            report.acknowledged,
-            report.applied,
-            report.simulated_ns / 1_000_000,
-            report.actions
-        );
+        println!("\nrun: seed {seed} {}", run(seed));
         // What still runs needs no orderly end; values of this thread would be dropped in one.
         std::io::stdout().flush().expect("written");
         unsafe { libc::_exit(0) };
