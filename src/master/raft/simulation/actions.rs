@@ -187,7 +187,7 @@ impl Script {
             8 => {
                 let time = self.random.between(100 * MS, 8 * S);
                 self.note(format!("pause {host} for {} ms", time / MS));
-                machines[host].busy_until = simulated::now() + time;
+                machines[host].paused_until = simulated::now() + time;
             }
             9 => self.slow_down(host),
             10 | 11 => {
@@ -356,7 +356,7 @@ impl Script {
         for machine in machines.iter_mut() {
             disk::repair(machine.host);
             machine.skew_ns = 0;
-            machine.busy_until = machine.busy_until.min(simulated::now());
+            machine.paused_until = 0;
             let delay = self.random.between(MS, 2 * S);
             if machine.starts > 0 {
                 self.after(delay, Step::Start(machine.host));

@@ -54,8 +54,10 @@ pub(super) struct Machine {
     /// Number of the directory that is the disk now.
     generation: u64,
     process: Option<Process>,
-    /// Nothing runs before.
-    pub(super) busy_until: u64,
+    /// Nothing runs before: it has slept until then, so its clock was there already.
+    busy_until: u64,
+    /// Nothing runs before, as it is paused.
+    pub(super) paused_until: u64,
     pub(super) skew_ns: i64,
     timer: u64,
     pub(super) starts: u64,
@@ -67,7 +69,17 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl Machine {
     pub(super) fn new(host: usize, founders: usize) -> Machine {
-        Machine { host, founders, generation: 0, process: None, busy_until: 0, skew_ns: 0, timer: 0, starts: 0 }
+        Machine {
+            host,
+            founders,
+            generation: 0,
+            process: None,
+            busy_until: 0,
+            paused_until: 0,
+            skew_ns: 0,
+            timer: 0,
+            starts: 0,
+        }
     }
 
     /// Its address as the other masters know it.
@@ -168,8 +180,9 @@ impl Machine {
         let process = self.process.as_ref()?;
         let begun = simulated::now();
         self.timer += 1;
-        if begun < self.busy_until {
-            let (at, timer) = (self.busy_until, self.timer);
+        let runs_at = self.busy_until.max(self.paused_until);
+        if begun < runs_at {
+            let (at, timer) = (runs_at, self.timer);
             net(|net| net.at(at, Event::Timer(host, timer)));
             return None;
         }
@@ -222,7 +235,7 @@ impl Machine {
         let host = self.host;
         self.generation += 1;
         self.timer += 1;
-        self.busy_until = 0;
+        (self.busy_until, self.paused_until) = (0, 0);
         disk::repair(host);
         // A process that is killed closes its connections, a machine without power does not.
         net(|net| {
