@@ -183,23 +183,33 @@ impl Model {
         (staged.dirty, staged.new) = (true, false);
     }
 
-    /// The first change of a version that is gone is refused, or else the storing of it.
+    /// The first change of a version that is gone goes on from the newest one, or is refused. What was changed already stays
+    /// what it was made from: the storing of it is refused.
     fn change_by(&mut self, slot: Slot, code: Option<Errno>, how: impl FnOnce(&Handle, &mut Vec<u8>)) -> Verdict {
         let (mount, handle) = (self.mounts[slot.0], self.handles[&slot].clone());
         let key = (mount, handle.node);
         if self.lost.contains(&key) {
             return allow(code, &LOST);
         }
-        let doomed = if self.staged.contains_key(&key) {
-            self.is_stale(mount, handle.node)
-        } else {
-            self.nodes[handle.node].version() != handle.opened
-        };
-        allow(code, if doomed { &EITHER } else { &DONE })?;
+        let newest = self.nodes[handle.node].version();
+        let moves = !self.staged.contains_key(&key) && newest != handle.opened;
+        allow(code, if moves || self.is_stale(mount, handle.node) { &EITHER } else { &DONE })?;
         if code.is_none() {
-            self.change(mount, handle.node, handle.opened, |content| how(&handle, content));
+            let version = if moves { self.move_handles(mount, &handle) } else { handle.opened };
+            self.change(mount, handle.node, version, |content| how(&handle, content));
         }
         Ok(())
+    }
+
+    /// All handles of a mount that have the version of `handle` have the newest one from now on, which is returned.
+    fn move_handles(&mut self, mount: usize, handle: &Handle) -> usize {
+        let newest = self.nodes[handle.node].version();
+        for (slot, other) in &mut self.handles {
+            if self.mounts[slot.0] == mount && (other.node, other.opened) == (handle.node, handle.opened) {
+                other.opened = newest;
+            }
+        }
+        newest
     }
 
     fn write(&mut self, slot: Slot, at: usize, bytes: Bytes, code: Option<Errno>) -> Verdict {
