@@ -11,6 +11,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use jindofs_proto::v1::JobInfo;
 
 use super::{Common, INTERRUPTED, interrupted, job};
+use crate::client::refresh;
 use crate::error::Result;
 use crate::runtime::stdio;
 
@@ -21,6 +22,9 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 pub(super) struct Arguments {
     /// Absolute path of a file or directory.
     path: OsString,
+    /// Reads the metadata of everything below again first, so that what others have stored is loaded too.
+    #[arg(long)]
+    metadata: bool,
     /// Return once the job is recorded; it goes on without us.
     #[arg(long)]
     detach: bool,
@@ -41,7 +45,12 @@ fn bar() -> ProgressBar {
 pub(super) async fn run(common: &Common, arguments: Arguments) -> Result<ExitCode> {
     let namespace = common.namespace()?;
     let shown = arguments.path.to_string_lossy().into_owned();
-    let submitted = namespace.submit_load(&arguments.path.into_vec()).await;
+    let path = arguments.path.into_vec();
+    if arguments.metadata {
+        let read = refresh::refresh(&namespace, &path, true).await;
+        read.map_err(|error| error.context(format!("{shown}: its metadata is not read again")))?;
+    }
+    let submitted = namespace.submit_load(&path).await;
     namespace.session().close().await;
     let submitted = submitted.map_err(|error| error.context(shown))?;
     let id = submitted.id;

@@ -9,6 +9,7 @@ pub mod mounts;
 pub mod namespace;
 pub mod readahead;
 pub mod reader;
+pub mod refresh;
 pub mod session;
 pub mod workers;
 pub mod writer;

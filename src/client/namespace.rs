@@ -1,17 +1,18 @@
 //! The typed API of the masters: one method per call, errors as data, mutations exactly once.
 
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::stream::{self, Stream};
 use jindofs_proto::v1::{
     AddMountRequest, Attr, BatchOp, BatchRequest, BeginWriteRequest, BeginWriteResponse, CancelJobRequest,
-    ChangeMountRequest, CreateRequest, DirEntry, EndWriteRequest, Entry, GetJobRequest, JobInfo, JobState,
-    LayoutRequest, LayoutResponse, ListJobsRequest, ListMountsRequest, ListMountsResponse, ListRequest, ListResponse,
-    LookupRequest, MkdirRequest, Mount, MountResponse, MutationResponse, OpId, RemoveMountRequest, RenameRequest,
-    ReserveInodesRequest, RmdirRequest, SetAttrRequest, StoredContent, SubmitLoadRequest, SymlinkRequest, Target,
-    UnlinkRequest, WorkersRequest, WorkersResponse, batch_result, target,
+    ChangeMountRequest, CheckMountsRequest, CreateRequest, DirEntry, EndWriteRequest, Entry, GetJobRequest, JobInfo,
+    JobState, LayoutRequest, LayoutResponse, ListJobsRequest, ListMountsRequest, ListMountsResponse, ListRequest,
+    ListResponse, LookupRequest, MkdirRequest, Mount, MountResponse, MountState, MutationResponse, OpId,
+    RefreshRequest, RemoveMountRequest, RenameRequest, ReserveInodesRequest, RmdirRequest, SetAttrRequest,
+    StoredContent, SubmitLoadRequest, SymlinkRequest, Target, UnlinkRequest, WorkersRequest, WorkersResponse,
+    batch_result, target,
 };
 use tonic::transport::Channel;
 use tonic::{Response, Status};
@@ -298,6 +299,27 @@ impl Namespace {
         self.mutate("remove mount", send).await.map(drop)
     }
 
+    /// Asks each mount's under-storage whether it answers, from a master that serves.
+    ///
+    /// *Errors*: those of the channel.
+    pub async fn check_mounts(&self) -> Result<Vec<MountState>> {
+        let send = |to| async move { namespace(to).check_mounts(CheckMountsRequest {}).await };
+        Ok(self.channel.call_any("check mounts", send).await?.states)
+    }
+
+    /// Has the metadata of `target`, and that of its entries if it is a directory, read again from the under-storage.
+    ///
+    /// *Errors*: `NotFound`; the under-storage's; those of the channel.
+    pub async fn refresh(&self, target: Target) -> Result<Attr> {
+        let asked = Instant::now();
+        let send = |to| {
+            let asked_ms_ago = u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let request = RefreshRequest { target: Some(target.clone()), asked_ms_ago };
+            async move { namespace(to).refresh(request).await }
+        };
+        self.channel.call_leader("refresh", send).await?.attr.ok_or_else(|| missing("refresh"))
+    }
+
     /// The mount table and its version.
     ///
     /// *Errors*: those of the channel.
@@ -368,7 +390,7 @@ impl Namespace {
     ///
     /// *Errors*: `NotFound`, `IsADirectory`; those of the channel.
     pub async fn layout(&self, inode: u64) -> Result<LayoutResponse> {
-        let send = |to| async move { block(to).layout(LayoutRequest { inode }).await };
+        let send = |to| async move { block(to).layout(LayoutRequest { inode, ..LayoutRequest::default() }).await };
         self.channel.call_any("layout", send).await
     }
 

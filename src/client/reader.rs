@@ -9,12 +9,12 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use jindofs_proto::v1::{FileSource, Mount, WorkerInfo};
+use jindofs_proto::v1::{FileSource, LayoutRequest, Mount, WorkerInfo};
 use lru::LruCache;
 use metrics::{Counter, counter};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::rpc::channel::MasterChannel;
+use crate::rpc::channel::{MasterChannel, block};
 use crate::rpc::remote::Remotes;
 use crate::types::placement::{piece_end, piece_of};
 
@@ -33,9 +33,12 @@ const IDLE: Duration = Duration::from_secs(30);
 const LOOK_LOCAL: Duration = Duration::from_millis(200);
 /// How long the first list of workers may take before reads go to the under-storage.
 const FIRST_LIST: Duration = Duration::from_secs(2);
+/// How long the masters may take to look for a version that was not found.
+const REPORT: Duration = Duration::from_secs(5);
 
 /// The data path of one client process.
 pub struct Reader {
+    channel: MasterChannel,
     workers: Arc<Workers>,
     mounts: Arc<Mounts>,
     locals: Locals,
@@ -95,7 +98,8 @@ impl Reader {
     pub fn new(channel: MasterChannel, mounts: Arc<Mounts>, storage: Option<Registry>) -> Arc<Reader> {
         let bytes = |transport| counter!("jindofs_client_read_bytes_total", "transport" => transport);
         Arc::new(Reader {
-            workers: Workers::new(channel),
+            workers: Workers::new(channel.clone()),
+            channel,
             mounts,
             locals: Locals::default(),
             remotes: Remotes::default(),
@@ -137,8 +141,35 @@ impl Reader {
 
     /// Reads up to `length` bytes from `offset`; fewer at the end of the file.
     ///
-    /// *Errors*: `Stale` when the object was replaced; otherwise what the under-storage said after every worker failed.
+    /// *Errors*: `Stale` when the object was replaced or removed, which the masters know then; otherwise what the under-storage
+    /// said after every worker failed.
     pub async fn read(&self, file: &OpenFile, offset: u64, length: u64) -> Result<Bytes> {
+        let read = self.read_range(file, offset, length).await;
+        if read.as_ref().is_err_and(|error| error.kind == ErrorKind::Stale) {
+            self.report_missing(&file.source).await;
+        }
+        read
+    }
+
+    /// Has the masters look for what was not found: whoever opens the file again is told of what is there.
+    async fn report_missing(&self, source: &FileSource) {
+        if self.channel.failing_since().is_some() {
+            return;
+        }
+        let request = LayoutRequest { inode: source.file_id, missing_token: source.version_token.clone() };
+        let send = |to| {
+            let request = request.clone();
+            async move { block(to).layout(request).await }
+        };
+        match self.channel.with_timeout(REPORT).call_any("report a missing version", send).await {
+            Err(error) if error.kind != ErrorKind::NotFound => {
+                tracing::info!(inode = source.file_id, %error, "the masters do not look for a version that is missing");
+            }
+            _ => {}
+        }
+    }
+
+    async fn read_range(&self, file: &OpenFile, offset: u64, length: u64) -> Result<Bytes> {
         let end = offset.saturating_add(length).min(file.source.length);
         let Some(wanted) = end.checked_sub(offset).filter(|wanted| *wanted > 0) else { return Ok(Bytes::new()) };
         if file.source.mount_id == 0 {

@@ -5,6 +5,7 @@ mod build;
 pub mod explain;
 pub mod flags;
 pub mod keys;
+pub mod meta_policy;
 pub mod source;
 pub mod value;
 

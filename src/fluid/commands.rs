@@ -11,7 +11,9 @@ use super::cfg::{Cfg, WORKER};
 use super::{launch, storage, variable};
 use crate::cli::fs::totals;
 use crate::client::namespace::{Namespace, at_path};
+use crate::client::refresh::refresh;
 use crate::config::ClientConfig;
+use crate::config::meta_policy::{META_POLICY, RefreshPolicy};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::stdio;
 
@@ -114,8 +116,7 @@ impl Commands {
 
     async fn list_policies(&self) -> Result<()> {
         for mount in self.mounts().await? {
-            let policy = if mount.meta_policy() == MetaPolicy::Always { "ALWAYS" } else { "ONCE" };
-            let uri = mount.ufs_uri;
+            let (policy, uri) = (RefreshPolicy::of_mount(&mount), mount.ufs_uri);
             stdio::write_line(format_args!("path: {uri}, cacheStrategy: DISTRIBUTED, metaPolicy: {policy}"))?;
         }
         Ok(())
@@ -125,13 +126,17 @@ impl Commands {
     async fn refresh(&self, file: &Path) -> Result<()> {
         let policies = Policies::read(file)?;
         for mount in self.mounts().await? {
-            let Some(policy) = policies.of(&mount.ufs_uri).filter(|policy| *policy != mount.meta_policy()) else {
+            let now = RefreshPolicy::of_mount(&mount);
+            let Some(policy) = policies.of(&mount.ufs_uri).filter(|policy| RefreshPolicy::from(*policy) != now) else {
                 continue;
             };
             let path = String::from_utf8_lossy(&mount.path).into_owned();
+            let mut options = mount.options;
+            // It would take precedence over the field.
+            options.remove(META_POLICY);
             let change = ChangeMountRequest {
                 path: mount.path,
-                options: mount.options,
+                options,
                 meta_policy: policy.into(),
                 read_only: mount.read_only,
                 ..ChangeMountRequest::default()
@@ -144,7 +149,7 @@ impl Commands {
     async fn load(&self, arguments: &[&str]) -> Result<()> {
         let asked = Load::parse(arguments)?;
         if asked.names_only {
-            return totals(&self.namespace, asked.path.into_bytes()).await.map(drop);
+            return refresh(&self.namespace, asked.path.as_bytes(), true).await.map(drop);
         }
         let job = self.namespace.submit_load(asked.path.as_bytes()).await?;
         let tell = |job: &JobInfo| {

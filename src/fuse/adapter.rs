@@ -302,7 +302,7 @@ impl Filesystem for Adapter {
         self.runtime.spawn(async move {
             match fs.read_directory(number.0, offset).await {
                 Ok(directory) => give(&directory, offset, reply),
-                Err(error) => reply.error(failed("readdir", inode.0, &error)),
+                Err(error) => reply.error(failed_at_inode("readdir", inode.0, &error)),
             }
         });
     }
@@ -320,7 +320,7 @@ impl Filesystem for Adapter {
         self.runtime.spawn(async move {
             match fs.read_directory(number.0, offset).await {
                 Ok(directory) => give_plus(&fs, &directory, offset, reply),
-                Err(error) => reply.error(failed("readdirplus", inode.0, &error)),
+                Err(error) => reply.error(failed_at_inode("readdirplus", inode.0, &error)),
             }
         });
     }

@@ -10,12 +10,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use jindofs_proto::v1::batch_op::Op;
-use jindofs_proto::v1::{Attr, CreateRequest, FileType, MetaPolicy, MutationResponse};
+use jindofs_proto::v1::{Attr, CreateRequest, FileType, MutationResponse};
 use tokio::runtime::Handle;
 
 use crate::client::batches::Grown;
 use crate::client::namespace::{at_entry, at_inode};
 use crate::client::writer::Begun;
+use crate::config::meta_policy::is_read_once;
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::now_ns;
 use crate::types::check_name;
@@ -240,11 +241,10 @@ impl Fs {
         }
     }
 
-    /// True for a directory whose version counts all changes of its names. Under ALWAYS names come by the under-storage, and
-    /// nobody counts them before they are looked for.
+    /// True for a directory whose version counts all changes of its names. Where metadata is read again, names come by the
+    /// under-storage, and nobody counts them before they are looked for.
     pub(super) fn counts(&self, directory: &Attr) -> bool {
-        directory.mount_id == 0
-            || self.mounts.known(directory.mount_id).is_some_and(|mount| mount.meta_policy() != MetaPolicy::Always)
+        directory.mount_id == 0 || self.mounts.known(directory.mount_id).is_some_and(|mount| is_read_once(&mount))
     }
 
     /// A batch of ours has been applied.

@@ -142,12 +142,12 @@ struct Gathered {
 
 impl Gathered {
     fn new(offset: u64, length: u64) -> Gathered {
-        Gathered { next: offset, end: offset + length, whole: BytesMut::new(), single: None }
+        Gathered { next: offset, end: offset.saturating_add(length), whole: BytesMut::new(), single: None }
     }
 
     fn add(&mut self, chunk: ReadChunk) -> Result<(), Status> {
         let corrupted = |what: String| crate::rpc::status::to_status(&Error::new(ErrorKind::Corrupted, what));
-        let end = chunk.offset + chunk.data.len() as u64;
+        let end = chunk.offset.saturating_add(chunk.data.len() as u64);
         if chunk.offset != self.next || end > self.end {
             return Err(corrupted(format!("chunk {}..{end} came where {} was due", chunk.offset, self.next)));
         }

@@ -6,6 +6,7 @@
 mod bucket;
 mod content;
 mod early;
+mod health;
 mod local;
 mod options;
 mod oss;
@@ -20,6 +21,7 @@ use futures::future::BoxFuture;
 
 pub use content::{Content, Source};
 pub use early::Sent;
+pub use health::Outage;
 pub use options::{Options, validate};
 pub use registry::Registry;
 pub use upload::Upload;
@@ -134,7 +136,8 @@ pub struct Space {
 pub trait Ufs: Send + Sync + std::fmt::Debug {
     /// Every entry of a directory. A directory that does not exist is empty: object stores know no other.
     ///
-    /// *Errors*: `UnderStorage`, `PermissionDenied`, `Unavailable`, `Timeout`; `NotFound` when the root itself is gone.
+    /// *Errors*: `UnderStorage`, also when the root itself is gone; `PermissionDenied`, `Unavailable`, `Timeout`. Never `NotFound`:
+    /// readers of a directory take that for its end.
     fn list<'a>(&'a self, path: &'a [u8]) -> BoxFuture<'a, Result<Listing>>;
 
     /// One entry; `None` when there is none.
@@ -226,6 +229,12 @@ pub trait Ufs: Send + Sync + std::fmt::Debug {
         expected: Expected<'a>,
     ) -> BoxFuture<'a, Result<Entry>>;
 
+    /// Called before something goes from the directory `path`, in which at most `leaving` names may go at this time: makes sure that
+    /// the directory is there without them. There is nothing to do where directories exist by themselves.
+    fn keep_directory<'a>(&'a self, _path: &'a [u8], _leaving: usize) -> BoxFuture<'a, Result<()>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     /// Changes attributes; returns them as they are then, or `None` where none are kept: then nothing was done.
     ///
     /// *Errors*: `NotFound`.
@@ -233,7 +242,7 @@ pub trait Ufs: Send + Sync + std::fmt::Debug {
 
     /// Finds out whether the place exists and may be read; false if it holds nothing.
     ///
-    /// *Errors*: as [`Ufs::list`], with what to correct.
+    /// *Errors*: as [`Ufs::list`], with what to correct; `NotFound` when there is no such place.
     fn check(&self) -> BoxFuture<'_, Result<bool>>;
 
     /// How much room there is; `None` where nothing limits it that could be asked for.
@@ -254,6 +263,11 @@ fn tidy(mut entries: Vec<Entry>, mut skipped: u64) -> Listing {
     entries.dedup_by(|later, first| later.name == first.name);
     skipped += (before - entries.len()) as u64;
     Listing { entries, skipped }
+}
+
+/// Nanoseconds since the epoch; what lies beyond them is told as the first or last moment that can be told.
+fn saturated_ns(ns: i128) -> i64 {
+    i64::try_from(ns).unwrap_or(if ns < 0 { i64::MIN } else { i64::MAX })
 }
 
 /// Disks block: off the threads that serve.

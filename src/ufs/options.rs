@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::config::meta_policy::is_meta_policy;
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::address::{Endpoint, without_credentials};
 
@@ -97,6 +98,9 @@ pub fn validate(uri: &str, options: &Options) -> Result<()> {
             return Err(Error::invalid(format!(
                 "option {name}={value}: give the absolute path of the file, as every master and worker reads it"
             )));
+        }
+        if is_meta_policy(name, value).map_err(Error::invalid)? {
+            continue;
         }
         let Some((_, secret)) = known.iter().find(|(one, _)| one == name) else {
             let names: Vec<&str> = known.iter().map(|(one, _)| *one).collect();

@@ -1,9 +1,11 @@
 //! `oss://bucket/prefix`: Alibaba Cloud OSS.
 
+use std::sync::Arc;
+
 use super::bucket::Bucket;
 use super::options::value;
 use super::role::{Place, RoleBucket};
-use super::{Ufs, retry::Retry};
+use super::{Ufs, health::Health, retry::Retry};
 use crate::error::Result;
 
 /// What requests are signed with.
@@ -17,16 +19,16 @@ pub(super) struct Keys {
 /// The bucket, with keys from its options, with those of a role, or with none. Nothing is contacted.
 ///
 /// *Errors*: `FailedPrecondition` when a key cannot be read.
-pub(super) fn open(place: Place) -> Result<std::sync::Arc<dyn Ufs>> {
+pub(super) fn open(place: Place, health: Arc<Health>) -> Result<Arc<dyn Ufs>> {
     let option = |name| value(&place.options, name);
     if option("fs.oss.roleArn")?.is_some() {
-        return Ok(std::sync::Arc::new(Retry(RoleBucket::new(place, with_keys)?)));
+        return Ok(Arc::new(Retry::new(RoleBucket::new(place, with_keys)?, health)));
     }
     let keys = match (option("fs.oss.accessKeyId")?, option("fs.oss.accessKeySecret")?) {
         (Some(id), Some(secret)) => Some(Keys { id, secret, token: option("fs.oss.securityToken")? }),
         _ => None,
     };
-    Ok(std::sync::Arc::new(Retry(reach(&place, keys.as_ref())?)))
+    Ok(Arc::new(Retry::new(reach(&place, keys.as_ref())?, health)))
 }
 
 fn with_keys(place: &Place, keys: &Keys) -> Result<Bucket> {

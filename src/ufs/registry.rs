@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::health::{Health, Outage};
 use super::options::{Place, Store, oss_endpoint, parse, secrets_fingerprint};
 use super::{Options, Ufs, local::Local, oss, retry::Retry, role, s3, validate};
 use crate::error::Result;
@@ -16,6 +17,7 @@ const OPEN_MAX: usize = 1024;
 #[derive(Debug)]
 struct Opened {
     ufs: Arc<dyn Ufs>,
+    health: Arc<Health>,
     secrets: u64,
     checked: Instant,
 }
@@ -44,21 +46,39 @@ impl Registry {
             tracing::info!(uri, "the secrets of an under-storage have changed");
         }
         validate(uri, options)?;
+        // An outage outlives the keys with which it was found.
+        let known = opened.get(&key).map(|known| known.health.clone());
+        let health = known.unwrap_or_else(|| Arc::new(Health::new(uri)));
         let ufs: Arc<dyn Ufs> = match parse(uri)? {
-            Place::Local(root) => Arc::new(Retry(Local::new(root))),
+            Place::Local(root) => Arc::new(Retry::new(Local::new(root), health.clone())),
             Place::Bucket { store: Store::S3, bucket, prefix, .. } => {
-                Arc::new(Retry(s3::open(&bucket, &prefix, options)?))
+                Arc::new(Retry::new(s3::open(&bucket, &prefix, options)?, health.clone()))
             }
             Place::Bucket { store: Store::Oss, bucket, prefix, endpoint } => {
                 let endpoint = oss_endpoint(uri, endpoint, options)?;
-                oss::open(role::Place { bucket, prefix, endpoint, options: options.clone() })?
+                oss::open(role::Place { bucket, prefix, endpoint, options: options.clone() }, health.clone())?
             }
         };
         if opened.len() >= OPEN_MAX {
             opened.clear();
         }
         let secrets = secrets_fingerprint(options);
-        opened.insert(key, Opened { ufs: ufs.clone(), secrets, checked: Instant::now() });
+        opened.insert(key, Opened { ufs: ufs.clone(), health, secrets, checked: Instant::now() });
         Ok(ufs)
+    }
+
+    /// The outage of an under-storage that its last request has found; none for one that was not asked.
+    pub fn outage(&self, uri: &str, options: &Options) -> Option<Outage> {
+        self.health(uri, options)?.outage()
+    }
+
+    /// True if a request of this process has failed so that [`Ufs::check`] would tell more.
+    pub fn is_in_doubt(&self, uri: &str, options: &Options) -> bool {
+        self.health(uri, options).is_some_and(|health| health.is_in_doubt())
+    }
+
+    fn health(&self, uri: &str, options: &Options) -> Option<Arc<Health>> {
+        let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        opened.get(&(uri.to_owned(), options.clone())).map(|known| known.health.clone())
     }
 }

@@ -1,10 +1,12 @@
 //! Trouble that passes (a busy object store, a broken connection) is tried again a few times, with growing pauses.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
+use super::health::Health;
 use super::{AttrChange, Content, Entry, Expected, Listing, NewAttr, Sent, Space, Ufs, Upload};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -12,9 +14,25 @@ use crate::error::{Error, ErrorKind, Result};
 const PAUSES: [Duration; 4] =
     [Duration::from_millis(50), Duration::from_millis(200), Duration::from_millis(800), Duration::from_secs(2)];
 
-/// An under-storage that is asked again when it fails for a moment.
+/// An under-storage that is asked again when it fails for a moment; what comes of it is noted.
 #[derive(Debug)]
-pub(super) struct Retry<U>(pub(super) U);
+pub(super) struct Retry<U> {
+    inner: U,
+    health: Arc<Health>,
+}
+
+impl<U> Retry<U> {
+    pub(super) fn new(inner: U, health: Arc<Health>) -> Retry<U> {
+        Retry { inner, health }
+    }
+
+    /// As [`again`], for what every under-storage answers to by a request.
+    async fn noted<T, F: Future<Output = Result<T>>>(&self, attempt: impl Fn() -> F) -> Result<T> {
+        let outcome = again(attempt).await;
+        self.health.note(&outcome);
+        outcome
+    }
+}
 
 async fn again<T, F: Future<Output = Result<T>>>(attempt: impl Fn() -> F) -> Result<T> {
     for pause in PAUSES {
@@ -53,15 +71,15 @@ async fn wait(pause: Duration, error: &Error) {
 
 impl<U: Ufs> Ufs for Retry<U> {
     fn list<'a>(&'a self, path: &'a [u8]) -> BoxFuture<'a, Result<Listing>> {
-        Box::pin(again(move || self.0.list(path)))
+        Box::pin(self.noted(move || self.inner.list(path)))
     }
 
     fn stat<'a>(&'a self, path: &'a [u8]) -> BoxFuture<'a, Result<Option<Entry>>> {
-        Box::pin(again(move || self.0.stat(path)))
+        Box::pin(self.noted(move || self.inner.stat(path)))
     }
 
     fn read<'a>(&'a self, path: &'a [u8], token: &'a [u8], offset: u64, length: u64) -> BoxFuture<'a, Result<Bytes>> {
-        Box::pin(again(move || self.0.read(path, token, offset, length)))
+        Box::pin(self.noted(move || self.inner.read(path, token, offset, length)))
     }
 
     fn put<'a>(
@@ -72,39 +90,43 @@ impl<U: Ufs> Ufs for Retry<U> {
         attr: NewAttr,
         intent: u64,
     ) -> BoxFuture<'a, Result<Entry>> {
-        Box::pin(store_again(move || self.0.put(path, content.clone(), expected, attr, intent)))
+        Box::pin(async move {
+            let stored = store_again(move || self.inner.put(path, content.clone(), expected, attr, intent)).await;
+            self.health.note(&stored);
+            stored
+        })
     }
 
     fn begin<'a>(&'a self, path: &'a [u8], expected: Expected<'a>) -> BoxFuture<'a, Result<Option<Upload>>> {
-        Box::pin(again(move || self.0.begin(path, expected)))
+        Box::pin(again(move || self.inner.begin(path, expected)))
     }
 
     fn prepare<'a>(&'a self, path: &'a [u8], content: Content, attr: NewAttr) -> BoxFuture<'a, Sent> {
-        self.0.prepare(path, content, attr)
+        self.inner.prepare(path, content, attr)
     }
 
     fn clean<'a>(&'a self, path: &'a [u8], intent: u64) -> BoxFuture<'a, Result<()>> {
-        Box::pin(again(move || self.0.clean(path, intent)))
+        Box::pin(again(move || self.inner.clean(path, intent)))
     }
 
     fn sync_name<'a>(&'a self, path: &'a [u8]) -> BoxFuture<'a, Result<()>> {
-        Box::pin(again(move || self.0.sync_name(path)))
+        Box::pin(again(move || self.inner.sync_name(path)))
     }
 
     fn make_directory<'a>(&'a self, path: &'a [u8], attr: NewAttr) -> BoxFuture<'a, Result<Entry>> {
-        Box::pin(again(move || self.0.make_directory(path, attr)))
+        Box::pin(self.noted(move || self.inner.make_directory(path, attr)))
     }
 
     fn make_symlink<'a>(&'a self, path: &'a [u8], target: &'a [u8], attr: NewAttr) -> BoxFuture<'a, Result<Entry>> {
-        Box::pin(again(move || self.0.make_symlink(path, target, attr)))
+        Box::pin(again(move || self.inner.make_symlink(path, target, attr)))
     }
 
     fn remove<'a>(&'a self, path: &'a [u8], token: &'a [u8]) -> BoxFuture<'a, Result<()>> {
-        Box::pin(again(move || self.0.remove(path, token)))
+        Box::pin(self.noted(move || self.inner.remove(path, token)))
     }
 
     fn remove_directory<'a>(&'a self, path: &'a [u8]) -> BoxFuture<'a, Result<()>> {
-        Box::pin(again(move || self.0.remove_directory(path)))
+        Box::pin(self.noted(move || self.inner.remove_directory(path)))
     }
 
     fn rename<'a>(
@@ -114,7 +136,7 @@ impl<U: Ufs> Ufs for Retry<U> {
         to: &'a [u8],
         expected: Expected<'a>,
     ) -> BoxFuture<'a, Result<Entry>> {
-        Box::pin(again(move || self.0.rename(from, token, to, expected)))
+        Box::pin(again(move || self.inner.rename(from, token, to, expected)))
     }
 
     fn copy<'a>(
@@ -124,21 +146,29 @@ impl<U: Ufs> Ufs for Retry<U> {
         to: &'a [u8],
         expected: Expected<'a>,
     ) -> BoxFuture<'a, Result<Entry>> {
-        Box::pin(again(move || self.0.copy(from, token, to, expected)))
+        Box::pin(again(move || self.inner.copy(from, token, to, expected)))
+    }
+
+    fn keep_directory<'a>(&'a self, path: &'a [u8], leaving: usize) -> BoxFuture<'a, Result<()>> {
+        Box::pin(again(move || self.inner.keep_directory(path, leaving)))
     }
 
     fn set_attr<'a>(&'a self, path: &'a [u8], change: AttrChange) -> BoxFuture<'a, Result<Option<Entry>>> {
-        Box::pin(again(move || self.0.set_attr(path, change)))
+        Box::pin(again(move || self.inner.set_attr(path, change)))
     }
 
     /// Whoever adds a mount waits for the answer: a wrong address is told at once.
     fn check(&self) -> BoxFuture<'_, Result<bool>> {
-        self.0.check()
+        Box::pin(async move {
+            let checked = self.inner.check().await;
+            self.health.note_check(&checked);
+            checked
+        })
     }
 
     /// Whoever asks has something else to show.
     fn space(&self) -> BoxFuture<'_, Result<Option<Space>>> {
-        self.0.space()
+        self.inner.space()
     }
 }
 

@@ -255,6 +255,10 @@ impl Ufs for RoleBucket {
         Box::pin(async move { self.bucket().await?.copy(from, token, to, expected).await })
     }
 
+    fn keep_directory<'a>(&'a self, path: &'a [u8], leaving: usize) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move { self.bucket().await?.keep_directory(path, leaving).await })
+    }
+
     fn set_attr<'a>(&'a self, path: &'a [u8], change: AttrChange) -> BoxFuture<'a, Result<Option<Entry>>> {
         Box::pin(async move { self.bucket().await?.set_attr(path, change).await })
     }

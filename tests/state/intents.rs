@@ -16,7 +16,7 @@ pub(super) const CLIENT: [u8; 16] = [7; 16];
 /// A state with a mount at `/m`, whose root is loaded.
 pub(super) struct Tree {
     pub(super) store: Store,
-    index: u64,
+    pub(super) index: u64,
     seq: u64,
     root: u64,
     _dir: tempfile::TempDir,
@@ -38,7 +38,7 @@ pub(super) fn file(name: &str, token: &str) -> UfsEntry {
     entry
 }
 
-fn directory(name: &str) -> UfsEntry {
+pub(super) fn directory(name: &str) -> UfsEntry {
     let mut entry = UfsEntry { version_token: Default::default(), size: 0, mode: 0o755, ..file(name, "") };
     entry.set_type(FileType::Directory);
     entry
@@ -91,7 +91,7 @@ impl Tree {
     }
 
     /// A listing that began when `start` was applied.
-    fn list(&mut self, start: u64, entries: &[UfsEntry]) {
+    pub(super) fn list(&mut self, start: u64, entries: &[UfsEntry]) {
         let load = LoadEntries {
             directory: self.root,
             mount_id: 1,

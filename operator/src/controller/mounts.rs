@@ -48,7 +48,10 @@ pub(super) async fn apply(input: &Input<'_>, masters: &Masters) -> Result<(), Tr
 
 #[cfg(test)]
 mod tests {
+    use jindofs_proto::v1::MetaPolicy;
+
     use super::*;
+    use crate::crd::{Dataset, JindoRuntime};
 
     fn mount(path: &'static str, uri: &str) -> Mount {
         Mount { path: path.as_bytes().into(), ufs_uri: uri.to_owned(), ..Mount::default() }
@@ -69,5 +72,34 @@ mod tests {
             })
             .collect();
         assert_eq!(told, ["-/a", "-/c", "+s3://other", "~s3://b", "+s3://d"]);
+    }
+
+    #[test]
+    fn a_mount_is_not_changed_again_whatever_its_policies_are() {
+        let sample = include_str!("../../../deploy/samples/dataset.yaml").split_once("\n---\n").expect("two documents");
+        let runtime: JindoRuntime = serde_saphyr::from_str(sample.1).expect("a JindoRuntime");
+        for (policies, field, option) in [
+            (&[][..], MetaPolicy::Once, None),
+            (&[("metaPolicy", "ALWAYS")], MetaPolicy::Always, None),
+            (&[("metaPolicy", "often")], MetaPolicy::Once, None),
+            (&[("metaPolicy", "30s")], MetaPolicy::Always, Some("30s")),
+            (&[("metaPolicy:/sub", "30s")], MetaPolicy::Once, None),
+            (&[("metaPolicy", "10M"), ("metaPolicy:/sub", "once")], MetaPolicy::Always, Some("10M")),
+        ] {
+            let mut dataset: Dataset = serde_saphyr::from_str(sample.0).expect("a Dataset");
+            for (name, policy) in policies {
+                dataset.spec.mounts[0].options.insert((*name).to_owned(), (*policy).to_owned());
+            }
+            let input = Input::new(&dataset, &runtime, "i");
+            let wanted = mount_table(&input);
+            assert_eq!(wanted[0].meta_policy(), field, "{policies:?}");
+            assert_eq!(wanted[0].options.get("metaPolicy").map(String::as_str), option, "{policies:?}");
+            let sub = policies.iter().find(|(name, _)| name.contains('/')).map(|(_, policy)| *policy);
+            assert_eq!(wanted[0].options.get("metaPolicy:/sub").map(String::as_str), sub, "{policies:?}");
+            // Masters record a mount as it is asked for, with numbers of their own.
+            let now: Vec<_> = wanted.into_iter().map(|asked| Mount { id: 1, root_inode: 2, ..asked }).collect();
+            let changes = changes(&now, mount_table(&input));
+            assert!(changes.is_empty(), "{policies:?}: {changes:?}");
+        }
     }
 }

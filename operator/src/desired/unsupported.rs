@@ -7,7 +7,7 @@ use std::fmt;
 use serde::Serialize;
 use serde_json::json;
 
-use super::mounts::{META_POLICY, local};
+use super::mounts::{META_POLICY, is_interval, local};
 use super::settings::{FIXED, role_of};
 use crate::crd::{Component, DataLoad, Dataset, Fuse, JindoRuntime, Level, Mount, Policy, RuntimeRef};
 
@@ -102,10 +102,15 @@ fn of_mount(mount: &Mount, path: &str, found: &mut Found) {
 
 /// Options that say how a mount is cached, where it is cached otherwise.
 fn of_options(options: &BTreeMap<String, String>, path: &str, found: &mut Found) {
+    let is_policy = |text: &str| is_interval(text) || ["once", "always"].contains(&&*text.trim().to_ascii_lowercase());
+    found.add(
+        options.get(META_POLICY).is_some_and(|policy| !is_policy(policy)),
+        entry(path, META_POLICY),
+        "it is neither ONCE, ALWAYS nor a time as 30s or 10m, and taken for ONCE: write one of them",
+    );
     let copies = "each block is cached once: leave it out";
     let known = [
-        (META_POLICY, &["ONCE", "ALWAYS"][..], "it is neither ONCE nor ALWAYS, and taken for ONCE: write one of them"),
-        ("cacheStrategy", &["DISTRIBUTED"], "blocks are always placed by DISTRIBUTED: leave it out"),
+        ("cacheStrategy", &["DISTRIBUTED"][..], "blocks are always placed by DISTRIBUTED: leave it out"),
         ("readCacheReplica", &["1"], copies),
         ("writeCacheReplica", &["1"], copies),
         ("writePolicy", &[], "files cannot be written through the mount yet: leave it out"),

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Seek, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -52,10 +52,36 @@ async fn copy(reader: &Reader, source: FileSource, to: &mut impl Write) -> Resul
 }
 
 pub(super) async fn cat(namespace: &Namespace, path: Vec<u8>) -> Result<()> {
-    let attr = namespace.lookup(at_path(path)).await?;
-    let mut out = Output::lock();
-    let copied = copy(&reader(namespace), source(namespace, &attr).await?, &mut out).await;
+    let (reader, target) = (reader(namespace), || at_path(path.clone()));
+    let mut out = Counted { written: 0, to: Output::lock() };
+    let once = async |out: &mut _| {
+        let attr = namespace.lookup(target()).await?;
+        copy(&reader, source(namespace, &attr).await?, out).await
+    };
+    let copied = match once(&mut out).await {
+        // What was on record is not there: by now what is there is.
+        Err(error) if error.kind == ErrorKind::Stale && out.written == 0 => once(&mut out).await,
+        copied => copied,
+    };
     copied.and_then(|()| Ok(out.flush()?))
+}
+
+/// Counts what is written.
+struct Counted<W> {
+    written: usize,
+    to: W,
+}
+
+impl<W: Write> Write for Counted<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.to.write(bytes)?;
+        self.written = self.written.saturating_add(written);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
 }
 
 pub(super) async fn get(namespace: &Namespace, path: Vec<u8>, to: &Path, recursive: bool) -> Result<()> {
@@ -87,11 +113,23 @@ pub(super) async fn get(namespace: &Namespace, path: Vec<u8>, to: &Path, recursi
 
 /// Copies one file; one that could not be copied whole is removed.
 async fn one(namespace: &Namespace, reader: &Reader, attr: &Attr, to: &Path) -> Result<()> {
-    let source = source(namespace, attr).await?;
+    let found = source(namespace, attr).await.map_err(|error| error.context(to.display()))?;
     let mut file = File::create_new(to).map_err(|error| Error::from(error).context(to.display()))?;
-    if let Err(error) = copy(reader, source, &mut file).await {
-        std::fs::remove_file(to)?;
-        return Err(error.context(to.display()));
-    }
-    Ok(())
+    let copied = match copy(reader, found, &mut file).await {
+        // The version on record is missing. The masters have looked for it, and know by now what is there.
+        Err(error) if error.kind == ErrorKind::Stale => copy_again(namespace, reader, attr.inode, &mut file).await,
+        copied => copied,
+    };
+    copied.map_err(|error| match std::fs::remove_file(to) {
+        Ok(()) => error.context(to.display()),
+        Err(left) => error.context(format!("{} is incomplete and cannot be removed ({left})", to.display())),
+    })
+}
+
+/// Copies the version that is on record now in the place of what was copied before.
+async fn copy_again(namespace: &Namespace, reader: &Reader, inode: u64, file: &mut File) -> Result<()> {
+    file.set_len(0)?;
+    file.rewind()?;
+    let attr = namespace.lookup(at_inode(inode)).await?;
+    copy(reader, source(namespace, &attr).await?, file).await
 }

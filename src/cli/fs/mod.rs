@@ -16,6 +16,7 @@ use std::sync::Arc;
 use super::Common;
 use super::output::{name, print, time};
 use crate::client::namespace::{Namespace, at_inode, at_path};
+use crate::client::refresh::{Refreshed, refresh};
 use crate::error::{Error, Result};
 
 #[derive(Debug, Subcommand)]
@@ -83,6 +84,14 @@ pub(super) enum Command {
         /// Absolute path.
         path: OsString,
     },
+    /// Reads the metadata of a file, or of a directory and its entries, again from the under-storage.
+    Refresh {
+        /// Everything below too.
+        #[arg(short, long)]
+        recursive: bool,
+        /// Absolute path.
+        path: OsString,
+    },
     /// Bytes, files and directories below a path.
     Du {
         /// Absolute path.
@@ -103,7 +112,10 @@ impl Command {
             Command::Ls { path } | Command::Stat { path } | Command::Mkdir { path, .. } | Command::Create { path } => {
                 path
             }
-            Command::Rm { path, .. } | Command::Du { path } | Command::Count { path } => path,
+            Command::Rm { path, .. }
+            | Command::Refresh { path, .. }
+            | Command::Du { path }
+            | Command::Count { path } => path,
             Command::Mv { from, .. } => from,
         }
         .to_string_lossy()
@@ -161,6 +173,10 @@ async fn act(common: &Common, namespace: &Arc<Namespace>, command: Command) -> R
         Command::Create { path } => store::create(namespace, path.into_vec()).await,
         Command::Mv { no_clobber, from, to } => namespace.rename(at(&from), at(&to), no_clobber).await.map(|_| ()),
         Command::Rm { recursive, path } => rm(namespace, &path, recursive).await,
+        Command::Refresh { recursive, path } => {
+            let Refreshed { bytes, files, directories } = refresh(namespace, &path.into_vec(), recursive).await?;
+            show(common, &Totals { bytes, files, directories })
+        }
         Command::Du { path } | Command::Count { path } => count(common, namespace, &path).await,
     }
 }
@@ -214,7 +230,7 @@ pub(crate) async fn totals(namespace: &Namespace, path: Vec<u8>) -> Result<Total
             waiting.push(attr.inode);
         } else {
             totals.files += 1;
-            totals.bytes += attr.size;
+            totals.bytes = totals.bytes.saturating_add(attr.size);
         }
     };
     take(&attr, &mut waiting);
@@ -228,8 +244,11 @@ pub(crate) async fn totals(namespace: &Namespace, path: Vec<u8>) -> Result<Total
 }
 
 async fn count(common: &Common, namespace: &Namespace, path: &OsString) -> Result<()> {
-    let totals = totals(namespace, path.clone().into_vec()).await?;
-    print(common.output, &totals, &["BYTES", "FILES", "DIRECTORIES"], |_| {
+    show(common, &totals(namespace, path.clone().into_vec()).await?)
+}
+
+fn show(common: &Common, totals: &Totals) -> Result<()> {
+    print(common.output, totals, &["BYTES", "FILES", "DIRECTORIES"], |_| {
         vec![vec![totals.bytes.to_string(), totals.files.to_string(), totals.directories.to_string()]]
     })
 }

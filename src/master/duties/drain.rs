@@ -116,7 +116,7 @@ impl Drainer {
         }
         // Only what is still there is worth being remembered.
         *settled = held.iter().filter_map(|file| settled.remove_entry(&key(file))).collect();
-        drain.left_bytes = open.iter().map(|file| file.bytes).sum();
+        drain.left_bytes = open.iter().fold(0, |sum: u64, file| sum.saturating_add(file.bytes));
         if !done {
             self.parts.drains.note(id, drain.clone());
         }
@@ -129,11 +129,12 @@ impl Drainer {
             match moved {
                 Ok(Stuck { bytes: 0, .. }) => {
                     settled.insert(key(&file), file.bytes);
-                    drain.left_bytes -= file.bytes;
+                    drain.left_bytes = drain.left_bytes.saturating_sub(file.bytes);
                 }
                 Ok(stuck) => {
-                    drain.left_bytes -= file.bytes.saturating_sub(stuck.bytes);
-                    drain.stuck_bytes += stuck.bytes;
+                    let moved = file.bytes.saturating_sub(stuck.bytes);
+                    drain.left_bytes = drain.left_bytes.saturating_sub(moved);
+                    drain.stuck_bytes = drain.stuck_bytes.saturating_add(stuck.bytes);
                     drain.message = stuck.why;
                 }
                 Err(error) => {

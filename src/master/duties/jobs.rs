@@ -28,6 +28,8 @@ const FILES: usize = 8;
 const BLOCKS: u64 = 8;
 /// Workers tried for one piece.
 const WORKERS: usize = 3;
+/// Versions of one file that are followed while others overwrite it.
+const NEWER_MAX: usize = 3;
 
 pub(super) async fn run(parts: Parts, stop: Shutdown) {
     let filler = Arc::new(Filler { parts: parts.clone(), remotes: Remotes::default() });
@@ -171,7 +173,7 @@ impl Filler {
                 };
                 self.parts.progress.update(id, |count| {
                     count.files_total += 1;
-                    count.bytes_total += attr.size;
+                    count.bytes_total = count.bytes_total.saturating_add(attr.size);
                 });
                 let file = File { path, attr, source };
                 found.send(file).await.map_err(|_| Error::internal("the files of a job are not taken"))?;
@@ -200,12 +202,26 @@ impl Filler {
     }
 
     async fn file(&self, id: u64, file: File) {
-        let File { path, attr, source } = file;
-        let mut at = 0;
+        let File { path, mut attr, mut source } = file;
+        let (mut at, mut newer_left) = (0, NEWER_MAX);
         while at < attr.size {
             let block = u64::from(source.block_size.max(1));
             let end = piece_end(attr.size, at).min(at + BLOCKS * block);
             if let Err(error) = self.range(&source, at, end).await {
+                if error.kind == ErrorKind::Stale && newer_left > 0 {
+                    match self.newer(id, &attr, &source, at).await {
+                        Ok(Some(newer)) => {
+                            (attr, source) = newer;
+                            (at, newer_left) = (0, newer_left - 1);
+                            continue;
+                        }
+                        Ok(None) => return,
+                        Err(error) => {
+                            let path = String::from_utf8_lossy(&path);
+                            tracing::info!(id, %path, %error, "no newer version is found");
+                        }
+                    }
+                }
                 let path = String::from_utf8_lossy(&path).into_owned();
                 tracing::warn!(id, path, %error, "a file could not be loaded");
                 self.parts.progress.update(id, |count| {
@@ -218,6 +234,28 @@ impl Filler {
             at = end;
         }
         self.parts.progress.update(id, |count| count.files_done += 1);
+    }
+
+    /// The version of a file that is in the place of one which was not found, of which `done` bytes were cached; `None` when the
+    /// file is gone: then it is not missed.
+    ///
+    /// *Errors*: when the version on record is still the newest.
+    async fn newer(&self, id: u64, attr: &Attr, source: &FileSource, done: u64) -> Result<Option<(Attr, FileSource)>> {
+        let metadata = &self.parts.metadata;
+        let looked = metadata.look_for_missing(attr.inode, &source.version_token).await;
+        let newer = match looked.and(metadata.layout(attr.inode).await) {
+            Ok((newer, Some(found))) if found.version != source.version => Some((newer, found)),
+            Err(error) if error.kind == ErrorKind::NotFound => None,
+            Ok(_) => return Err(Error::new(ErrorKind::Stale, "the version on record is not in the under-storage")),
+            Err(error) => return Err(error),
+        };
+        let size = newer.as_ref().map(|(newer, _)| newer.size);
+        self.parts.progress.update(id, |count| {
+            count.files_total = count.files_total.saturating_sub(u64::from(size.is_none()));
+            count.bytes_total = count.bytes_total.saturating_sub(attr.size).saturating_add(size.unwrap_or(0));
+            count.bytes_done = count.bytes_done.saturating_sub(done);
+        });
+        Ok(newer)
     }
 
     /// Fills bytes of one piece, on the worker that readers will ask first. Deadlines that passed while this process

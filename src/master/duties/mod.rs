@@ -6,6 +6,7 @@ mod jobs;
 mod purge;
 mod sessions;
 mod sizes;
+mod storages;
 
 use crate::master::service::Parts;
 use crate::runtime::Shutdown;
@@ -18,6 +19,7 @@ pub async fn run(parts: Parts, stop: Shutdown) {
         sessions::run(parts.clone(), stop.clone()),
         jobs::run(parts.clone(), stop.clone()),
         drain::run(parts.clone(), stop.clone()),
-        sizes::run(parts, stop),
+        sizes::run(parts.clone(), stop.clone()),
+        storages::run(parts, stop),
     );
 }

@@ -68,7 +68,8 @@ async fn count(parts: &Parts, mount: &Mount) -> Result<Size> {
                 }
                 Kind::File => {
                     size.files += 1;
-                    size.bytes += entry.size;
+                    // Sparse files may say that they are larger than all together can be.
+                    size.bytes = size.bytes.saturating_add(entry.size);
                 }
                 Kind::Symlink => size.files += 1,
             }

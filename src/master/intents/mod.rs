@@ -5,23 +5,24 @@
 mod batch;
 mod carry_out;
 mod locks;
+mod removals;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use jindofs_proto::store::v1::command::Command as Kind;
 use jindofs_proto::store::v1::outcome::Outcome as Answer;
 use jindofs_proto::store::v1::{Command, FinishIntent};
-use jindofs_proto::v1::{OpId, Target};
+use jindofs_proto::v1::{OpId, Target, target};
 use tokio::sync::watch;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::master::metadata::Metadata;
 use crate::master::raft::Handle;
-use crate::master::state::plan::{self, Due, Scope};
+use crate::master::state::plan::{self, Due, Leaves, Scope};
 use crate::master::state::query;
 use crate::master::store::Store;
 use crate::rpc::status::from_detail;
@@ -30,6 +31,7 @@ use crate::types::ROOT_INODE;
 use crate::ufs;
 
 use locks::{Guard, Locks};
+use removals::Removals;
 
 /// Pauses between attempts while an under-storage does not answer: the last one is repeated.
 const PAUSES: [Duration; 5] = [
@@ -52,6 +54,7 @@ struct Inner {
     storage: Arc<ufs::Registry>,
     locks: Locks,
     running: Mutex<HashMap<u64, Running>>,
+    removals: Removals,
     /// Term in which everything that was left has been taken over.
     ready: watch::Sender<Option<u64>>,
 }
@@ -71,6 +74,7 @@ impl Intents {
             storage,
             locks: Locks::new(),
             running: Mutex::default(),
+            removals: Removals::default(),
             ready: watch::Sender::new(None),
         }))
     }
@@ -97,8 +101,8 @@ impl Intents {
         match self.propose(op, kind).await? {
             Answer::Pending(pending) if !begins_write => {
                 let done = self.drive(pending.intent, guard, self.leaders_store().ok()).await;
-                if done.as_ref().is_err_and(|error| matches!(error.kind, ErrorKind::Stale | ErrorKind::AlreadyExists)) {
-                    self.look_again(&targets).await;
+                if let Err(error) = &done {
+                    self.look_after_refusal(error.kind, &targets).await;
                 }
                 done
             }
@@ -106,7 +110,25 @@ impl Intents {
         }
     }
 
-    /// Somebody else has changed what a command points at: from now on that is what is shown, also where it is loaded once.
+    /// An under-storage has refused a change of these targets: if that is because others have changed them, what is there is
+    /// shown from now on, also where it is loaded once.
+    async fn look_after_refusal(&self, kind: ErrorKind, targets: &[Target]) {
+        use ErrorKind::{AlreadyExists, IsADirectory, NotADirectory, NotEmpty, NotFound, Stale};
+        let now = Instant::now();
+        match kind {
+            Stale | AlreadyExists | NotFound | IsADirectory | NotADirectory => self.look_again(targets).await,
+            // Of a directory that is empty as far as is known.
+            NotEmpty => {
+                for target in targets {
+                    if let Err(error) = self.0.metadata.refresh(target, now).await {
+                        tracing::info!(%error, "a directory that others have filled is not read again");
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
     async fn look_again(&self, targets: &[Target]) {
         for target in targets {
             if let Err(error) = self.0.metadata.look_again(target).await {
@@ -120,7 +142,17 @@ impl Intents {
     /// *Errors*: as [`Intents::execute`].
     pub async fn settle(&self, op: Option<OpId>, kind: Kind) -> Result<Answer> {
         match self.propose(op, kind).await? {
-            Answer::Pending(pending) => self.drive(pending.intent, None, self.leaders_store().ok()).await,
+            Answer::Pending(pending) => {
+                let done = self.drive(pending.intent, None, self.leaders_store().ok()).await;
+                // What the content was made from may be gone, and the name with it.
+                if let Ok(Answer::Attr(attr)) = &done
+                    && !query::was_never_stored(attr)
+                {
+                    let target = Target { target: Some(target::Target::Inode(attr.inode)) };
+                    self.look_again(&[target]).await;
+                }
+                done
+            }
             answer => Ok(answer),
         }
     }
@@ -245,11 +277,17 @@ impl Intents {
             None => self.0.handle.read().await?,
         };
         failpoint_io("intent.step")?;
+        let mut leaving = None;
         let finish = match plan::due(&store.view(), id)? {
             Due::Ended | Due::Client => return Ok(Step { said: None, more: false }),
             Due::Forgotten => FinishIntent { id, ..FinishIntent::default() },
             Due::Leader(plan) => {
                 let storage = self.0.storage.open(&plan.mount.ufs_uri, &plan.mount.options)?;
+                if let Some(from) = &plan.leaves {
+                    // Counted until the removal is recorded: others see from it what stays.
+                    let held = leaving.insert(self.0.removals.begin(from.directory));
+                    self.keep_directory(&*storage, from, held.count()).await?;
+                }
                 carry_out::carry_out(&*storage, id, &plan).await?
             }
         };
@@ -257,8 +295,27 @@ impl Intents {
         failpoint_io("intent.step")?;
         let more = finish.leftover.is_some();
         let said = self.0.metadata.record_end(finish).await?;
+        drop(leaving);
         let more = more && said.as_ref().is_some_and(|said| !matches!(said, Answer::Error(_)));
         Ok(Step { said, more })
+    }
+
+    /// Keeps a directory from going with its last entry, where directories are there by what is in them only. `leaving`: how many
+    /// removals from it are under way.
+    ///
+    /// *Errors*: trouble that passes. What does not pass must not keep anybody from removing things.
+    async fn keep_directory(&self, storage: &dyn ufs::Ufs, from: &Leaves, leaving: usize) -> Result<()> {
+        if !plan::may_be_emptied(&self.leaders_store()?.view(), from, leaving)? {
+            return Ok(());
+        }
+        match storage.keep_directory(&from.path, leaving).await {
+            Err(error) if error.is_retryable() => Err(error),
+            Err(error) => {
+                tracing::warn!(directory = from.directory, %error, "a directory goes with its last entry");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
     }
 
     /// Takes over what the leader before has left: holds it, and carries it out in the background.

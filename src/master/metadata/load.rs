@@ -1,7 +1,9 @@
 //! From the under-storage into the log: listings and single entries, each asked for once at a time.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures::FutureExt;
@@ -10,10 +12,11 @@ use jindofs_proto::store::v1::command::Command as Kind;
 use jindofs_proto::store::v1::outcome::Outcome as Answer;
 use jindofs_proto::store::v1::{Command, LoadEntries, UfsEntry};
 use jindofs_proto::v1::FileType;
+use lru::LruCache;
 use metrics::counter;
 use prost::Message;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::master::raft::Handle;
 use crate::master::state::query::LoadNeed;
 use crate::rpc::status::from_detail;
@@ -26,6 +29,9 @@ const PAGE_BYTES_MAX: usize = crate::types::COMMAND_BYTES_MAX / 2;
 type Key = (u64, Option<Bytes>);
 type Running = Shared<BoxFuture<'static, Result<()>>>;
 
+/// Most names and directories of which is remembered when they were read. One that is forgotten is read again.
+const READS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(99_999);
+
 /// Looks at one name, each of which was overtaken by a listing, before the caller is told so.
 const LOOKS: u32 = 8;
 
@@ -37,8 +43,11 @@ type Youngest = tokio::sync::RwLock<u64>;
 pub(super) struct Loads {
     handle: Handle,
     storage: Arc<ufs::Registry>,
-    running: Mutex<HashMap<Key, Running>>,
+    /// With the time when each began.
+    running: Mutex<HashMap<Key, (Instant, Running)>>,
     directories: Mutex<HashMap<u64, Weak<Youngest>>>,
+    /// When the last load that has succeeded on this master began, of names and directories.
+    reads: Mutex<LruCache<Key, Instant>>,
 }
 
 impl std::fmt::Debug for Loads {
@@ -49,7 +58,44 @@ impl std::fmt::Debug for Loads {
 
 impl Loads {
     pub(super) fn new(handle: Handle, storage: Arc<ufs::Registry>) -> Loads {
-        Loads { handle, storage, running: Mutex::default(), directories: Mutex::default() }
+        let reads = Mutex::new(LruCache::sparse(READS));
+        Loads { handle, storage, running: Mutex::default(), directories: Mutex::default(), reads }
+    }
+
+    fn running(&self) -> MutexGuard<'_, HashMap<Key, (Instant, Running)>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn reads(&self) -> MutexGuard<'_, LruCache<Key, Instant>> {
+        self.reads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// True if what is known was read recently enough by this master.
+    pub(super) fn is_fresh(&self, need: &LoadNeed) -> bool {
+        let Some(max_age) = need.max_age.filter(|max_age| !max_age.is_zero()) else { return false };
+        let mut reads = self.reads();
+        let mut is_recent = |key: &Key| reads.get(key).is_some_and(|read| read.elapsed() < max_age);
+        is_recent(&(need.directory, need.name.clone())) || need.name.is_some() && is_recent(&(need.directory, None))
+    }
+
+    /// As [`Loads::load`], by a load that began at `since` or later: an older one may have asked before the caller knew of a
+    /// change. Who asks again because the answer took too long is given the same `since`, and joins the load that goes on.
+    ///
+    /// *Errors*: as [`Loads::load`].
+    pub(super) async fn load_since(self: &Arc<Self>, need: LoadNeed, since: Instant) -> Result<()> {
+        let key = (need.directory, need.name.clone());
+        if self.reads().get(&key).is_some_and(|begun| *begun >= since) {
+            return Ok(());
+        }
+        let earlier = self.running().get(&key).cloned();
+        if let Some((begun, running)) = earlier {
+            let done = running.await;
+            if begun >= since {
+                return done;
+            }
+            // Its error is that of those who began it; ours comes from a load of our own.
+        }
+        self.load(need).await
     }
 
     /// Loads what is needed; whoever needs the same waits for the same load, which goes on if they give up.
@@ -61,8 +107,8 @@ impl Loads {
         }
         let key = (need.directory, need.name.clone());
         let running = {
-            let mut all = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-            all.entry(key.clone()).or_insert_with(|| self.start(key, need)).clone()
+            let mut all = self.running();
+            all.entry(key.clone()).or_insert_with(|| (Instant::now(), self.start(key, need))).1.clone()
         };
         running.await
     }
@@ -74,7 +120,7 @@ impl Loads {
             let done = this.run(&need, &youngest).await;
             drop(youngest);
             this.forget(need.directory);
-            this.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+            this.running().remove(&key);
             done
         });
         let joined = task.map(|joined| joined.unwrap_or_else(|error| Err(Error::internal(format!("a load: {error}")))));
@@ -100,11 +146,14 @@ impl Loads {
 
     async fn run(&self, need: &LoadNeed, youngest: &Youngest) -> Result<()> {
         let storage = self.storage.open(&need.mount.ufs_uri, &need.mount.options)?;
-        let term = *self.handle.leadership().borrow();
+        let (term, begun) = (*self.handle.leadership().borrow(), Instant::now());
         match &need.name {
-            Some(name) => self.look(need, name, &*storage, term, youngest).await,
-            None => self.list(need, &*storage, term, youngest).await,
+            Some(name) => self.look(need, name, &*storage, term, youngest).await?,
+            None => self.list(need, &*storage, term, youngest).await?,
         }
+        // A name of its own: the one that was asked with may be a part of a whole request.
+        self.reads().put((need.directory, need.name.as_deref().map(Bytes::copy_from_slice)), begun);
+        Ok(())
     }
 
     /// A load that begins now: whatever is changed from here on is younger than what the under-storage tells us.
@@ -129,7 +178,7 @@ impl Loads {
         for _ in 0..LOOKS {
             let blank = self.blank(need);
             counter!("jindofs_master_ufs_stats_total", "mount" => need.mount.id.to_string()).increment(1);
-            let found = storage.stat(&path).await?;
+            let found = storage.stat(&path).await.map_err(not_absent)?;
             // Held until it is taken in: a listing waits for it.
             let listed = youngest.read().await;
             if found.is_none() || *listed <= blank.sync_start_index {
@@ -151,7 +200,7 @@ impl Loads {
         let blank = self.blank(need);
         let mount = need.mount.id.to_string();
         counter!("jindofs_master_ufs_lists_total", "mount" => mount.clone()).increment(1);
-        let listing = storage.list(&need.path).await?;
+        let listing = storage.list(&need.path).await.map_err(not_absent)?;
         if listing.skipped > 0 {
             counter!("jindofs_master_ufs_skipped_total", "mount" => mount).increment(listing.skipped);
             let path = String::from_utf8_lossy(&need.path);
@@ -178,6 +227,14 @@ impl Loads {
                 _ => return Ok(()),
             }
         }
+    }
+}
+
+/// That an under-storage cannot be asked says nothing of a name in it: a reader takes an absent directory for an empty one.
+fn not_absent(error: Error) -> Error {
+    match error.kind {
+        ErrorKind::NotFound | ErrorKind::NotADirectory => Error { kind: ErrorKind::UnderStorage, ..error },
+        _ => error,
     }
 }
 

@@ -4,6 +4,7 @@ mod ends;
 mod load;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use jindofs_proto::v1::{Attr, Entry, FileSource, FileType, Target, target};
 
@@ -62,7 +63,7 @@ impl Metadata {
             let step = query::lookup_or_load(&store.view(), target)?;
             let need = match step {
                 LookupStep::Absent(error) => return Err(error),
-                LookupStep::NeedsLoad(need) if loaded.as_ref() == Some(&need) => {
+                LookupStep::NeedsLoad(need) if loaded.as_ref() == Some(&need) || self.loads.is_fresh(&need) => {
                     let name = need.name.as_deref().unwrap_or_default().escape_ascii().to_string();
                     return Err(Error::new(ErrorKind::NotFound, format!("{name:?} does not exist")));
                 }
@@ -71,6 +72,7 @@ impl Metadata {
                 LookupStep::Found(attr) if refreshed || attr.mount_id == 0 => return Ok(attr),
                 LookupStep::Found(attr) => match query::refresh_need(&store.view(), attr.inode)? {
                     None => return Ok(attr),
+                    Some(need) if self.loads.is_fresh(&need) => return Ok(attr),
                     Some(need) => {
                         refreshed = true;
                         need
@@ -90,11 +92,60 @@ impl Metadata {
     ///
     /// *Errors*: as [`Metadata::lookup`].
     pub(super) async fn look_again(&self, target: &Target) -> Result<()> {
+        self.look_since(target, Instant::now()).await
+    }
+
+    /// As [`Metadata::look_again`], unless that was done since then.
+    async fn look_since(&self, target: &Target, since: Instant) -> Result<()> {
         let store = self.handle.read().await?;
         match query::look_need(&store.view(), target)? {
-            Some(need) => self.loads.load(need).await,
+            Some(need) => self.loads.load_since(need, since).await,
             None => Ok(()),
         }
+    }
+
+    /// Reads the metadata of `target` again, and that of its entries if it is a directory, whatever is known, unless that was
+    /// done since then; returns its attributes.
+    ///
+    /// *Errors*: as [`Metadata::lookup`]; `NotLeader` on a follower.
+    pub async fn refresh(&self, target: &Target, since: Instant) -> Result<Attr> {
+        if !self.handle.is_leader() {
+            return Err(self.handle.not_leader());
+        }
+        match (self.lookup(target).await, &target.target) {
+            // Whoever names a directory by its number has read its name just now.
+            (Ok(attr), Some(target::Target::Inode(_))) if attr.r#type() == FileType::Directory => {}
+            // Something may have come since the directory was read.
+            (Ok(_), _) => self.look_since(target, since).await?,
+            // What was a file may be a directory by now.
+            (Err(error), _) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                self.look_since(target, since).await?;
+            }
+            (Err(error), _) => return Err(error),
+        }
+        let attr = self.lookup(target).await?;
+        if attr.r#type() != FileType::Directory {
+            return Ok(attr);
+        }
+        let need = query::listing_need(&self.handle.read().await?.view(), attr.inode)?;
+        if let Some(need) = need {
+            self.loads.load_since(need, since).await?;
+        }
+        self.lookup(&Target { target: Some(target::Target::Inode(attr.inode)) }).await
+    }
+
+    /// Reads the metadata of a file again whose content of the version `missing` was not found, if that is the one on record.
+    ///
+    /// *Errors*: as [`Metadata::refresh`]; `NotFound` when the file is gone.
+    pub async fn look_for_missing(&self, inode: u64, missing: &[u8]) -> Result<()> {
+        let target = Target { target: Some(target::Target::Inode(inode)) };
+        if self.lookup(&target).await?.version_token != missing {
+            return Ok(());
+        }
+        if !self.handle.is_leader() {
+            return Err(self.handle.not_leader());
+        }
+        self.look_again(&target).await
     }
 
     /// A page of a directory after the name `after`; `limit` 0 for the most.
@@ -116,6 +167,7 @@ impl Metadata {
             let store = self.handle.read().await?;
             if directory.r#type() == FileType::Directory
                 && let Some(need) = query::relist_need(&store.view(), directory.inode)?
+                && !self.loads.is_fresh(&need)
             {
                 match self.loads.load(need).await {
                     Err(error) if error.kind == ErrorKind::NoSpace => {}

@@ -22,6 +22,9 @@ pub(super) struct BlockService(pub(super) Parts);
 
 impl BlockService {
     async fn layout(&self, request: LayoutRequest) -> Result<LayoutResponse> {
+        if !request.missing_token.is_empty() {
+            self.0.metadata.look_for_missing(request.inode, &request.missing_token).await?;
+        }
         let (attr, source) = self.0.metadata.layout(request.inode).await?;
         let workers = match self.0.handle.store() {
             Some(store) => self.0.workers.list(&query::workers(&store.view())?),

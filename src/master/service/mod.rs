@@ -3,6 +3,7 @@
 mod admin;
 mod block;
 mod job;
+mod mounts;
 mod namespace;
 
 use std::sync::Arc;

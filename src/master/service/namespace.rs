@@ -1,20 +1,23 @@
 //! `jindofs.v1.Namespace`: mutations through the log, linearizable reads on every master, sessions.
 
+use std::time::{Duration, Instant};
+
 use jindofs_proto::store::v1 as stored;
 use jindofs_proto::store::v1::command::Command as Kind;
 use jindofs_proto::store::v1::outcome::Outcome as Answer;
 use jindofs_proto::v1::namespace_server::Namespace;
 use jindofs_proto::v1::{
     AddMountRequest, BatchRequest, BatchResponse, BeginWriteRequest, BeginWriteResponse, ChangeMountRequest,
-    CloseSessionRequest, CloseSessionResponse, CreateRequest, EndWriteRequest, GetLockRequest, GetLockResponse,
-    ListMountsRequest, ListMountsResponse, ListRequest, ListResponse, Lock, LookupRequest, LookupResponse,
-    MkdirRequest, MountResponse, MutationResponse, OpId, OpenSessionRequest, OpenSessionResponse, RemoveMountRequest,
-    RenameRequest, RenewSessionRequest, RenewSessionResponse, ReserveInodesRequest, ReserveInodesResponse,
-    RmdirRequest, SetAttrRequest, SetLockRequest, SetLockResponse, SymlinkRequest, Target, UnlinkRequest,
+    CheckMountsRequest, CheckMountsResponse, CloseSessionRequest, CloseSessionResponse, CreateRequest, EndWriteRequest,
+    GetLockRequest, GetLockResponse, ListMountsRequest, ListMountsResponse, ListRequest, ListResponse, Lock,
+    LookupRequest, LookupResponse, MkdirRequest, MountResponse, MutationResponse, OpId, OpenSessionRequest,
+    OpenSessionResponse, RefreshRequest, RefreshResponse, RemoveMountRequest, RenameRequest, RenewSessionRequest,
+    RenewSessionResponse, ReserveInodesRequest, ReserveInodesResponse, RmdirRequest, SetAttrRequest, SetLockRequest,
+    SetLockResponse, SymlinkRequest, Target, UnlinkRequest,
 };
 use tonic::{Request, Response, Status};
 
-use super::{Parts, answer, check_client, check_op, delivered, propose};
+use super::{Parts, answer, check_client, check_op, delivered, mounts, propose};
 use crate::error::{Error, ErrorKind, Result};
 use crate::master::state::query;
 use crate::rpc::status::to_status;
@@ -148,9 +151,17 @@ impl NamespaceService {
         })
     }
 
+    async fn refresh(&self, request: RefreshRequest) -> Result<RefreshResponse> {
+        let now = Instant::now();
+        let since = now.checked_sub(Duration::from_millis(request.asked_ms_ago)).unwrap_or(now);
+        let attr = self.0.metadata.refresh(&target(request.target)?, since).await?;
+        Ok(RefreshResponse { attr: Some(attr) })
+    }
+
     async fn add_mount(&self, request: AddMountRequest) -> Result<MountResponse> {
         self.numbered(request.op.as_ref())?;
         let mount = request.mount.as_ref().ok_or_else(|| Error::invalid("mount is missing"))?;
+        ufs::validate(&mount.ufs_uri, &mount.options)?;
         let holds_something = self.check_storage(&mount.ufs_uri, &mount.options).await?;
         let uri = mount.ufs_uri.clone();
         let answer = mount_of(propose(&self.0.handle, request.op.clone(), Kind::AddMount(request)).await?)?;
@@ -164,6 +175,7 @@ impl NamespaceService {
         let path = NsPath::parse(&request.path)?;
         let known = query::mounts(&store.view())?.0.into_iter().find(|mount| mount.path == path.as_bytes());
         if let Some(mount) = known {
+            ufs::validate(&mount.ufs_uri, &request.options)?;
             self.check_storage(&mount.ufs_uri, &request.options).await?;
         }
         mount_of(propose(&self.0.handle, request.op.clone(), Kind::ChangeMount(request)).await?)
@@ -219,6 +231,10 @@ impl Namespace for NamespaceService {
 
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
         NamespaceService::list(self, request.into_inner()).await.map(Response::new).map_err(refused)
+    }
+
+    async fn refresh(&self, request: Request<RefreshRequest>) -> Result<Response<RefreshResponse>, Status> {
+        answer(NamespaceService::refresh(self, request.into_inner()).await)
     }
 
     async fn create(&self, request: Request<CreateRequest>) -> Result<Response<MutationResponse>, Status> {
@@ -290,6 +306,13 @@ impl Namespace for NamespaceService {
 
     async fn list_mounts(&self, _request: Request<ListMountsRequest>) -> Result<Response<ListMountsResponse>, Status> {
         self.mounts().await.map(Response::new).map_err(refused)
+    }
+
+    async fn check_mounts(
+        &self,
+        _request: Request<CheckMountsRequest>,
+    ) -> Result<Response<CheckMountsResponse>, Status> {
+        answer(mounts::check(&self.0).await)
     }
 
     async fn open_session(

@@ -4,11 +4,12 @@ use bytes::Bytes;
 use jindofs_proto::store::v1::command::Command as Body;
 use jindofs_proto::store::v1::intent_row::Intent;
 use jindofs_proto::store::v1::{Command, IntentRow};
-use jindofs_proto::v1::{MetaPolicy, MkdirRequest, Mount, OpId, RenameRequest, SetAttrRequest, SymlinkRequest, Target};
+use jindofs_proto::v1::{MkdirRequest, Mount, OpId, RenameRequest, SetAttrRequest, SymlinkRequest, Target};
 
 use super::fault::{Step, refuse};
 use super::resolve::{self, Place, Reach};
 use super::{View, content, intent, keys, query, rows};
+use crate::config::meta_policy::is_read_once;
 use crate::error::{Error, ErrorKind};
 
 /// Work in the under-storage of one mount.
@@ -18,6 +19,19 @@ pub struct Plan {
     pub mount: Mount,
     /// What is to be done; paths are below the mount's uri.
     pub work: Work,
+    /// What loses a name by it.
+    pub leaves: Option<Leaves>,
+}
+
+/// A directory below the root of a mount that loses a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leaves {
+    /// Its inode.
+    pub directory: u64,
+    /// Where it is.
+    pub path: Vec<u8>,
+    /// The name is among the entries that are known, until its removal is recorded.
+    is_counted: bool,
 }
 
 /// What is to be done.
@@ -105,8 +119,13 @@ pub fn due(view: &dyn View, id: u64) -> Result<Due, Error> {
         Some(Intent::Made(_)) | None => return Ok(Due::Forgotten),
         Some(Intent::Write(write)) => of_path(view, write.inode, |path| Work::Look { path }),
         Some(Intent::Leftover(leftover)) => {
-            let work = Work::Remove { path: leftover.ufs_path.to_vec(), token: leftover.version_token.clone() };
-            rows::mount(view, leftover.mount_id)?.map(|mount| Plan { mount, work }).ok_or_else(gone).map_err(Into::into)
+            let path = leftover.ufs_path.to_vec();
+            // Below the root of a mount entries are kept by the inode of their directory.
+            let directory = leftover.dentry_key.get(..8).map_or(0, keys::id_of);
+            let leaves = leaves(directory, &path, false);
+            let work = Work::Remove { path, token: leftover.version_token.clone() };
+            let mount = rows::mount(view, leftover.mount_id)?;
+            mount.map(|mount| Plan { mount, work, leaves }).ok_or_else(gone).map_err(Into::into)
         }
     };
     match planned.map_err(Error::from) {
@@ -115,6 +134,21 @@ pub fn due(view: &dyn View, id: u64) -> Result<Due, Error> {
         Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(Due::Forgotten),
         Err(error) => Err(error),
     }
+}
+
+/// The directory that loses the name at `path`; none for the root of a mount, which is there by itself.
+fn leaves(directory: u64, path: &[u8], is_counted: bool) -> Option<Leaves> {
+    let end = path.iter().rposition(|byte| *byte == b'/')?;
+    Some(Leaves { directory, path: path.get(..end)?.to_vec(), is_counted })
+}
+
+/// True if nothing that is known stays in a directory once `leaving` names are gone from it.
+///
+/// *Errors*: `Internal` when the state is damaged.
+pub fn may_be_emptied(view: &dyn View, from: &Leaves, leaving: usize) -> Result<bool, Error> {
+    let Some(row) = rows::inode(view, from.directory)? else { return Ok(false) };
+    let going = leaving.saturating_sub(usize::from(!from.is_counted));
+    Ok(row.entries <= going as u64)
 }
 
 fn given_up(row: &IntentRow) -> bool {
@@ -189,8 +223,8 @@ pub fn is_below_mount(view: &dyn View, body: &Body) -> bool {
 /// True if everything that the rules must know of a target is known here already, whatever its under-storage holds.
 pub fn is_known(view: &dyn View, target: &Target) -> bool {
     let Ok((mount_id, Ok(place))) = resolve::slot(view, Some(target)) else { return false };
-    let policy = rows::mount(view, mount_id).ok().flatten().map(|mount| mount.meta_policy());
-    place.row.complete && policy.is_some_and(|policy| policy != MetaPolicy::Always)
+    let mount = rows::mount(view, mount_id).ok().flatten();
+    place.row.complete && mount.is_some_and(|mount| is_read_once(&mount))
 }
 
 /// What a client's command changes below a mount that can be written; `None` for one that changes nothing there, or will
@@ -285,14 +319,18 @@ fn of_change(view: &dyn View, change: &Command) -> Step<Plan> {
 
 fn of_path(view: &dyn View, inode: u64, work: impl FnOnce(Vec<u8>) -> Work) -> Step<Plan> {
     let (mount, path) = query::ufs_path(view, inode)?;
-    Ok(Plan { mount, work: work(path) })
+    Ok(Plan { mount, work: work(path), leaves: None })
 }
 
 fn of_slot(view: &dyn View, target: Option<&Target>, work: impl FnOnce(&Place, Vec<u8>) -> Step<Work>) -> Step<Plan> {
     let (_, place) = resolve::slot(view, target)?;
     let place = place?;
     let (mount, path) = path_of(view, &place)?;
-    Ok(Plan { mount, work: work(&place, path)? })
+    let mut plan = Plan { mount, work: work(&place, path)?, leaves: None };
+    if let Work::Remove { path, .. } | Work::RemoveDirectory { path } = &plan.work {
+        plan.leaves = leaves(place.parent, path, true);
+    }
+    Ok(plan)
 }
 
 fn of_rename(view: &dyn View, request: &RenameRequest) -> Step<Plan> {

@@ -1,15 +1,18 @@
 //! The read side: what services and duties ask. Each call reads one view, so its answer is consistent in itself.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use jindofs_proto::store::v1::intent_row::Intent;
 use jindofs_proto::store::v1::{
     ClusterRow, CounterRow, InodeRow, IntentRow, Member, Outcome, SessionRow, StatRow, WorkerRow, Write,
 };
-use jindofs_proto::v1::{Attr, Entry, FileSource, FileType, JobInfo, Lock, MetaPolicy, Mount, OpId, Target};
+use jindofs_proto::v1::{Attr, Entry, FileSource, FileType, JobInfo, Lock, Mount, OpId, Target, target};
 
 use super::fault::{Fault, Step, refuse};
 use super::resolve::{self, Reach};
 use super::{StoreError, Table, View, intent, job, keys, lock, member, rows, session, worker};
+use crate::config::meta_policy::{RefreshPolicy, is_read_once};
 use crate::error::{Error, ErrorKind};
 use crate::rpc::source::source_of;
 use crate::types::{LIST_PAGE_MAX, NsPath};
@@ -28,6 +31,8 @@ pub struct LoadNeed {
     pub path: Vec<u8>,
     /// The one name that is needed; `None` for the whole listing.
     pub name: Option<Bytes>,
+    /// Set where something is known that serves until it was read so long ago; zero: it does not serve.
+    pub max_age: Option<Duration>,
 }
 
 /// Answer of [`lookup_or_load`].
@@ -115,15 +120,12 @@ fn definite<T>(step: Step<T>) -> Result<Result<T, Error>, Error> {
     }
 }
 
-/// What must be loaded to know that `name` is not in `directory`: nothing if it is complete, unless it is read on every
-/// access.
+/// What must be loaded to know that `name` is not in `directory`: nothing if it is complete, unless it is read again.
 fn need_name(view: &dyn View, directory: u64, name: &Bytes) -> Result<Option<LoadNeed>, Error> {
-    let found = need(view, directory, Some(name.clone()))?;
-    if found.is_some() || always(view, inode_row(view, directory)?.mount_id)?.is_none() {
-        return Ok(found);
+    match need(view, directory, Some(name.clone()))? {
+        None => need_again(view, directory, Some(name.clone())),
+        found => Ok(found),
     }
-    let (mount, path) = ufs_path(view, directory)?;
-    Ok(Some(LoadNeed { directory, mount, path, name: Some(name.clone()) }))
 }
 
 /// What must be loaded to know `name` in `directory` (all names for `None`): nothing if the directory is complete.
@@ -131,36 +133,85 @@ fn need(view: &dyn View, directory: u64, name: Option<Bytes>) -> Result<Option<L
     match rows::inode(view, directory)? {
         Some(row) if row.mount_id != 0 && !row.complete => {
             let (mount, path) = ufs_path(view, directory)?;
-            Ok(Some(LoadNeed { directory, mount, path, name }))
+            Ok(Some(LoadNeed { directory, mount, path, name, max_age: None }))
         }
         _ => Ok(None),
     }
 }
 
-/// What to read again to be sure of `inode` itself: set only under a mount whose metadata is read on every access.
-pub fn refresh_need(view: &dyn View, inode: u64) -> Result<Option<LoadNeed>, Error> {
-    let row = inode_row(view, inode)?;
-    let Some(mount) = always(view, row.mount_id)? else { return Ok(None) };
-    if mount.root_inode == inode {
+/// What to read again to be sure of `name` in `directory`, or of all its names: nothing where metadata is read once.
+fn need_again(view: &dyn View, directory: u64, name: Option<Bytes>) -> Result<Option<LoadNeed>, Error> {
+    let again = mount_of(view, directory)?.is_some_and(|mount| !is_read_once(&mount));
+    if !again {
         return Ok(None);
     }
-    let (mount, path) = ufs_path(view, row.parent)?;
-    Ok(Some(LoadNeed { directory: row.parent, mount, path, name: Some(row.name) }))
+    let (mount, path) = ufs_path(view, directory)?;
+    let policy = match &name {
+        Some(name) if path.is_empty() => RefreshPolicy::of_path(&mount, name),
+        Some(name) => RefreshPolicy::of_path(&mount, &[&path, &b"/"[..], name].concat()),
+        None => RefreshPolicy::of_path(&mount, &path),
+    };
+    let max_age = match policy {
+        RefreshPolicy::Once => return Ok(None),
+        RefreshPolicy::Always => Duration::ZERO,
+        RefreshPolicy::After(interval) => interval,
+    };
+    Ok(Some(LoadNeed { directory, mount, path, name, max_age: Some(max_age) }))
+}
+
+/// What to read again to be sure of `inode` itself: nothing where metadata is read once.
+pub fn refresh_need(view: &dyn View, inode: u64) -> Result<Option<LoadNeed>, Error> {
+    let row = inode_row(view, inode)?;
+    match mount_by_id(view, row.mount_id)? {
+        Some(mount) if mount.root_inode != inode => need_again(view, row.parent, Some(row.name)),
+        _ => Ok(None),
+    }
 }
 
 /// What to read to know what lies where `target` points, once it was found to be something else than what is known.
 pub fn look_need(view: &dyn View, target: &Target) -> Result<Option<LoadNeed>, Error> {
-    let (directory, name) = match resolve::reach(view, Some(target))? {
+    let reached = match resolve::reach(view, Some(target)).map_err(Error::from) {
+        // A file on the way: it is that file which may be a directory by now.
+        Err(error) if error.kind == ErrorKind::NotADirectory => match above(target) {
+            Some(above) => return look_need(view, &above),
+            None => return Err(error),
+        },
+        reached => reached?,
+    };
+    let (directory, name) = match reached {
         Reach::Missing { directory, name, .. } => (directory, name),
         Reach::Inode(id) => {
             let row = inode_row(view, id)?;
             (row.parent, row.name)
         }
     };
+    whatever_is_known(view, directory, Some(name))
+}
+
+/// What `target` is an entry of.
+fn above(target: &Target) -> Option<Target> {
+    let above = match target.target.as_ref()? {
+        target::Target::Path(path) => {
+            let end = path.iter().rposition(|byte| *byte != b'/')?;
+            let at = path[..end].iter().rposition(|byte| *byte == b'/').filter(|at| *at > 0)?;
+            target::Target::Path(path.slice(..at))
+        }
+        target::Target::Entry(entry) => target::Target::Inode(entry.parent),
+        target::Target::Inode(_) => return None,
+    };
+    Some(Target { target: Some(above) })
+}
+
+/// What to read to know all names of `directory`, whatever is known.
+pub fn listing_need(view: &dyn View, directory: u64) -> Result<Option<LoadNeed>, Error> {
+    whatever_is_known(view, directory, None)
+}
+
+fn whatever_is_known(view: &dyn View, directory: u64, name: Option<Bytes>) -> Result<Option<LoadNeed>, Error> {
     match rows::inode(view, directory)? {
         Some(row) if row.mount_id != 0 => {
             let (mount, path) = ufs_path(view, directory)?;
-            Ok(Some(LoadNeed { directory, mount, path, name: Some(name) }))
+            Ok(Some(LoadNeed { directory, mount, path, name, max_age: None }))
         }
         _ => Ok(None),
     }
@@ -168,17 +219,7 @@ pub fn look_need(view: &dyn View, target: &Target) -> Result<Option<LoadNeed>, E
 
 /// What to read again to be sure of the listing of `directory`: as [`refresh_need`].
 pub fn relist_need(view: &dyn View, directory: u64) -> Result<Option<LoadNeed>, Error> {
-    let row = inode_row(view, directory)?;
-    if always(view, row.mount_id)?.is_none() {
-        return Ok(None);
-    }
-    let (mount, path) = ufs_path(view, directory)?;
-    Ok(Some(LoadNeed { directory, mount, path, name: None }))
-}
-
-fn always(view: &dyn View, mount_id: u32) -> Result<Option<Mount>, Error> {
-    let mount = mount_by_id(view, mount_id)?;
-    Ok(mount.filter(|mount| mount.meta_policy() == MetaPolicy::Always))
+    need_again(view, directory, None)
 }
 
 /// Up to `limit` entries of `directory` after the name `after` (empty for the start), in name order, and whether

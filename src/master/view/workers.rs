@@ -112,7 +112,7 @@ impl Workers {
             worker.files.clear();
             worker.whole = false;
         }
-        worker.next = Some(request.seq + 1);
+        worker.next = Some(request.seq.saturating_add(1));
         worker.whole |= request.full && !request.more;
         for file in &request.files {
             worker.take(file);
@@ -180,7 +180,7 @@ impl Workers {
         for worker in known.values().filter(stays).filter(|worker| !self.is_silent(worker.heard)) {
             for (mount, bytes) in worker.files.values() {
                 let sum = usage.entry(*mount).or_default();
-                sum.bytes += bytes;
+                sum.bytes = sum.bytes.saturating_add(*bytes);
                 sum.files += 1;
             }
         }

@@ -9,6 +9,8 @@ use crate::ufs::{Entry, Expected, Kind, stale};
 
 /// Bytes of the largest object that a store copies in one step.
 pub(super) const COPY_MAX: u64 = 5 << 30;
+/// Most entries of a directory that are looked at to know that one stays: a page of a listing.
+const LOOK_MAX: usize = 1000;
 
 impl Bucket {
     /// An object without content whose name ends in '/', so that the directory is there while nothing is in it.
@@ -69,6 +71,29 @@ impl Bucket {
             Err(error) if error.kind() == opendal::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(failed(error)),
         }
+    }
+
+    /// Makes the marker of a directory of which nothing else would be left: a prefix is there only while an object has it.
+    pub(super) async fn keep_directory_now(&self, path: &[u8], leaving: usize) -> Result<()> {
+        let key = key_to_change(path)?;
+        let failed = |error: opendal::Error| self.failed(key, &error);
+        let marker = format!("{key}/");
+        if leaving < LOOK_MAX {
+            let mut lister = self.operator.lister_with(&marker).limit(leaving + 1).await.map_err(failed)?;
+            let mut others = 0;
+            while let Some(found) = lister.try_next().await.map_err(failed)? {
+                others += 1;
+                // Of more than can go, one stays.
+                if found.path() == marker || others > leaving {
+                    return Ok(());
+                }
+            }
+            // Somebody else has removed all of it, or it was removed itself: it does not come back.
+            if others == 0 {
+                return Ok(());
+            }
+        }
+        self.operator.create_dir(&marker).await.map(drop).map_err(failed)
     }
 
     pub(super) async fn copy_now(&self, from: &[u8], token: &[u8], to: &[u8], expected: Expected<'_>) -> Result<Entry> {

@@ -15,7 +15,7 @@ use opendal::layers::TimeoutLayer;
 use opendal::{Builder, EntryMode, Metadata, Operator};
 
 use super::options::{self, Options, Owner};
-use super::{AttrChange, Content, Entry, Expected, Kind, Listing, NewAttr, Ufs, Upload, stale, tidy};
+use super::{AttrChange, Content, Entry, Expected, Kind, Listing, NewAttr, Ufs, Upload, saturated_ns, stale, tidy};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Longest wait for an answer without a body.
@@ -25,6 +25,8 @@ const IO_TIMEOUT: Duration = Duration::from_secs(20);
 /// Longest wait for content to be taken: the parts under way and the whole they become, or a copy of
 /// [`change::COPY_MAX`] bytes on the store's side at 43 MiB/s.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(120);
+/// Longest etag that is believed, bytes: a hash, its count of parts, and quotes take a tenth of it.
+const ETAG_MAX: usize = 1024;
 
 /// Makes TLS and HTTP ready, once.
 pub(super) fn prepare() {
@@ -98,7 +100,8 @@ impl Bucket {
         Ok(tidy(entries, skipped))
     }
 
-    /// `None` for an object that could not be asked for by this name again, or that names no version of its content.
+    /// `None` for an object that could not be asked for by this name again, that names no version of its content, or that is
+    /// larger than a file can be.
     fn entry(&self, name: &str, metadata: &Metadata, directory: bool) -> Option<Entry> {
         if name.trim() != name || name.contains('/') {
             return None;
@@ -106,14 +109,13 @@ impl Bucket {
         if directory || metadata.mode() == EntryMode::DIR {
             return Some(self.directory(name));
         }
-        let mtime =
-            metadata.last_modified().map_or(0, |time| i64::try_from(time.into_inner().as_nanosecond()).unwrap_or(0));
+        let etag = metadata.etag().filter(|etag| !etag.is_empty() && etag.len() <= ETAG_MAX)?;
         Some(Entry {
             name: name.as_bytes().to_vec(),
             kind: Kind::File,
-            size: metadata.content_length(),
-            mtime_ns: mtime,
-            token: metadata.etag()?.as_bytes().to_vec(),
+            size: Some(metadata.content_length()).filter(|size| *size <= i64::MAX as u64)?,
+            mtime_ns: metadata.last_modified().map_or(0, |time| saturated_ns(time.into_inner().as_nanosecond())),
+            token: etag.as_bytes().to_vec(),
             mode: self.owner.file_mode,
             uid: self.owner.uid,
             gid: self.owner.gid,
@@ -160,7 +162,8 @@ impl Bucket {
             Ok(buffer) if buffer.len() as u64 > length => Err(stale(path)),
             Ok(buffer) => Ok(buffer.to_bytes()),
             Err(error) => match error.kind() {
-                opendal::ErrorKind::NotFound | opendal::ErrorKind::ConditionNotMatch => Err(stale(path)),
+                opendal::ErrorKind::ConditionNotMatch => Err(stale(path)),
+                opendal::ErrorKind::NotFound if !names_bucket(&error) => Err(stale(path)),
                 _ => Err(self.failed(key, &error)),
             },
         }
@@ -179,15 +182,19 @@ impl Bucket {
         };
         let checked = tokio::time::timeout(TIMEOUT, listed).await;
         let late = |_| Error::new(ErrorKind::Timeout, format!("{}: no answer: {}", self.place, self.check_endpoint));
-        checked.map_err(late)?.map_err(|error| self.failed("", &error))
+        checked.map_err(late)?.map_err(|error| match is_gone(&error) {
+            true => Error { kind: ErrorKind::NotFound, ..self.failed("", &error) },
+            false => self.failed("", &error),
+        })
     }
 
     fn failed(&self, path: &str, error: &opendal::Error) -> Error {
         use opendal::ErrorKind as Theirs;
         let says = |code: &str| error.message().contains(code);
         let (kind, hint) = match error.kind() {
-            Theirs::NotFound => (ErrorKind::NotFound, "check that the bucket exists"),
-            _ if says("NoSuchBucket") => (ErrorKind::NotFound, "the bucket does not exist"),
+            // Never absent: whoever mirrors a directory that ends so would remove all that it has held.
+            _ if names_bucket(error) => (ErrorKind::UnderStorage, "the bucket does not exist"),
+            Theirs::NotFound => (ErrorKind::UnderStorage, "check that the bucket exists"),
             _ if says("QuotaExceeded") || says("StorageFull") => (ErrorKind::NoSpace, "it is full"),
             _ if says("KeyTooLong") => (ErrorKind::NameTooLong, "the path is too long for it"),
             _ if says("RequestTimeTooSkewed") => (
@@ -215,6 +222,16 @@ fn check_keys(error: &opendal::Error) -> &'static str {
     }
     // The answer to a HEAD request names no reason.
     "check access key and secret (options accessKeyId and accessKeySecret), and the clock of this host"
+}
+
+/// There is no such bucket, or nothing in it that could be meant.
+fn is_gone(error: &opendal::Error) -> bool {
+    error.kind() == opendal::ErrorKind::NotFound || names_bucket(error)
+}
+
+/// The store answers that there is no such bucket. Its answer names keys as well: only the code counts.
+fn names_bucket(error: &opendal::Error) -> bool {
+    error.message().contains(r#"code: "NoSuchBucket""#)
 }
 
 /// The client knows that the store cannot do it, or the store answers so.
@@ -330,6 +347,10 @@ impl Ufs for Bucket {
         expected: Expected<'a>,
     ) -> BoxFuture<'a, Result<Entry>> {
         Box::pin(self.copy_now(from, token, to, expected))
+    }
+
+    fn keep_directory<'a>(&'a self, path: &'a [u8], leaving: usize) -> BoxFuture<'a, Result<()>> {
+        Box::pin(self.keep_directory_now(path, leaving))
     }
 
     /// An object has neither owner nor mode, and its time is that of its content.

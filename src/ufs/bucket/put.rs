@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use opendal::Metadata;
 
-use super::{Bucket, key_to_change};
+use super::{Bucket, is_gone, key_to_change};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::failpoint_io;
 use crate::ufs::early::Early;
@@ -184,12 +184,11 @@ impl Bucket {
             told.kind,
             ErrorKind::Stale
                 | ErrorKind::NoSpace
-                | ErrorKind::NotFound
                 | ErrorKind::NameTooLong
                 | ErrorKind::PermissionDenied
                 | ErrorKind::Unsupported
         );
-        if definite || self.must_be(path, expected).await.is_ok() {
+        if definite || is_gone(error) || self.must_be(path, expected).await.is_ok() {
             return told;
         }
         Error { kind: ErrorKind::OutcomeUnknown, ..told }.context("it may have been stored all the same")
@@ -210,8 +209,8 @@ impl Bucket {
 /// True for an error that says nothing of the object and its place: an upload that the store, or its keys, do not know any
 /// more. What passes is tried again by the caller.
 fn of_the_upload(kind: ErrorKind) -> bool {
-    use ErrorKind::{NotFound, PermissionDenied, UnderStorage, Unsupported};
-    matches!(kind, NotFound | PermissionDenied | UnderStorage | Unsupported)
+    use ErrorKind::{PermissionDenied, UnderStorage, Unsupported};
+    matches!(kind, PermissionDenied | UnderStorage | Unsupported)
 }
 
 pub(super) fn is_a_directory(path: &[u8]) -> Error {

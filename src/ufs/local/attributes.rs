@@ -47,10 +47,7 @@ impl Local {
         let follow = if path.is_empty() { OFlags::DIRECTORY } else { OFlags::NOFOLLOW };
         let opened = match self.open_below(path, OFlags::PATH | follow) {
             Ok(opened) => opened,
-            Err(error) if gone(&error) => {
-                self.check_root()?;
-                return Err(nothing());
-            }
+            Err(error) if gone(&error) => return Err(nothing()),
             Err(error) => return Err(failed(error)),
         };
         let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();

@@ -19,10 +19,13 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, open, openat2, readlinkat, statvfs};
+use rustix::io::Errno;
 
 use self::place::is_temporary;
 use super::early::Early;
-use super::{AttrChange, Content, Entry, Expected, Kind, Listing, NewAttr, Sent, Space, Ufs, blocking, stale, tidy};
+use super::{
+    AttrChange, Content, Entry, Expected, Kind, Listing, NewAttr, Sent, Space, Ufs, blocking, saturated_ns, stale, tidy,
+};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A local directory.
@@ -37,17 +40,22 @@ impl Local {
     }
 
     /// Opens something below the root, never by way of a symbolic link.
+    ///
+    /// *Errors*: of the kind `Other` while the root itself is not there, whoever mirrors what is absent then would remove all
+    /// of it; those of openat2(2).
     fn open_below(&self, path: &[u8], flags: OFlags) -> io::Result<File> {
-        let root = open(&self.root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let lost = |error: Errno| match error {
+            Errno::NOENT | Errno::NOTDIR => io::Error::other("the directory that is mounted is gone: bring it back"),
+            error => error.into(),
+        };
+        let flags = flags | OFlags::CLOEXEC;
         if path.is_empty() {
-            return Ok(openat2(CWD, &self.root, flags | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::empty())?.into());
+            let opened = openat2(CWD, &self.root, flags, Mode::empty(), ResolveFlags::empty());
+            return Ok(opened.map_err(lost)?.into());
         }
+        let root = open(&self.root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(lost)?;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        Ok(openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)?.into())
-    }
-
-    fn check_root(&self) -> Result<()> {
-        std::fs::read_dir(&self.root).map(drop).map_err(|error| self.failed(b"", &error))
+        Ok(openat2(root, path, flags, Mode::empty(), resolve)?.into())
     }
 
     fn space_now(&self) -> Result<Space> {
@@ -69,10 +77,7 @@ impl Local {
         }
         let directory = match self.open_below(path, OFlags::RDONLY | OFlags::DIRECTORY) {
             Ok(directory) => directory,
-            Err(error) if gone(&error) && !path.is_empty() => {
-                self.check_root()?;
-                return Ok(Listing::default());
-            }
+            Err(error) if gone(&error) => return Ok(Listing::default()),
             Err(error) => return Err(self.failed(path, &error)),
         };
         // By its descriptor: a directory renamed meanwhile is still the one that was asked for.
@@ -93,6 +98,12 @@ impl Local {
                 None => skipped += 1,
             }
         }
+        // One that is removed while it is read ends like one that is empty.
+        let is_removed =
+            entries.is_empty() && directory.metadata().map_err(|error| self.failed(path, &error))?.nlink() == 0;
+        if is_removed && path.is_empty() {
+            return Err(Error::unavailable(format!("under-storage {}: it is being replaced", self.root.display())));
+        }
         Ok(tidy(entries, skipped))
     }
 
@@ -102,10 +113,7 @@ impl Local {
         }
         let opened = match self.open_below(path, OFlags::PATH | OFlags::NOFOLLOW) {
             Ok(opened) => opened,
-            Err(error) if gone(&error) => {
-                self.check_root()?;
-                return Ok(None);
-            }
+            Err(error) if gone(&error) => return Ok(None),
             Err(error) => return Err(self.failed(path, &error)),
         };
         let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
@@ -118,17 +126,15 @@ impl Local {
         }
         let file = match self.open_below(path, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK) {
             Ok(file) => file,
-            Err(error) if gone(&error) => {
-                self.check_root()?;
-                return Err(stale(path));
-            }
+            Err(error) if gone(&error) => return Err(stale(path)),
             Err(error) => return Err(self.failed(path, &error)),
         };
         let is_it = || Ok(token_of(&file.metadata()?) == token);
         if !is_it().map_err(|error| self.failed(path, &error))? {
             return Err(stale(path));
         }
-        let mut buffer = vec![0; usize::try_from(length).map_err(|_| Error::invalid("a range too long to read"))?];
+        let length = usize::try_from(length).ok().filter(|_| offset.checked_add(length).is_some());
+        let mut buffer = vec![0; length.ok_or_else(|| Error::invalid("a range too long to read"))?];
         let mut done = 0;
         while done < buffer.len() {
             match file.read_at(&mut buffer[done..], offset + done as u64) {
@@ -173,8 +179,12 @@ fn gone(error: &io::Error) -> bool {
 }
 
 fn token_of(metadata: &Metadata) -> Vec<u8> {
-    let mtime = metadata.mtime() * 1_000_000_000 + metadata.mtime_nsec();
-    format!("{mtime}-{}-{}", metadata.size(), metadata.ino()).into_bytes()
+    format!("{}-{}-{}", mtime_of(metadata), metadata.size(), metadata.ino()).into_bytes()
+}
+
+/// Nanoseconds since the epoch. File systems keep times that 64 bits of nanoseconds do not hold, as of the year 2300.
+fn mtime_of(metadata: &Metadata) -> i128 {
+    i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec())
 }
 
 /// A path to what is open, whatever it is called by now.
@@ -207,7 +217,7 @@ fn entry_of(name: &[u8], metadata: &Metadata, target: impl FnOnce() -> rustix::i
         name: name.to_vec(),
         kind,
         size: if kind == Kind::Directory { 0 } else { metadata.size() },
-        mtime_ns: metadata.mtime() * 1_000_000_000 + metadata.mtime_nsec(),
+        mtime_ns: saturated_ns(mtime_of(metadata)),
         token: if kind == Kind::File { token_of(metadata) } else { Vec::new() },
         mode: metadata.mode() & 0o7777,
         uid: metadata.uid(),

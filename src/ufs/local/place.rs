@@ -30,7 +30,7 @@ pub(super) struct Place<'p> {
 impl Local {
     /// Where `path` is, or would be; `None` when there is no such directory, or only behind a symbolic link.
     ///
-    /// *Errors*: `InvalidArgument` and `NameTooLong` for what can be no name; `NotFound` when the root itself is gone.
+    /// *Errors*: `InvalidArgument` and `NameTooLong` for what can be no name; `UnderStorage` when the root itself is gone.
     pub(super) fn place<'p>(&self, path: &'p [u8]) -> Result<Option<Place<'p>>> {
         let (parent, name) = match path.iter().rposition(|byte| *byte == b'/') {
             Some(at) => (&path[..at], &path[at + 1..]),
@@ -46,10 +46,7 @@ impl Local {
         // Not O_PATH: what changes in it is made durable by it.
         match self.open_below(parent, OFlags::RDONLY | OFlags::DIRECTORY) {
             Ok(directory) => Ok(Some(Place { directory, name })),
-            Err(error) if gone(&error) => {
-                self.check_root()?;
-                Ok(None)
-            }
+            Err(error) if gone(&error) => Ok(None),
             Err(error) => Err(self.failed(path, &error)),
         }
     }

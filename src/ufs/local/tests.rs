@@ -2,6 +2,8 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::Arc;
 
+use rustix::fs::{Timespec, Timestamps};
+
 use super::*;
 
 /// A directory and what serves it.
@@ -59,7 +61,13 @@ fn a_replaced_file_is_stale_and_links_never_lead_outside() {
     assert_eq!(names, [(b"d".to_vec(), Kind::Directory, Vec::new()), link]);
     assert_eq!(ufs.list_now(b"nothing").expect("empty").entries.len(), 0);
     drop(dir);
-    assert_eq!(ufs.list_now(b"d").expect_err("the root is gone").kind, ErrorKind::NotFound);
+    for path in [&b""[..], b"d"] {
+        assert_eq!(kind_of(ufs.list_now(path)), ErrorKind::UnderStorage, "the root is gone");
+    }
+    assert_eq!(kind_of(ufs.stat_now(b"d")), ErrorKind::UnderStorage);
+    assert_eq!(kind_of(ufs.read_now(b"d/f", &entry.token, 0, 5)), ErrorKind::UnderStorage);
+    assert_eq!(kind_of(ufs.remove_now(b"d/f", &entry.token)), ErrorKind::UnderStorage);
+    assert_eq!(kind_of(ufs.holds_something()), ErrorKind::NotFound, "nothing is to be mounted there");
 }
 
 #[test]
@@ -285,4 +293,21 @@ fn attributes_that_are_not_named_stay() {
     assert_eq!(kind_of(ufs.set_attr_now(b"no", owner)), ErrorKind::NotFound);
     let root = ufs.set_attr_now(b"", AttrChange { mode: Some(0o710), ..AttrChange::default() }).expect("the root");
     assert_eq!((root.kind, root.mode), (Kind::Directory, 0o710));
+}
+
+#[test]
+fn times_that_no_nanoseconds_count_are_told_as_far_as_they_reach_and_versions_differ_by_them() {
+    let (dir, ufs) = storage();
+    let file = std::fs::File::create(dir.path().join("f")).expect("made");
+    let entry_at = |seconds: i64| {
+        let time = Timespec { tv_sec: seconds, tv_nsec: 5 };
+        let times = Timestamps { last_access: time, last_modification: time };
+        rustix::fs::futimens(&file, &times).expect("set");
+        ufs.stat_now(b"f").expect("stat").expect("there")
+    };
+    let (past, far, farther) = (entry_at(-315_619_200), entry_at(10_413_792_000), entry_at(10_413_792_001));
+    assert_eq!(past.mtime_ns, -315_619_199_999_999_995);
+    assert_eq!((far.mtime_ns, farther.mtime_ns), (i64::MAX, i64::MAX));
+    assert_ne!(far.token, farther.token);
+    assert_eq!(ufs.list_now(b"").expect("listed").entries, [farther]);
 }

@@ -292,6 +292,7 @@ fn what_is_so_anyway_is_not_named() {
     for (name, value) in [("metaPolicy", "ALWAYS"), ("cacheStrategy", "DISTRIBUTED"), ("readCacheReplica", "1")] {
         mount.options.insert(name.to_owned(), value.to_owned());
     }
+    dataset.spec.shared_options.insert("metaPolicy".to_owned(), "10m".to_owned());
     mount.shared = Some(false);
     let own: crate::crd::RuntimeRef =
         serde_json::from_value(json!({"name": "demo", "category": "Accelerate", "type": "jindo"})).expect("a runtime");
@@ -314,7 +315,7 @@ fn what_is_so_anyway_is_not_named() {
 fn a_value_that_is_honoured_in_part_is_named_where_it_stands() {
     let (mut dataset, mut runtime) = guide();
     dataset.spec.shared_options.insert("writePolicy".to_owned(), "WRITE_BACK".to_owned());
-    dataset.spec.mounts[0].options.insert("metaPolicy".to_owned(), "60s".to_owned());
+    dataset.spec.mounts[0].options.insert("metaPolicy".to_owned(), "60".to_owned());
     dataset.spec.mounts[0].options.insert("readCacheReplica".to_owned(), "2".to_owned());
     let paths = |all: Vec<Unsupported>| all.into_iter().map(|one| one.path).collect::<Vec<_>>();
     assert_eq!(

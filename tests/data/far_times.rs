@@ -1,0 +1,48 @@
+//! Times of files that no clock of today shows.
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
+
+use super::start;
+use crate::support::fuse_works;
+
+/// Seconds from the epoch to the beginning of these years.
+const YEAR_1960: u64 = 315_619_200;
+const YEAR_2300: u64 = 10_413_792_000;
+
+fn set_times(dir: &Path) {
+    let file = |name: &str| File::options().write(true).open(dir.join(name)).expect("opened");
+    file("future").set_modified(UNIX_EPOCH + Duration::from_secs(YEAR_2300)).expect("set");
+    file("past").set_modified(UNIX_EPOCH - Duration::from_secs(YEAR_1960)).expect("set");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_of_the_year_2300_and_of_1960_are_listed_and_read() {
+    if !fuse_works("files_of_the_year_2300_and_of_1960_are_listed_and_read") {
+        return;
+    }
+    let site = start(1, |_| {}).await;
+    for name in ["future", "past", "today"] {
+        std::fs::write(site.local.join(name), b"content").expect("written");
+        site.put(name, b"content").await;
+    }
+    set_times(&site.local);
+    set_times(&site.dir.path().join("s3/bucket"));
+    for mount in ["local", "s3"] {
+        assert_eq!(site.names(mount).await, ["future", "past", "today"], "{mount}");
+        for name in ["future", "past", "today"] {
+            assert_eq!(site.read(&format!("{mount}/{name}")).await.expect("read"), b"content", "{mount} {name}");
+        }
+        let mtime = |name: &str| std::fs::metadata(site.mnt.join(mount).join(name)).expect("a file").mtime();
+        let (future, past) = tokio::task::block_in_place(|| (mtime("future"), mtime("past")));
+        assert_eq!(past, -i64::try_from(YEAR_1960).expect("seconds"), "{mount}");
+        assert_eq!(future, i64::MAX / 1_000_000_000, "{mount}: the last time that can be told");
+    }
+    std::fs::write(site.local.join("future"), b"another").expect("written");
+    let future = File::options().write(true).open(site.local.join("future")).expect("opened");
+    future.set_modified(UNIX_EPOCH + Duration::from_secs(YEAR_2300 + 1)).expect("set");
+    site.ctl_ok(&["fs", "ls", "/local"]);
+    site.cluster.assert_no_panic();
+}
