@@ -206,7 +206,18 @@ impl Namespace {
     ///
     /// *Errors*: `Stale` when the write was ended otherwise; as [`Namespace::create`].
     pub async fn end_write(&self, intent: u64, stored: Option<StoredContent>) -> Result<Option<Attr>> {
-        let request = EndWriteRequest { op: None, intent, stored };
+        self.end(EndWriteRequest { op: None, intent, stored, abandoned: false }).await
+    }
+
+    /// As [`Namespace::end_write`] of a write that nobody tries again: a file that is not stored by now is forgotten, unless
+    /// another client has made or locked it as well.
+    ///
+    /// *Errors*: as [`Namespace::end_write`].
+    pub async fn abandon_write(&self, intent: u64) -> Result<Option<Attr>> {
+        self.end(EndWriteRequest { op: None, intent, stored: None, abandoned: true }).await
+    }
+
+    async fn end(&self, request: EndWriteRequest) -> Result<Option<Attr>> {
         let send = |to, op| {
             let request = EndWriteRequest { op, ..request.clone() };
             async move { namespace(to).end_write(request).await }

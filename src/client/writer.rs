@@ -136,9 +136,30 @@ impl Writer {
         if !begun.end_behind || !self.is_still_ours(&begun) {
             return Ok((self.end(attr, &begun, stored).await?, None));
         }
-        stored.ctime_ns = now_ns().max(begun.attr.ctime_ns);
+        if stored.ctime_ns == 0 {
+            stored.ctime_ns = now_ns();
+        }
+        stored.ctime_ns = stored.ctime_ns.max(begun.attr.ctime_ns);
         let becomes = begun.becomes(&stored);
         Ok((becomes, Some(End { writer: self.clone(), begun, stored })))
+    }
+
+    /// Refuses a path that no file can have in the under-storage of a mount, as far as that is known without asking it.
+    ///
+    /// *Errors*: `InvalidArgument`, `NameTooLong`.
+    pub fn check_path(&self, mount: &Mount, path: &[u8]) -> Result<()> {
+        // One that cannot be opened says why to whoever stores.
+        let storage = self.storage.open(&mount.ufs_uri, &mount.options).ok();
+        storage.map_or(Ok(()), |storage| storage.check_path(path))
+    }
+
+    /// Has the masters forget a file that was made in our session and is not stored; one that is stored, or that another client
+    /// has made as well, stays and is returned.
+    ///
+    /// *Errors*: `Stale` for one that is stored; `NotFound`; as [`Namespace::end_write`].
+    pub async fn unmake(&self, inode: u64) -> Result<Option<Attr>> {
+        let begun = self.namespace.begin_write(inode, Bytes::new()).await?;
+        self.namespace.abandon_write(begun.intent).await
     }
 
     /// True if the masters cannot have ended a write by themselves yet, because our session is over: they were told of it
@@ -276,10 +297,10 @@ impl Writer {
 
     /// Brings content to the under-storage; after an error nobody waits for it any more.
     async fn put(&self, begun: &Begun, attr: &Attr, content: Content) -> Result<StoredContent> {
-        let extends_base = content.extends;
+        let (extends_base, ctime_ns) = (content.extends, content.times.map_or(0, |times| times.ctime_ns));
         match self.put_once(begun, &attr.version_token, content).await {
             Ok(Entry { token, size, mtime_ns, .. }) => {
-                Ok(StoredContent { version_token: token.into(), size, mtime_ns, ctime_ns: 0, extends_base })
+                Ok(StoredContent { version_token: token.into(), size, mtime_ns, ctime_ns, extends_base })
             }
             Err(error) => {
                 self.give_up(attr, begun.intent).await;
@@ -317,7 +338,7 @@ pub fn new_attr(attr: &Attr) -> NewAttr {
 }
 
 fn end_of(begun: &Begun, stored: &StoredContent) -> Op {
-    Op::EndWrite(EndWriteRequest { op: None, intent: begun.intent, stored: Some(stored.clone()) })
+    Op::EndWrite(EndWriteRequest { intent: begun.intent, stored: Some(stored.clone()), ..EndWriteRequest::default() })
 }
 
 /// What is there before content that was made from the version `base` is stored.

@@ -199,7 +199,7 @@ impl Filesystem for Adapter {
         let file = inode_of(inode.0);
         if !self.fs.locks.concern(file, owner.0) {
             return match self.fs.handles.file(number.0).is_none_or(|handle| handle.may_write()) {
-                true => self.store("flush", inode, reply),
+                true => self.flush_file(inode, reply),
                 // What others have written is for their close to store, and to be told of.
                 false => reply.ok(),
             };
@@ -207,14 +207,14 @@ impl Filesystem for Adapter {
         // Whoever closes a file gives up its locks, after what was written under them is stored.
         let fs = self.fs.clone();
         self.end_later(("flush", inode), reply, async move {
-            let stored = fs.sync(file).await;
+            let stored = fs.flush(file, true).await;
             fs.give_up((file, owner.0), fs.known_now(file)).await;
             stored
         });
     }
 
     fn fsync(&self, _: &Request, inode: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        self.store("fsync", inode, reply);
+        self.sync_file(inode, reply);
     }
 
     fn release(
@@ -232,15 +232,21 @@ impl Filesystem for Adapter {
         if node.is_none() && owners.is_empty() {
             return reply.ok();
         }
+        // Nobody waits for it, and of what is not answered the kernel lets few be under way, reads ahead among them.
+        reply.ok();
         let fs = self.fs.clone();
         self.begin_now(async move {
-            if let Some(node) = node {
+            // A file that is only new is the same for whoever locks it next, stored or not.
+            let (new, changed) = (node.filter(|node| fs.is_new(*node)), node.filter(|node| !fs.is_new(*node)));
+            if let Some(node) = changed {
                 fs.let_go(node).await;
             }
             for owner in owners {
                 fs.give_up(owner, known).await;
             }
-            reply.ok();
+            if let Some(node) = new {
+                fs.let_go(node).await;
+            }
         });
     }
 

@@ -105,7 +105,7 @@ fn attributes(fs: &Fs, node: u64, attr: &Attr) -> FileAttr {
 /// kernel is told that their attributes are old, and asks for them before it shows any.
 pub(super) fn enter(fs: &Fs, parent: u64, name: &[u8], known: Known, reply: ReplyEntry) {
     let known = fs.newest(known);
-    let node = fs.nodes.enter(&known.attr);
+    let node = fs.enter_node(&known.attr);
     let shown = fs.view_of(node, known.clone());
     let attr = FileAttr { ino: INodeNo(node), ..attributes(fs, node, &shown.attr) };
     let (name_ttl, ttl) = (fs.ttl_of_name(parent, &known), fs.ttl_of(&known));
@@ -148,11 +148,11 @@ pub(super) fn created_as(fs: &Fs, parent: INodeNo, created: Result<(Known, u64)>
 fn entry_of(fs: &Fs, directory: u64, known: &Known, is_dot: bool) -> (Duration, FileAttr) {
     let attr = &known.attr;
     let first = attr.inode;
-    if is_dot || !fs.nodes.is_open(first) && !is_secondary(fs.nodes.choose(attr)) {
+    if is_dot || !fs.nodes.is_open(first) && !is_secondary(fs.choose_node(attr)) {
         return (fs.ttl_of_name(directory, known), attributes(fs, first, attr));
     }
     let shown = fs.view_of(first, known.clone());
-    let is_newest = same_version(&shown.attr, attr) && !is_secondary(fs.nodes.choose(attr));
+    let is_newest = same_version(&shown.attr, attr) && !is_secondary(fs.choose_node(attr));
     let ttl = if is_newest { fs.ttl_of_name(directory, known) } else { Duration::ZERO };
     (ttl, attributes(fs, first, &shown.attr))
 }

@@ -50,6 +50,9 @@ impl Fs {
         if !self.can_grow(&directory) || !(sure || self.is_surely_absent(at)) {
             return None;
         }
+        if self.check_storable(at, &directory).is_err() {
+            return None;
+        }
         let inode = self.batches.number(on)?;
         self.creates.add(inode, at.0, at.1)?;
         let attr = imagine(inode, &directory, made.inside(&directory, false));
@@ -149,13 +152,14 @@ impl Fs {
         self.creates.finish(inode, outcome, || self.nodes.is_inode_open(inode));
     }
 
-    /// Waits until the masters have the file of `turn`, if it is being made; what was begun with it is to be ended.
+    /// Waits until the masters have the file of `turn`, if it is being made. If it is about to be stored (`stores`), they are
+    /// told so with it: what was begun by that is to be ended.
     ///
     /// *Errors*: why they do not have it.
-    pub(super) async fn made_of(&self, turn: &mut Turn) -> Result<Option<Begun>> {
+    pub(super) async fn made_of(&self, turn: &mut Turn, stores: bool) -> Result<Option<Begun>> {
         let Some(making) = self.creates.get(turn.inode()) else { return Ok(None) };
         let on = Handle::current();
-        match turn.is_due() {
+        match stores {
             true => self.batches.begin_with(turn.inode(), turn.is_in_memory(), &on),
             false => self.batches.hurry(&on),
         }

@@ -28,6 +28,7 @@ use super::endings::Endings;
 use super::handles::{FileHandle, Handles};
 use super::inodes::{Inodes, Known};
 use super::kernel_cache::KernelCache;
+use super::last_close::LastCloses;
 use super::locks::Locks;
 use super::nodes::{Nodes, inode_of};
 use super::open::StaleOpens;
@@ -51,6 +52,7 @@ pub(super) struct Fs {
     /// What is not recorded yet.
     pub(super) creates: Creates,
     pub(super) endings: Endings,
+    pub(super) last_closes: LastCloses,
     pub(super) inodes: Inodes,
     pub(super) nodes: Nodes,
     pub(super) kernel: KernelCache,
@@ -84,6 +86,7 @@ impl Fs {
                 batches,
                 creates: Creates::default(),
                 endings: Endings::default(),
+                last_closes: LastCloses::new(),
                 patient,
                 hasty: Namespace::with_channel(channel.with_timeout(HASTY.min(config.client.rpc_timeout))),
                 channel,

@@ -16,6 +16,7 @@ mod handover;
 mod inherit;
 mod inodes;
 mod kernel_cache;
+mod last_close;
 mod locks;
 mod mountpoint;
 mod names;
@@ -108,6 +109,7 @@ pub async fn run(config: FuseConfig, stop: Shutdown) -> Result<()> {
         let _ = tokio::time::timeout(LOOK, fs.look_at_locks()).await;
     };
     if held.get() && !session.guard.is_finished() {
+        fs.store_unwritten().await;
         leave(&outcome);
     }
     ends.cancel();

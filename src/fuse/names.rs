@@ -4,7 +4,7 @@
 //! open here is brought to the staging directory first, so that its handles go on.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use jindofs_proto::v1::{Attr, CreateRequest, FileType, MkdirRequest, SymlinkRequest};
@@ -21,6 +21,9 @@ use super::inodes::Known;
 use super::nodes::Opening;
 use super::staging::Turn;
 
+/// How long a rename waits for a file that is not stored yet, and the pause between two attempts.
+const STORE_TIMEOUT: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// Permission bits of a mode.
 const PERMISSIONS: u32 = 0o7777;
 
@@ -72,7 +75,12 @@ impl Fs {
     }
 
     async fn make_file(self: &Arc<Self>, at: Name<'_>, made: Made, exclusive: bool) -> Result<Attr> {
-        let made = made.inside(&self.attr(at.0).await?.attr, false);
+        let directory = self.attr(at.0).await?.attr;
+        if directory.mount_id != 0 {
+            self.mounts.get(directory.mount_id).await?;
+        }
+        self.check_storable(at, &directory)?;
+        let made = made.inside(&directory, false);
         // Never one that exists: nobody has checked yet whether the caller may open it.
         let request = CreateRequest { exclusive: true, ..made.request(at) };
         self.settled(at.0).await;
@@ -99,7 +107,13 @@ impl Fs {
             return created;
         }
         let attr = self.make_file(at, made, exclusive).await?;
-        let number = self.open_new(&attr)?;
+        let number = match self.open_new(&attr) {
+            Ok(number) => number,
+            Err(error) => {
+                self.forget_made(at, &attr).await;
+                return Err(error);
+            }
+        };
         if attr.mount_id != 0 {
             let mut turn = self.staging.turn(attr.inode).await;
             // Whoever has found it meanwhile may have written to it.
@@ -142,12 +156,30 @@ impl Fs {
         match self.writer.store(&attr, None, Content::in_memory(Bytes::new())).await {
             Ok(attr) => Ok(Known::new(attr, Instant::now())),
             Err(error) => {
-                if let Err(second) = self.patient.unlink(at_entry(at.0, at.1)).await {
-                    tracing::warn!(inode = attr.inode, error = %second, "a file that could not be stored is left");
-                }
+                self.forget_made(at, &attr).await;
                 Err(error)
             }
         }
+    }
+
+    /// A file that was just made cannot be opened or stored, and is not to be left.
+    async fn forget_made(&self, at: Name<'_>, made: &Attr) {
+        if made.mount_id != 0 && self.unmake(made.inode).await {
+            self.changed(at.0);
+        }
+    }
+
+    /// Refuses a new file whose path the under-storage cannot hold: its first close would be too late to say so.
+    ///
+    /// *Errors*: `InvalidArgument`, `NameTooLong`.
+    pub(super) fn check_storable(&self, at: Name<'_>, directory: &Attr) -> Result<()> {
+        let Some(mount) = self.mounts.known(directory.mount_id) else { return Ok(()) };
+        let Some(mut path) = self.inodes.path_below(mount.root_inode, at.0) else { return Ok(()) };
+        if !path.is_empty() {
+            path.push(b'/');
+        }
+        path.extend_from_slice(at.1);
+        self.writer.check_path(&mount, &path)
     }
 
     /// Makes a directory.
@@ -242,7 +274,7 @@ impl Fs {
             // Under its old name: what has no content in the under-storage cannot be moved there.
             self.store(turn).await?;
         }
-        let renamed = self.patient.rename(at_entry(from.0, from.1), at_entry(to.0, to.1), no_replace).await;
+        let renamed = self.rename_stored(from, to, no_replace).await;
         self.changed(from.0);
         self.changed(to.0);
         self.gone(replaced, renamed.is_ok());
@@ -255,6 +287,20 @@ impl Fs {
             None => self.news(attr),
         }
         Ok(())
+    }
+
+    /// A file that another mount stores right now, after its last close, cannot be moved before that has ended.
+    async fn rename_stored(&self, from: Name<'_>, to: Name<'_>, no_replace: bool) -> Result<Attr> {
+        let started = Instant::now();
+        loop {
+            let renamed = self.patient.rename(at_entry(from.0, from.1), at_entry(to.0, to.1), no_replace).await;
+            match renamed {
+                Err(error) if error.kind == ErrorKind::Busy && started.elapsed() < STORE_TIMEOUT => {
+                    tokio::time::sleep(POLL_INTERVAL).await;
+                }
+                renamed => return renamed,
+            }
+        }
     }
 
     /// The turns of what moves, if it is staged, and of what is replaced, if it is open: always in the order of inodes.
@@ -307,8 +353,9 @@ impl Fs {
         if done {
             turn.unlinked();
         }
-        let node = turn.node();
-        self.staging.remove_unless(turn, || self.nodes.is_open(node));
+        // What still waits to be stored after its last close is that one's to give up.
+        let (node, is_due) = (turn.node(), turn.is_due());
+        self.staging.remove_unless(turn, || is_due || self.nodes.is_open(node));
     }
 }
 

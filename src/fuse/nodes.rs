@@ -156,6 +156,14 @@ impl Nodes {
         node_at(inode, place)
     }
 
+    /// The kernel looks an inode up, and is told this node.
+    pub(super) fn count_lookup(&self, node: u64) {
+        if is_secondary(node) {
+            let mut shard = self.shard(inode_of(node));
+            shard.entry(inode_of(node)).or_default().entry(place_of(node)).or_default().lookups += 1;
+        }
+    }
+
     /// The node that the kernel would be told, without counting a lookup.
     pub(super) fn choose(&self, newest: &Attr) -> u64 {
         let inode = newest.inode;

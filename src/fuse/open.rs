@@ -144,6 +144,9 @@ impl Fs {
             if let Some(opened) = self.join_staged(node, mode.writes)? {
                 return Ok(opened);
             }
+            if self.staging.changed_node(inode).is_some_and(|changed| changed != node) {
+                return self.open_behind(node, mode);
+            }
             let file = self.open_source(&attr).await?;
             if self.is_large(&file.source) && !file.is_local() {
                 self.reader.look_local(&file).await;

@@ -11,6 +11,7 @@ mod sending;
 mod spool;
 #[cfg(test)]
 mod tests;
+mod unsaved;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -35,6 +36,7 @@ use appends::Changes;
 use sending::{Head, Senders, Sending};
 use spool::Room;
 pub(super) use spool::{Place, Spool};
+use unsaved::{Unsaved, UnsavedCell};
 
 /// What may change in turn only.
 #[derive(Debug, Default)]
@@ -59,10 +61,7 @@ pub(super) struct Staged {
     /// The content, once it is here; until then readers read as if nothing was staged.
     spool: OnceLock<Arc<Spool>>,
     work: Arc<tokio::sync::Mutex<Work>>,
-    /// Waits to be stored.
-    dirty: AtomicBool,
-    /// It does so only because the file is new: nothing was written to it, and everybody sees the same.
-    new: AtomicBool,
+    unsaved: UnsavedCell,
     /// What is written through these handles is stored as another inode, which was made elsewhere at the same time.
     elsewhere: AtomicBool,
     /// Has no name any more: only its handles see it, and it is never stored.
@@ -77,8 +76,7 @@ impl Staged {
             node,
             spool: OnceLock::new(),
             work: Arc::default(),
-            dirty: AtomicBool::new(false),
-            new: AtomicBool::new(false),
+            unsaved: UnsavedCell::new(),
             elsewhere: AtomicBool::new(false),
             unlinked: AtomicBool::new(false),
             mtime_ns: AtomicI64::new(0),
@@ -86,11 +84,21 @@ impl Staged {
     }
 
     pub(super) fn is_dirty(&self) -> bool {
-        self.dirty.load(Ordering::Acquire)
+        self.unsaved.get() != Unsaved::Nothing
+    }
+
+    /// True if content waits to be stored, and not only that the file is there or empty.
+    pub(super) fn is_written(&self) -> bool {
+        self.unsaved.get() == Unsaved::Written
     }
 
     pub(super) fn is_unlinked(&self) -> bool {
         self.unlinked.load(Ordering::Acquire)
+    }
+
+    /// True if it waits to be stored. What has no name any more never does.
+    fn is_due(&self) -> bool {
+        self.is_dirty() && !self.is_unlinked()
     }
 
     /// Up to `size` bytes; fewer at the end.
@@ -123,11 +131,14 @@ impl Staged {
 
     /// True if what others see of the file is not what its handles here see.
     pub(super) fn is_apart(&self) -> bool {
-        (self.is_dirty() && !self.is_new()) || self.elsewhere.load(Ordering::Acquire) || self.is_unlinked()
+        matches!(self.unsaved.get(), Unsaved::Emptied | Unsaved::Written)
+            || self.elsewhere.load(Ordering::Acquire)
+            || self.is_unlinked()
     }
 
-    fn is_new(&self) -> bool {
-        self.new.load(Ordering::Acquire)
+    /// True if nothing but that the file is there waits to be stored.
+    pub(super) fn is_new(&self) -> bool {
+        self.unsaved.get() == Unsaved::New
     }
 }
 
@@ -157,13 +168,18 @@ impl Turn {
         self.staged.is_dirty()
     }
 
+    /// True if content waits to be stored, and not only that the file is there or empty.
+    pub(super) fn is_written(&self) -> bool {
+        self.staged.is_written()
+    }
+
     pub(super) fn is_unlinked(&self) -> bool {
         self.staged.is_unlinked()
     }
 
     /// True if it waits to be stored. What has no name any more never does.
     pub(super) fn is_due(&self) -> bool {
-        self.is_dirty() && !self.is_unlinked()
+        self.staged.is_due()
     }
 
     /// The version that it is made from.
@@ -180,17 +196,15 @@ impl Turn {
     }
 
     /// Notes a change, also one that leaves the content as it is.
-    fn touch(&mut self) {
+    fn touch(&mut self, unsaved: Unsaved) {
         self.staged.mtime_ns.store(now_ns(), Ordering::Release);
-        self.staged.new.store(false, Ordering::Release);
-        self.staged.dirty.store(true, Ordering::Release);
+        self.staged.unsaved.set(unsaved);
     }
 
     /// The file is new, and not stored yet.
     pub(super) fn made(&mut self) {
         if !self.is_dirty() {
-            self.staged.new.store(true, Ordering::Release);
-            self.staged.dirty.store(true, Ordering::Release);
+            self.staged.unsaved.set(Unsaved::New);
         }
     }
 
@@ -201,12 +215,7 @@ impl Turn {
 
     /// Others have stored something: what is new here, and nothing more, is not needed.
     pub(super) fn left_to_others(&mut self) {
-        self.is_due_no_more();
-    }
-
-    fn is_due_no_more(&mut self) {
-        self.staged.dirty.store(false, Ordering::Release);
-        self.staged.new.store(false, Ordering::Release);
+        self.staged.unsaved.set(Unsaved::Nothing);
     }
 
     fn spool(&self) -> Result<&Arc<Spool>> {
@@ -223,7 +232,7 @@ impl Turn {
         spool.write(place, data)?;
         self.work.grown += self.staged.length() - before;
         self.work.changes.note_write(place, before);
-        self.touch();
+        self.touch(Unsaved::Written);
         Ok(if let Place::At(offset) = place { offset } else { before })
     }
 
@@ -233,7 +242,7 @@ impl Turn {
     pub(super) fn truncate(&mut self, length: u64) -> Result<()> {
         self.spool()?.resize(length)?;
         self.work.changes.note_length(length);
-        self.touch();
+        self.touch(if length == 0 { Unsaved::Emptied } else { Unsaved::Written });
         Ok(())
     }
 
@@ -279,7 +288,7 @@ impl Turn {
         self.work.grown = 0;
         self.work.changes = Changes::default();
         self.rebase(attr);
-        self.is_due_no_more();
+        self.staged.unsaved.set(Unsaved::Nothing);
     }
 
     /// Attributes have changed, and with them maybe the name of the version, or the inode that it is stored as.
@@ -386,14 +395,16 @@ impl Staging {
         self.ready(inode)?.turn().await
     }
 
-    /// An inode is not staged any more, unless `stays`. Asked while nobody can find it.
-    pub(super) fn remove_unless(&self, mut turn: Turn, stays: impl FnOnce() -> bool) {
+    /// An inode is not staged any more, unless it `stays`, which is asked while nobody can find it. True if it does not.
+    pub(super) fn remove_unless(&self, mut turn: Turn, stays: impl FnOnce() -> bool) -> bool {
         let mut table = self.table();
-        if !stays() {
+        let stays = stays();
+        if !stays {
             turn.work.gone = true;
             table.remove(&turn.inode());
             self.count.store(table.len(), Ordering::Release);
         }
+        !stays
     }
 
     /// An inode is not staged any more.
@@ -442,18 +453,6 @@ impl Staging {
         seen.mtime_ns = staged.mtime_ns.load(Ordering::Acquire);
         seen.ctime_ns = seen.ctime_ns.max(seen.mtime_ns);
         Cow::Owned(seen)
-    }
-
-    /// Inodes that have a name, and content or the mere file not stored.
-    pub(super) fn unsaved(&self) -> Vec<u64> {
-        let table = self.table();
-        let unsaved = table.values().filter(|staged| staged.is_dirty() && !staged.is_unlinked());
-        unsaved.map(|staged| staged.inode).collect()
-    }
-
-    /// True while something is being brought, changed or stored.
-    pub(super) fn is_busy(&self) -> bool {
-        self.table().values().any(|staged| staged.work.try_lock().is_err())
     }
 }
 

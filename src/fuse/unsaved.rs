@@ -1,7 +1,7 @@
-//! What is lost when this process ends: files that are open, and were not stored since they were changed.
+//! What is lost when this process ends: files that are open, or were closed a moment ago, and were not stored since they were
+//! made or changed.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::types::ROOT_INODE;
 
 use super::fs::Fs;
 
@@ -15,18 +15,17 @@ impl Fs {
     pub(super) fn check_saved(&self) -> Result<()> {
         let unsaved = self.staging.unsaved();
         for inode in unsaved.iter().take(NAMED_MAX) {
-            match self.inodes.path_below(ROOT_INODE, *inode) {
-                Some(path) => {
-                    let path = format!("/{}", String::from_utf8_lossy(&path));
-                    tracing::error!(?path, inode, "changes of an open file are lost: it was neither closed nor synced");
-                }
-                None => tracing::error!(inode, "changes of an open file are lost: it was neither closed nor synced"),
+            let path = self.path_for_people(*inode);
+            if self.nodes.is_inode_open(*inode) {
+                tracing::error!(?path, inode, "changes of an open file are lost: it was neither closed nor synced");
+            } else {
+                tracing::error!(?path, inode, "a file is lost: it could not be stored after its last close");
             }
         }
         match unsaved.len() {
             0 => Ok(()),
             count => {
-                let message = format!("{count} open files had changes that are not stored; the log names them");
+                let message = format!("{count} files had changes that are not stored; the log names them");
                 Err(Error::new(ErrorKind::FailedPrecondition, message))
             }
         }

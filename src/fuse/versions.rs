@@ -21,6 +21,22 @@ pub(super) enum Pages {
 }
 
 impl Fs {
+    /// The kernel looks a file up: the node that it is told. Its lookup is counted.
+    pub(super) fn enter_node(&self, newest: &Attr) -> u64 {
+        match self.staging.changed_node(newest.inode) {
+            Some(node) => {
+                self.nodes.count_lookup(node);
+                node
+            }
+            None => self.nodes.enter(newest),
+        }
+    }
+
+    /// The node that the kernel would be told, without counting a lookup.
+    pub(super) fn choose_node(&self, newest: &Attr) -> u64 {
+        self.staging.changed_node(newest.inode).unwrap_or_else(|| self.nodes.choose(newest))
+    }
+
     /// True if a node that is open stands for another version than `newest`, and nothing of it is staged.
     pub(super) fn is_behind(&self, node: u64, newest: &Attr) -> bool {
         let open = self.nodes.open_node(node);

@@ -6,7 +6,7 @@
 //! closed, so that it can be tried again.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
@@ -19,7 +19,7 @@ use crate::client::{OpenFile, Reader};
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::source::source_of;
 use crate::types::version_of;
-use crate::ufs::{Content, Sent, Upload};
+use crate::ufs::{Content, Sent, Times, Upload};
 
 use super::fs::Fs;
 use super::inodes::Known;
@@ -34,14 +34,10 @@ const STEP: u64 = crate::types::BLOCK_SIZE as u64;
 const ATTEMPTS: usize = 16;
 /// Steps asked for ahead.
 const AHEAD: usize = 4;
-/// How long the end of the process waits for what is being stored. Kubernetes gives 30 s.
-const SETTLE: Duration = Duration::from_secs(20);
 /// Most attempts to store what was appended behind what others have stored meanwhile.
 const APPENDS: usize = 64;
 /// Bytes of it that are copied at a time.
 const PIECE: u32 = 1 << 20;
-/// Pause between two looks whether it is.
-const LOOK: Duration = Duration::from_millis(50);
 
 /// What the kernel has written.
 #[derive(Debug, Clone, Copy)]
@@ -237,7 +233,8 @@ impl Fs {
         self.store_as(turn, false).await
     }
 
-    async fn store_as(self: &Arc<Self>, turn: &mut Turn, behind: bool) -> Result<()> {
+    /// As [`Fs::store`]; `behind` if what the masters record of a small new file may come behind the answer.
+    pub(super) async fn store_as(self: &Arc<Self>, turn: &mut Turn, behind: bool) -> Result<()> {
         let mut attempts = 0;
         loop {
             match self.store_once(turn, behind).await {
@@ -288,13 +285,14 @@ impl Fs {
         // Taken once: what is in memory is copied.
         let content = turn.is_due().then(|| turn.content()).transpose()?;
         let prepared = self.prepared(turn, content.as_ref());
-        let (begun, prepared) = tokio::join!(self.made_of(turn), prepared);
+        let is_due = turn.is_due();
+        let (begun, prepared) = tokio::join!(self.made_of(turn, is_due), prepared);
         let begun = begun?;
         let Some(content) = content.filter(|_| turn.is_due()) else { return Ok(()) };
         self.recorded(turn.inode()).await;
         let head = turn.head().await;
-        let extends = turn.extends_base();
-        let content = Content { sent: prepared.unwrap_or_else(|| head.sent.clone()), extends, ..content };
+        let (sent, extends) = (prepared.unwrap_or_else(|| head.sent.clone()), turn.extends_base());
+        let content = Content { sent, extends, times: self.times_of_unwritten(turn), ..content };
         let behind = behind && content.is_in_memory() && self.endings.have_room();
         let begun = match begun {
             Some(begun) => Ok(begun),
@@ -318,6 +316,13 @@ impl Fs {
             attr
         });
         self.stored(turn, stored).await
+    }
+
+    /// The times that handles see of a file that was never written: to store it behind its last close changes nothing of it.
+    fn times_of_unwritten(&self, turn: &Turn) -> Option<Times> {
+        let known = self.inodes.get(turn.inode()).filter(|_| !turn.is_written())?;
+        let seen = self.staging.overlay(turn.node(), &known.attr);
+        Some(Times { mtime_ns: seen.mtime_ns, ctime_ns: seen.ctime_ns })
     }
 
     /// Notes what came of storing what was written.
@@ -404,15 +409,17 @@ impl Fs {
         if handle.is_none() {
             self.staging.drop_superseded(&attr);
         }
-        // By its name it is the file that is being written, if it is.
-        let node = handle.as_ref().map_or_else(|| self.nodes.written(inode).unwrap_or(node), |handle| handle.node);
+        // By its name it is the file that is being written, or was and is not stored, if it is.
+        let written = || self.staging.changed_node(inode).or_else(|| self.nodes.written(inode));
+        let node = handle.as_ref().map_or_else(|| written().unwrap_or(node), |handle| handle.node);
         let mut turn = self.stage(node, length).await?;
+        let was_due = turn.is_due();
         let mut done = turn.truncate(length);
         if done.is_ok() && handle.is_none() {
             done = self.store(&mut turn).await;
         }
-        // Nobody is left who could try again.
-        self.staging.remove_unless(turn, || self.nodes.is_open(node));
+        // Nobody is left who could try again, unless its last close still does.
+        self.staging.remove_unless(turn, || was_due || self.nodes.is_open(node));
         done
     }
 
@@ -424,35 +431,6 @@ impl Fs {
         self.reader.forget(&source_of(&attr, Vec::new()));
         self.news(attr);
         Ok(())
-    }
-
-    /// After the last close: stores what was written since the last sync, and forgets what is staged. Whoever maps a file
-    /// writes after its close; nobody is left to be told of an error.
-    pub(super) async fn let_go(self: &Arc<Self>, node: u64) {
-        let inode = inode_of(node);
-        let Some(mut turn) = self.staging.turn_of_ready(inode).await.filter(|turn| turn.node() == node) else { return };
-        if self.nodes.is_open(node) {
-            return;
-        }
-        if let Err(error) = self.store(&mut turn).await {
-            tracing::error!(inode, %error, "what was written is lost: it could not be stored after the last close");
-            self.nodes.lose_pages(node);
-        }
-        self.staging.remove_unless(turn, || self.nodes.is_open(node));
-    }
-
-    /// To be called at the end: waits a while for what is being stored, and ends the session, so that others need not wait.
-    pub(super) async fn settle(&self) {
-        if !self.writable {
-            return;
-        }
-        let started = Instant::now();
-        while (self.staging.is_busy() || self.creates.is_busy() || self.endings.is_busy()) && started.elapsed() < SETTLE
-        {
-            tokio::time::sleep(LOOK).await;
-        }
-        self.patient.session().close().await;
-        self.staging.clear();
     }
 }
 

@@ -25,6 +25,15 @@ pub enum Source {
     Memory(Bytes),
 }
 
+/// Times that a file is to have when it is stored, nanoseconds since the epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Times {
+    /// Of its content.
+    pub mtime_ns: i64,
+    /// Of the file, as far as the masters keep it.
+    pub ctime_ns: i64,
+}
+
 /// Content to be stored.
 #[derive(Debug, Clone)]
 pub struct Content {
@@ -36,6 +45,8 @@ pub struct Content {
     pub sent: Sent,
     /// All of the content that it is stored in place of is its beginning.
     pub extends: bool,
+    /// The times that it was given before; `None` for those of its storing.
+    pub times: Option<Times>,
 }
 
 impl Content {
@@ -44,14 +55,19 @@ impl Content {
         matches!(self.source, Source::Memory(_))
     }
 
+    fn new(source: Source, length: u64) -> Content {
+        Content { source, length, sent: Sent::default(), extends: false, times: None }
+    }
+
     /// The first `length` bytes of a file.
     pub fn in_file(file: Arc<File>, length: u64) -> Content {
-        Content { source: Source::File(file), length, sent: Sent::default(), extends: false }
+        Content::new(Source::File(file), length)
     }
 
     /// Bytes in memory.
     pub fn in_memory(bytes: Bytes) -> Content {
-        Content { length: bytes.len() as u64, source: Source::Memory(bytes), sent: Sent::default(), extends: false }
+        let length = bytes.len() as u64;
+        Content::new(Source::Memory(bytes), length)
     }
 
     /// Copies all of it to the beginning of a file, by offset: others may read the same source. Blocks.

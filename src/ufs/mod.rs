@@ -19,7 +19,7 @@ mod upload;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
-pub use content::{Content, Source};
+pub use content::{Content, Source, Times};
 pub use early::Sent;
 pub use health::Outage;
 pub use options::{Options, validate};
@@ -139,6 +139,11 @@ pub trait Ufs: Send + Sync + std::fmt::Debug {
     /// *Errors*: `UnderStorage`, also when the root itself is gone; `PermissionDenied`, `Unavailable`, `Timeout`. Never `NotFound`:
     /// readers of a directory take that for its end.
     fn list<'a>(&'a self, path: &'a [u8]) -> BoxFuture<'a, Result<Listing>>;
+
+    /// Refuses a path that no file can have here, as far as that is known without asking anybody.
+    ///
+    /// *Errors*: `InvalidArgument`, `NameTooLong`.
+    fn check_path(&self, path: &[u8]) -> Result<()>;
 
     /// One entry; `None` when there is none.
     fn stat<'a>(&'a self, path: &'a [u8]) -> BoxFuture<'a, Result<Option<Entry>>>;

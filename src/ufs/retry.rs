@@ -74,6 +74,10 @@ impl<U: Ufs> Ufs for Retry<U> {
         Box::pin(self.noted(move || self.inner.list(path)))
     }
 
+    fn check_path(&self, path: &[u8]) -> Result<()> {
+        self.0.check_path(path)
+    }
+
     fn stat<'a>(&'a self, path: &'a [u8]) -> BoxFuture<'a, Result<Option<Entry>>> {
         Box::pin(self.noted(move || self.inner.stat(path)))
     }

@@ -12,7 +12,7 @@ use reqsign_aliyun_oss::{
 use reqsign_core::{Context, HttpSend, ProvideCredential, ProvideCredentialDyn};
 use tokio::sync::Mutex;
 
-use super::bucket::{Bucket, with_causes};
+use super::bucket::{Bucket, check_key, with_causes};
 use super::options::{Options, value};
 use super::oss::Keys;
 use super::{AttrChange, Content, Entry, Expected, Listing, NewAttr, Ufs, Upload};
@@ -186,6 +186,10 @@ impl HttpSend for Http {
 impl Ufs for RoleBucket {
     fn list<'a>(&'a self, path: &'a [u8]) -> BoxFuture<'a, Result<Listing>> {
         Box::pin(async move { self.bucket().await?.list(path).await })
+    }
+
+    fn check_path(&self, path: &[u8]) -> Result<()> {
+        check_key(&self.place.prefix, path)
     }
 
     fn stat<'a>(&'a self, path: &'a [u8]) -> BoxFuture<'a, Result<Option<Entry>>> {

@@ -1,6 +1,7 @@
 //! Files that are made behind their answer: what is true at once, what at the close, and who is told what.
 
 use std::fs::{File, Permissions};
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -12,7 +13,7 @@ use serde_json::json;
 
 use super::Site;
 use super::sessions::OUTAGE;
-use super::writes::{names, off, stored, writable, writable_twice};
+use super::writes::{names, off, stored, wait_stored, writable, writable_twice};
 use crate::support::agent::{Agent, decode, encode};
 use crate::support::cluster::PATIENCE;
 use crate::support::{fuse_works, wait_for, wait_until};
@@ -235,7 +236,8 @@ async fn a_file_that_two_mounts_have_made_is_there_for_each_of_them_whatever_bec
     })
     .await;
     for path in &paths[..6] {
-        assert_eq!(stored(&site, path).await.as_deref(), Some(&b""[..]), "{path} was closed by one who made it");
+        // Closed by one who made it.
+        wait_stored(&site, path, b"").await;
     }
     // The other has begun with the same empty file. It keeps the rest open.
     let _first = off(move || {
@@ -250,7 +252,7 @@ async fn a_file_that_two_mounts_have_made_is_there_for_each_of_them_whatever_bec
     wait_until("its session has ended", PATIENCE, || killed.elapsed() > OUTAGE).await;
     off(move || (6..10).for_each(|file| ends(&mut other, file, "late"))).await;
     for (path, expected) in paths.iter().zip(["more", "more", "more", "", "", "", "late", "late", "late", "late"]) {
-        assert_eq!(stored(&site, path).await.as_deref(), Some(expected.as_bytes()), "{path}");
+        wait_stored(&site, path, expected.as_bytes()).await;
         assert_eq!(site.ctl_ok(&["fs", "cat", &format!("/{path}")]), expected.as_bytes(), "{path}");
         assert!(second.join(path).is_file(), "{path}");
     }
@@ -310,7 +312,10 @@ async fn in_a_directory_that_was_there_before_each_mount_sees_what_the_other_mak
                             if stop.load(Ordering::Acquire) {
                                 return;
                             }
-                            std::fs::write(ours.join(format!("m{maker}-{count}")), b"ours").expect("made");
+                            let mut file = File::create(ours.join(format!("m{maker}-{count}"))).expect("made");
+                            file.write_all(b"ours").expect("written");
+                            // Its close tells nobody of an error here, and would leave nothing to be counted.
+                            file.sync_all().expect("stored");
                             made.fetch_add(1, Ordering::AcqRel);
                         }
                     })

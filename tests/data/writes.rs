@@ -14,7 +14,7 @@ use serde_json::json;
 use super::{BLOCK, Site, content, start};
 use crate::support::agent::{Agent, encode};
 use crate::support::cluster::PATIENCE;
-use crate::support::{fuse_works, wait_until};
+use crate::support::{fuse_works, wait_for, wait_until};
 
 /// Sessions that expire soon, so that what a dead client has left is found soon.
 const SESSION_TTL: &str = "2s";
@@ -57,6 +57,13 @@ pub(super) async fn stored(site: &Site, path: &str) -> Option<Vec<u8>> {
     }
 }
 
+/// Waits until a file is in the under-storage with this content: what was never written comes there after its last close.
+pub(super) async fn wait_stored(site: &Site, path: &str, content: &[u8]) {
+    let on = tokio::runtime::Handle::current();
+    let is_stored = || (on.block_on(stored(site, path)).as_deref() == Some(content)).then_some(());
+    tokio::task::block_in_place(|| wait_for(&format!("{path} is stored"), PATIENCE, is_stored));
+}
+
 pub(super) fn names(dir: &Path) -> Vec<String> {
     let mut names: Vec<String> = std::fs::read_dir(dir)
         .expect("listed")
@@ -90,6 +97,10 @@ async fn what_was_written_is_in_the_under_storage_when_its_close_returns_and_rea
             let bytes = content(length, number);
             let (at, given) = (site.mnt.join(&path), bytes.clone());
             off(move || std::fs::write(at, given)).await.expect("written");
+            if bytes.is_empty() {
+                // Nothing was written.
+                wait_stored(&site, &path, b"").await;
+            }
             assert!(stored(&site, &path).await.as_ref() == Some(&bytes), "{path} is there at once");
             assert!(site.read(&path).await.expect("read") == bytes, "{path} through the mount");
             assert!(site.ctl_ok(&["fs", "cat", &format!("/{path}")]) == bytes, "{path} for another client");
@@ -240,7 +251,8 @@ async fn a_file_that_is_opened_to_be_overwritten_is_the_old_one_for_others_until
         assert_eq!(stored(&site, &path).await.as_deref(), Some(&b"before"[..]));
         assert_eq!(site.ctl_ok(&["fs", "cat", &format!("/{path}")]), b"before");
         off(move || agent.call(&json!(["close", 0])).expect("closed")).await;
-        assert_eq!(stored(&site, &path).await.as_deref(), Some(&b""[..]), "nothing was written");
+        // Nothing was written.
+        wait_stored(&site, &path, b"").await;
         let at = site.mnt.join(&path);
         let empty =
             off(move || Agent::start().call(&json!(["open", 0, at, libc::O_RDONLY | libc::O_TRUNC, 0])).map(drop));

@@ -26,7 +26,7 @@ fn end(intent: u64, token: &str) -> Op {
         ctime_ns: 0,
         ..StoredContent::default()
     };
-    Op::EndWrite(EndWriteRequest { op: None, intent, stored: Some(stored) })
+    Op::EndWrite(EndWriteRequest { intent, stored: Some(stored), ..EndWriteRequest::default() })
 }
 
 fn batch(ops: Vec<Op>) -> Body {
@@ -186,7 +186,7 @@ fn others_wait_only_for_a_write_whose_client_says_so_and_only_of_a_file_that_was
     let far = i64::MAX - 1;
     let stored =
         StoredContent { version_token: "one".into(), size: 4, mtime_ns: 5, ctime_ns: far, ..StoredContent::default() };
-    let ended = EndWriteRequest { op: None, intent: a, stored: Some(stored) };
+    let ended = EndWriteRequest { intent: a, stored: Some(stored), ..EndWriteRequest::default() };
     assert_eq!(
         results(tree.change(batch(vec![Op::EndWrite(ended), end(b, "two")]))).iter().filter(|end| end.is_ok()).count(),
         2

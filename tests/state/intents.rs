@@ -142,7 +142,7 @@ impl Tree {
             mtime_ns: 5,
             ..StoredContent::default()
         });
-        self.change(Body::EndWrite(EndWriteRequest { op: None, intent, stored }))
+        self.change(Body::EndWrite(EndWriteRequest { intent, stored, ..EndWriteRequest::default() }))
     }
 }
 
@@ -308,6 +308,55 @@ fn a_file_that_two_clients_have_made_stays_for_one_when_the_other_dies_while_it_
     assert_eq!((tree.lookup("/m/f").map(|attr| attr.inode), tree.due(intent)), (Ok(inode), Due::Client));
     ends(&mut tree, other);
     assert_eq!(tree.due(intent), Due::Forgotten);
+}
+
+#[test]
+fn a_file_that_its_client_gives_up_goes_unless_it_was_stored_or_another_has_made_or_locked_it() {
+    let (other, locker) = ([8; 16], [9; 16]);
+    for (stored, by_two, locks) in
+        [(false, false, false), (true, false, false), (false, true, false), (false, false, true)]
+    {
+        let (mut tree, intent) = made_by_two(other);
+        let inode = tree.lookup("/m/f").expect("made").inode;
+        if !by_two {
+            ends(&mut tree, other);
+        }
+        if locks {
+            let open = OpenSession { client_id: locker.to_vec().into(), ..OpenSession::default() };
+            tree.internal(Body::OpenSession(open));
+            let mut lock = Lock { start: 0, end: 9, owner: 1, ..Lock::default() };
+            lock.set_type(LockType::Exclusive);
+            tree.change_of(locker, Body::SetLock(SetLockRequest { op: None, inode, lock: Some(lock) }));
+        }
+        assert_eq!(pending(&tree.write(inode, "")), intent);
+        let request = EndWriteRequest { intent, abandoned: true, ..EndWriteRequest::default() };
+        assert_eq!(pending(&tree.change(Body::EndWrite(request))), intent);
+        assert!(matches!(tree.due(intent), Due::Leader(_)), "what is there is looked at");
+        tree.finish(intent, stored.then(|| file("f", "v1")));
+        match (stored, by_two, locks) {
+            (false, false, false) => assert_eq!((tree.lookup("/m/f"), tree.intents()), (Err(ErrorKind::NotFound), 0)),
+            (true, ..) => assert_eq!(tree.lookup("/m/f").map(|attr| attr.size), Ok(2)),
+            _ => assert_eq!((tree.lookup("/m/f").map(|attr| attr.inode), tree.due(intent)), (Ok(inode), Due::Client)),
+        }
+        if by_two || locks {
+            ends(&mut tree, if by_two { other } else { locker });
+            assert_eq!(tree.due(intent), Due::Forgotten, "it was the other's only");
+        }
+    }
+}
+
+#[test]
+fn the_time_of_an_object_that_a_client_has_stored_stays_though_the_store_tells_another() {
+    let mut tree = Tree::new("s3://b");
+    tree.list(tree.index, &[file("f", "v1")]);
+    let inode = tree.lookup("/m/f").expect("there").inode;
+    let id = pending(&tree.write(inode, "v1"));
+    tree.end(id, Some("v2"));
+    assert_eq!(tree.lookup("/m/f").map(|attr| attr.mtime_ns), Ok(5));
+    tree.list(tree.index, &[UfsEntry { mtime_ns: 7, ..file("f", "v2") }]);
+    assert_eq!(tree.lookup("/m/f").map(|attr| attr.mtime_ns), Ok(5), "of the same version");
+    tree.list(tree.index, &[UfsEntry { mtime_ns: 9, ..file("f", "v3") }]);
+    assert_eq!(tree.lookup("/m/f").map(|attr| attr.mtime_ns), Ok(9), "somebody else has stored another");
 }
 
 #[test]

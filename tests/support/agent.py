@@ -96,6 +96,8 @@ VERBS = {
     "open": open_held,
     "close": lambda slot: os.close(held.pop(slot)),
     "close_all": close_all,
+    "close_copy": lambda slot: os.close(os.dup(held[slot])),
+    "mknod": os.mknod,
     "write": lambda slot, at, data: write_all(held[slot], base64.b64decode(data), at),
     "read": lambda slot: read_all(held[slot]),
     "fd": lambda slot: held[slot],

@@ -2,7 +2,7 @@
 //! ignores on reads, keeps the markers of empty directories apart, where it has real directories, counts requests, and fails
 //! on demand. Objects are stored through S3 itself.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -40,6 +40,7 @@ pub const SECRET_KEY: &str = "test-secret-key";
 #[derive(Debug, Default)]
 pub struct Control {
     gets: Mutex<HashMap<String, u64>>,
+    requests: Mutex<BTreeMap<&'static str, u64>>,
     lists: AtomicU64,
     parts: AtomicU64,
     refused: AtomicU64,
@@ -58,6 +59,15 @@ impl Control {
     /// Reads of objects so far.
     pub fn gets(&self) -> u64 {
         self.gets.lock().unwrap_or_else(PoisonError::into_inner).values().sum()
+    }
+
+    /// Requests so far by what they ask, those of the masters included.
+    pub fn requests(&self) -> BTreeMap<&'static str, u64> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn count(&self, what: &'static str) {
+        *self.requests.lock().unwrap_or_else(PoisonError::into_inner).entry(what).or_default() += 1;
     }
 
     /// Listings so far.
@@ -146,6 +156,9 @@ impl Front {
     /// Lets a request of ours be late, and others be first.
     async fn before<T>(&self, req: &S3Request<T>, kind: Kind, bucket: &str, key: &str) -> S3Result<()> {
         self.control.gate()?;
+        if self.control.troubles.is_denied(kind, key) {
+            return Err(s3_error!(AccessDenied));
+        }
         if let Some(content) = self.control.troubles.before(kind, key).await {
             let body = Some(StreamingBlob::from(s3s::Body::from(bytes::Bytes::from(content))));
             let (bucket, key) = (bucket.to_owned(), key.to_owned());
@@ -192,6 +205,7 @@ impl S3 for Front {
     }
 
     async fn put_object(&self, req: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
+        self.control.count("PUT");
         self.before(&req, Kind::Put, &req.input.bucket, &req.input.key).await?;
         if req.input.key.ends_with('/') {
             self.control.markers().insert((req.input.bucket, req.input.key));
@@ -202,6 +216,7 @@ impl S3 for Front {
     }
 
     async fn head_object(&self, req: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
+        self.control.count("HEAD");
         self.control.gate()?;
         let HeadObjectInput { bucket, key, .. } = &req.input;
         if key.ends_with('/') {
@@ -224,6 +239,7 @@ impl S3 for Front {
     }
 
     async fn copy_object(&self, req: S3Request<CopyObjectInput>) -> S3Result<S3Response<CopyObjectOutput>> {
+        self.control.count("COPY");
         if let CopySource::Bucket { bucket, key, .. } = &req.input.copy_source {
             self.before(&req, Kind::Copy, bucket, key).await?;
             self.is_no_directory(bucket, key)?;
@@ -233,6 +249,7 @@ impl S3 for Front {
     }
 
     async fn delete_object(&self, req: S3Request<DeleteObjectInput>) -> S3Result<S3Response<DeleteObjectOutput>> {
+        self.control.count("DELETE");
         self.before(&req, Kind::Delete, &req.input.bucket, &req.input.key).await?;
         if req.input.key.ends_with('/') {
             self.control.markers().remove(&(req.input.bucket, req.input.key));
@@ -253,11 +270,13 @@ impl S3 for Front {
         &self,
         req: S3Request<CreateMultipartUploadInput>,
     ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
+        self.control.count("BEGIN");
         self.control.gate()?;
         self.inner.create_multipart_upload(req).await
     }
 
     async fn upload_part(&self, req: S3Request<UploadPartInput>) -> S3Result<S3Response<UploadPartOutput>> {
+        self.control.count("PART");
         self.before(&req, Kind::Part, &req.input.bucket, &req.input.key).await?;
         let stored = self.inner.upload_part(req).await?;
         self.control.parts.fetch_add(1, Ordering::SeqCst);
@@ -268,6 +287,7 @@ impl S3 for Front {
         &self,
         req: S3Request<CompleteMultipartUploadInput>,
     ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
+        self.control.count("COMPLETE");
         self.before(&req, Kind::Complete, &req.input.bucket, &req.input.key).await?;
         let _alone = self.changing(&req.input.bucket, &req.input.key).await;
         self.inner.complete_multipart_upload(req).await
@@ -281,6 +301,7 @@ impl S3 for Front {
     }
 
     async fn get_object(&self, req: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
+        self.control.count("GET");
         {
             let mut gets = self.control.gets.lock().unwrap_or_else(PoisonError::into_inner);
             *gets.entry(req.input.key.clone()).or_default() += 1;
@@ -299,6 +320,7 @@ impl S3 for Front {
     }
 
     async fn list_objects_v2(&self, req: S3Request<ListObjectsV2Input>) -> S3Result<S3Response<ListObjectsV2Output>> {
+        self.control.count("LIST");
         self.control.lists.fetch_add(1, Ordering::SeqCst);
         self.control.gate()?;
         let (prefix, bucket) = (req.input.prefix.clone().unwrap_or_default(), req.input.bucket.clone());

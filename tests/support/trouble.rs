@@ -1,7 +1,7 @@
 //! How an object store is to misbehave: answers held back until they are let go, requests that take their time, and somebody
 //! else who stores an object right before a request of ours is carried out.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -30,6 +30,7 @@ pub struct Troubles {
     delays: Mutex<HashMap<Kind, Duration>>,
     foreign: Places<Vec<u8>>,
     held: Places<Arc<Gate>>,
+    denied: Mutex<HashSet<(Kind, String)>>,
 }
 
 #[derive(Debug)]
@@ -73,6 +74,22 @@ impl Troubles {
     /// Right before the next request of this kind for `key` is carried out, somebody else stores `content` there.
     pub fn interfere(&self, kind: Kind, key: &str, content: &[u8]) {
         lock(&self.foreign).insert((kind, key.to_owned()), content.to_vec());
+    }
+
+    /// From now on requests of this kind for `key` are answered with 403, or are not any more.
+    pub fn deny(&self, kind: Kind, key: &str, denied: bool) {
+        let place = (kind, key.to_owned());
+        let mut places = lock(&self.denied);
+        if denied {
+            places.insert(place)
+        } else {
+            places.remove(&place)
+        };
+    }
+
+    /// True if a request is to be answered with 403.
+    pub(super) fn is_denied(&self, kind: Kind, key: &str) -> bool {
+        lock(&self.denied).contains(&(kind, key.to_owned()))
     }
 
     /// True while somebody else has still not stored what [`Troubles::interfere`] was told.

@@ -63,15 +63,34 @@ impl Adapter {
         self.runtime.spawn(async move { end((what, inode), reply, work.await) });
     }
 
-    /// Stores what was written.
-    pub(super) fn store(&self, what: &'static str, inode: INodeNo, reply: ReplyEmpty) {
+    /// Stores what was written before one close of a file.
+    pub(super) fn flush_file(&self, inode: INodeNo, reply: ReplyEmpty) {
+        let file = inode_of(inode.0);
+        if self.fs.is_flushed(file) {
+            return reply.ok();
+        }
+        let fs = self.fs.clone();
+        self.store(("flush", inode), reply, async move { fs.flush(file, false).await });
+    }
+
+    /// Stores what is not stored of a file.
+    pub(super) fn sync_file(&self, inode: INodeNo, reply: ReplyEmpty) {
         let file = inode_of(inode.0);
         if self.fs.is_stored(file) {
             return reply.ok();
         }
         let fs = self.fs.clone();
-        let work = async move { fs.sync(file).await };
-        let apart = self.fs.staging.is_in_memory(file).then(|| self.apart.clone().try_acquire_owned());
+        self.store(("fsync", inode), reply, async move { fs.sync(file).await });
+    }
+
+    fn store(
+        &self,
+        (what, inode): (&'static str, INodeNo),
+        reply: ReplyEmpty,
+        work: impl Future<Output = Result<()>> + Send + 'static,
+    ) {
+        let is_in_memory = self.fs.staging.is_in_memory(inode_of(inode.0));
+        let apart = is_in_memory.then(|| self.apart.clone().try_acquire_owned());
         let Some(Ok(permit)) = apart else { return self.end_later((what, inode), reply, work) };
         spawn_apart(&self.runtime, async move {
             end((what, inode), reply, work.await);

@@ -99,6 +99,9 @@ async fn a_node_lives_until_its_last_handle_and_lookup_are_gone() {
     assert!(bench.nodes.is_open(node), "the kernel has it open");
     bench.nodes.leave(node, number);
     assert_eq!(bench.nodes.enter(&attr("ccc")), node, "its number is free");
+    bench.nodes.count_lookup(node);
+    bench.nodes.forget(node, 1);
+    assert_eq!(bench.nodes.shard(5)[&5].len(), 2, "it was looked up twice");
     bench.nodes.forget(node, 1);
     bench.nodes.leave(5, held);
     bench.nodes.forget_inode(5);

@@ -127,7 +127,7 @@ async fn what_was_written_waits_to_be_stored_and_what_has_no_name_any_more_never
 async fn what_is_stored_gives_way_to_a_newer_version_and_what_is_not_does_not() {
     let bench = bench(1 << 30);
     let mut turn = bench.staged(1, b"old").await;
-    turn.touch();
+    turn.touch(Unsaved::Written);
     drop(turn);
     bench.staging.drop_superseded(&attr(1, b"v9", 3));
     let mut turn = bench.staging.turn_of_ready(1).await.expect("still there");
@@ -180,7 +180,7 @@ async fn what_is_stored_as_another_inode_is_seen_by_its_handles_as_they_have_wri
 async fn whoever_waited_for_a_turn_that_was_the_last_gets_one_of_a_new_entry() {
     let bench = bench(1 << 30);
     let turn = bench.staged(1, b"old").await;
-    assert!(bench.staging.is_busy());
+    assert!(bench.staging.is_busy(|_| true));
     assert!(bench.staging.ready(1).expect("staged").try_turn().is_none(), "it is taken");
     let mut next = std::pin::pin!(bench.staging.turn(1));
     assert!(futures::poll!(next.as_mut()).is_pending());
@@ -189,7 +189,22 @@ async fn whoever_waited_for_a_turn_that_was_the_last_gets_one_of_a_new_entry() {
     assert!(!next.is_ready(), "nothing of the entry before");
     assert!(bench.staging.ready(1).is_none(), "readers do not see what is not here yet");
     bench.staging.remove_unless(next, || true);
-    assert!(!bench.staging.is_busy());
+    assert!(!bench.staging.is_busy(|_| true));
+}
+
+#[tokio::test]
+async fn a_file_that_was_changed_and_not_stored_has_the_node_by_which_it_was_changed() {
+    let bench = bench(1 << 30);
+    let second = 1 << 56 | 1;
+    let mut turn = bench.staging.turn(second).await;
+    turn.begin(attr(1, b"v1", 3), bench.staging.blank());
+    assert_eq!(bench.staging.changed_node(1), None, "nothing was changed");
+    turn.truncate(0).expect("cut off");
+    assert_eq!(bench.staging.changed_node(1), Some(second));
+    turn.stored(attr(1, b"v2", 0));
+    assert_eq!(bench.staging.changed_node(1), None, "it is stored");
+    bench.staging.begin_new(attr(2, b"", 0));
+    assert_eq!(bench.staging.changed_node(2), None, "everybody sees the same new file");
 }
 
 #[test]
@@ -208,4 +223,31 @@ fn a_directory_of_somebody_else_or_no_directory_is_refused() {
     assert_eq!(fs::read_dir(dir.path().join("d")).expect("listed").count(), 0, "its files have no names");
     staging.clear();
     assert!(!dir.path().join("d").exists());
+}
+
+#[tokio::test]
+async fn only_what_was_written_since_a_file_was_made_or_cut_off_is_content() {
+    let bench = bench(1 << 30);
+    bench.staging.begin_new(attr(1, b"", 0));
+    let mut cut = bench.staged(2, b"old").await;
+    cut.truncate(0).expect("cut off");
+    drop(cut);
+    assert!(bench.staging.is_apart(2) && !bench.staging.is_apart(1), "others see the old content, and the new file");
+    let mut unwritten = bench.staging.unwritten();
+    unwritten.sort_unstable();
+    assert_eq!(unwritten, [1, 2]);
+    assert!(bench.staging.is_busy(|_| false) && !bench.staging.is_busy(|_| true), "they wait, unless they are open");
+    for inode in [1, 2] {
+        let mut turn = bench.staging.turn_of_ready(inode).await.expect("staged");
+        assert!(turn.is_due() && !turn.is_written());
+        turn.write(Place::End, b"x").expect("written");
+        assert!(turn.is_written());
+        turn.truncate(0).expect("cut off");
+        assert!(turn.is_due() && !turn.is_written());
+        turn.truncate(1).expect("longer");
+        assert!(turn.is_written(), "zeros are content");
+        turn.stored(attr(inode, b"v2", 1));
+        assert!(!turn.is_due() && !turn.is_written());
+    }
+    assert!(bench.staging.unwritten().is_empty());
 }

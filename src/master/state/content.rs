@@ -114,7 +114,7 @@ pub(super) fn begin_write(ctx: &mut Ctx<'_>, request: &BeginWriteRequest) -> Ste
         }
     };
     let end_behind = request.end_behind && ctx.batched && row.unstored;
-    let write = Write { inode, base_token: request.base_token.clone(), given_up: false, end_behind };
+    let write = Write { inode, base_token: request.base_token.clone(), end_behind, ..Write::default() };
     let intent = IntentRow { op: Some(op), intent: Some(Intent::Write(write)), makers, ..IntentRow::default() };
     intent::write(ctx, id, &intent);
     rows::put_inode(ctx.txn, inode, &InodeRow { intent: id, ..row });
@@ -153,7 +153,7 @@ pub(super) fn end_write(ctx: &mut Ctx<'_>, request: &EndWriteRequest) -> Step<An
                 "a write that nobody knows the end of is ended alone, not in a batch",
             );
         }
-        let write = Write { given_up: true, ..write };
+        let write = Write { given_up: true, abandoned: request.abandoned, ..write };
         let row = IntentRow { op: Some(op), intent: Some(Intent::Write(write)), makers, ..IntentRow::default() };
         intent::write(ctx, request.intent, &row);
         return Ok(intent::pending(request.intent));
@@ -171,7 +171,9 @@ pub(super) fn end_write(ctx: &mut Ctx<'_>, request: &EndWriteRequest) -> Step<An
         ..UfsEntry::default()
     };
     intent::delete(ctx, request.intent);
-    let Some(row) = rows::inode(ctx.view(), write.inode)? else { return resolve::no_inode(write.inode) };
+    let Some(mut row) = rows::inode(ctx.view(), write.inode)? else { return resolve::no_inode(write.inode) };
+    // The time is the client's: what the under-storage says of this version later does not replace it.
+    row.own_attr |= !resolve::keeps_attributes(ctx.view(), row.mount_id)?;
     let changed_ns = if stored.ctime_ns == 0 { ctx.now } else { stored.ctime_ns.max(row.ctime_ns) };
     Ok(take(ctx, write.inode, row, &entry, Taken { changed_ns, extends: stored.extends_base }))
 }
@@ -201,8 +203,8 @@ pub(super) fn finish(ctx: &mut Ctx<'_>, request: &FinishIntent, inode: u64, base
     Ok(done())
 }
 
-/// Whose a file is that is not stored: that of the client whose it was, if it lives and may try again, or else of all that have
-/// made it or locked it; a lock would keep nobody out if the next one made another file.
+/// Whose a file is that is not stored: that of the client whose it was, if it lives and tries again, or else of all others that
+/// have made it or locked it; a lock would keep nobody out if the next one made another file.
 fn still_made(ctx: &Ctx<'_>, id: u64, inode: u64) -> Result<Option<IntentRow>, StoreError> {
     let view = ctx.view();
     let Some(intent) = intent::get(view, id)? else { return Ok(None) };
@@ -210,13 +212,16 @@ fn still_made(ctx: &Ctx<'_>, id: u64, inode: u64) -> Result<Option<IntentRow>, S
         Some(IntentRow { op: Some(op), intent: Some(Intent::Made(Made { inode })), makers, ..IntentRow::default() })
     };
     let makers = living(view, &intent.makers)?;
-    if let Some(op) = intent.op
-        && session::lives(view, &op.client_id)?
-    {
-        return Ok(made(op, makers));
-    }
+    let abandoned = matches!(&intent.intent, Some(Intent::Write(write)) if write.abandoned);
     let mut heirs = lock::holders(view, inode)?;
-    heirs.extend(makers);
+    heirs.extend(makers.iter().cloned());
+    if let Some(op) = intent.op {
+        if abandoned {
+            heirs.remove(&op.client_id);
+        } else if session::lives(view, &op.client_id)? {
+            return Ok(made(op, makers));
+        }
+    }
     // None of its operations is answered by this.
     let heir = heirs.pop_first().map(|client_id| OpId { client_id, ..OpId::default() });
     Ok(heir.and_then(|heir| made(heir, heirs.into_iter().collect())))

@@ -28,6 +28,9 @@ const CHANGE_TIMEOUT: Duration = Duration::from_secs(120);
 /// Longest etag that is believed, bytes: a hash, its count of parts, and quotes take a tenth of it.
 const ETAG_MAX: usize = 1024;
 
+/// Bytes of the longest key that all stores take.
+const KEY_MAX: usize = 1023;
+
 /// Makes TLS and HTTP ready, once.
 pub(super) fn prepare() {
     static ONCE: Once = Once::new();
@@ -110,17 +113,23 @@ impl Bucket {
             return Some(self.directory(name));
         }
         let etag = metadata.etag().filter(|etag| !etag.is_empty() && etag.len() <= ETAG_MAX)?;
-        Some(Entry {
+        let size = Some(metadata.content_length()).filter(|size| *size <= i64::MAX as u64)?;
+        let mtime = metadata.last_modified().map_or(0, |time| saturated_ns(time.into_inner().as_nanosecond()));
+        Some(self.file(name, etag, size, mtime))
+    }
+
+    fn file(&self, name: &str, etag: &str, size: u64, mtime_ns: i64) -> Entry {
+        Entry {
             name: name.as_bytes().to_vec(),
             kind: Kind::File,
-            size: Some(metadata.content_length()).filter(|size| *size <= i64::MAX as u64)?,
-            mtime_ns: metadata.last_modified().map_or(0, |time| saturated_ns(time.into_inner().as_nanosecond())),
+            size,
+            mtime_ns,
             token: etag.as_bytes().to_vec(),
             mode: self.owner.file_mode,
             uid: self.owner.uid,
             gid: self.owner.gid,
             symlink_target: Vec::new(),
-        })
+        }
     }
 
     /// A common prefix: nothing is known of it but its name.
@@ -260,6 +269,19 @@ fn key_of(path: &[u8]) -> Option<&str> {
     std::str::from_utf8(path).ok().filter(|path| path.split('/').all(|name| name.trim() == name))
 }
 
+/// Refuses a path that cannot be a key below `prefix`.
+///
+/// *Errors*: `InvalidArgument`, `NameTooLong`.
+pub(super) fn check_key(prefix: &str, path: &[u8]) -> Result<()> {
+    let key = key_to_change(path)?;
+    let length = prefix.trim_matches('/').len() + 1 + key.len();
+    if length <= KEY_MAX {
+        return Ok(());
+    }
+    let message = format!("{key:?} makes a key of {length} bytes: an object store takes at most {KEY_MAX}");
+    Err(Error::new(ErrorKind::NameTooLong, message))
+}
+
 /// The key of what is to be changed.
 ///
 /// *Errors*: `InvalidArgument` for a path that no key can express.
@@ -278,6 +300,10 @@ fn unsupported(path: &[u8], why: &str) -> Error {
 impl Ufs for Bucket {
     fn list<'a>(&'a self, path: &'a [u8]) -> BoxFuture<'a, Result<Listing>> {
         Box::pin(self.list_now(path))
+    }
+
+    fn check_path(&self, path: &[u8]) -> Result<()> {
+        check_key(&self.operator.info().root(), path)
     }
 
     fn stat<'a>(&'a self, path: &'a [u8]) -> BoxFuture<'a, Result<Option<Entry>>> {
@@ -373,5 +399,8 @@ mod tests {
             assert_eq!(key_to_change(path).expect_err("no key").kind, ErrorKind::InvalidArgument);
         }
         assert_eq!(key_to_change("a/\u{e4} b".as_bytes()), Ok("a/\u{e4} b"));
+        let long = "x".repeat(KEY_MAX - 5);
+        check_key("/data/", long.as_bytes()).expect("as long as a key can be");
+        assert_eq!(check_key("data", format!("{long}x").as_bytes()).expect_err("longer").kind, ErrorKind::NameTooLong);
     }
 }

@@ -7,7 +7,7 @@ use opendal::Metadata;
 
 use super::{Bucket, is_gone, key_to_change};
 use crate::error::{Error, ErrorKind, Result};
-use crate::runtime::failpoint_io;
+use crate::runtime::{failpoint_io, now_ns};
 use crate::ufs::early::Early;
 use crate::ufs::{Content, Entry, Expected, Kind, Upload, stale};
 
@@ -56,8 +56,8 @@ impl Bucket {
 
     async fn put_whole(&self, path: &[u8], key: &str, content: &Content, expected: Expected<'_>) -> Result<Entry> {
         let condition = self.condition(expected);
-        // Told before much is sent; without a condition the store is looked at again at the end.
-        if condition.is_some() || content.length > PART {
+        // Told before much is sent. What is one request is told by its condition, or by the look right before it.
+        if content.length > PART {
             self.must_be(path, expected).await?;
         }
         match self.store(path, key, content, expected, condition).await {
@@ -79,6 +79,16 @@ impl Bucket {
             (None, Expected::Absent) => Ok(()),
             _ => Err(stale(path)),
         }
+    }
+
+    /// As [`Bucket::must_be`], by one request: a directory of the name is not noticed.
+    async fn must_still_be(&self, path: &[u8], key: &str, expected: Expected<'_>) -> Result<()> {
+        let found = match self.operator.stat(key).await {
+            Ok(found) => Some(found.etag().unwrap_or_default().as_bytes().to_vec()),
+            Err(error) if error.kind() == opendal::ErrorKind::NotFound => None,
+            Err(error) => return Err(self.failed(key, &error)),
+        };
+        if found == expected.owned() { Ok(()) } else { Err(stale(path)) }
     }
 
     /// What the store can be told to expect.
@@ -112,7 +122,7 @@ impl Bucket {
         expected: Expected<'_>,
     ) -> Result<Entry> {
         let sent = match self.send(path, &mut upload, content).await {
-            Ok(()) if !upload.conditional => self.must_be(path, expected).await,
+            Ok(()) if !upload.conditional => self.must_still_be(path, &upload.key, expected).await,
             sent => sent,
         };
         if let Err(error) = sent {
@@ -120,7 +130,13 @@ impl Bucket {
             return Err(error);
         }
         match upload.writer.close().await {
-            Ok(written) => self.stored(&upload.key, &written, content.length).await,
+            Ok(written) => match version_of_one_request(&upload, &written) {
+                Some(etag) => {
+                    let mtime = content.times.map_or_else(now_ns, |times| times.mtime_ns);
+                    Ok(self.file(name_of(&upload.key), etag, content.length, mtime))
+                }
+                None => self.stored(&upload.key, &written, content.length).await,
+            },
             Err(error) => {
                 let key = upload.key.clone();
                 // Before the look: then nothing is under way any more.
@@ -160,15 +176,14 @@ impl Bucket {
         Ok(())
     }
 
-    /// The object as others see it, whose time only they are told.
+    /// The object as others see it.
     async fn stored(&self, key: &str, written: &Metadata, length: u64) -> Result<Entry> {
         let unknown = |why: String| {
             let message = format!("under-storage {key} in {}: what was stored is not found: {why}", self.place);
             Error::new(ErrorKind::OutcomeUnknown, message)
         };
         let found = self.operator.stat(key).await.map_err(|error| unknown(self.failed(key, &error).message))?;
-        let name = key.rsplit('/').next().unwrap_or_default();
-        let entry = self.entry(name, &found, false).ok_or_else(|| unknown("it has no etag".to_owned()))?;
+        let entry = self.entry(name_of(key), &found, false).ok_or_else(|| unknown("it has no etag".to_owned()))?;
         // Told with quotes here and without them there.
         let same = |etag: &str| found.etag().is_some_and(|other| other.trim_matches('"') == etag.trim_matches('"'));
         if entry.size != length || !written.etag().is_none_or(same) {
@@ -204,6 +219,16 @@ impl Bucket {
             _ => self.failed(key, error),
         }
     }
+}
+
+fn name_of(key: &str) -> &str {
+    key.rsplit('/').next().unwrap_or_default()
+}
+
+/// The version that the store has given to an object that was one request, as it will tell it to others; `None` where it has to
+/// be asked for.
+fn version_of_one_request<'w>(upload: &Upload, written: &'w Metadata) -> Option<&'w str> {
+    written.etag().filter(|etag| upload.sent() <= upload.part() && etag.len() > 2 && etag.starts_with('"'))
 }
 
 /// True for an error that says nothing of the object and its place: an upload that the store, or its keys, do not know any

@@ -68,16 +68,21 @@ fn apply(opened: &File, change: AttrChange) -> io::Result<()> {
         std::fs::set_permissions(by_fd(opened), Permissions::from_mode(mode & 0o7777))?;
     }
     if let Some(mtime) = change.mtime_ns {
-        let times = Timestamps {
-            last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-            last_modification: Timespec {
-                tv_sec: mtime.div_euclid(1_000_000_000),
-                tv_nsec: mtime.rem_euclid(1_000_000_000),
-            },
-        };
-        utimensat(opened, "", &times, AtFlags::EMPTY_PATH)?;
+        set_mtime(opened, mtime)?;
     }
     if link { Ok(()) } else { sync(opened) }
+}
+
+/// Gives content a time, nanoseconds since the epoch.
+pub(super) fn set_mtime(opened: &File, mtime: i64) -> io::Result<()> {
+    let times = Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        last_modification: Timespec {
+            tv_sec: mtime.div_euclid(1_000_000_000),
+            tv_nsec: mtime.rem_euclid(1_000_000_000),
+        },
+    };
+    Ok(utimensat(opened, "", &times, AtFlags::EMPTY_PATH)?)
 }
 
 /// A file's token holds its time: neither may go back in a power cut.

@@ -232,6 +232,10 @@ impl Ufs for Local {
         Box::pin(blocking(move || this.list_now(&path)))
     }
 
+    fn check_path(&self, path: &[u8]) -> Result<()> {
+        place::check_path(path)
+    }
+
     fn stat<'a>(&'a self, path: &'a [u8]) -> BoxFuture<'a, Result<Option<Entry>>> {
         let (this, path) = (self.clone(), path.to_vec());
         Box::pin(blocking(move || this.stat_now(&path)))

@@ -20,6 +20,18 @@ pub(super) fn is_temporary(path: &[u8]) -> bool {
     path.split(|byte| *byte == b'/').any(|name| name.starts_with(TEMPORARY.as_bytes()))
 }
 
+/// Refuses what can be the path of no file.
+///
+/// *Errors*: `InvalidArgument`, `NameTooLong`.
+pub(super) fn check_path(path: &[u8]) -> Result<()> {
+    check_name(path.rsplit(|byte| *byte == b'/').next().unwrap_or_default())?;
+    if is_temporary(path) {
+        let path = String::from_utf8_lossy(path);
+        return Err(Error::invalid(format!("{path}: names that begin with {TEMPORARY} are in use by JindoFS itself")));
+    }
+    Ok(())
+}
+
 /// A name in a directory.
 #[derive(Debug)]
 pub(super) struct Place<'p> {
@@ -36,13 +48,7 @@ impl Local {
             Some(at) => (&path[..at], &path[at + 1..]),
             None => (&path[..0], path),
         };
-        check_name(name)?;
-        if is_temporary(path) {
-            let path = String::from_utf8_lossy(path);
-            return Err(Error::invalid(format!(
-                "{path}: names that begin with {TEMPORARY} are in use by JindoFS itself"
-            )));
-        }
+        check_path(path)?;
         // Not O_PATH: what changes in it is made durable by it.
         match self.open_below(parent, OFlags::RDONLY | OFlags::DIRECTORY) {
             Ok(directory) => Ok(Some(Place { directory, name })),

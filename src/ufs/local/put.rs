@@ -6,7 +6,7 @@ use std::io;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, openat};
 use rustix::io::Errno;
 
-use super::attributes::give;
+use super::attributes::{give, set_mtime};
 use super::place::{Place, TEMPORARY, is_version};
 use super::{Local, by_fd, entry_of_opened, gone, xattrs};
 use crate::error::{Error, ErrorKind, Result};
@@ -149,6 +149,10 @@ fn fill(file: &File, content: &Content, attr: NewAttr, replaced: Option<&File>) 
     if let Some(replaced) = replaced {
         // Before the mode, which an access control list is a part of.
         xattrs::copy(replaced, file)?;
+    }
+    if let Some(times) = content.times {
+        // Before the owner: only who owns a file may say its time.
+        set_mtime(file, times.mtime_ns)?;
     }
     give(file, attr)?;
     file.sync_all()

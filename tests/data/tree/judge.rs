@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use super::action::{Action, Bytes, How, Path};
+use super::closes::Behind;
 use super::model::{Area, Errno, Found, Handle, Id, Kind, Model, Slot, Staged};
 use crate::support::agent::decode;
 
@@ -16,11 +17,11 @@ pub(super) type Answer = Result<Value, Errno>;
 /// What handles of a file that went elsewhere may be told.
 const LOST: [Option<Errno>; 3] = [None, Some(libc::ESTALE), Some(libc::ENOENT)];
 
-const DONE: [Option<Errno>; 1] = [None];
+pub(super) const DONE: [Option<Errno>; 1] = [None];
 const STALE: [Option<Errno>; 1] = [Some(libc::ESTALE)];
 const EITHER: [Option<Errno>; 2] = [None, Some(libc::ESTALE)];
 
-fn allow(code: Option<Errno>, allowed: &[Option<Errno>]) -> Verdict {
+pub(super) fn allow(code: Option<Errno>, allowed: &[Option<Errno>]) -> Verdict {
     if allowed.contains(&code) {
         return Ok(());
     }
@@ -94,9 +95,8 @@ impl Model {
         skipped || touched.iter().any(|node| self.is_hidden(self.mounts[client], *node))
     }
 
-    /// Judges an answer. Returns a file that the mount is to show as everybody sees it before anything else is asked: its
-    /// handles are closed, and what they had staged is given up behind the last close.
-    pub(super) fn judge(&mut self, client: usize, action: &Action, answer: &Answer) -> Result<Option<Id>, String> {
+    /// Judges an answer, and says what comes behind it.
+    pub(super) fn judge(&mut self, client: usize, action: &Action, answer: &Answer) -> Result<Option<Behind>, String> {
         let (mount, code) = (self.mounts[client], answer.as_ref().err().copied());
         let slot = |slot: &usize| (client, *slot);
         match action {
@@ -281,7 +281,7 @@ impl Model {
         Ok(())
     }
 
-    fn sync(&mut self, slot: Slot, code: Option<Errno>) -> Verdict {
+    pub(super) fn sync(&mut self, slot: Slot, code: Option<Errno>) -> Verdict {
         let (mount, node) = (self.mounts[slot.0], self.handles[&slot].node);
         if self.lost.contains(&(mount, node)) {
             return allow(code, &LOST);
@@ -310,22 +310,6 @@ impl Model {
             self.stored(mount, node);
         }
         Ok(())
-    }
-
-    fn close(&mut self, slot: Slot, code: Option<Errno>) -> Result<Option<Id>, String> {
-        if self.handles[&slot].writes {
-            self.sync(slot, code)?;
-        } else {
-            allow(code, &DONE)?;
-        }
-        let mount = self.mounts[slot.0];
-        let node = self.handles.remove(&slot).expect("open").node;
-        if self.handles_of(mount, node).next().is_some() {
-            return Ok(None);
-        }
-        self.lost.remove(&(mount, node));
-        let given_up = self.staged.remove(&(mount, node)).is_some_and(|staged| staged.dirty && !staged.unlinked);
-        Ok((given_up && self.nodes[node].named).then_some(node))
     }
 
     fn truncate(&mut self, mount: usize, path: &Path, length: usize, code: Option<Errno>) -> Verdict {

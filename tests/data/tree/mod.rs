@@ -2,6 +2,7 @@
 //! the end the tree is compared through every mount and in the under-storage.
 
 mod action;
+mod closes;
 mod judge;
 mod model;
 
@@ -15,6 +16,7 @@ use proptest::test_runner::{Config, TestCaseError, TestRng, TestRunner};
 use serde_json::{Value, json};
 
 use self::action::{Action, Step, history};
+use self::closes::Behind;
 use self::judge::Verdict;
 use self::model::{Area, Id, Kind, Model};
 use super::Site;
@@ -67,8 +69,43 @@ impl World {
         let command = self.command(client, action);
         let answer = self.agents[client].call(&command).map_err(|refusal| refusal.errno);
         let told = |why| format!("client {client} did {action:?} and was told {}: {why}", brief(&answer));
-        let given_up = model.judge(client, action, &answer).map_err(told)?;
-        given_up.map_or(Ok(()), |node| self.settle(model, client, node))
+        match model.judge(client, action, &answer).map_err(told)? {
+            None => Ok(()),
+            Some(Behind::GivenUp(node)) => self.settle(model, client, node),
+            Some(Behind::Stored(node)) if self.is_emptied(model, node) => Ok(()),
+            Some(Behind::Stored(node)) => Err(format!("{:?} is not stored, empty", path_of(model, 0, node))),
+            Some(Behind::MayBeStored(node)) => {
+                if self.is_emptied(model, node) {
+                    model.emptied(node);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Waits for a file that a last close stores: true if it is there in time, empty, for whoever has not changed it.
+    fn is_emptied(&mut self, model: &Model, node: Id) -> bool {
+        let Some(path) = path_of(model, 0, node) else { return true };
+        let below = format!("history-{}/{}", self.histories, path[1..].join("/"));
+        let place = |mount: &usize| {
+            let place = self.place(&self.roots[*mount], &path[0]);
+            path[1..].iter().fold(place, |at, name| at.join(name))
+        };
+        let places: Vec<PathBuf> = self.mounts.iter().map(place).collect();
+        let started = Instant::now();
+        wait_for("a file is stored behind its last close", PATIENCE, || {
+            let stored = match model.nodes[node].area {
+                Area::Local => std::fs::read(self.local.join(&below)).ok(),
+                Area::S3 => self.on.block_on(self.bucket.read(&below)).ok().map(|bytes| bytes.to_vec()),
+                Area::Outside => return Some(true),
+            };
+            let mut clients = self.mounts.iter().zip(&mut self.agents).zip(&places);
+            let emptied = stored.is_some_and(|bytes| bytes.is_empty())
+                && clients.all(|((mount, agent), place)| {
+                    model.apart(*mount, node).is_some() || agent.get(place).is_ok_and(|bytes| bytes.is_empty())
+                });
+            (emptied || started.elapsed() > SETTLE).then_some(emptied)
+        })
     }
 
     /// What could not be stored is given up behind the last close, which nobody is told of.

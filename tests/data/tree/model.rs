@@ -76,6 +76,16 @@ impl Staged {
     pub(super) fn is_apart(&self) -> bool {
         self.dirty && !self.new || self.unlinked
     }
+
+    /// True if it waits to be stored.
+    pub(super) fn is_due(&self) -> bool {
+        self.dirty && !self.unlinked
+    }
+
+    /// True if nothing was written since it was made or cut off: then only its last close and a sync store it.
+    pub(super) fn is_unwritten(&self) -> bool {
+        self.is_due() && self.content.is_empty()
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -222,6 +232,11 @@ impl Model {
         self.nodes[node].versions.push(staged.content.clone());
         (staged.base, staged.dirty, staged.new) = (self.nodes[node].version(), false, false);
         (self.nodes[node].maker, self.nodes[node].hidden) = (None, false);
+    }
+
+    /// A file that was cut off is stored, empty.
+    pub(super) fn emptied(&mut self, node: Id) {
+        self.nodes[node].versions.push(Vec::new());
     }
 
     /// A new file that nobody has written to here needs no storing where others have stored something: true if it is so.

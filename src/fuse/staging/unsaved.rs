@@ -1,0 +1,66 @@
+//! What of each inode waits to be stored.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use super::{Staged, Staging};
+
+/// What of an inode waits to be stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unsaved {
+    /// Nothing.
+    Nothing,
+    /// That the file is there: nothing was written to it, and everybody sees the same empty file.
+    New,
+    /// That nothing is in the file any more: it was cut off, and nothing was written to it since.
+    Emptied,
+    /// Content.
+    Written,
+}
+
+/// One [`Unsaved`] for all threads.
+#[derive(Debug)]
+pub(super) struct UnsavedCell(AtomicU8);
+
+impl UnsavedCell {
+    pub(super) fn new() -> UnsavedCell {
+        UnsavedCell(AtomicU8::new(Unsaved::Nothing as u8))
+    }
+
+    pub(super) fn get(&self) -> Unsaved {
+        let all = [Unsaved::Nothing, Unsaved::New, Unsaved::Emptied];
+        let stored = self.0.load(Ordering::Acquire);
+        all.into_iter().find(|unsaved| *unsaved as u8 == stored).unwrap_or(Unsaved::Written)
+    }
+
+    pub(super) fn set(&self, unsaved: Unsaved) {
+        self.0.store(unsaved as u8, Ordering::Release);
+    }
+}
+
+impl Staging {
+    /// Inodes that have a name, and content or the mere file not stored.
+    pub(in crate::fuse) fn unsaved(&self) -> Vec<u64> {
+        self.inodes_that(|_| true)
+    }
+
+    /// Files that wait to be stored, empty.
+    pub(in crate::fuse) fn unwritten(&self) -> Vec<u64> {
+        self.inodes_that(|staged| !staged.is_written())
+    }
+
+    fn inodes_that(&self, are: impl Fn(&Staged) -> bool) -> Vec<u64> {
+        let table = self.table();
+        table.values().filter(|staged| staged.is_due() && are(staged)).map(|staged| staged.inode).collect()
+    }
+
+    /// True while something is being brought, changed or stored, or waits to be stored though its node is not open.
+    pub(in crate::fuse) fn is_busy(&self, is_open: impl Fn(u64) -> bool) -> bool {
+        let waits = |staged: &Staged| staged.is_due() && !is_open(staged.node);
+        self.table().values().any(|staged| staged.work.try_lock().is_err() || waits(staged))
+    }
+
+    /// The node through which a file was changed that is not stored: it stands for the file until that is.
+    pub(in crate::fuse) fn changed_node(&self, inode: u64) -> Option<u64> {
+        self.ready(inode).filter(|staged| staged.is_due() && !staged.is_new()).map(|staged| staged.node)
+    }
+}

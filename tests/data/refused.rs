@@ -1,0 +1,179 @@
+//! Files that a store does not take: what is told when, and that nothing of them is left for anybody.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::writes::{errno, names, off, stored, writable, writable_twice};
+use super::{Site, content};
+use crate::support::agent::{Agent, Refusal, encode};
+use crate::support::cluster::PATIENCE;
+use crate::support::s3::trouble::Kind;
+use crate::support::small_disk::SmallDisk;
+use crate::support::{fuse_works, wait_for};
+
+/// Makes a file, writes to it unless there is nothing to write, and closes it.
+fn put(path: &Path, bytes: &[u8], flags: i32) -> Result<(), Refusal> {
+    let mut agent = Agent::start();
+    agent.call(&json!(["open", "f", path, libc::O_WRONLY | libc::O_CREAT | flags, 0o644]))?;
+    if !bytes.is_empty() {
+        agent.call(&json!(["write", "f", 0, encode(bytes)])).expect("staged");
+    }
+    agent.call(&json!(["close", "f"])).map(drop)
+}
+
+/// Waits until nobody sees a file, and its name is free: on its own mount, on another and in the under-storage.
+async fn assert_gone(site: &Site, second: &Path, path: &str) {
+    let places: [PathBuf; 2] = [site.mnt.join(path), second.join(path)];
+    off(move || {
+        for place in places {
+            let (dir, name) = (place.parent().expect("a directory").to_owned(), place.file_name().expect("a name"));
+            wait_for(&format!("{} is gone", place.display()), PATIENCE, || {
+                let gone =
+                    fs::symlink_metadata(&place).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
+                (gone && !names(&dir).iter().any(|seen| OsStr::new(seen) == name)).then_some(())
+            });
+        }
+    })
+    .await;
+    assert_eq!(stored(site, path).await, None, "{path}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_a_store_cannot_hold_is_refused_when_the_file_is_opened() {
+    if !fuse_works("a_name_that_a_store_cannot_hold_is_refused_when_the_file_is_opened") {
+        return;
+    }
+    let site = writable(1, |_| {}).await;
+    let oss = super::oss::mount_oss(&site).await;
+    let mnt = site.mnt.clone();
+    off(move || {
+        let long = vec!["x".repeat(250); 5].join("/");
+        for storage in ["s3", "oss"] {
+            fs::create_dir_all(mnt.join(storage).join(&long[..4 * 251 - 1])).expect("short enough");
+        }
+        let bucket: [(&[u8], i32); 4] = [
+            (b"\xff\xfe", libc::EINVAL),
+            (b" f", libc::EINVAL),
+            (b"f ", libc::EINVAL),
+            (long.as_bytes(), libc::ENAMETOOLONG),
+        ];
+        let local: [(&[u8], i32); 1] = [(b".jindofs-put-7", libc::EINVAL)];
+        for (storage, refused) in [("s3", &bucket[..]), ("oss", &bucket[..]), ("local", &local[..])] {
+            for (name, expected) in refused {
+                let path = mnt.join(storage).join(OsStr::from_bytes(name));
+                for flags in [0, libc::O_EXCL] {
+                    let open =
+                        fs::OpenOptions::new().write(true).create(true).truncate(false).custom_flags(flags).open(&path);
+                    assert_eq!(errno(open), *expected, "{}, {flags}", path.display());
+                }
+                assert!(fs::symlink_metadata(&path).is_err(), "{}", path.display());
+            }
+        }
+        assert!(names(&mnt.join("local")).is_empty());
+        assert_eq!(names(&mnt.join("s3")).len(), 1);
+    })
+    .await;
+    drop(oss);
+    site.cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_whose_first_store_is_denied_is_told_by_its_close_and_leaves_nothing() {
+    if !fuse_works("a_file_whose_first_store_is_denied_is_told_by_its_close_and_leaves_nothing") {
+        return;
+    }
+    let (site, second) = writable_twice(1, |_| {}).await;
+    let troubles = site.s3.control.troubles.clone();
+    for (name, bytes, flags) in [
+        ("written", &b"content"[..], 0),
+        ("exclusive", b"content", libc::O_EXCL),
+        ("empty", b"", 0),
+        ("touched", b"", libc::O_EXCL),
+    ] {
+        let path = format!("s3/{name}");
+        troubles.deny(Kind::Put, name, true);
+        let at = site.mnt.join(&path);
+        let closed = off(move || put(&at, bytes, flags)).await;
+        // What was never written is stored after the last close, which nobody is told of.
+        let told = closed.err().map(|refusal| refusal.errno);
+        assert_eq!(told, (!bytes.is_empty()).then_some(libc::EACCES), "{path}");
+        assert_gone(&site, &second, &path).await;
+        // The kernel may still know the name.
+        let at = site.mnt.join(&path);
+        let again = off(move || (put(&at, b"again", 0), put(&at, b"and again", 0))).await;
+        assert_eq!([again.0, again.1].map(|closed| closed.err().map(|refusal| refusal.errno)), [Some(libc::EACCES); 2]);
+        assert_gone(&site, &second, &path).await;
+        troubles.deny(Kind::Put, name, false);
+        let at = site.mnt.join(&path);
+        off(move || put(&at, b"now", 0)).await.expect("the name is free, and the store takes it");
+        assert_eq!(stored(&site, &path).await.as_deref(), Some(&b"now"[..]));
+    }
+    let at = site.mnt.join("s3/node");
+    troubles.deny(Kind::Put, "node", true);
+    let refused = off(move || Agent::start().call(&json!(["mknod", at, libc::S_IFREG | 0o644]))).await;
+    assert_eq!(refused.expect_err("it is not stored").errno, libc::EACCES);
+    assert_gone(&site, &second, "s3/node").await;
+    site.cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_file_that_a_full_store_does_not_take_leaves_nothing() {
+    if !fuse_works("a_new_file_that_a_full_store_does_not_take_leaves_nothing") {
+        return;
+    }
+    let site = writable(1, |_| {}).await;
+    let disk = SmallDisk::at(&site.dir.path().join("small"), "16m");
+    let root = disk.0.join("data");
+    fs::create_dir(&root).expect("made");
+    site.ctl_ok(&["mount", "add", "/small", &format!("local://{}", root.display())]);
+    disk.fill_but(100_000);
+    let at = site.mnt.join("small/new");
+    let closed = off(move || put(&at, &content(1 << 20, 3), 0)).await;
+    assert_eq!(closed.expect_err("there is no room").errno, libc::ENOSPC);
+    wait_for("others do not see it", PATIENCE, || {
+        (!site.ctl(&["fs", "stat", "/small/new"]).status.success()).then_some(())
+    });
+    let dir = site.mnt.join("small");
+    off(move || wait_for("its mount does not see it", PATIENCE, || names(&dir).is_empty().then_some(()))).await;
+    assert!(names(&root).is_empty());
+    site.cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_another_mount_has_made_as_well_stays_though_one_cannot_store_it() {
+    if !fuse_works("a_file_that_another_mount_has_made_as_well_stays_though_one_cannot_store_it") {
+        return;
+    }
+    let late = |dev: &mut jindofs::dev::DevOptions| {
+        dev.env.insert("fuse-1".into(), [("JINDOFS_FAILPOINTS".into(), "batch.send=sleep(300)".into())].into());
+    };
+    let (site, second) = writable_twice(1, late).await;
+    let (control, one, two) = (site.s3.control.clone(), site.mnt.join("s3/f"), second.join("s3/f"));
+    let troubles = control.troubles.clone();
+    off(move || {
+        let open = |path: &Path| {
+            let mut agent = Agent::start();
+            agent.call(&json!(["open", "f", path, libc::O_WRONLY | libc::O_CREAT, 0o644])).expect("made");
+            agent
+        };
+        // The second does not know yet that there is one when it makes it.
+        let (mut other, mut first) = (open(&two), open(&one));
+        other.call(&json!(["close_copy", "f"])).expect("both have made it");
+        troubles.deny(Kind::Put, "f", true);
+        first.call(&json!(["write", "f", 0, encode(b"first")])).expect("staged");
+        assert_eq!(first.call(&json!(["close", "f"])).expect_err("denied").errno, libc::EACCES);
+        // Its last close tries once more.
+        wait_for("it has given up", PATIENCE, || (control.requests().get("PUT") == Some(&2)).then_some(()));
+        troubles.deny(Kind::Put, "f", false);
+        other.call(&json!(["write", "f", 0, encode(b"second")])).expect("staged");
+        other.call(&json!(["close", "f"])).expect("stored");
+    })
+    .await;
+    assert_eq!(stored(&site, "s3/f").await.as_deref(), Some(&b"second"[..]));
+    site.cluster.assert_no_panic();
+}
