@@ -75,7 +75,7 @@ impl<U: Ufs> Ufs for Retry<U> {
     }
 
     fn check_path(&self, path: &[u8]) -> Result<()> {
-        self.0.check_path(path)
+        self.inner.check_path(path)
     }
 
     fn stat<'a>(&'a self, path: &'a [u8]) -> BoxFuture<'a, Result<Option<Entry>>> {
