@@ -274,7 +274,8 @@ fn key_of(path: &[u8]) -> Option<&str> {
 /// *Errors*: `InvalidArgument`, `NameTooLong`.
 pub(super) fn check_key(prefix: &str, path: &[u8]) -> Result<()> {
     let key = key_to_change(path)?;
-    let length = prefix.trim_matches('/').len() + 1 + key.len();
+    let prefix = prefix.trim_matches('/').len();
+    let length = if prefix == 0 { key.len() } else { prefix + 1 + key.len() };
     if length <= KEY_MAX {
         return Ok(());
     }
@@ -401,6 +402,9 @@ mod tests {
         assert_eq!(key_to_change("a/\u{e4} b".as_bytes()), Ok("a/\u{e4} b"));
         let long = "x".repeat(KEY_MAX - 5);
         check_key("/data/", long.as_bytes()).expect("as long as a key can be");
-        assert_eq!(check_key("data", format!("{long}x").as_bytes()).expect_err("longer").kind, ErrorKind::NameTooLong);
+        check_key("/", format!("{long}/name").as_bytes()).expect("nothing comes before it");
+        for (prefix, path) in [("data", format!("{long}x")), ("/", format!("{long}/names"))] {
+            assert_eq!(check_key(prefix, path.as_bytes()).expect_err("longer").kind, ErrorKind::NameTooLong);
+        }
     }
 }
