@@ -436,6 +436,26 @@ fn a_file_that_could_not_be_stored_stays_its_clients_to_try_again() {
 }
 
 #[test]
+fn a_rename_replaces_a_file_that_is_not_stored_and_nobody_stores_as_if_it_was_removed() {
+    let mut tree = Tree::new("local:///x");
+    tree.list(tree.index, &[file("new", "1")]);
+    let rename = || Body::Rename(RenameRequest { from: at("/m/new"), to: at("/m/out"), ..RenameRequest::default() });
+    let Answer::Attr(made) = tree.change(create("/m/out")) else { panic!("made") };
+    let writing = pending(&tree.write(made.inode, ""));
+    assert_eq!(refused(&tree.change(rename())), ErrorKind::Busy, "it is just being stored");
+    assert_eq!(tree.names(), ["new", "out"], "what is refused has changed nothing");
+    tree.end(writing, None);
+    tree.finish(writing, None);
+    let id = pending(&tree.change(rename()));
+    let Due::Leader(todo) = tree.due(id) else { panic!("it is due") };
+    assert!(matches!(todo.work, Work::Rename { replaced: None, .. }), "nothing lies there: {:?}", todo.work);
+    assert_eq!((tree.names(), tree.intents()), (vec!["new".to_owned()], 1));
+    assert!(matches!(tree.finish(id, Some(file("out", "1"))), Answer::Attr(attr) if attr.inode != made.inode));
+    assert_eq!((tree.names(), tree.intents()), (vec!["out".to_owned()], 0));
+    assert_eq!(refused(&tree.write(made.inode, "")), ErrorKind::NotFound, "its maker is told");
+}
+
+#[test]
 fn the_source_of_a_move_by_copy_stays_away_while_it_is_still_there() {
     let mut tree = Tree::new("s3://b");
     tree.list(tree.index, &[file("f", "1")]);

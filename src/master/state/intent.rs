@@ -49,14 +49,7 @@ pub(super) fn is_due(ctx: &Ctx<'_>, mount_id: u32) -> bool {
 ///
 /// *Errors*: `Busy` when another one is at work on the same things.
 pub(super) fn begin(ctx: &mut Ctx<'_>, body: Body, holds: &[Hold<'_>]) -> Step<Answer> {
-    if ctx.batched {
-        return refuse(ErrorKind::Unsupported, "a batch changes nothing below a mount: send its operations one by one");
-    }
-    for hold in holds {
-        if let Hold::Inode(_, row) = hold {
-            is_free(row)?;
-        }
-    }
+    check(ctx, holds)?;
     let id = ctx.new_intent();
     let change = Command { command: Some(body), ..Command::default() };
     let mut intent = IntentRow { op: ctx.op.clone(), intent: Some(Intent::Change(change)), ..IntentRow::default() };
@@ -75,6 +68,21 @@ pub(super) fn begin(ctx: &mut Ctx<'_>, body: Body, holds: &[Hold<'_>]) -> Step<A
     }
     write(ctx, id, &intent);
     Ok(pending(id))
+}
+
+/// Refuses what [`begin`] would refuse.
+///
+/// *Errors*: as [`begin`].
+pub(super) fn check(ctx: &Ctx<'_>, holds: &[Hold<'_>]) -> Step {
+    if ctx.batched {
+        return refuse(ErrorKind::Unsupported, "a batch changes nothing below a mount: send its operations one by one");
+    }
+    for hold in holds {
+        if let Hold::Inode(_, row) = hold {
+            is_free(row)?;
+        }
+    }
+    Ok(())
 }
 
 /// Refuses what an intent is at work on.

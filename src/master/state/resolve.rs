@@ -21,7 +21,7 @@ pub(crate) enum Reach {
 }
 
 /// The slot an entry has, or would have, in a directory.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Place {
     /// Inode of the directory.
     pub(crate) parent: u64,

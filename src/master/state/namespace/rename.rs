@@ -11,11 +11,11 @@ use crate::master::state::context::Ctx;
 use crate::master::state::fault::{Step, refuse, show};
 use crate::master::state::intent::{self, Hold};
 use crate::master::state::resolve::{self, Place};
-use crate::master::state::rows;
+use crate::master::state::{content, rows};
 
 /// Renames as POSIX says: replaces a file by a file and an empty directory by a directory.
 pub(crate) fn rename(ctx: &mut Ctx<'_>, request: &RenameRequest) -> Step<Answer> {
-    let (from, to) = places(ctx, request)?;
+    let (from, mut to) = places(ctx, request)?;
     let entry = from.existing()?;
     let row = row_of(ctx.view(), &entry)?;
     not_a_mount_root(&from, &row)?;
@@ -37,11 +37,21 @@ pub(crate) fn rename(ctx: &mut Ctx<'_>, request: &RenameRequest) -> Step<Answer>
         return refuse(ErrorKind::Busy, "the file is not stored yet: close it first");
     }
     if intent::is_due(ctx, from.row.mount_id) {
+        let moved = Hold::Inode(entry.inode, &row);
+        if let Some((there, old)) = replaced.as_ref().filter(|(_, old)| old.unstored) {
+            // Nothing of it is in the under-storage: it goes as if it was removed, and leaves a name that is free.
+            intent::check(ctx, &[moved])?;
+            content::unmade(ctx, old)?;
+            super::remove(ctx, to.clone(), there.inode, old.clone());
+            to.entry = None;
+            let holds = [Hold::Inode(entry.inode, &row), Hold::Name(&to)];
+            return intent::begin(ctx, Body::Rename(request.clone()), &holds);
+        }
         let target = match &replaced {
             Some((there, old)) => Hold::Inode(there.inode, old),
             None => Hold::Name(&to),
         };
-        return intent::begin(ctx, Body::Rename(request.clone()), &[Hold::Inode(entry.inode, &row), target]);
+        return intent::begin(ctx, Body::Rename(request.clone()), &[moved, target]);
     }
     Ok(Answer::Attr(rows::attr(entry.inode, &relink(ctx, from, to, entry, row, replaced))))
 }
