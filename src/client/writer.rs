@@ -47,6 +47,11 @@ impl Begun {
         (intent != 0).then_some(Begun { intent, ufs_path, attr: attr?, end_behind, asked })
     }
 
+    /// Number that the masters know it by.
+    pub fn intent(&self) -> u64 {
+        self.intent
+    }
+
     /// What the file is when this has ended.
     fn becomes(&self, stored: &StoredContent) -> Attr {
         let mut attr = self.attr.clone();
@@ -153,11 +158,26 @@ impl Writer {
         storage.map_or(Ok(()), |storage| storage.check_path(path))
     }
 
+    /// True if a path can be that of a file in the under-storage of a mount, as far as is known; `None` if that was not opened yet,
+    /// which may read files.
+    pub fn can_be_path_now(&self, mount: &Mount, path: &[u8]) -> Option<bool> {
+        let storage = self.storage.opened_now(&mount.ufs_uri, &mount.options)?;
+        Some(storage.check_path(path).is_ok())
+    }
+
     /// Has the masters forget a file that was made in our session and is not stored; one that is stored, or that another client
-    /// has made as well, stays and is returned.
+    /// has made as well, stays and is returned. `given_up` is the attempt that has failed last: while the under-storage does not
+    /// answer the master that looks what came of it, no other can be begun.
     ///
-    /// *Errors*: `Stale` for one that is stored; `NotFound`; as [`Namespace::end_write`].
-    pub async fn unmake(&self, inode: u64) -> Result<Option<Attr>> {
+    /// *Errors*: `Stale` for one that is stored; `NotFound`; as [`Namespace::end_write`]. The masters may know of it all the same,
+    /// and forget the file later.
+    pub async fn unmake(&self, inode: u64, given_up: Option<u64>) -> Result<Option<Attr>> {
+        if let Some(intent) = given_up {
+            match self.namespace.abandon_write(intent).await {
+                Err(error) if has_ended(&error) => {}
+                abandoned => return abandoned,
+            }
+        }
         let begun = self.namespace.begin_write(inode, Bytes::new()).await?;
         self.namespace.abandon_write(begun.intent).await
     }

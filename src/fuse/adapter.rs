@@ -236,15 +236,10 @@ impl Filesystem for Adapter {
         reply.ok();
         let fs = self.fs.clone();
         self.begin_now(async move {
-            // A file that is only new is the same for whoever locks it next, stored or not.
-            let (new, changed) = (node.filter(|node| fs.is_new(*node)), node.filter(|node| !fs.is_new(*node)));
-            if let Some(node) = changed {
-                fs.let_go(node).await;
-            }
             for owner in owners {
-                fs.give_up(owner, known).await;
+                fs.give_up_stored(owner, known).await;
             }
-            if let Some(node) = new {
+            if let Some(node) = node {
                 fs.let_go(node).await;
             }
         });
@@ -336,9 +331,9 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
-    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        // Names are durable when the call that changed them returns.
-        reply.ok();
+    fn fsyncdir(&self, _: &Request, inode: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        let fs = self.fs.clone();
+        self.end_later(("fsyncdir", inode), reply, async move { fs.sync_directory(inode.0).await });
     }
 
     fn statfs(&self, _: &Request, inode: INodeNo, reply: ReplyStatfs) {

@@ -50,7 +50,10 @@ impl Fs {
         if !self.can_grow(&directory) || !(sure || self.is_surely_absent(at)) {
             return None;
         }
-        if self.check_storable(at, &directory).is_err() {
+        // Whoever is not sure is the kernel's thread, which waits for nobody.
+        let is_storable =
+            if sure { self.check_storable(at, &directory).is_ok() } else { self.is_storable_now(at, &directory) };
+        if !is_storable {
             return None;
         }
         let inode = self.batches.number(on)?;
@@ -64,7 +67,7 @@ impl Fs {
             }
         };
         if directory.mount_id != 0 {
-            self.staging.begin_new(attr.clone());
+            self.staging.begin_new(attr.clone(), self.patient.session().id_now());
         }
         self.listings.came(at.0, at.1);
         self.inodes.grown(at.0, attr.mtime_ns);

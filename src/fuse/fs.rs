@@ -86,7 +86,7 @@ impl Fs {
                 batches,
                 creates: Creates::default(),
                 endings: Endings::default(),
-                last_closes: LastCloses::new(),
+                last_closes: LastCloses::default(),
                 patient,
                 hasty: Namespace::with_channel(channel.with_timeout(HASTY.min(config.client.rpc_timeout))),
                 channel,

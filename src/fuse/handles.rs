@@ -70,6 +70,11 @@ impl Handles {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
+    /// True if what is open is noted for a process that may take over.
+    pub(super) fn are_saved(&self) -> bool {
+        self.saved.get().is_some()
+    }
+
     fn note(&self, number: u64, open: Open) -> io::Result<()> {
         self.saved.get().map_or(Ok(()), |saved| saved.put(number, open))
     }
@@ -114,11 +119,14 @@ impl Handles {
         lock(&self.files).get(&number).cloned()
     }
 
-    /// Closes a file: the node that it was open through.
-    pub(super) fn take_file(&self, number: u64) -> Option<u64> {
-        let here = lock(&self.files).remove(&number).map(|handle| handle.node);
+    /// Closes a file: the node that it was open through, and whether it may have written.
+    pub(super) fn take_file(&self, number: u64) -> Option<(u64, bool)> {
+        let here = lock(&self.files).remove(&number).map(|handle| (handle.node, handle.writes));
         let before = self.forget(number);
-        here.or_else(|| before.and_then(|open| if let Open::File { node, .. } = open { Some(node) } else { None }))
+        here.or_else(|| match before {
+            Some(Open::File { node, writes, .. }) => Some((node, writes)),
+            _ => None,
+        })
     }
 
     /// *Errors*: when it cannot be noted for the next process.

@@ -1,75 +1,89 @@
-//! Closes of files. Each one stores what was written before it; a file that was only made or cut off waits for the last one.
+//! Closes of files. Each one stores what was written before it; a file that was only made or cut off waits for the close of its
+//! open file.
 //!
 //! A shell opens the file of a redirection, closes a copy of that, and starts its command. Storing nothing then saves a
 //! request, and leaves the old content in place until there is a new one to replace it.
+//!
+//! *Lock order.* The permit to store behind a close comes before the turn of its file: whoever waits for one keeps nobody from a
+//! file.
 
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use jindofs_proto::v1::Attr;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use futures::{StreamExt, stream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::ROOT_INODE;
 
 use super::fs::Fs;
 use super::nodes::inode_of;
+use super::staging::Turn;
 
-/// Most last closes that store at a time.
+/// Most files of one mount that are stored behind their closes at a time, those that are tried again included.
 const STORES_MAX: usize = 64;
 /// How long a close waits while that many are under way.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(10);
-/// Pauses before a file that nobody waits for is stored again.
-const RETRY_DELAYS: [Duration; 4] =
-    [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4), Duration::from_secs(8)];
+/// Pauses before a file that nobody waits for is stored again: the last one is repeated.
+const RETRY_DELAYS: [Duration; 5] = [
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(4),
+    Duration::from_secs(8),
+    Duration::from_secs(15),
+];
 /// How long the end of the process waits for what is being stored. Kubernetes gives 30 s.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Pause between two looks whether it is.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// How long the turn of a file is kept while the masters are told to forget it.
+const UNMAKE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Bounds what is stored behind the last closes of files: whoever closes files faster than they are stored waits.
-#[derive(Debug)]
-pub(super) struct LastCloses(Semaphore);
+/// Bounds what is stored behind the closes of files: whoever closes files faster than they are stored waits. By mounts, since one
+/// under-storage that fails must not keep files from the others.
+#[derive(Debug, Default)]
+pub(super) struct LastCloses(Mutex<HashMap<u32, Arc<Semaphore>>>);
 
 impl LastCloses {
-    pub(super) fn new() -> LastCloses {
-        LastCloses(Semaphore::new(STORES_MAX))
+    fn of(&self, mount_id: u32) -> Arc<Semaphore> {
+        let mut mounts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        mounts.entry(mount_id).or_insert_with(|| Arc::new(Semaphore::new(STORES_MAX))).clone()
     }
 
-    fn has_room(&self) -> bool {
-        self.0.available_permits() > 0
+    fn has_room(&self, mount_id: u32) -> bool {
+        self.of(mount_id).available_permits() > 0
     }
 
-    async fn wait_for_room(&self) {
+    async fn wait_for_room(&self, mount_id: u32) {
         // In vain it has slowed the caller down, which is what it is for.
-        let _ = tokio::time::timeout(ROOM_TIMEOUT, self.0.acquire()).await;
+        let _ = tokio::time::timeout(ROOM_TIMEOUT, self.permit(mount_id)).await;
     }
 
-    async fn permit(&self) -> Option<SemaphorePermit<'_>> {
-        self.0.acquire().await.ok()
+    async fn permit(&self, mount_id: u32) -> Option<OwnedSemaphorePermit> {
+        self.of(mount_id).acquire_owned().await.ok()
     }
-}
-
-/// What could not be stored after the last close.
-struct Lost {
-    /// The file as it was before.
-    base: Attr,
-    is_written: bool,
-    has_name: bool,
-    error: Error,
 }
 
 impl Fs {
+    fn mount_of(&self, inode: u64) -> u32 {
+        self.inodes.get(inode).map_or(0, |known| known.attr.mount_id)
+    }
+
     /// True if a close has nothing to store and nothing to wait for.
     pub(super) fn is_flushed(&self, inode: u64) -> bool {
-        self.creates.get(inode).is_none()
-            && self.staging.ready(inode).is_none_or(|staged| !staged.is_written())
-            && self.last_closes.has_room()
+        if self.creates.get(inode).is_some() {
+            return false;
+        }
+        match self.staging.ready(inode).filter(|staged| staged.is_due()) {
+            None => true,
+            Some(staged) => !staged.is_written() && self.last_closes.has_room(self.mount_of(inode)),
+        }
     }
 
     /// One close of maybe several: stores what was written. A file that is new is known to the masters then; that it is there,
-    /// or empty, is stored by the last close or a sync. `gives_up_locks` if the close ends locks: what was cut off under one
-    /// is stored before.
+    /// or empty, is stored when its open file is closed, or by a sync. `gives_up_locks` if the close ends locks: what was cut
+    /// off under one is stored before.
     ///
     /// *Errors*: as [`Fs::sync`]; why a new file could not be made.
     pub(super) async fn flush(self: &Arc<Self>, inode: u64, gives_up_locks: bool) -> Result<()> {
@@ -78,72 +92,76 @@ impl Fs {
             return self.store_as(&mut turn, true).await;
         }
         self.made_of(&mut turn, false).await?;
-        drop(turn);
-        self.last_closes.wait_for_room().await;
+        if turn.is_due() {
+            drop(turn);
+            self.last_closes.wait_for_room(self.mount_of(inode)).await;
+        }
         Ok(())
     }
 
-    /// After the last close: stores what is left to be stored, and forgets what is staged. Nobody is left to be told of an error:
-    /// it is logged, and what passes is tried again for as long as nobody opens the file.
+    /// After the close of an open file: stores what is left to be stored, and forgets what is staged unless the file is open.
+    /// Nobody is left to be told of an error: it is logged, and what may pass is tried again until this process ends, or
+    /// somebody has the file open who may write, and whose close stores it.
     pub(super) async fn let_go(self: &Arc<Self>, node: u64) {
-        for delay in RETRY_DELAYS.into_iter().map(Some).chain([None]) {
-            match (self.try_let_go(node, delay.is_some()).await, delay) {
-                (false, Some(delay)) => tokio::time::sleep(delay).await,
-                _ => return,
-            }
+        let is_due = self.staging.ready_for(node).is_some_and(|staged| staged.is_due());
+        let _permit = if is_due { self.last_closes.permit(self.mount_of(inode_of(node))).await } else { None };
+        let mut attempts = 0;
+        while !self.try_let_go(node, attempts).await {
+            tokio::time::sleep(RETRY_DELAYS[attempts.min(RETRY_DELAYS.len() - 1)]).await;
+            attempts += 1;
         }
     }
 
-    /// One attempt; false if there should be another, which there only is if it `may_retry`.
-    async fn try_let_go(self: &Arc<Self>, node: u64, may_retry: bool) -> bool {
+    /// True while somebody has a node open who may write, and whose close stores.
+    fn is_open_to_write(&self, node: u64) -> bool {
+        self.nodes.open_node(node).is_some_and(|open| open.is_written)
+    }
+
+    /// One attempt, after `attempts` others; false if there has to be another.
+    async fn try_let_go(self: &Arc<Self>, node: u64, attempts: usize) -> bool {
         let inode = inode_of(node);
         let turn = self.staging.turn_of_ready(inode).await.filter(|turn| turn.node() == node);
         let Some(mut turn) = turn else { return true };
-        if self.nodes.is_open(node) {
+        // Content is for the close of the last one who may write it: who has it open goes on writing.
+        if self.is_open_to_write(node) && (attempts > 0 || turn.is_written()) {
             return true;
         }
-        let _permit = if turn.is_due() { self.last_closes.permit().await } else { None };
-        let lost = match self.store(&mut turn).await {
-            Ok(()) => None,
+        if let Err(error) = self.store(&mut turn).await {
+            let path = self.path_for_people(inode);
             // Of content that was written a close has told the error, unless it came by a mapping.
-            Err(error) if may_retry && !turn.is_written() && may_pass(&error) => {
-                let path = self.path_for_people(inode);
-                tracing::warn!(inode, ?path, %error, "an empty file is not stored yet after its last close");
+            if !turn.is_written() && may_pass(&error) {
+                tracing::warn!(inode, ?path, %error, "an empty file is not stored yet after it was closed");
                 return false;
             }
-            Err(error) => {
-                self.nodes.lose_pages(node);
-                self.inodes.expire(inode);
-                Some(Lost {
-                    base: turn.base().clone(),
-                    is_written: turn.is_written(),
-                    has_name: !turn.is_unlinked(),
-                    error,
-                })
+            if self.is_open_to_write(node) {
+                tracing::warn!(inode, ?path, %error, "an empty file is not stored: the next close of it tries again");
+                return true;
             }
-        };
-        // Whoever has opened it meanwhile goes on with what is staged, and closes it.
-        let is_removed = self.staging.remove_unless(turn, || self.nodes.is_open(node));
-        if let Some(lost) = lost.filter(|_| is_removed) {
-            self.abandon(inode, lost).await;
+            self.give_up_storing(&mut turn, &error).await;
         }
+        // Whoever has opened it meanwhile goes on with what is staged, and closes it.
+        self.staging.remove_unless(turn, || self.nodes.is_open(node));
         true
     }
 
-    /// What was staged is not stored any more. Of a file that was made here nothing is to be left.
-    async fn abandon(&self, inode: u64, lost: Lost) {
-        let Lost { base, is_written, has_name, error } = lost;
+    /// What is staged cannot be stored. Of a file that was made here nothing is to be left. Whoever opens it while it is
+    /// forgotten waits for the turn, and makes it again by storing it.
+    async fn give_up_storing(self: &Arc<Self>, turn: &mut Turn, error: &Error) {
+        let inode = turn.inode();
+        self.nodes.lose_pages(turn.node());
+        self.inodes.expire(inode);
         let path = self.path_for_people(inode);
-        if is_written || error.kind != ErrorKind::NotFound {
+        if turn.is_written() || error.kind != ErrorKind::NotFound {
             tracing::error!(inode, ?path, %error, "what was written is lost: it could not be stored after the last close");
         } else {
-            tracing::warn!(
-                inode,
-                ?path,
-                "an empty file is gone before it was stored: removed by others, or with our session"
-            );
+            tracing::warn!(inode, ?path, "an empty file is gone before it was stored: others have removed it");
         }
-        if base.version_token.is_empty() && has_name && self.unmake(base.inode).await {
+        if !turn.base().version_token.is_empty() || turn.is_unlinked() {
+            return;
+        }
+        let (made, given_up) = (turn.base().inode, turn.given_up());
+        turn.forget_session();
+        if self.unmake(made, given_up).await {
             self.lose_name(inode);
         }
     }
@@ -158,10 +176,23 @@ impl Fs {
         self.changed(parent);
     }
 
-    /// Has the masters forget a file that was made here and could not be stored: nobody is to see what cannot be. False if it
-    /// stays, as others have made or stored it as well, or as no master answers; then it goes with our session.
-    pub(super) async fn unmake(&self, inode: u64) -> bool {
-        match self.writer.unmake(inode).await {
+    /// Has the masters forget a file that was made here and could not be stored: nobody is to see what cannot be. `given_up` is
+    /// the last attempt, if it came so far. False if it stays, as others have made or stored it as well, or for now, as the
+    /// under-storage does not answer the master that looks.
+    pub(super) async fn unmake(self: &Arc<Self>, inode: u64, given_up: Option<u64>) -> bool {
+        let this = self.clone();
+        let unmade = tokio::spawn(async move { this.unmake_slowly(inode, given_up).await });
+        match tokio::time::timeout(UNMAKE_TIMEOUT, unmade).await {
+            Ok(unmade) => unmade.unwrap_or(false),
+            Err(_) => {
+                tracing::info!(inode, "a file that was never stored is forgotten when the under-storage answers again");
+                false
+            }
+        }
+    }
+
+    async fn unmake_slowly(&self, inode: u64, given_up: Option<u64>) -> bool {
+        match self.writer.unmake(inode, given_up).await {
             Ok(None) => true,
             Ok(Some(attr)) => {
                 self.news(attr);
@@ -171,25 +202,73 @@ impl Fs {
             Err(error) => {
                 self.inodes.expire(inode);
                 if error.kind != ErrorKind::Stale {
-                    tracing::warn!(inode, %error, "a file that was never stored is seen until the session ends");
+                    tracing::warn!(inode, %error, "a file that was never stored is still seen by others");
                 }
                 false
             }
         }
     }
 
-    /// Stores files that are open and were never written: who serves the mount next knows their handles, and nothing of
-    /// what is staged here.
-    pub(super) async fn store_unwritten(self: &Arc<Self>) {
-        let stored = self.staging.unwritten().into_iter().map(async |inode| {
-            let Some(mut turn) = self.staging.turn_of_ready(inode).await else { return };
-            if let Err(error) = self.store(&mut turn).await {
-                let path = self.path_for_people(inode);
-                tracing::error!(inode, ?path, %error, "an empty file is not stored before the mount is left");
+    /// Stores files that were never written and are `wanted`, some at a time: what came of each.
+    async fn store_each(self: &Arc<Self>, inodes: Vec<u64>, wanted: fn(&Turn) -> bool) -> Vec<(u64, Result<()>)> {
+        let stores = inodes.into_iter().map(|inode| {
+            let this = self.clone();
+            async move {
+                let turn = this.staging.turn_of_ready(inode).await.filter(|turn| !turn.is_written() && wanted(turn));
+                let Some(mut turn) = turn else { return (inode, Ok(())) };
+                (inode, this.store(&mut turn).await)
             }
         });
-        if tokio::time::timeout(SETTLE_TIMEOUT, futures::future::join_all(stored)).await.is_err() {
-            tracing::error!("empty files are not stored in time before the mount is left");
+        stream::iter(stores).buffer_unordered(STORES_MAX).collect().await
+    }
+
+    /// Stores the files below a directory that is about to move and that are to be stored behind their closes: while it moves they
+    /// would be stored where they were. One that cannot be stored is no reason not to move: it is tried again.
+    pub(super) async fn store_closed_below(self: &Arc<Self>, directory: u64) {
+        let is_closed = |inode| self.staging.ready(inode).is_some_and(|staged| !self.is_open_to_write(staged.node()));
+        let mut inodes = self.staging.unwritten();
+        inodes.retain(|inode| is_closed(*inode) && self.inodes.path_below(directory, *inode).is_some());
+        for (inode, stored) in self.store_each(inodes, |_| true).await {
+            if let Err(error) = stored {
+                tracing::warn!(inode, %error, "an empty file is not stored before its directory moves");
+            }
+        }
+    }
+
+    /// Makes the names of a directory durable: those of new files are so once the files are stored.
+    ///
+    /// *Errors*: those of storing.
+    pub(super) async fn sync_directory(self: &Arc<Self>, directory: u64) -> Result<()> {
+        self.settled(directory).await;
+        let mut inodes = self.staging.unwritten();
+        inodes.retain(|inode| self.inodes.name_of(*inode).is_some_and(|(parent, _)| parent == directory));
+        // A file that was cut off has its name already, and its old content until it is closed.
+        let is_new = |turn: &Turn| turn.base().version_token.is_empty();
+        self.store_each(inodes, is_new).await.into_iter().try_for_each(|(_, stored)| stored)
+    }
+
+    /// Stores files that are open and were never written: who serves the mount next knows their handles, and nothing of
+    /// what is staged here. What may pass is tried again until it is time to leave.
+    pub(super) async fn store_unwritten(self: &Arc<Self>) {
+        let (started, mut refused) = (Instant::now(), HashSet::new());
+        loop {
+            let mut inodes = self.staging.unwritten();
+            inodes.retain(|inode| !refused.contains(inode));
+            let left = SETTLE_TIMEOUT.saturating_sub(started.elapsed());
+            if inodes.is_empty() || left.is_zero() {
+                return;
+            }
+            let Ok(stored) = tokio::time::timeout(left, self.store_each(inodes, |_| true)).await else { return };
+            for (inode, stored) in stored {
+                if let Err(error) = stored {
+                    let path = self.path_for_people(inode);
+                    tracing::warn!(inode, ?path, %error, "an empty file is not stored before the mount is left");
+                    if !may_pass(&error) {
+                        refused.insert(inode);
+                    }
+                }
+            }
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
@@ -200,7 +279,7 @@ impl Fs {
         }
         let started = Instant::now();
         let is_busy = || {
-            let stages = self.staging.is_busy(|node| self.nodes.is_open(node));
+            let stages = self.staging.is_busy(|node| self.is_open_to_write(node));
             stages || self.creates.is_busy() || self.endings.is_busy()
         };
         while is_busy() && started.elapsed() < SETTLE_TIMEOUT {
@@ -208,11 +287,6 @@ impl Fs {
         }
         self.patient.session().close().await;
         self.staging.clear();
-    }
-
-    /// True for a node of which nothing but that its file is there waits to be stored.
-    pub(super) fn is_new(&self, node: u64) -> bool {
-        self.staging.ready_for(node).is_some_and(|staged| staged.is_new())
     }
 
     /// Path of an inode below the mount, as far as the kernel has asked for it.
@@ -237,16 +311,20 @@ mod tests {
 
     #[tokio::test]
     async fn closes_wait_while_as_many_files_are_stored_as_may_be() {
-        let closes = LastCloses::new();
+        let closes = LastCloses::default();
         let mut permits = Vec::new();
         for _ in 0..STORES_MAX {
-            assert!(closes.has_room() && closes.wait_for_room().now_or_never().is_some());
-            permits.push(closes.permit().await.expect("never closed"));
+            assert!(closes.has_room(1) && closes.wait_for_room(1).now_or_never().is_some());
+            permits.push(closes.permit(1).await.expect("never closed"));
         }
         // So many calls have used up what a task may do at once.
         tokio::task::yield_now().await;
-        let mut waits = Box::pin(closes.wait_for_room());
-        assert!(!closes.has_room() && (&mut waits).now_or_never().is_none());
+        let mut waits = Box::pin(closes.wait_for_room(1));
+        assert!(!closes.has_room(1) && (&mut waits).now_or_never().is_none());
+        assert!(
+            closes.has_room(2) && closes.wait_for_room(2).now_or_never().is_some(),
+            "those of another mount do not"
+        );
         permits.pop();
         assert!(waits.now_or_never().is_some());
     }

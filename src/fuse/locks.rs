@@ -310,6 +310,17 @@ impl Fs {
         }
     }
 
+    /// As [`Fs::give_up`], after what was changed under the locks is stored: one attempt, since others wait for them. A file that
+    /// is only new is the same for whoever locks it next, stored or not.
+    pub(super) async fn give_up_stored(self: &Arc<Self>, owner: Owner, known: u64) {
+        for inode in BTreeSet::from([owner.0, known]) {
+            if self.staging.ready(inode).is_some_and(|staged| staged.is_due() && !staged.is_new()) {
+                self.store_before_others(inode).await;
+            }
+        }
+        self.give_up(owner, known).await;
+    }
+
     /// Gives up all that an owner has locked of a file. When no master answers it goes on behind the caller's back.
     /// `inode` is what the masters know the file by.
     pub(super) async fn give_up(self: &Arc<Self>, owner: Owner, inode: u64) {

@@ -26,6 +26,7 @@ mod saved;
 mod session;
 mod space;
 mod staging;
+mod store_again;
 mod unsaved;
 mod versions;
 mod write;
@@ -110,7 +111,7 @@ pub async fn run(config: FuseConfig, stop: Shutdown) -> Result<()> {
     };
     if held.get() && !session.guard.is_finished() {
         fs.store_unwritten().await;
-        leave(&outcome);
+        leave(&outcome.and(fs.check_saved()));
     }
     ends.cancel();
     end(session, &config, device.as_deref());

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use jindofs_proto::v1::{Attr, CreateRequest, FileType, MkdirRequest, SymlinkRequest};
+use jindofs_proto::v1::{Attr, CreateRequest, FileType, MkdirRequest, Mount, SymlinkRequest};
 use tokio::runtime::Handle;
 
 use crate::client::namespace::at_entry;
+use crate::client::writer::Begun;
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::source::source_of;
 use crate::types::version_of;
@@ -110,7 +111,7 @@ impl Fs {
         let number = match self.open_new(&attr) {
             Ok(number) => number,
             Err(error) => {
-                self.forget_made(at, &attr).await;
+                self.forget_made(at, &attr, None).await;
                 return Err(error);
             }
         };
@@ -120,7 +121,7 @@ impl Fs {
             if !turn.is_ready() {
                 turn.begin(attr.clone(), self.staging.blank());
             }
-            turn.made();
+            turn.made_in(self.patient.session().id().await);
         }
         Ok((self.enter_new(at, attr), number))
     }
@@ -153,18 +154,24 @@ impl Fs {
         if attr.mount_id == 0 {
             return Ok(Known::new(attr, Instant::now()));
         }
-        match self.writer.store(&attr, None, Content::in_memory(Bytes::new())).await {
+        let begun = self.writer.begin(&attr, false).await;
+        let intent = begun.as_ref().ok().map(Begun::intent);
+        let stored = match begun {
+            Ok(begun) => self.writer.store(&attr, Some(begun), Content::in_memory(Bytes::new())).await,
+            Err(error) => Err(error),
+        };
+        match stored {
             Ok(attr) => Ok(Known::new(attr, Instant::now())),
             Err(error) => {
-                self.forget_made(at, &attr).await;
+                self.forget_made(at, &attr, intent).await;
                 Err(error)
             }
         }
     }
 
-    /// A file that was just made cannot be opened or stored, and is not to be left.
-    async fn forget_made(&self, at: Name<'_>, made: &Attr) {
-        if made.mount_id != 0 && self.unmake(made.inode).await {
+    /// A file that was just made cannot be opened, or stored by the attempt `intent`, and is not to be left.
+    async fn forget_made(self: &Arc<Self>, at: Name<'_>, made: &Attr, intent: Option<u64>) {
+        if made.mount_id != 0 && self.unmake(made.inode, intent).await {
             self.changed(at.0);
         }
     }
@@ -173,13 +180,25 @@ impl Fs {
     ///
     /// *Errors*: `InvalidArgument`, `NameTooLong`.
     pub(super) fn check_storable(&self, at: Name<'_>, directory: &Attr) -> Result<()> {
-        let Some(mount) = self.mounts.known(directory.mount_id) else { return Ok(()) };
-        let Some(mut path) = self.inodes.path_below(mount.root_inode, at.0) else { return Ok(()) };
+        let Some((mount, path)) = self.path_of_new(at, directory) else { return Ok(()) };
+        self.writer.check_path(&mount, &path)
+    }
+
+    /// True if [`Fs::check_storable`] is sure to let a file through, which is known without reading anything.
+    pub(super) fn is_storable_now(&self, at: Name<'_>, directory: &Attr) -> bool {
+        let Some((mount, path)) = self.path_of_new(at, directory) else { return directory.mount_id == 0 };
+        self.writer.can_be_path_now(&mount, &path).unwrap_or(false)
+    }
+
+    /// The mount in which a file is to be made, and its path there: where that is not known, at least its name.
+    fn path_of_new(&self, at: Name<'_>, directory: &Attr) -> Option<(Mount, Vec<u8>)> {
+        let mount = self.mounts.known(directory.mount_id)?;
+        let mut path = self.inodes.path_below(mount.root_inode, at.0).unwrap_or_default();
         if !path.is_empty() {
             path.push(b'/');
         }
         path.extend_from_slice(at.1);
-        self.writer.check_path(&mount, &path)
+        Some((mount, path))
     }
 
     /// Makes a directory.
@@ -269,6 +288,9 @@ impl Fs {
         self.check_writable()?;
         self.settled(from.0).await;
         self.settled(to.0).await;
+        if let Some(known) = self.inodes.get_named(from.0, from.1).filter(|known| is_directory(&known.attr)) {
+            self.store_closed_below(known.attr.inode).await;
+        }
         let (mut moved, replaced) = self.turns_of_rename(from, to, no_replace).await;
         if let Some(turn) = &mut moved {
             // Under its old name: what has no content in the under-storage cannot be moved there.
@@ -357,6 +379,10 @@ impl Fs {
         let (node, is_due) = (turn.node(), turn.is_due());
         self.staging.remove_unless(turn, || is_due || self.nodes.is_open(node));
     }
+}
+
+fn is_directory(attr: &Attr) -> bool {
+    attr.r#type() == FileType::Directory
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use crate::rpc::source::source_of;
 use crate::types::version_of;
 
 use super::fs::Fs;
-use super::nodes::{Joined, Opening, PageCache, inode_of};
+use super::nodes::{Joined, LOST, Opening, PageCache, inode_of};
 
 /// How often a file is opened again that gets another version at this very moment.
 const ATTEMPTS: usize = 5;
@@ -111,7 +111,9 @@ impl Fs {
             && let Err(error) = self.truncate(node, 0, Some(opened.0)).await
         {
             if let Some(node) = self.release(opened.0) {
-                self.let_go(node).await;
+                // The caller is told now, however long the store keeps what is left waiting.
+                let this = self.clone();
+                tokio::spawn(async move { this.let_go(node).await });
             }
             return Err(error);
         }
@@ -214,10 +216,15 @@ impl Fs {
     }
 
     fn add_handle(&self, node: u64, number: u64, version: u64, writes: bool) -> Result<()> {
-        self.handles.add_file(number, node, version, writes).map_err(|error| {
+        if let Err(error) = self.handles.add_file(number, node, version, writes) {
             self.nodes.leave(node, number);
-            error.into()
-        })
+            return Err(error.into());
+        }
+        // Looked at last: who changes it from now on notes this handle, too.
+        if self.handles.are_saved() && self.staging.ready_for(node).is_some_and(|staged| staged.is_changed()) {
+            self.handles.note_version(&[number], node, LOST);
+        }
+        Ok(())
     }
 
     /// A handle for `file`; `None` where the node stands for another version, or another version was stored here meanwhile.
@@ -323,13 +330,15 @@ impl Fs {
         Some(self.reader.open(source))
     }
 
-    /// Closes a file; returns the node if that was its last handle and something of it is staged.
+    /// Closes a file; returns the node if something of it is to be stored or forgotten: with the last handle, and with each one
+    /// that may have written.
     pub(super) fn release(&self, number: u64) -> Option<u64> {
-        let node = self.handles.take_file(number)?;
+        let (node, writes) = self.handles.take_file(number)?;
         let is_last = self.nodes.leave(node, number);
         if !self.nodes.is_inode_open(inode_of(node)) {
             self.creates.closed(inode_of(node));
         }
-        (is_last && self.staging.ready_for(node).is_some()).then_some(node)
+        let staged = self.staging.ready_for(node)?;
+        (is_last || writes && staged.is_dirty()).then_some(node)
     }
 }

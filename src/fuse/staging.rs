@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use bytes::Bytes;
 use jindofs_proto::v1::Attr;
 use tokio::runtime::Handle;
 use tokio::sync::OwnedMutexGuard;
@@ -48,6 +49,11 @@ struct Work {
     changes: Changes,
     /// It is being sent already.
     sending: Option<Sending>,
+    /// The session in which a file was made here that is not stored yet: it goes with that at the masters. Empty for one that
+    /// they were told to forget.
+    made_in: Option<Bytes>,
+    /// The intent of the last attempt to store it, if that has failed.
+    given_up: Option<u64>,
     /// Out of the table: whoever waited for the turn has to look again.
     gone: bool,
 }
@@ -97,7 +103,7 @@ impl Staged {
     }
 
     /// True if it waits to be stored. What has no name any more never does.
-    fn is_due(&self) -> bool {
+    pub(super) fn is_due(&self) -> bool {
         self.is_dirty() && !self.is_unlinked()
     }
 
@@ -201,13 +207,6 @@ impl Turn {
         self.staged.unsaved.set(unsaved);
     }
 
-    /// The file is new, and not stored yet.
-    pub(super) fn made(&mut self) {
-        if !self.is_dirty() {
-            self.staged.unsaved.set(Unsaved::New);
-        }
-    }
-
     /// True if it is due only because it is new.
     pub(super) fn is_new(&self) -> bool {
         self.staged.is_new()
@@ -287,6 +286,7 @@ impl Turn {
     pub(super) fn stored(&mut self, attr: Attr) {
         self.work.grown = 0;
         self.work.changes = Changes::default();
+        (self.work.made_in, self.work.given_up) = (None, None);
         self.rebase(attr);
         self.staged.unsaved.set(Unsaved::Nothing);
     }
@@ -417,8 +417,8 @@ impl Staging {
         Arc::new(Spool::new(self.room.clone()))
     }
 
-    /// A new file is staged: nobody else can have found it yet, and nothing of it is stored.
-    pub(super) fn begin_new(&self, base: Attr) {
+    /// A new file is staged, which is made in `session`: nobody else can have found it yet, and nothing of it is stored.
+    pub(super) fn begin_new(&self, base: Attr, session: Option<Bytes>) {
         let staged = Arc::new(Staged::new(base.inode));
         let mut table = self.table();
         table.insert(base.inode, staged.clone());
@@ -426,7 +426,7 @@ impl Staging {
         if let Ok(work) = staged.work.clone().try_lock_owned() {
             let mut turn = Turn { staged, work };
             turn.begin(base, self.blank());
-            turn.made();
+            turn.made_in(session);
         }
     }
 

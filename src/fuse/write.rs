@@ -14,7 +14,7 @@ use jindofs_proto::v1::{Attr, FileType, Mount, SetAttrRequest};
 use tokio::runtime::Handle;
 
 use crate::client::namespace::at_inode;
-use crate::client::writer::new_attr;
+use crate::client::writer::{Begun, new_attr};
 use crate::client::{OpenFile, Reader};
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::source::source_of;
@@ -36,6 +36,8 @@ const ATTEMPTS: usize = 16;
 const AHEAD: usize = 4;
 /// Most attempts to store what was appended behind what others have stored meanwhile.
 const APPENDS: usize = 64;
+/// Most attempts to store a file that moves meanwhile, or has gone with its session.
+const MOVES: usize = 4;
 /// Bytes of it that are copied at a time.
 const PIECE: u32 = 1 << 20;
 
@@ -116,7 +118,11 @@ impl Fs {
     }
 
     fn write_in_turn(self: &Arc<Self>, turn: &mut Turn, write: Write<'_>) -> Result<()> {
+        let was_changed = turn.is_changed();
         let at = turn.write(write.place, write.data)?;
+        if !was_changed {
+            self.note_handles(turn);
+        }
         if at != write.offset {
             // The kernel took its own end of the file for where it is appended, and keeps a page with it there.
             self.drop_pages_later(turn.node());
@@ -189,6 +195,7 @@ impl Fs {
             self.drop_pages_later(node);
         }
         if self.is_behind(node, attr) {
+            // Or what the process before had staged for its handles is lost.
             return Err(other_version(turn.inode()));
         }
         let content = self.staging.blank();
@@ -235,9 +242,10 @@ impl Fs {
 
     /// As [`Fs::store`]; `behind` if what the masters record of a small new file may come behind the answer.
     pub(super) async fn store_as(self: &Arc<Self>, turn: &mut Turn, behind: bool) -> Result<()> {
-        let mut attempts = 0;
+        let (mut attempts, mut moves) = (0, 0);
         loop {
             match self.store_once(turn, behind).await {
+                Err(error) if moves < MOVES && self.is_elsewhere_by_now(turn, &error).await => moves += 1,
                 Err(error) if error.kind == ErrorKind::Stale && attempts < APPENDS => {
                     if !self.goes_on_from_empty(turn).await && !self.append_again(turn).await? {
                         return Err(error);
@@ -298,15 +306,15 @@ impl Fs {
             Some(begun) => Ok(begun),
             None => self.writer.begin(turn.base(), behind && turn.base().version_token.is_empty()).await,
         };
-        let was_begun = begun.is_ok();
+        let intent = begun.as_ref().ok().map(Begun::intent);
         let stored = match begun {
             Ok(begun) if behind => self.writer.store_behind(turn.base(), Some(begun), content).await,
             Ok(begun) => self.writer.store(turn.base(), Some(begun), content).await.map(|attr| (attr, None)),
             Err(error) => Err(error),
         };
-        if was_begun && stored.is_err() {
+        if let Some(intent) = intent.filter(|_| stored.is_err()) {
             // Some or all of it may be there.
-            turn.doubt();
+            turn.doubt(intent);
         }
         head.sent.give_up().await;
         let stored = stored.map(|(attr, end)| {
@@ -328,21 +336,26 @@ impl Fs {
     /// Notes what came of storing what was written.
     async fn stored(&self, turn: &mut Turn, stored: Result<Attr>) -> Result<()> {
         match stored {
-            Ok(attr) => {
-                self.renewed(turn, attr.clone());
-                turn.stored(attr);
-                Ok(())
-            }
+            Ok(attr) => self.note_new_version(turn, attr),
             Err(error) if error.kind == ErrorKind::Stale => {
                 self.inodes.expire(turn.inode());
                 if turn.is_new() && self.others_have_stored(turn.base()).await {
                     turn.left_to_others();
                     return Ok(());
                 }
-                Err(error)
+                let attr = self.emptied_already(turn).await.ok_or(error)?;
+                self.note_new_version(turn, attr);
             }
-            Err(error) => Err(error),
+            Err(error) => return Err(error),
         }
+        Ok(())
+    }
+
+    /// What is staged is stored: `attr` is of the version that it has become.
+    fn note_new_version(&self, turn: &mut Turn, attr: Attr) {
+        self.renewed(turn, attr.clone());
+        turn.stored(attr);
+        self.note_handles(turn);
     }
 
     /// True if a file that was made here is there, with what somebody else has stored in it.
@@ -415,11 +428,16 @@ impl Fs {
         let mut turn = self.stage(node, length).await?;
         let was_due = turn.is_due();
         let mut done = turn.truncate(length);
+        self.note_handles(&turn);
         if done.is_ok() && handle.is_none() {
             done = self.store(&mut turn).await;
         }
-        // Nobody is left who could try again, unless its last close still does.
-        self.staging.remove_unless(turn, || was_due || self.nodes.is_open(node));
+        // Nobody is left who could try again, unless its last close still does; who has it open is not to see what is refused.
+        let is_refused = done.is_err() && !was_due;
+        let is_removed = self.staging.remove_unless(turn, || !is_refused && (was_due || self.nodes.is_open(node)));
+        if is_removed && is_refused {
+            self.go_back(node);
+        }
         done
     }
 

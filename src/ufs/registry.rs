@@ -29,6 +29,12 @@ pub struct Registry {
 }
 
 impl Registry {
+    /// The under-storage at `uri`, if it was opened before. Reads nothing and waits for nobody.
+    pub fn opened_now(&self, uri: &str, options: &Options) -> Option<Arc<dyn Ufs>> {
+        let key = (uri.to_owned(), options.clone());
+        self.opened.try_lock().ok()?.get(&key).map(|known| known.ufs.clone())
+    }
+
     /// The under-storage at `uri`. Nothing is contacted.
     ///
     /// *Errors*: as [`validate`]; `FailedPrecondition` when a secret cannot be read.

@@ -12,8 +12,8 @@ use super::writes::{off, stored, wait_stored, writable, writable_twice};
 use super::{Site, content};
 use crate::support::agent::{Agent, encode};
 use crate::support::cluster::PATIENCE;
-use crate::support::fuse_works;
 use crate::support::small_disk::SmallDisk;
+use crate::support::{fuse_works, wait_until};
 
 /// Requests that fail: more than one attempt to store something, and to look what became of it, makes.
 const REFUSALS: u64 = 7;
@@ -218,5 +218,214 @@ async fn a_file_that_is_never_written_is_stored_though_the_store_fails_for_a_whi
     assert_eq!(site.s3.control.refused(), REFUSALS);
     assert!(requests(&site, "PUT") > before + 1, "it was tried again");
     site.ctl_ok(&["fs", "stat", "/s3/f"]);
+    site.cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_cut_off_is_stored_when_its_open_file_is_closed_though_a_reader_has_it_open() {
+    if !fuse_works("a_file_that_is_cut_off_is_stored_when_its_open_file_is_closed_though_a_reader_has_it_open") {
+        return;
+    }
+    let site = writable(1, |_| {}).await;
+    for storage in ["local", "s3"] {
+        let path = format!("{storage}/log");
+        let at = site.mnt.join(&path);
+        let mut reader = off(move || {
+            fs::write(&at, b"old").expect("written");
+            let mut reader = Agent::start();
+            reader.call(&json!(["open", "f", at, libc::O_RDONLY, 0])).expect("open");
+            assert!(shell(at.parent().expect("a directory"), ": > log").status.success());
+            reader
+        })
+        .await;
+        wait_stored(&site, &path, b"").await;
+        let seen = off(move || reader.call(&json!(["fstat", "f"])).expect("stat")).await;
+        assert_eq!(seen["size"], 0, "{path}: {seen}");
+    }
+    site.cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_cut_off_under_a_lock_is_seen_by_who_gets_it_though_the_file_is_open_elsewhere() {
+    if !fuse_works("what_is_cut_off_under_a_lock_is_seen_by_who_gets_it_though_the_file_is_open_elsewhere") {
+        return;
+    }
+    let (site, second) = writable_twice(1, |_| {}).await;
+    for storage in ["local", "s3"] {
+        let (one, two) = (site.mnt.join(storage).join("f"), second.join(storage).join("f"));
+        off(move || {
+            let open = |path: &Path, flags| {
+                let mut agent = Agent::start();
+                agent.call(&json!(["open", "f", path, flags | libc::O_CREAT, 0o644])).expect("open");
+                agent
+            };
+            for (round, other) in [libc::O_RDONLY, libc::O_RDWR, libc::O_RDONLY, libc::O_RDWR].into_iter().enumerate() {
+                fs::write(&one, b"old").expect("written");
+                let (_holder, mut first, mut next) =
+                    (open(&one, other), open(&one, libc::O_RDWR), open(&two, libc::O_RDWR));
+                first.call(&json!(["flock", "f"])).expect("locked");
+                first.call(&json!(["ftruncate", "f", 0])).expect("cut off");
+                first.call(&json!(["close", "f"])).expect("closed");
+                next.call(&json!(["flock", "f"])).expect("locked in its turn");
+                let seen = next.call(&json!(["fstat", "f"])).expect("stat");
+                assert_eq!(seen["size"], 0, "{}, round {round}: {seen}", two.display());
+            }
+        })
+        .await;
+    }
+    site.cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sync_of_a_directory_stores_its_new_files_and_leaves_old_ones_that_are_cut_off() {
+    if !fuse_works("a_sync_of_a_directory_stores_its_new_files_and_leaves_old_ones_that_are_cut_off") {
+        return;
+    }
+    let site = writable(1, |_| {}).await;
+    for storage in ["local", "s3"] {
+        let dir = site.mnt.join(storage);
+        let agents = off(move || {
+            fs::write(dir.join("old"), b"old").expect("written");
+            fs::create_dir(dir.join("d")).expect("made");
+            let mut agents = ["old", "new", "d/below"].map(|name| redirect(&dir.join(name)));
+            agents[0].call(&json!(["fsyncdir", dir])).expect("synced");
+            agents
+        })
+        .await;
+        let there = async |name: &str| stored(&site, &format!("{storage}/{name}")).await;
+        assert_eq!(there("new").await.as_deref(), Some(&b""[..]), "{storage}: its name is durable");
+        assert_eq!(there("old").await.as_deref(), Some(&b"old"[..]), "{storage}: its command may still fail");
+        assert_eq!(there("d/below").await, None, "{storage}: it is of another directory");
+        drop(agents);
+    }
+    site.cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_was_never_written_is_stored_where_its_directory_is_moved_meanwhile() {
+    if !fuse_works("a_file_that_was_never_written_is_stored_where_its_directory_is_moved_meanwhile") {
+        return;
+    }
+    let slow = |dev: &mut jindofs::dev::DevOptions| {
+        // It has been told where the file lies, and does not store it yet.
+        dev.env.insert("fuse-0".into(), [("JINDOFS_FAILPOINTS".into(), "write.begun=sleep(500)".into())].into());
+    };
+    let (site, second) = writable_twice(1, slow).await;
+    for (mover, from) in [("its own", site.mnt.clone()), ("another", second)] {
+        for is_closed in [true, false] {
+            let (maker, from, name) = (site.mnt.join("local"), from.join("local"), format!("{mover}-{is_closed}"));
+            let moved = format!("local/{name}-moved/f");
+            let agent = off(move || {
+                fs::create_dir(maker.join(&name)).expect("made");
+                let mut agent = redirect(&maker.join(&name).join("f"));
+                if is_closed {
+                    agent.call(&json!(["close", "f"])).expect("closed");
+                }
+                fs::rename(from.join(&name), from.join(format!("{name}-moved"))).expect("moved");
+                if !is_closed {
+                    agent.call(&json!(["close", "f"])).expect("closed");
+                }
+                agent
+            })
+            .await;
+            wait_stored(&site, &moved, b"").await;
+            drop(agent);
+        }
+    }
+    site.cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_takes_the_name_of_one_that_its_maker_has_open_and_has_not_written() {
+    if !fuse_works("a_file_takes_the_name_of_one_that_its_maker_has_open_and_has_not_written") {
+        return;
+    }
+    let (site, second) = writable_twice(1, |dev| dev.settings.push(("fuse.attr-ttl".into(), "0s".into()))).await;
+    for storage in ["local", "s3"] {
+        for (mover, at) in [("own", site.mnt.clone()), ("another", second.clone())] {
+            let path = format!("{storage}/{mover}");
+            let (made, out, new) = (site.mnt.join(&path), at.join(&path), at.join(storage).join("new"));
+            off(move || {
+                let mut writer = redirect(&made);
+                fs::write(&new, b"new").expect("written");
+                fs::rename(&new, &out).expect("its place is free");
+                writer.call(&json!(["write", "f", 0, encode(b"late")])).expect("staged");
+                // Its file has no name any more: what comes of that concerns nobody.
+                let _ = writer.call(&json!(["close", "f"]));
+                assert_eq!(fs::read(&made).expect("read"), b"new");
+            })
+            .await;
+            assert_eq!(stored(&site, &path).await.as_deref(), Some(&b"new"[..]), "{path}");
+        }
+    }
+    site.cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_command_has_made_is_stored_by_its_close_though_its_session_has_expired_meanwhile() {
+    if !fuse_works("what_a_command_has_made_is_stored_by_its_close_though_its_session_has_expired_meanwhile") {
+        return;
+    }
+    let site = writable(1, |_| {}).await;
+    let files = [("local/written", &b"output"[..]), ("s3/written", b"output"), ("local/empty", b""), ("s3/empty", b"")];
+    let mnt = site.mnt.clone();
+    let agents = off(move || {
+        files.map(|(path, bytes)| {
+            let mut agent = redirect(&mnt.join(path));
+            if !bytes.is_empty() {
+                agent.call(&json!(["write", "f", 0, encode(bytes)])).expect("staged");
+            }
+            agent
+        })
+    })
+    .await;
+    site.cluster.dev.pause("fuse-0").expect("paused");
+    for (path, _) in files {
+        let gone = || !site.ctl(&["fs", "stat", &format!("/{path}")]).status.success();
+        wait_until("what was never stored is gone with the session", PATIENCE, gone).await;
+    }
+    site.cluster.dev.resume("fuse-0").expect("resumed");
+    off(move || {
+        for mut agent in agents {
+            agent.call(&json!(["close", "f"])).expect("stored");
+        }
+    })
+    .await;
+    for (path, bytes) in files {
+        wait_stored(&site, path, bytes).await;
+        let known = || site.ctl(&["fs", "cat", &format!("/{path}")]).stdout == bytes;
+        wait_until("everybody sees it", PATIENCE, known).await;
+    }
+    site.cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_never_written_is_stored_though_the_store_fails_for_longer_than_masters_are_waited_for() {
+    let test = "a_file_that_is_never_written_is_stored_though_the_store_fails_for_longer_than_masters_are_waited_for";
+    if !fuse_works(test) {
+        return;
+    }
+    let short = ("fs.jindocache.rpc.timeout".into(), "3s".into());
+    let site = writable(1, |dev| dev.settings.push(short)).await;
+    let at = site.mnt.join("s3");
+    off(move || fs::write(at.join("old"), b"old")).await.expect("written");
+    let at = site.mnt.join("s3");
+    let agents = off(move || ["old", "new"].map(|name| redirect(&at.join(name)))).await;
+    site.s3.control.fail_next(u64::MAX);
+    off(move || agents.map(|mut agent| agent.call(&json!(["close", "f"])).expect("nobody is told"))).await;
+    for name in ["old", "new"] {
+        let path = format!("/s3/{name}");
+        let attempts = || {
+            let log = site.cluster.log_of("fuse-0");
+            log.lines().filter(|line| line.contains("is not stored yet") && line.contains(&path)).count()
+        };
+        wait_until("it is tried again and again", 3 * PATIENCE, || attempts() >= 5).await;
+    }
+    site.s3.control.fail_next(0);
+    for name in ["old", "new"] {
+        wait_stored(&site, &format!("s3/{name}"), b"").await;
+        site.ctl_ok(&["fs", "stat", &format!("/s3/{name}")]);
+    }
+    assert!(!site.cluster.log_of("fuse-0").contains("is lost"), "nothing is given up");
     site.cluster.assert_no_panic();
 }

@@ -14,7 +14,7 @@ use crate::support::agent::{Agent, Refusal, encode};
 use crate::support::cluster::PATIENCE;
 use crate::support::s3::trouble::Kind;
 use crate::support::small_disk::SmallDisk;
-use crate::support::{fuse_works, wait_for};
+use crate::support::{fuse_works, wait_for, wait_until};
 
 /// Makes a file, writes to it unless there is nothing to write, and closes it.
 fn put(path: &Path, bytes: &[u8], flags: i32) -> Result<(), Refusal> {
@@ -118,6 +118,28 @@ async fn a_file_whose_first_store_is_denied_is_told_by_its_close_and_leaves_noth
     let refused = off(move || Agent::start().call(&json!(["mknod", at, libc::S_IFREG | 0o644]))).await;
     assert_eq!(refused.expect_err("it is not stored").errno, libc::EACCES);
     assert_gone(&site, &second, "s3/node").await;
+    site.cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_file_whose_close_fails_in_an_outage_of_its_store_is_gone_when_that_answers_again() {
+    if !fuse_works("a_new_file_whose_close_fails_in_an_outage_of_its_store_is_gone_when_that_answers_again") {
+        return;
+    }
+    let short = ("fs.jindocache.rpc.timeout".into(), "3s".into());
+    let (site, second) = writable_twice(1, |dev| dev.settings.push(short)).await;
+    site.s3.control.fail_next(u64::MAX);
+    let at = site.mnt.join("s3/f");
+    let closed = off(move || put(&at, b"content", 0)).await;
+    assert_eq!(closed.expect_err("the store does not answer").errno, libc::EIO);
+    wait_until("it is given up after its last close", PATIENCE, || site.cluster.log_of("fuse-0").contains("is lost"))
+        .await;
+    site.s3.control.fail_next(0);
+    // Its session lives.
+    assert_gone(&site, &second, "s3/f").await;
+    let at = site.mnt.join("s3/f");
+    off(move || put(&at, b"again", 0)).await.expect("the name is free, and the store takes it");
+    assert_eq!(stored(&site, "s3/f").await.as_deref(), Some(&b"again"[..]));
     site.cluster.assert_no_panic();
 }
 

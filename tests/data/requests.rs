@@ -36,7 +36,7 @@ fn asked_since(before: &BTreeMap<&'static str, u64>, site: &Site) -> String {
     if new.is_empty() { "none".to_owned() } else { new.join(", ") }
 }
 
-/// The cell of an operation in a column: local, S3, OSS.
+/// The cell of an operation in a column: S3, OSS.
 fn cell(operation: &str, column: usize) -> &'static str {
     let row = SEMANTICS.lines().find(|line| line.starts_with(&format!("| {operation} |")));
     let row = row.unwrap_or_else(|| panic!("the table of requests has no row for {operation}"));
@@ -51,7 +51,7 @@ async fn every_operation_costs_an_object_store_the_requests_that_the_semantics_n
     let site = writable(1, |_| {}).await;
     let _oss = super::oss::mount_oss(&site).await;
     let mut differs = Vec::new();
-    for (column, storage) in ["local", "s3", "oss"].into_iter().enumerate() {
+    for (column, storage) in ["s3", "oss"].into_iter().enumerate() {
         for (operation, run) in OPERATIONS {
             let (dir, before) = (site.mnt.join(storage), site.s3.control.requests());
             off(move || run(&dir)).await.unwrap_or_else(|error| panic!("{storage}, {operation}: {error}"));

@@ -1,6 +1,7 @@
 """Does to files what it is told, one JSON line after another: a client in a process of its own, whose files no other inherits."""
 
 import base64
+import fcntl
 import json
 import os
 import stat
@@ -81,6 +82,14 @@ def open_held(slot, path, flags, mode):
     held[slot] = os.open(path, flags, mode)
 
 
+def sync_directory(path):
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def close_all():
     for slot in list(held):
         try:
@@ -103,6 +112,8 @@ VERBS = {
     "fd": lambda slot: held[slot],
     "fstat": lambda slot: about(os.fstat(held[slot])),
     "fsync": lambda slot: os.fsync(held[slot]),
+    "fsyncdir": sync_directory,
+    "flock": lambda slot: fcntl.flock(held[slot], fcntl.LOCK_EX),
     "ftruncate": lambda slot, length: os.ftruncate(held[slot], length),
     "truncate": os.truncate,
     "stat": lambda path: about(os.lstat(path)),

@@ -58,9 +58,15 @@ impl Turn {
         (appends_only && !may_be_stored && self.is_dirty() && !self.is_new() && self.length() > from).then_some(from)
     }
 
-    /// Nobody knows whether it was stored: it is not to be appended a second time.
-    pub(in crate::fuse) fn doubt(&mut self) {
+    /// Nobody knows whether it was stored by the attempt `intent`: it is not to be appended a second time.
+    pub(in crate::fuse) fn doubt(&mut self, intent: u64) {
         self.work.changes.may_be_stored = true;
+        self.work.given_up = Some(intent);
+    }
+
+    /// True if some attempt to store it has failed after it had begun.
+    pub(in crate::fuse) fn may_be_stored(&self) -> bool {
+        self.work.changes.may_be_stored
     }
 
     /// What was appended comes behind the content of the version `base` instead: `content` holds both.

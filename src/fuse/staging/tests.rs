@@ -145,13 +145,13 @@ async fn what_is_stored_gives_way_to_a_newer_version_and_what_is_not_does_not() 
 async fn a_new_file_waits_to_be_stored_and_gives_way_to_what_others_store_until_it_is_written() {
     let bench = bench(1 << 30);
     for written in [false, true] {
-        bench.staging.begin_new(attr(1, b"", 0));
+        bench.staging.begin_new(attr(1, b"", 0), None);
         let mut turn = bench.staging.turn_of_ready(1).await.expect("staged");
         assert!(turn.is_due() && turn.is_new() && !bench.staging.is_apart(1), "everybody sees an empty file");
         if written {
             turn.write(Place::End, b"x").expect("written");
             assert!(turn.is_due() && !turn.is_new() && bench.staging.is_apart(1));
-            turn.made();
+            turn.made_in(None);
             assert!(!turn.is_new(), "something is written");
         }
         drop(turn);
@@ -165,7 +165,7 @@ async fn a_new_file_waits_to_be_stored_and_gives_way_to_what_others_store_until_
 #[tokio::test]
 async fn what_is_stored_as_another_inode_is_seen_by_its_handles_as_they_have_written_it() {
     let bench = bench(1 << 30);
-    bench.staging.begin_new(attr(1, b"", 0));
+    bench.staging.begin_new(attr(1, b"", 0), None);
     let mut turn = bench.staging.turn_of_ready(1).await.expect("staged");
     turn.rebase(attr(2, b"", 0));
     turn.write(Place::End, b"content").expect("written");
@@ -203,7 +203,7 @@ async fn a_file_that_was_changed_and_not_stored_has_the_node_by_which_it_was_cha
     assert_eq!(bench.staging.changed_node(1), Some(second));
     turn.stored(attr(1, b"v2", 0));
     assert_eq!(bench.staging.changed_node(1), None, "it is stored");
-    bench.staging.begin_new(attr(2, b"", 0));
+    bench.staging.begin_new(attr(2, b"", 0), None);
     assert_eq!(bench.staging.changed_node(2), None, "everybody sees the same new file");
 }
 
@@ -228,7 +228,7 @@ fn a_directory_of_somebody_else_or_no_directory_is_refused() {
 #[tokio::test]
 async fn only_what_was_written_since_a_file_was_made_or_cut_off_is_content() {
     let bench = bench(1 << 30);
-    bench.staging.begin_new(attr(1, b"", 0));
+    bench.staging.begin_new(attr(1, b"", 0), None);
     let mut cut = bench.staged(2, b"old").await;
     cut.truncate(0).expect("cut off");
     drop(cut);

@@ -2,7 +2,9 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use super::{Staged, Staging};
+use bytes::Bytes;
+
+use super::{Staged, Staging, Turn};
 
 /// What of an inode waits to be stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +39,54 @@ impl UnsavedCell {
     }
 }
 
+impl Staged {
+    /// Whose handles share it.
+    pub(in crate::fuse) fn node(&self) -> u64 {
+        self.node
+    }
+
+    /// True if its content is not that of any version.
+    pub(in crate::fuse) fn is_changed(&self) -> bool {
+        matches!(self.unsaved.get(), Unsaved::Emptied | Unsaved::Written)
+    }
+}
+
+impl Turn {
+    /// The file is new, and not stored yet: it was made in `session`.
+    pub(in crate::fuse) fn made_in(&mut self, session: Option<Bytes>) {
+        if !self.is_dirty() {
+            self.staged.unsaved.set(Unsaved::New);
+        }
+        self.work.made_in = session;
+    }
+
+    /// True if the masters have forgotten a file that was made here and is not stored: `session` is another one than that in
+    /// which it was made, or they were told to.
+    pub(in crate::fuse) fn is_forgotten(&self, session: Option<&Bytes>) -> bool {
+        self.work.made_in.is_some() && self.work.made_in.as_ref() != session
+    }
+
+    /// The masters are told to forget a file that was made here and cannot be stored.
+    pub(in crate::fuse) fn forget_session(&mut self) {
+        self.work.made_in = self.work.made_in.take().map(|_| Bytes::new());
+    }
+
+    /// True if its content is not that of any version.
+    pub(in crate::fuse) fn is_changed(&self) -> bool {
+        self.staged.is_changed()
+    }
+
+    /// True if nothing is in it any more.
+    pub(in crate::fuse) fn is_emptied(&self) -> bool {
+        self.staged.unsaved.get() == Unsaved::Emptied
+    }
+
+    /// The intent of the last attempt to store it, if that has failed.
+    pub(in crate::fuse) fn given_up(&self) -> Option<u64> {
+        self.work.given_up
+    }
+}
+
 impl Staging {
     /// Inodes that have a name, and content or the mere file not stored.
     pub(in crate::fuse) fn unsaved(&self) -> Vec<u64> {
@@ -53,9 +103,9 @@ impl Staging {
         table.values().filter(|staged| staged.is_due() && are(staged)).map(|staged| staged.inode).collect()
     }
 
-    /// True while something is being brought, changed or stored, or waits to be stored though its node is not open.
-    pub(in crate::fuse) fn is_busy(&self, is_open: impl Fn(u64) -> bool) -> bool {
-        let waits = |staged: &Staged| staged.is_due() && !is_open(staged.node);
+    /// True while something is being brought, changed or stored, or waits to be stored though its node is not `open_to_write`.
+    pub(in crate::fuse) fn is_busy(&self, open_to_write: impl Fn(u64) -> bool) -> bool {
+        let waits = |staged: &Staged| staged.is_due() && !open_to_write(staged.node);
         self.table().values().any(|staged| staged.work.try_lock().is_err() || waits(staged))
     }
 

@@ -27,7 +27,9 @@ impl Model {
         }
         self.handles.remove(&slot);
         if self.handles_of(mount, node).next().is_some() {
-            return Ok(None);
+            // What was not written is stored all the same. If it cannot be, whoever has the file open goes on with it.
+            let behind = (writes && unwritten).then(|| self.last_close(mount, node)).flatten();
+            return Ok(behind.filter(|behind| !matches!(behind, Behind::GivenUp(_))));
         }
         self.lost.remove(&key);
         let behind = self.last_close(mount, node);
@@ -35,7 +37,7 @@ impl Model {
         Ok(behind)
     }
 
-    /// What becomes of what is staged when nobody has the file open any more.
+    /// What becomes of what is staged when nobody has the file open any more, or nobody has written to it.
     fn last_close(&mut self, mount: usize, node: Id) -> Option<Behind> {
         let staged = self.staged.get(&(mount, node)).filter(|staged| staged.is_due() && self.nodes[node].named)?;
         let (unwritten, same) = (staged.is_unwritten(), staged.base != self.nodes[node].version());

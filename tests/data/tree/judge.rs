@@ -436,8 +436,7 @@ impl Model {
             refusals.insert(libc::EBUSY);
         }
         if let Some(errno) = code {
-            let below = self.below(moved);
-            let busy = below.into_iter().chain(target.node).any(never_stored) && errno == libc::EBUSY;
+            let busy = self.below(moved).into_iter().any(never_stored) && errno == libc::EBUSY;
             return if busy || refusals.contains(&errno) { Ok(()) } else { Err(format!("expected {refusals:?}")) };
         }
         same(&BTreeSet::new(), &refusals)?;

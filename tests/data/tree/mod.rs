@@ -76,7 +76,7 @@ impl World {
             Some(Behind::Stored(node)) => Err(format!("{:?} is not stored, empty", path_of(model, 0, node))),
             Some(Behind::MayBeStored(node)) => {
                 if self.is_emptied(model, node) {
-                    model.emptied(node);
+                    model.emptied(self.mounts[client], node);
                 }
                 Ok(())
             }

@@ -234,9 +234,12 @@ impl Model {
         (self.nodes[node].maker, self.nodes[node].hidden) = (None, false);
     }
 
-    /// A file that was cut off is stored, empty.
-    pub(super) fn emptied(&mut self, node: Id) {
-        self.nodes[node].versions.push(Vec::new());
+    /// A file that was cut off through a mount is stored, empty.
+    pub(super) fn emptied(&mut self, mount: usize, node: Id) {
+        match self.staged.contains_key(&(mount, node)) {
+            true => self.stored(mount, node),
+            false => self.nodes[node].versions.push(Vec::new()),
+        }
     }
 
     /// A new file that nobody has written to here needs no storing where others have stored something: true if it is so.

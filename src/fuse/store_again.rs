@@ -1,0 +1,75 @@
+//! Files that cannot be stored because they are not what they were: their directory has moved meanwhile, they have gone with the
+//! session in which they were made, or an attempt that was given up has stored them.
+
+use std::sync::Arc;
+
+use jindofs_proto::v1::{Attr, CreateRequest, FileType};
+
+use crate::client::namespace::{at_entry, at_inode};
+use crate::error::{Error, ErrorKind};
+
+use super::fs::Fs;
+use super::staging::Turn;
+
+impl Fs {
+    /// After an attempt to store a file has failed with `error`: true if the next one may find the file.
+    pub(super) async fn is_elsewhere_by_now(self: &Arc<Self>, turn: &mut Turn, error: &Error) -> bool {
+        let was_never_stored = turn.base().version_token.is_empty();
+        if turn.is_unlinked() || !turn.is_dirty() {
+            return false;
+        }
+        match error.kind {
+            // The masters were not told of the attempt: the next one is told what they know.
+            ErrorKind::SessionExpired => was_never_stored && !turn.may_be_stored(),
+            // Where it lies is told when an attempt begins, and may have moved before the attempt came to it.
+            ErrorKind::NotFound | ErrorKind::Stale => match self.patient.lookup(at_inode(turn.base().inode)).await {
+                Ok(there) => there.version_token == turn.base().version_token,
+                Err(error) if error.kind == ErrorKind::NotFound => was_never_stored && self.make_again(turn).await,
+                Err(_) => false,
+            },
+            _ => false,
+        }
+    }
+
+    /// Makes a file again that the masters have forgotten with the session in which it was made; false if it was removed, or its name
+    /// is another's by now.
+    async fn make_again(self: &Arc<Self>, turn: &mut Turn) -> bool {
+        let session = self.patient.session();
+        if !turn.is_forgotten(session.id().await.as_ref()) {
+            return false;
+        }
+        let Some((parent, name)) = self.inodes.name_of(turn.inode()) else { return false };
+        let Attr { mode, uid, gid, .. } = *turn.base();
+        let target = Some(at_entry(parent, &name));
+        let request = CreateRequest { target, mode, uid, gid, exclusive: true, ..CreateRequest::default() };
+        let made = self.patient.create(request).await;
+        self.changed(parent);
+        match made {
+            Ok(attr) => {
+                tracing::warn!(
+                    inode = turn.inode(),
+                    as_inode = attr.inode,
+                    "a file that had gone with its session is made again"
+                );
+                turn.rebase(attr);
+                turn.made_in(session.id().await);
+                true
+            }
+            Err(error) => {
+                tracing::warn!(inode = turn.inode(), %error, "a file that has gone with its session is not made again");
+                false
+            }
+        }
+    }
+
+    /// Attributes of a file that was cut off here, if there is nothing in it by now: an attempt of which nobody knew the end has
+    /// stored that, or others have.
+    pub(super) async fn emptied_already(&self, turn: &Turn) -> Option<Attr> {
+        if !turn.is_emptied() || turn.is_unlinked() {
+            return None;
+        }
+        let there = self.patient.lookup(at_inode(turn.base().inode)).await.ok()?;
+        let is_other = there.version_token != turn.base().version_token;
+        (is_other && there.size == 0 && there.r#type() == FileType::File).then_some(there)
+    }
+}
