@@ -163,6 +163,23 @@ async fn a_new_file_waits_to_be_stored_and_gives_way_to_what_others_store_until_
 }
 
 #[tokio::test]
+async fn a_new_file_is_forgotten_with_its_session_or_when_the_masters_are_told_so_until_it_is_stored() {
+    let bench = bench(1 << 30);
+    let [first, second] = [&b"first"[..], b"second"].map(Bytes::from_static);
+    bench.staging.begin_new(attr(1, b"", 0), Some(first.clone()));
+    let mut turn = bench.staging.turn_of_ready(1).await.expect("staged");
+    assert!(!turn.is_forgotten(Some(&first)) && turn.is_forgotten(Some(&second)) && turn.is_forgotten(None));
+    turn.made_in(Some(second.clone()));
+    assert!(turn.is_new() && !turn.is_forgotten(Some(&second)), "it was made again");
+    turn.forget_session();
+    assert!(turn.is_forgotten(Some(&second)));
+    turn.stored(attr(1, b"v1", 0));
+    assert!(!turn.is_forgotten(Some(&first)), "it goes with no session any more");
+    turn.forget_session();
+    assert!(!turn.is_forgotten(Some(&first)));
+}
+
+#[tokio::test]
 async fn what_is_stored_as_another_inode_is_seen_by_its_handles_as_they_have_written_it() {
     let bench = bench(1 << 30);
     bench.staging.begin_new(attr(1, b"", 0), None);
