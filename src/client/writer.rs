@@ -256,19 +256,26 @@ impl Writer {
     ///
     /// *Errors*: `Stale` when the file is of another version by now; `Busy`. Nothing was stored then.
     pub async fn begin(&self, attr: &Attr, end_behind: bool) -> Result<Begun> {
-        let (inode, base_token, asked) = (attr.inode, attr.version_token.clone(), Instant::now());
-        let request = BeginWriteRequest { op: None, inode, base_token: base_token.clone(), end_behind };
-        let incomplete = || Error::internal("begin a write: the answer lacks what to store where");
-        match self.batches.submit(Op::BeginWrite(request), &Handle::current()).await {
-            Ok(done) => Begun::of(done, asked).ok_or_else(incomplete),
+        let asked = Instant::now();
+        match self.begin_at_once(attr, end_behind).await {
             // It has to wait, which a batch does not.
             Err(error) if error.was_not_begun() => {
-                let done = self.namespace.begin_write(inode, base_token).await?;
-                let attr = done.attr.ok_or_else(incomplete)?;
+                let done = self.namespace.begin_write(attr.inode, attr.version_token.clone()).await?;
+                let attr = done.attr.ok_or_else(lacks_place)?;
                 Ok(Begun { intent: done.intent, ufs_path: done.ufs_path, attr, end_behind: false, asked })
             }
-            Err(error) => Err(error),
+            begun => begun,
         }
+    }
+
+    /// As [`Writer::begin`], without waiting for another change of the file that is under way.
+    ///
+    /// *Errors*: as [`Writer::begin`]; `ResourceExhausted` while there is one.
+    pub async fn begin_at_once(&self, attr: &Attr, end_behind: bool) -> Result<Begun> {
+        let (inode, base_token, asked) = (attr.inode, attr.version_token.clone(), Instant::now());
+        let request = BeginWriteRequest { op: None, inode, base_token, end_behind };
+        let done = self.batches.submit(Op::BeginWrite(request), &Handle::current()).await?;
+        Begun::of(done, asked).ok_or_else(lacks_place)
     }
 
     async fn end(&self, attr: &Attr, begun: &Begun, stored: StoredContent) -> Result<Attr> {
@@ -350,6 +357,10 @@ impl Writer {
 async fn look(namespace: &Namespace, inode: u64, base: Bytes) -> Result<Option<Attr>> {
     let begun = namespace.begin_write(inode, base).await?;
     namespace.end_write(begun.intent, None).await
+}
+
+fn lacks_place() -> Error {
+    Error::internal("begin a write: the answer lacks what to store where")
 }
 
 /// What a new file is given.

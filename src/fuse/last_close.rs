@@ -20,6 +20,7 @@ use crate::types::ROOT_INODE;
 use super::fs::Fs;
 use super::nodes::inode_of;
 use super::staging::Turn;
+use super::write::Storing;
 
 /// Most files of one mount that are stored behind their closes at a time, those that are tried again included.
 const STORES_MAX: usize = 64;
@@ -89,7 +90,7 @@ impl Fs {
     pub(super) async fn flush(self: &Arc<Self>, inode: u64, gives_up_locks: bool) -> Result<()> {
         let Some(mut turn) = self.staging.turn_of_ready(inode).await else { return self.made_empty(inode).await };
         if turn.is_written() || gives_up_locks && !turn.is_new() {
-            return self.store_as(&mut turn, true).await;
+            return self.store_as(&mut turn, Storing::Behind).await;
         }
         self.made_of(&mut turn, false).await?;
         if turn.is_due() {
@@ -126,7 +127,9 @@ impl Fs {
         if self.is_open_to_write(node) && (attempts > 0 || turn.is_written()) {
             return true;
         }
-        if let Err(error) = self.store(&mut turn).await {
+        // While the under-storage does not answer, a master still looks what came of the attempt before.
+        let how = if attempts == 0 { Storing::Recorded } else { Storing::AtOnce };
+        if let Err(error) = self.store_as(&mut turn, how).await {
             let path = self.path_for_people(inode);
             // Of content that was written a close has told the error, unless it came by a mapping.
             if !turn.is_written() && may_pass(&error) {
@@ -300,7 +303,7 @@ impl Fs {
 
 /// True for an error that may be gone soon.
 fn may_pass(error: &Error) -> bool {
-    error.is_retryable() || matches!(error.kind, ErrorKind::NoSpace | ErrorKind::UnderStorage)
+    error.is_retryable() || matches!(error.kind, ErrorKind::Busy | ErrorKind::NoSpace | ErrorKind::UnderStorage)
 }
 
 #[cfg(test)]
@@ -332,7 +335,8 @@ mod tests {
     #[test]
     fn a_refusal_of_the_store_is_not_tried_again_and_what_may_pass_is() {
         let may_pass = |kind| may_pass(&Error::new(kind, "told"));
-        assert!([ErrorKind::Unavailable, ErrorKind::Timeout, ErrorKind::NoSpace].into_iter().all(may_pass));
+        let passes = [ErrorKind::Unavailable, ErrorKind::Timeout, ErrorKind::NoSpace, ErrorKind::Busy];
+        assert!(passes.into_iter().all(may_pass));
         assert!(![ErrorKind::PermissionDenied, ErrorKind::Stale, ErrorKind::NotFound].into_iter().any(may_pass));
     }
 }

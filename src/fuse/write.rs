@@ -52,6 +52,17 @@ pub(super) struct Write<'a> {
     pub(super) data: &'a [u8],
 }
 
+/// How content is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Storing {
+    /// Everything is recorded when it is.
+    Recorded,
+    /// What the masters record of a small new file may come behind the answer.
+    Behind,
+    /// As `Recorded`, but a change of the file that is under way is an error, and not waited for with the turn held.
+    AtOnce,
+}
+
 impl Fs {
     /// *Errors*: `ReadOnly`, if nothing can be changed through this mount.
     pub(super) fn check_writable(&self) -> Result<()> {
@@ -230,21 +241,21 @@ impl Fs {
     /// *Errors*: as [`crate::client::Writer::store`]. What was written stays staged.
     pub(super) async fn sync(self: &Arc<Self>, inode: u64) -> Result<()> {
         match self.staging.turn_of_ready(inode).await {
-            Some(mut turn) => self.store_as(&mut turn, true).await,
+            Some(mut turn) => self.store_as(&mut turn, Storing::Behind).await,
             None => self.made_empty(inode).await,
         }
     }
 
     /// As [`Fs::sync`], with everything recorded.
     pub(super) async fn store(self: &Arc<Self>, turn: &mut Turn) -> Result<()> {
-        self.store_as(turn, false).await
+        self.store_as(turn, Storing::Recorded).await
     }
 
-    /// As [`Fs::store`]; `behind` if what the masters record of a small new file may come behind the answer.
-    pub(super) async fn store_as(self: &Arc<Self>, turn: &mut Turn, behind: bool) -> Result<()> {
+    /// As [`Fs::store`], as far as `how` says.
+    pub(super) async fn store_as(self: &Arc<Self>, turn: &mut Turn, how: Storing) -> Result<()> {
         let (mut attempts, mut moves) = (0, 0);
         loop {
-            match self.store_once(turn, behind).await {
+            match self.store_once(turn, how).await {
                 Err(error) if moves < MOVES && self.is_elsewhere_by_now(turn, &error).await => moves += 1,
                 Err(error) if error.kind == ErrorKind::Stale && attempts < APPENDS => {
                     if !self.goes_on_from_empty(turn).await && !self.append_again(turn).await? {
@@ -289,7 +300,7 @@ impl Fs {
         Ok(true)
     }
 
-    async fn store_once(self: &Arc<Self>, turn: &mut Turn, behind: bool) -> Result<()> {
+    async fn store_once(self: &Arc<Self>, turn: &mut Turn, how: Storing) -> Result<()> {
         // Taken once: what is in memory is copied.
         let content = turn.is_due().then(|| turn.content()).transpose()?;
         let prepared = self.prepared(turn, content.as_ref());
@@ -301,9 +312,10 @@ impl Fs {
         let head = turn.head().await;
         let (sent, extends) = (prepared.unwrap_or_else(|| head.sent.clone()), turn.extends_base());
         let content = Content { sent, extends, times: self.times_of_unwritten(turn), ..content };
-        let behind = behind && content.is_in_memory() && self.endings.have_room();
+        let behind = how == Storing::Behind && content.is_in_memory() && self.endings.have_room();
         let begun = match begun {
             Some(begun) => Ok(begun),
+            None if how == Storing::AtOnce => self.writer.begin_at_once(turn.base(), false).await,
             None => self.writer.begin(turn.base(), behind && turn.base().version_token.is_empty()).await,
         };
         let intent = begun.as_ref().ok().map(Begun::intent);
