@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::writes::{errno, names, off, stored, writable, writable_twice};
 use super::{Site, content};
-use crate::support::agent::{Agent, Refusal, encode};
+use crate::support::agent::{Agent, Refusal, decode, encode};
 use crate::support::cluster::PATIENCE;
 use crate::support::s3::trouble::Kind;
 use crate::support::small_disk::SmallDisk;
@@ -122,12 +122,38 @@ async fn a_file_whose_first_store_is_denied_is_told_by_its_close_and_leaves_noth
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_length_that_a_store_does_not_take_changes_nothing_for_who_has_the_file_open() {
+    if !fuse_works("a_length_that_a_store_does_not_take_changes_nothing_for_who_has_the_file_open") {
+        return;
+    }
+    let site = writable(1, |_| {}).await;
+    let (at, troubles) = (site.mnt.join("s3/f"), site.s3.control.troubles.clone());
+    off(move || {
+        fs::write(&at, b"content").expect("written");
+        troubles.deny(Kind::Put, "f", true);
+        for flags in [libc::O_RDONLY, libc::O_RDWR] {
+            let mut agent = Agent::start();
+            agent.call(&json!(["open", "f", at, flags, 0])).expect("open");
+            let refused = Agent::start().call(&json!(["truncate", at, 3]));
+            assert_eq!(refused.expect_err("it is not stored").errno, libc::EACCES);
+            assert_eq!(agent.call(&json!(["fstat", "f"])).expect("stat")["size"], 7, "{flags}");
+            let read = agent.call(&json!(["read", "f"])).expect("read");
+            assert_eq!(decode(&read), b"content", "{flags}");
+        }
+    })
+    .await;
+    assert_eq!(stored(&site, "s3/f").await.as_deref(), Some(&b"content"[..]));
+    site.cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_new_file_whose_close_fails_in_an_outage_of_its_store_is_gone_when_that_answers_again() {
     if !fuse_works("a_new_file_whose_close_fails_in_an_outage_of_its_store_is_gone_when_that_answers_again") {
         return;
     }
     let short = ("fs.jindocache.rpc.timeout".into(), "3s".into());
     let (site, second) = writable_twice(1, |dev| dev.settings.push(short)).await;
+    assert!(site.names("s3").await.is_empty(), "it is known what is there");
     site.s3.control.fail_next(u64::MAX);
     let at = site.mnt.join("s3/f");
     let closed = off(move || put(&at, b"content", 0)).await;
