@@ -213,13 +213,18 @@ impl Fs {
     }
 
     /// Stores files that were never written and are `wanted`, some at a time: what came of each.
-    async fn store_each(self: &Arc<Self>, inodes: Vec<u64>, wanted: fn(&Turn) -> bool) -> Vec<(u64, Result<()>)> {
+    async fn store_each(
+        self: &Arc<Self>,
+        inodes: Vec<u64>,
+        how: Storing,
+        wanted: fn(&Turn) -> bool,
+    ) -> Vec<(u64, Result<()>)> {
         let stores = inodes.into_iter().map(|inode| {
             let this = self.clone();
             async move {
                 let turn = this.staging.turn_of_ready(inode).await.filter(|turn| !turn.is_written() && wanted(turn));
                 let Some(mut turn) = turn else { return (inode, Ok(())) };
-                (inode, this.store(&mut turn).await)
+                (inode, this.store_as(&mut turn, how).await)
             }
         });
         stream::iter(stores).buffer_unordered(STORES_MAX).collect().await
@@ -231,7 +236,7 @@ impl Fs {
         let is_closed = |inode| self.staging.ready(inode).is_some_and(|staged| !self.is_open_to_write(staged.node()));
         let mut inodes = self.staging.unwritten();
         inodes.retain(|inode| is_closed(*inode) && self.inodes.path_below(directory, *inode).is_some());
-        for (inode, stored) in self.store_each(inodes, |_| true).await {
+        for (inode, stored) in self.store_each(inodes, Storing::AtOnce, |_| true).await {
             if let Err(error) = stored {
                 tracing::warn!(inode, %error, "an empty file is not stored before its directory moves");
             }
@@ -247,7 +252,8 @@ impl Fs {
         inodes.retain(|inode| self.inodes.name_of(*inode).is_some_and(|(parent, _)| parent == directory));
         // A file that was cut off has its name already, and its old content until it is closed.
         let is_new = |turn: &Turn| turn.base().version_token.is_empty();
-        self.store_each(inodes, is_new).await.into_iter().try_for_each(|(_, stored)| stored)
+        let stored = self.store_each(inodes, Storing::Recorded, is_new).await;
+        stored.into_iter().try_for_each(|(_, stored)| stored)
     }
 
     /// Stores files that are open and were never written: who serves the mount next knows their handles, and nothing of
@@ -261,9 +267,12 @@ impl Fs {
             if inodes.is_empty() || left.is_zero() {
                 return;
             }
-            let Ok(stored) = tokio::time::timeout(left, self.store_each(inodes, |_| true)).await else { return };
+            let stores = self.store_each(inodes, Storing::AtOnce, |_| true);
+            let Ok(stored) = tokio::time::timeout(left, stores).await else { return };
+            let mut pause = POLL_INTERVAL;
             for (inode, stored) in stored {
                 if let Err(error) = stored {
+                    pause = RETRY_DELAYS[0];
                     let path = self.path_for_people(inode);
                     tracing::warn!(inode, ?path, %error, "an empty file is not stored before the mount is left");
                     if !may_pass(&error) {
@@ -271,7 +280,7 @@ impl Fs {
                     }
                 }
             }
-            tokio::time::sleep(POLL_INTERVAL).await;
+            tokio::time::sleep(pause).await;
         }
     }
 

@@ -16,7 +16,7 @@ impl Fs {
         let unsaved = self.staging.unsaved();
         for inode in unsaved.iter().take(NAMED_MAX) {
             let path = self.path_for_people(*inode);
-            if self.nodes.is_inode_open(*inode) {
+            if self.nodes.written(*inode).is_some() {
                 tracing::error!(?path, inode, "changes of an open file are lost: it was neither closed nor synced");
             } else {
                 tracing::error!(?path, inode, "a file is lost: it could not be stored after its last close");

@@ -1,4 +1,4 @@
-//! Files that are made or cut off and not written yet: one close of several stores nothing, the last one and `fsync` do.
+//! Files that are made or cut off and not written yet: the close of a copy stores nothing, that of their open file and `fsync` do.
 
 use std::fs;
 use std::path::Path;
