@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Bound;
 use std::time::Duration;
 
 use jindofs_proto::v1::{MetaPolicy, Mount};
@@ -103,15 +104,18 @@ fn named(options: &BTreeMap<String, String>, name: &str) -> Option<RefreshPolicy
 
 /// True if the metadata below a mount is read once everywhere: its directories change only by way of the masters.
 pub fn is_read_once(mount: &Mount) -> bool {
-    let mut policies =
-        mount.options.range(META_POLICY.to_owned()..).take_while(|(name, _)| name.starts_with(META_POLICY));
     RefreshPolicy::of_mount(mount) == RefreshPolicy::Once
-        && policies.all(|(_, policy)| RefreshPolicy::parse(policy) == Ok(RefreshPolicy::Once))
+        && all_named(&mount.options).all(|(_, policy)| RefreshPolicy::parse(policy) == Ok(RefreshPolicy::Once))
 }
 
 fn has_paths(options: &BTreeMap<String, String>) -> bool {
-    let first = format!("{META_POLICY}:");
-    options.range(first.clone()..).next().is_some_and(|(name, _)| name.starts_with(&first))
+    all_named(options).any(|(name, _)| name != META_POLICY)
+}
+
+/// The policies among the options, of the mount and of paths.
+fn all_named(options: &BTreeMap<String, String>) -> impl Iterator<Item = (&String, &String)> {
+    let from = (Bound::Included(META_POLICY), Bound::Unbounded);
+    options.range::<str, _>(from).take_while(|(name, _)| name.starts_with(META_POLICY))
 }
 
 /// True if an option is one of these.

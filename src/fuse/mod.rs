@@ -80,7 +80,7 @@ pub async fn run(config: FuseConfig, stop: Shutdown) -> Result<()> {
     };
     let (Served { session, handover }, link) = served;
     let device = mountpoint::device(&config.mount);
-    // What was taken over is held from the beginning: whoever is stopped at once leaves it, too.
+    // The keeper holds a mount that was taken over from the beginning: a client that is stopped at once leaves it, too.
     let held = Held::new(link.is_some());
     if let (Some(socket), Some(handover)) = (config.handover_socket.clone(), handover) {
         tokio::spawn(handover::keep_held(socket, handover, link, held.clone()));

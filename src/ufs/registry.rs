@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::health::{Health, Outage};
 use super::options::{Place, Store, oss_endpoint, parse, secrets_fingerprint};
 use super::{Options, Ufs, local::Local, oss, retry::Retry, role, s3, validate};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 
 /// How long rotated secrets may go unnoticed.
 const SECRETS_FRESH: Duration = Duration::from_secs(10);
@@ -71,6 +71,18 @@ impl Registry {
         let secrets = secrets_fingerprint(options);
         opened.insert(key, Opened { ufs: ufs.clone(), health, secrets, checked: Instant::now() });
         Ok(ufs)
+    }
+
+    /// Asks an under-storage whether it answers.
+    ///
+    /// *Errors*: those of [`Registry::open`] and [`Ufs::check`]; `Timeout` when it has not answered within `patience`.
+    pub async fn check(&self, uri: &str, options: &Options, patience: Duration) -> Result<()> {
+        let storage = self.open(uri, options)?;
+        let late = |_| {
+            let message = format!("{uri} has not answered within {patience:?}: look at it, or ask again");
+            Error::new(ErrorKind::Timeout, message)
+        };
+        tokio::time::timeout(patience, storage.check()).await.map_err(late)?.map(drop)
     }
 
     /// The outage of an under-storage that its last request has found; none for one that was not asked.

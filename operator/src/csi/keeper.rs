@@ -191,10 +191,10 @@ impl Keeper {
         for (device, one) in self.held().iter_mut().filter(|(_, one)| one.server == Server::Client(client)) {
             tracing::info!(device, client, "the client of a mount has ended");
             one.server = Server::Gone(Instant::now());
-            // What it has read and not answered nobody else would read before the next client comes: whoever waits for it could
-            // not even be killed until then.
+            // The kernel gives a request that this client has read to no other client unasked. A process that waits for the
+            // answer to such a request could not be killed until the next client comes.
             if let Err(error) = resend_requests(&one.fuse) {
-                tracing::warn!(device, %error, "who waits for an answer of this client cannot be killed before the next one comes");
+                tracing::warn!(device, %error, "processes that wait for this client cannot be killed before the next client comes");
             }
             any = true;
         }

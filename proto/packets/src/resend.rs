@@ -6,8 +6,8 @@ use std::os::fd::AsFd;
 /// `FUSE_NOTIFY_RESEND`.
 const RESEND: i32 = 7;
 
-/// Has the kernel ask again whatever it has asked of a mount and was not answered (Linux 6.9): each such request waits for
-/// whoever reads it next. Until it is read, a process that waits for its answer can be killed.
+/// Makes the kernel queue all unanswered requests of a mount again (Linux 6.9): the next reader of `fuse` gets them. A process
+/// that waits for the answer to a queued request can be killed.
 ///
 /// *Errors*: those of writing to `/dev/fuse`: `EINVAL` before Linux 6.9.
 pub fn resend_requests(fuse: impl AsFd) -> io::Result<()> {

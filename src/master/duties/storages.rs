@@ -1,11 +1,11 @@
-//! Looks at under-storages of which a request has failed, until they answer: the metric tells when they serve again although nobody
-//! asks them for anything. Those that have answered last are left alone, as every look is a request.
+//! Checks under-storages of which a request has failed until they answer: the metric tells when they serve again, also while no
+//! client uses them. An under-storage whose last request was answered is not checked, as each check is a request.
 
 use std::time::Duration;
 
 use futures::future::join_all;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::master::service::Parts;
 use crate::master::state::query;
 use crate::runtime::Shutdown;
@@ -33,13 +33,7 @@ async fn once(parts: &Parts) -> Result<()> {
     drop(store);
     let in_doubt = mounts.iter().filter(|mount| parts.storage.is_in_doubt(&mount.ufs_uri, &mount.options));
     join_all(in_doubt.map(async |mount| {
-        let checked = match parts.storage.open(&mount.ufs_uri, &mount.options) {
-            Ok(storage) => tokio::time::timeout(CHECK_TIMEOUT, storage.check())
-                .await
-                .unwrap_or_else(|_| Err(Error::unavailable(format!("no answer within {CHECK_TIMEOUT:?}")))),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = checked {
+        if let Err(error) = parts.storage.check(&mount.ufs_uri, &mount.options, CHECK_TIMEOUT).await {
             tracing::debug!(ufs = mount.ufs_uri, %error, "an under-storage does not serve yet");
         }
     }))

@@ -79,7 +79,7 @@ impl Loads {
     }
 
     /// As [`Loads::load`], by a load that began at `since` or later: an older one may have asked before the caller knew of a
-    /// change. Who asks again because the answer took too long is given the same `since`, and joins the load that goes on.
+    /// change. A caller that repeats a request after a timeout gives the same `since`, and joins the load that goes on.
     ///
     /// *Errors*: as [`Loads::load`].
     pub(super) async fn load_since(self: &Arc<Self>, need: LoadNeed, since: Instant) -> Result<()> {

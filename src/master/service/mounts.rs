@@ -6,7 +6,7 @@ use futures::future::join_all;
 use jindofs_proto::v1::{CheckMountsResponse, Mount, MountState};
 
 use super::Parts;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::master::state::query;
 
 /// How long an under-storage may take to answer: less than an attempt of a client.
@@ -21,7 +21,7 @@ pub(super) async fn check(parts: &Parts) -> Result<CheckMountsResponse> {
 
 async fn state(parts: &Parts, mount: &Mount) -> MountState {
     let blank = MountState { mount_id: mount.id, ..MountState::default() };
-    match ask(parts, mount).await {
+    match parts.storage.check(&mount.ufs_uri, &mount.options, CHECK_TIMEOUT).await {
         Ok(()) => MountState { available: true, ..blank },
         Err(error) => {
             let outage = parts.storage.outage(&mount.ufs_uri, &mount.options);
@@ -29,13 +29,4 @@ async fn state(parts: &Parts, mount: &Mount) -> MountState {
             MountState { available: false, error: error.message, since_ns, ..blank }
         }
     }
-}
-
-async fn ask(parts: &Parts, mount: &Mount) -> Result<()> {
-    let storage = parts.storage.open(&mount.ufs_uri, &mount.options)?;
-    let late = |_| {
-        let message = format!("{} has not answered within {CHECK_TIMEOUT:?}: look at it, or ask again", mount.ufs_uri);
-        Error::new(ErrorKind::Timeout, message)
-    };
-    tokio::time::timeout(CHECK_TIMEOUT, storage.check()).await.map_err(late)?.map(drop)
 }

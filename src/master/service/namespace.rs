@@ -161,7 +161,6 @@ impl NamespaceService {
     async fn add_mount(&self, request: AddMountRequest) -> Result<MountResponse> {
         self.numbered(request.op.as_ref())?;
         let mount = request.mount.as_ref().ok_or_else(|| Error::invalid("mount is missing"))?;
-        ufs::validate(&mount.ufs_uri, &mount.options)?;
         let holds_something = self.check_storage(&mount.ufs_uri, &mount.options).await?;
         let uri = mount.ufs_uri.clone();
         let answer = mount_of(propose(&self.0.handle, request.op.clone(), Kind::AddMount(request)).await?)?;
@@ -175,7 +174,6 @@ impl NamespaceService {
         let path = NsPath::parse(&request.path)?;
         let known = query::mounts(&store.view())?.0.into_iter().find(|mount| mount.path == path.as_bytes());
         if let Some(mount) = known {
-            ufs::validate(&mount.ufs_uri, &request.options)?;
             self.check_storage(&mount.ufs_uri, &request.options).await?;
         }
         mount_of(propose(&self.0.handle, request.op.clone(), Kind::ChangeMount(request)).await?)
