@@ -70,11 +70,6 @@ impl Handles {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// True if what is open is noted for a process that may take over.
-    pub(super) fn are_saved(&self) -> bool {
-        self.saved.get().is_some()
-    }
-
     fn note(&self, number: u64, open: Open) -> io::Result<()> {
         self.saved.get().map_or(Ok(()), |saved| saved.put(number, open))
     }

@@ -7,7 +7,7 @@
 //! *Lock order.* The permit to store behind a close comes before the turn of its file: whoever waits for one keeps nobody from a
 //! file.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -254,34 +254,6 @@ impl Fs {
         let is_new = |turn: &Turn| turn.base().version_token.is_empty();
         let stored = self.store_each(inodes, Storing::Recorded, is_new).await;
         stored.into_iter().try_for_each(|(_, stored)| stored)
-    }
-
-    /// Stores files that are open and were never written: who serves the mount next knows their handles, and nothing of
-    /// what is staged here. What may pass is tried again until it is time to leave.
-    pub(super) async fn store_unwritten(self: &Arc<Self>) {
-        let (started, mut refused) = (Instant::now(), HashSet::new());
-        loop {
-            let mut inodes = self.staging.unwritten();
-            inodes.retain(|inode| !refused.contains(inode));
-            let left = SETTLE_TIMEOUT.saturating_sub(started.elapsed());
-            if inodes.is_empty() || left.is_zero() {
-                return;
-            }
-            let stores = self.store_each(inodes, Storing::AtOnce, |_| true);
-            let Ok(stored) = tokio::time::timeout(left, stores).await else { return };
-            let mut pause = POLL_INTERVAL;
-            for (inode, stored) in stored {
-                if let Err(error) = stored {
-                    pause = RETRY_DELAYS[0];
-                    let path = self.path_for_people(inode);
-                    tracing::warn!(inode, ?path, %error, "an empty file is not stored before the mount is left");
-                    if !may_pass(&error) {
-                        refused.insert(inode);
-                    }
-                }
-            }
-            tokio::time::sleep(pause).await;
-        }
     }
 
     /// To be called at the end: waits a while for what is being stored, and ends the session, so that others need not wait.

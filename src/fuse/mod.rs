@@ -110,8 +110,7 @@ pub async fn run(config: FuseConfig, stop: Shutdown) -> Result<()> {
         let _ = tokio::time::timeout(LOOK, fs.look_at_locks()).await;
     };
     if held.get() && !session.guard.is_finished() {
-        fs.store_unwritten().await;
-        leave(&outcome.and(fs.check_saved()));
+        leave(&outcome);
     }
     ends.cancel();
     end(session, &config, device.as_deref());

@@ -29,10 +29,6 @@ const INODE_BITS: u32 = 56;
 /// Most nodes of one inode.
 const NODES_MAX: u64 = 1 << (u64::BITS - INODE_BITS);
 
-/// Version of the handles of a process before that had staged content which was not stored: no file is of it. They are told `Stale`,
-/// and leave the file to whoever opens it anew.
-pub(super) const LOST: u64 = u64::MAX;
-
 /// The inode of a node.
 pub(super) fn inode_of(node: u64) -> u64 {
     node & ((1 << INODE_BITS) - 1)
@@ -105,9 +101,8 @@ impl Node {
         !self.handles.is_empty()
     }
 
-    /// True if somebody may write, and goes on with what others store.
     fn is_written(&self) -> bool {
-        self.version != LOST && self.handles.values().any(|writes| *writes)
+        self.handles.values().any(|writes| *writes)
     }
 
     /// The pages that a new handle finds.
@@ -238,9 +233,7 @@ impl Nodes {
     pub(super) fn adopt(&self, node: u64, number: u64, version: u64, writes: bool) {
         let mut shard = self.shard(inode_of(node));
         let known = shard.entry(inode_of(node)).or_default().entry(place_of(node)).or_default();
-        if known.version != LOST {
-            known.version = version;
-        }
+        known.version = version;
         known.handles.insert(number, writes);
     }
 

@@ -15,7 +15,7 @@ use crate::rpc::source::source_of;
 use crate::types::version_of;
 
 use super::fs::Fs;
-use super::nodes::{Joined, LOST, Opening, PageCache, inode_of};
+use super::nodes::{Joined, Opening, PageCache, inode_of};
 
 /// How often a file is opened again that gets another version at this very moment.
 const ATTEMPTS: usize = 5;
@@ -219,10 +219,6 @@ impl Fs {
         if let Err(error) = self.handles.add_file(number, node, version, writes) {
             self.nodes.leave(node, number);
             return Err(error.into());
-        }
-        // Looked at last: who changes it from now on notes this handle, too.
-        if self.handles.are_saved() && self.staging.ready_for(node).is_some_and(|staged| staged.is_changed()) {
-            self.handles.note_version(&[number], node, LOST);
         }
         Ok(())
     }

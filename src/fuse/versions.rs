@@ -10,7 +10,7 @@ use crate::types::version_of;
 
 use super::fs::Fs;
 use super::inodes::Known;
-use super::nodes::{LOST, extends, inode_of, same_version};
+use super::nodes::{extends, inode_of, same_version};
 use super::staging::Turn;
 
 /// What is to come of the pages that the kernel has of a node which has moved.
@@ -49,7 +49,6 @@ impl Fs {
     pub(super) fn may_move(&self, node: u64, newest: &Attr) -> bool {
         let Some(open) = self.nodes.open_node(node) else { return false };
         self.is_behind(node, newest)
-            && open.version != LOST
             && (open.is_written
                 || self.locks.are_held_through(&self.nodes.handles(node))
                 || open.attr.is_some_and(|attr| extends(newest, &attr)))
@@ -100,28 +99,9 @@ impl Fs {
     /// What the handles of `turn` have, and the kernel's pages hold, is the version `attr` now, or made from it.
     pub(super) fn note_stored(&self, turn: &Turn, attr: &Attr) {
         let file = self.open_source_now(attr);
-        self.nodes.move_to(turn.node(), &file, attr, true);
-        self.note_handles(turn);
-    }
-
-    /// Notes for a process that takes the mount over what the handles of a node stand for. What is staged of them and not stored
-    /// is lost with this process: to go on from the version before it would mix both.
-    pub(super) fn note_handles(&self, turn: &Turn) {
-        if !self.handles.are_saved() {
-            return;
-        }
         let node = turn.node();
-        let Some(open) = self.nodes.open_node(node) else { return };
-        let version = if turn.is_changed() { LOST } else { open.version };
-        self.handles.note_version(&self.nodes.handles(node), node, version);
-    }
-
-    /// What was staged of a node is given up: its handles go on with the version that it stands for.
-    pub(super) fn go_back(self: &Arc<Self>, node: u64) {
-        if let Some(open) = self.nodes.open_node(node) {
-            self.handles.note_version(&self.nodes.handles(node), node, open.version);
-            self.drop_pages_later(node);
-        }
+        let numbers = self.nodes.move_to(node, &file, attr, true);
+        self.handles.note_version(&numbers, node, file.source.version);
     }
 
     /// What a node is to show, without asking anybody; `None` if a master has to be asked, or it has to move first.

@@ -129,11 +129,7 @@ impl Fs {
     }
 
     fn write_in_turn(self: &Arc<Self>, turn: &mut Turn, write: Write<'_>) -> Result<()> {
-        let was_changed = turn.is_changed();
         let at = turn.write(write.place, write.data)?;
-        if !was_changed {
-            self.note_handles(turn);
-        }
         if at != write.offset {
             // The kernel took its own end of the file for where it is appended, and keeps a page with it there.
             self.drop_pages_later(turn.node());
@@ -206,7 +202,6 @@ impl Fs {
             self.drop_pages_later(node);
         }
         if self.is_behind(node, attr) {
-            // Or what the process before had staged for its handles is lost.
             return Err(other_version(turn.inode()));
         }
         let content = self.staging.blank();
@@ -367,7 +362,6 @@ impl Fs {
     fn note_new_version(&self, turn: &mut Turn, attr: Attr) {
         self.renewed(turn, attr.clone());
         turn.stored(attr);
-        self.note_handles(turn);
     }
 
     /// True if a file that was made here is there, with what somebody else has stored in it.
@@ -440,7 +434,6 @@ impl Fs {
         let mut turn = self.stage(node, length).await?;
         let was_due = turn.is_due();
         let mut done = turn.truncate(length);
-        self.note_handles(&turn);
         if done.is_ok() && handle.is_none() {
             done = self.store(&mut turn).await;
         }
@@ -448,7 +441,7 @@ impl Fs {
         let is_refused = done.is_err() && !was_due;
         let is_removed = self.staging.remove_unless(turn, || !is_refused && (was_due || self.nodes.is_open(node)));
         if is_removed && is_refused {
-            self.go_back(node);
+            self.drop_pages_later(node);
         }
         done
     }

@@ -1,7 +1,5 @@
 //! A client that is replaced while its mount is read, with the node plugin as it runs on a node: readers wait and go on.
 
-mod unstored;
-
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -95,11 +93,6 @@ impl Plugin {
 
 impl Node {
     async fn start(timeout: u64) -> Node {
-        Node::start_as(timeout, false).await
-    }
-
-    /// As [`Node::start`]; `writable` for a mount through which files are changed.
-    async fn start_as(timeout: u64, writable: bool) -> Node {
         let dir = tempfile::tempdir().expect("tempdir").keep();
         let mnt = Plugin::mounts(&dir).join("default/demo/jindofs-fuse");
         std::fs::create_dir_all(&mnt).expect("made");
@@ -107,7 +100,6 @@ impl Node {
         let site = start(1, |dev| {
             dev.workers = 1;
             dev.mounts = vec![mnt.clone()];
-            dev.writable = writable;
             dev.settings.push(("fuse.handover.socket".to_owned(), Plugin::socket(&dir).display().to_string()));
         })
         .await;

@@ -126,20 +126,6 @@ async fn what_the_process_before_had_open_is_a_node_before_anything_is_known_of_
 }
 
 #[tokio::test]
-async fn who_writes_what_the_process_before_had_staged_and_lost_keeps_nobody_from_the_file() {
-    let mut bench = Bench::new();
-    bench.nodes.adopt(5, 76, version("a"), true);
-    bench.nodes.adopt(5, 77, LOST, true);
-    bench.nodes.adopt(5, 78, version("a"), true);
-    let open = bench.nodes.open_node(5).expect("open");
-    assert!(open.version == LOST && !open.is_written, "all its handles share what is lost");
-    assert_eq!((bench.nodes.written(5), bench.open(5, "a", true).1), (None, Joined::Elsewhere));
-    let node = bench.nodes.enter(&attr("a"));
-    assert!(is_secondary(node) && bench.open(node, "a", true).1 == DROP);
-    assert_eq!(bench.nodes.written(5), Some(node));
-}
-
-#[tokio::test]
 async fn who_follows_what_is_appended_shares_its_node_with_who_opens_the_newest() {
     let mut bench = Bench::new();
     let appended = Attr { size: 9, prefix_since: 1, ..attr("bb") };

@@ -44,11 +44,6 @@ impl Staged {
     pub(in crate::fuse) fn node(&self) -> u64 {
         self.node
     }
-
-    /// True if its content is not that of any version.
-    pub(in crate::fuse) fn is_changed(&self) -> bool {
-        matches!(self.unsaved.get(), Unsaved::Emptied | Unsaved::Written)
-    }
 }
 
 impl Turn {
@@ -69,11 +64,6 @@ impl Turn {
     /// The masters are told to forget a file that was made here and cannot be stored.
     pub(in crate::fuse) fn forget_session(&mut self) {
         self.work.made_in = self.work.made_in.take().map(|_| Bytes::new());
-    }
-
-    /// True if its content is not that of any version.
-    pub(in crate::fuse) fn is_changed(&self) -> bool {
-        self.staged.is_changed()
     }
 
     /// True if nothing is in it any more.
