@@ -43,10 +43,14 @@ const EXPECTED: [&str; 17] = [
 ];
 
 /// Where `make test` puts what is installed for tests.
-fn tool(name: &str) -> PathBuf {
+pub(super) fn tools() -> PathBuf {
     let cache = std::env::var_os("JINDOFS_CACHE").map(PathBuf::from);
     let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache/jindofs");
-    cache.unwrap_or_else(home).join("tools/bin").join(name)
+    cache.unwrap_or_else(home).join("tools")
+}
+
+fn tool(name: &str) -> PathBuf {
+    tools().join("bin").join(name)
 }
 
 fn can_run(test: &str, name: &str) -> bool {

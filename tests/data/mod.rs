@@ -21,6 +21,7 @@ mod metadata;
 mod mount;
 mod oss;
 mod prefixes;
+mod programs;
 mod refreshed;
 mod refused;
 mod registers;

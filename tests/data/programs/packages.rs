@@ -1,0 +1,24 @@
+//! pip and npm: thousands of small files, links where there can be some, and packages that replace others.
+
+use super::install::NPM;
+use super::{Job, LONG_DEADLINE, Mounts, STORAGES, can_run_long, run};
+
+fn jobs(name: &str, script: &str) -> Vec<Job> {
+    STORAGES.map(|storage| Job::shell(name, storage, Mounts::Two, script).within(LONG_DEADLINE)).into()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pip_installs_replaces_and_removes_a_package_and_an_environment_that_needs_a_link_is_refused() {
+    let test = "pip_installs_replaces_and_removes_a_package_and_an_environment_that_needs_a_link_is_refused";
+    if can_run_long(test, &[]) {
+        run(jobs("pip", include_str!("pip.sh"))).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn npm_installs_replaces_and_removes_a_package_and_links_that_cannot_be_are_refused_by_name() {
+    let test = "npm_installs_replaces_and_removes_a_package_and_links_that_cannot_be_are_refused_by_name";
+    if can_run_long(test, &[NPM]) {
+        run(jobs("npm", include_str!("npm.sh"))).await;
+    }
+}
