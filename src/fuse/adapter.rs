@@ -293,7 +293,7 @@ impl Filesystem for Adapter {
                     let keep = if keep { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
                     reply.opened(FileHandle(number), FopenFlags::FOPEN_CACHE_DIR | keep);
                 }
-                Err(error) => reply.error(failed("opendir", inode.0, &error)),
+                Err(error) => reply.error(failed_at_inode("opendir", inode.0, &error)),
             }
         });
     }

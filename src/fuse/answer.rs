@@ -181,7 +181,7 @@ pub(super) fn give_plus(fs: &Fs, directory: &Directory, offset: u64, mut reply: 
         full
     });
     if directory.is_at_end(offset) {
-        fs.inodes.listed(directory.inode, directory.opened);
+        fs.inodes.listed(directory);
     }
     reply.ok();
 }

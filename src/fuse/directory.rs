@@ -77,6 +77,8 @@ pub(super) struct Given<'a> {
 pub(super) struct Directory {
     pub(super) inode: u64,
     pub(super) parent: u64,
+    /// Of its names, or an older one, when it was opened.
+    pub(super) version: u64,
     pub(super) opened: Instant,
     state: Mutex<State>,
     /// Fetches of one handle go one after the other.
@@ -84,11 +86,12 @@ pub(super) struct Directory {
 }
 
 impl Directory {
-    pub(super) fn new(inode: u64, parent: u64) -> Directory {
+    pub(super) fn new(inode: u64, parent: u64, version: u64) -> Directory {
         let now = Instant::now();
         Directory {
             inode,
             parent,
+            version,
             opened: now,
             state: Mutex::new(State::new(now)),
             fetching: tokio::sync::Mutex::new(()),
@@ -305,7 +308,7 @@ mod tests {
     fn every_entry_comes_once_whatever_the_size_of_the_requests() {
         let master = Master::with(10_500);
         for batch in [1, 7, 30, 5000] {
-            let seen = read(&Directory::new(3, 1), &master, 0, batch);
+            let seen = read(&Directory::new(3, 1, 0), &master, 0, batch);
             assert_eq!(seen.len(), 10_502);
             assert_eq!((seen[0].1.as_str(), seen[1].1.as_str()), (".", ".."));
             assert!(seen[2..].is_sorted_by(|a, b| a.1 < b.1));
@@ -315,7 +318,7 @@ mod tests {
     #[test]
     fn offsets_stay_with_their_entries_when_others_come_and_go() {
         let mut master = Master::with(9000);
-        let directory = Directory::new(3, 1);
+        let directory = Directory::new(3, 1, 0);
         let first = read(&directory, &master, 0, 100);
         master.0.retain(|entry| entry.attr.as_ref().is_some_and(|attr| attr.inode != 10 + 500));
         master.0.insert(200, Entry { name: "f0000199a".into(), ..entry(1_000_000) });
@@ -328,7 +331,7 @@ mod tests {
     #[test]
     fn reading_again_goes_on_behind_many_that_vanished_and_many_that_came() {
         let mut master = Master::with(9000);
-        let directory = Directory::new(3, 1);
+        let directory = Directory::new(3, 1, 0);
         let first = read(&directory, &master, 0, 100);
         master.0.retain(|entry| entry.attr.as_ref().is_some_and(|attr| !(110..7110).contains(&attr.inode)));
         let come =
@@ -343,7 +346,7 @@ mod tests {
 
     #[test]
     fn an_empty_directory_has_the_dots_only() {
-        let directory = Directory::new(3, 1);
+        let directory = Directory::new(3, 1, 0);
         assert_eq!(read(&directory, &Master::with(0), 0, 10).len(), 2);
         assert!(directory.is_at_end(2));
     }
@@ -351,27 +354,27 @@ mod tests {
     #[test]
     fn offsets_of_a_directory_read_anew_mean_the_same_only_if_nothing_before_them_changed() {
         let mut master = Master::with(2500);
-        let first = Directory::new(3, 1);
+        let first = Directory::new(3, 1, 0);
         let seen = read(&first, &master, 0, 100);
         let Open::Directory { names, fingerprint, .. } = first.open() else { panic!("a directory") };
         assert_eq!(names, 2500);
         master.0.push(entry(5_000_000));
-        let again = Directory::new(3, 1);
+        let again = Directory::new(3, 1, 0);
         read(&again, &master, Directory::offset_of_last(names), 100);
         assert!(again.begins_with(names, fingerprint), "what came behind does not matter");
         let rest = &seen[701..];
         assert_eq!(read(&again, &master, seen[700].0, 100)[..rest.len()], *rest);
         master.0.remove(7);
-        let changed = Directory::new(3, 1);
+        let changed = Directory::new(3, 1, 0);
         read(&changed, &master, 0, 100);
         assert!(!changed.begins_with(names, fingerprint));
-        assert!(Directory::new(3, 1).begins_with(0, EMPTY), "nothing was read");
+        assert!(Directory::new(3, 1, 0).begins_with(0, EMPTY), "nothing was read");
     }
 
     #[test]
     fn after_rewinding_new_entries_are_seen() {
         let mut master = Master::with(3);
-        let directory = Directory::new(3, 1);
+        let directory = Directory::new(3, 1, 0);
         read(&directory, &master, 0, 10);
         master.0.push(entry(7));
         directory.rewind();

@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use jindofs_proto::v1::{Entry, FileType, Target};
+use jindofs_proto::v1::{Attr, Entry, FileType, Target};
 
 use crate::client::layout_cache::LayoutCache;
 use crate::client::mounts::Mounts;
@@ -153,7 +153,8 @@ impl Fs {
         });
     }
 
-    /// What can be said of a name without asking; `Err` for one that is known to be absent.
+    /// What can be said of a name without asking; `Err` for one that is known to be absent. Where files are written that is asked
+    /// for each time: what another mount has made and closed is to be found by whoever opens it next.
     pub(super) fn lookup_now(&self, parent: u64, name: &[u8]) -> Option<Result<Known, ()>> {
         if let Some(inode) = self.creates.named(parent, name) {
             return self.inodes.get(inode).map(Ok);
@@ -164,8 +165,8 @@ impl Fs {
         }
         match self.listings.get(parent, name, self.ttl) {
             Seen::Entry(known) => Some(Ok(*known)),
-            Seen::Absent => Some(Err(())),
-            Seen::Unknown => None,
+            Seen::Absent if !self.writable => Some(Err(())),
+            Seen::Absent | Seen::Unknown => None,
         }
     }
 
@@ -184,7 +185,11 @@ impl Fs {
             Wanted::Entries => drop(tokio::spawn(async move { this.remember_listing(parent).await })),
             Wanted::Names => drop(tokio::spawn(async move { this.learn_names(parent).await })),
         }
-        self.ask(at_entry(parent, name), self.inodes.get_named(parent, name)).await
+        let asked = self.ask(at_entry(parent, name), self.inodes.get_named(parent, name)).await;
+        if asked.as_ref().is_err_and(|error| error.kind == ErrorKind::Stale) {
+            self.forget_name(parent);
+        }
+        asked
     }
 
     /// Reads a whole directory for the lookups to come.
@@ -348,14 +353,26 @@ impl Fs {
         if self.writable { self.inodes.newest(known) } else { known }
     }
 
+    /// Attributes of a directory that is opened. Where files are written, those of now: so its listing is that of now.
+    async fn directory_to_open(self: &Arc<Self>, inode: u64) -> Result<Attr> {
+        if !self.writable {
+            return Ok(self.attr(inode).await?.attr);
+        }
+        let asked = self.ask_attr_of_name(inode).await;
+        if asked.as_ref().is_err_and(|error| error.kind == ErrorKind::NotFound) {
+            self.forget_name(inode);
+        }
+        Ok(asked?.attr)
+    }
+
     /// Opens a directory; true if a listing the kernel keeps may be used.
     pub(super) async fn open_directory(self: &Arc<Self>, inode: u64) -> Result<(u64, bool)> {
-        let attr = self.attr(inode).await?.attr;
+        let attr = self.directory_to_open(inode).await?;
         if attr.r#type() != FileType::Directory {
             return Err(Error::new(ErrorKind::NotADirectory, format!("inode {inode} is not a directory")));
         }
-        let keep = self.inodes.listing_is_fresh(inode, self.ttl) && !self.locks.are_names_watched(inode);
-        Ok((self.handles.add_directory(Directory::new(inode, attr.parent))?, keep))
+        let keep = self.inodes.listing_is_fresh(&attr, self.ttl) && !self.locks.are_names_watched(inode);
+        Ok((self.handles.add_directory(Directory::new(inode, attr.parent, attr.version))?, keep))
     }
 
     /// Fetches what is needed to give entries from `offset` on; true if anything had to be fetched.

@@ -77,7 +77,10 @@ impl Fs {
         let Some(Open::Directory { inode, names, fingerprint }) = self.handles.inherited(number) else {
             return self.handles.directory(number).ok_or_else(|| unknown(number));
         };
-        let directory = Directory::new(inode, self.attr(inode).await?.attr.parent);
+        let directory = {
+            let attr = self.attr(inode).await?.attr;
+            Directory::new(inode, attr.parent, attr.version)
+        };
         // An offset counts the names before it: they must be those it was given for.
         if offset > 0 && names > 0 {
             self.fetch_entries(&directory, Directory::offset_of_last(names)).await?;

@@ -13,6 +13,8 @@ use jindofs_proto::v1::Attr;
 
 use crate::types::ROOT_INODE;
 
+use super::directory::Directory;
+
 const SHARDS: usize = 16;
 /// Deepest path walked: a path of 4,096 bytes has at most that many names.
 const DEPTH_MAX: usize = 2048;
@@ -47,8 +49,8 @@ struct Inode {
     parent: u64,
     name: Box<[u8]>,
     lookups: u64,
-    /// When the kernel was last given a listing to keep.
-    listed: Option<Instant>,
+    /// When the kernel was last given a listing to keep, and of which version of the directory, or a newer one.
+    listed: Option<(Instant, u64)>,
     coming: Coming,
 }
 
@@ -195,16 +197,17 @@ impl Inodes {
         Some(names.join(&b'/'))
     }
 
-    /// True if a listing the kernel keeps is younger than `ttl`.
-    pub(super) fn listing_is_fresh(&self, inode: u64, ttl: Duration) -> bool {
-        let shard = self.shard(inode);
-        shard.get(&inode).and_then(|entry| entry.listed).is_some_and(|since| since.elapsed() < ttl)
+    /// True if a listing the kernel keeps is younger than `ttl`, and of this version of the directory.
+    pub(super) fn listing_is_fresh(&self, directory: &Attr, ttl: Duration) -> bool {
+        let shard = self.shard(directory.inode);
+        let listed = shard.get(&directory.inode).and_then(|entry| entry.listed);
+        listed.is_some_and(|(since, version)| since.elapsed() < ttl && version == directory.version)
     }
 
-    /// The kernel was given a whole listing to keep, begun at `since`.
-    pub(super) fn listed(&self, inode: u64, since: Instant) {
-        if let Some(entry) = self.shard(inode).get_mut(&inode) {
-            entry.listed = Some(since);
+    /// The kernel was given a whole listing to keep.
+    pub(super) fn listed(&self, directory: &Directory) {
+        if let Some(entry) = self.shard(directory.inode).get_mut(&directory.inode) {
+            entry.listed = Some((directory.opened, directory.version));
         }
     }
 

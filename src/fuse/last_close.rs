@@ -165,18 +165,8 @@ impl Fs {
         let (made, given_up) = (turn.base().inode, turn.given_up());
         turn.forget_session();
         if self.unmake(made, given_up).await {
-            self.lose_name(inode);
+            self.forget_name(inode);
         }
-    }
-
-    /// The name of an inode is gone at the masters: whoever opens it by what the kernel remembers is to look it up again.
-    fn lose_name(&self, inode: u64) {
-        self.inodes.expire(inode);
-        let Some((parent, name)) = self.inodes.name_of(inode) else { return };
-        if self.inodes.get_named(parent, &name).is_some_and(|known| known.attr.inode == inode) {
-            self.inodes.removed(parent, &name);
-        }
-        self.changed(parent);
     }
 
     /// Has the masters forget a file that was made here and could not be stored: nobody is to see what cannot be. `given_up` is

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use jindofs_proto::v1::{Attr, CreateRequest, FileType, MkdirRequest, Mount, SymlinkRequest};
 use tokio::runtime::Handle;
 
-use crate::client::namespace::at_entry;
+use crate::client::namespace::{at_entry, at_inode};
 use crate::client::writer::Begun;
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::source::source_of;
@@ -75,6 +75,18 @@ impl Fs {
         }
     }
 
+    /// What came of a change in a directory. One that is gone was maybe made again by others: the kernel looks its path up again.
+    async fn done_in<T>(&self, directory: u64, done: Result<T>) -> Result<T> {
+        let Err(error) = done else { return done };
+        let is_gone = error.kind == ErrorKind::NotFound
+            && self.patient.lookup(at_inode(directory)).await.is_err_and(|error| error.kind == ErrorKind::NotFound);
+        if !is_gone {
+            return Err(error);
+        }
+        self.forget_name(directory);
+        Err(Error { kind: ErrorKind::Stale, ..error })
+    }
+
     async fn make_file(self: &Arc<Self>, at: Name<'_>, made: Made, exclusive: bool) -> Result<Attr> {
         let directory = self.attr(at.0).await?.attr;
         if directory.mount_id != 0 {
@@ -86,7 +98,7 @@ impl Fs {
         let request = CreateRequest { exclusive: true, ..made.request(at) };
         self.settled(at.0).await;
         let asked = Instant::now();
-        let attr = self.patient.create(request).await;
+        let attr = self.done_in(at.0, self.patient.create(request).await).await;
         self.changed_name(at, true, asked, &attr);
         attr.map_err(|error| match error.kind {
             // The kernel looks the name up again, and opens what it finds.
@@ -217,7 +229,7 @@ impl Fs {
         };
         self.settled(at.0).await;
         let asked = Instant::now();
-        let attr = self.patient.mkdir(request).await;
+        let attr = self.done_in(at.0, self.patient.mkdir(request).await).await;
         self.changed_name(at, true, asked, &attr);
         let attr = attr?;
         self.listings.born(&attr, asked);
@@ -239,7 +251,7 @@ impl Fs {
         };
         self.settled(at.0).await;
         let asked = Instant::now();
-        let attr = self.patient.symlink(request).await;
+        let attr = self.done_in(at.0, self.patient.symlink(request).await).await;
         self.changed_name(at, true, asked, &attr);
         Ok(Known::new(attr?, Instant::now()))
     }
@@ -254,7 +266,7 @@ impl Fs {
             self.settled(known.attr.inode).await;
         }
         let asked = Instant::now();
-        let removed = self.patient.rmdir(at_entry(at.0, at.1), false).await;
+        let removed = self.done_in(at.0, self.patient.rmdir(at_entry(at.0, at.1), false).await).await;
         self.changed_name(at, false, asked, &removed);
         removed?;
         self.inodes.removed(at.0, at.1);
@@ -272,7 +284,7 @@ impl Fs {
             None => None,
         };
         let asked = Instant::now();
-        let removed = self.patient.unlink(at_entry(at.0, at.1)).await;
+        let removed = self.done_in(at.0, self.patient.unlink(at_entry(at.0, at.1)).await).await;
         self.changed_name(at, false, asked, &removed);
         if removed.is_ok() {
             self.inodes.removed(at.0, at.1);
@@ -300,7 +312,7 @@ impl Fs {
         self.changed(from.0);
         self.changed(to.0);
         self.gone(replaced, renamed.is_ok());
-        let attr = renamed?;
+        let attr = self.done_in(to.0, self.done_in(from.0, renamed).await).await?;
         self.inodes.moved(attr.inode, to.0, to.1);
         // Kept by version, it knows the old path.
         self.reader.forget(&source_of(&attr, Vec::new()));

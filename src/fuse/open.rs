@@ -192,11 +192,13 @@ impl Fs {
     }
 
     /// The name that leads to an inode which is gone is another's, or nobody's: the kernel is about to look it up again.
-    fn forget_name(&self, inode: u64) {
-        if let Some((parent, name)) = self.inodes.name_of(inode) {
-            self.listings.changed(parent);
+    pub(super) fn forget_name(&self, inode: u64) {
+        self.inodes.expire(inode);
+        let Some((parent, name)) = self.inodes.name_of(inode) else { return };
+        if self.inodes.get_named(parent, &name).is_some_and(|known| known.attr.inode == inode) {
             self.inodes.removed(parent, &name);
         }
+        self.changed(parent);
     }
 
     /// The handles of a node share what is staged, whatever version others have stored since.

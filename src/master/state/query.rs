@@ -73,7 +73,7 @@ pub fn lookup(view: &dyn View, target: &Target) -> Result<Attr, Error> {
 
 /// The inode `target` points at.
 pub fn resolve(view: &dyn View, target: &Target) -> Result<u64, Error> {
-    match resolve::reach(view, Some(target))? {
+    match reach_now(view, target)? {
         Reach::Inode(id) => Ok(id),
         Reach::Missing { name, .. } => Err(resolve::missing(&name)),
     }
@@ -81,7 +81,7 @@ pub fn resolve(view: &dyn View, target: &Target) -> Result<u64, Error> {
 
 /// As [`lookup`], telling "absent" from "not loaded yet".
 pub fn lookup_or_load(view: &dyn View, target: &Target) -> Result<LookupStep, Error> {
-    let found = match definite(resolve::reach(view, Some(target)))? {
+    let found = match definite(reach_now(view, target))? {
         Ok(Reach::Inode(id)) => id,
         Ok(Reach::Missing { directory, name, .. }) => {
             return Ok(match need_name(view, directory, &name)? {
@@ -109,6 +109,17 @@ pub fn list_or_load(view: &dyn View, target: &Target, after: &[u8], limit: usize
     }
     let (entries, end) = list(view, directory.inode, after, limit)?;
     Ok(ListStep::Page { directory, entries, end })
+}
+
+/// Where a target points at, or ends. Of a name in a directory that is gone it is not said that there is none: another directory
+/// may have the path by which the client came to that one, and the client has to look it up again.
+fn reach_now(view: &dyn View, target: &Target) -> Step<Reach> {
+    match (resolve::reach(view, Some(target)), &target.target) {
+        (Err(Fault::Refused(error)), Some(target::Target::Entry(entry))) if error.kind == ErrorKind::NotFound => {
+            refuse(ErrorKind::Stale, format!("the directory with inode {} is gone", entry.parent))
+        }
+        (reached, _) => reached,
+    }
 }
 
 /// Refusals are answers; only a failed store is an error.
