@@ -4,14 +4,15 @@
 //! A shell opens the file of a redirection, closes a copy of that, and starts its command. Storing nothing then saves a
 //! request, and leaves the old content in place until there is a new one to replace it.
 //!
-//! *Lock order.* The permit to store behind a close comes before the turn of its file: whoever waits for one keeps nobody from a
-//! file.
+//! *Lock order.* The permit of an attempt comes before the turn of its file: whoever waits for one keeps nobody from a file.
 
 use std::collections::HashMap;
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::{StreamExt, stream};
+use lru::LruCache;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -19,12 +20,14 @@ use crate::types::ROOT_INODE;
 
 use super::fs::Fs;
 use super::nodes::inode_of;
-use super::staging::Turn;
+use super::staging::{Staged, Turn};
 use super::write::Storing;
 
-/// Most files of one mount that are stored behind their closes at a time, those that are tried again included.
+/// Most files of one mount that are stored behind their closes at a time.
 const STORES_MAX: usize = 64;
-/// How long a close waits while that many are under way.
+/// Most of them that are left to be stored, or to be stored again after a pause: each one keeps some KiB.
+const WAITING_MAX: usize = 4096;
+/// How long a close waits while as many are under way, or left.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pauses before a file that nobody waits for is stored again: the last one is repeated.
 const RETRY_DELAYS: [Duration; 5] = [
@@ -40,29 +43,68 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(20);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// How long the turn of a file is kept while the masters are told to forget it.
 const UNMAKE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a directory that moves waits for the turn of a file below it.
+const TURN_TIMEOUT: Duration = Duration::from_secs(2);
+/// Most attempts, over some minutes, to store a file that the under-storage answers with an error which it does not explain.
+const UNEXPLAINED_MAX: usize = 20;
+/// Files remembered of which the masters could not be told to forget them.
+const GIVEN_UP: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
 
-/// Bounds what is stored behind the closes of files: whoever closes files faster than they are stored waits. By mounts, since one
-/// under-storage that fails must not keep files from the others.
-#[derive(Debug, Default)]
-pub(super) struct LastCloses(Mutex<HashMap<u32, Arc<Semaphore>>>);
+/// Files that are stored behind their closes.
+#[derive(Debug)]
+pub(super) struct LastCloses {
+    /// By mounts, since one under-storage that fails must not keep files from the others.
+    rooms: Mutex<HashMap<u32, Room>>,
+    /// Files that the masters forget once their under-storage answers again. Inode numbers are never used twice.
+    given_up: Mutex<LruCache<u64, ()>>,
+}
+
+/// Bounds what is stored behind the closes of files of a mount: whoever closes files faster than they are stored waits.
+#[derive(Debug, Clone)]
+struct Room {
+    attempts: Arc<Semaphore>,
+    /// What is left to be stored.
+    waiting: Arc<Semaphore>,
+}
+
+impl Default for LastCloses {
+    fn default() -> LastCloses {
+        LastCloses { rooms: Mutex::default(), given_up: Mutex::new(LruCache::new(GIVEN_UP)) }
+    }
+}
 
 impl LastCloses {
-    fn of(&self, mount_id: u32) -> Arc<Semaphore> {
-        let mut mounts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        mounts.entry(mount_id).or_insert_with(|| Arc::new(Semaphore::new(STORES_MAX))).clone()
+    fn of(&self, mount_id: u32) -> Room {
+        let room =
+            || Room { attempts: Arc::new(Semaphore::new(STORES_MAX)), waiting: Arc::new(Semaphore::new(WAITING_MAX)) };
+        let mut rooms = self.rooms.lock().unwrap_or_else(PoisonError::into_inner);
+        rooms.entry(mount_id).or_insert_with(room).clone()
     }
 
     fn has_room(&self, mount_id: u32) -> bool {
-        self.of(mount_id).available_permits() > 0
+        let room = self.of(mount_id);
+        room.attempts.available_permits() > 0 && room.waiting.available_permits() > 0
     }
 
     async fn wait_for_room(&self, mount_id: u32) {
+        let room = self.of(mount_id);
         // In vain it has slowed the caller down, which is what it is for.
-        let _ = tokio::time::timeout(ROOM_TIMEOUT, self.permit(mount_id)).await;
+        let _ =
+            tokio::time::timeout(ROOM_TIMEOUT, async { (room.waiting.acquire().await, room.attempts.acquire().await) })
+                .await;
     }
 
-    async fn permit(&self, mount_id: u32) -> Option<OwnedSemaphorePermit> {
-        self.of(mount_id).acquire_owned().await.ok()
+    async fn attempt(&self, mount_id: u32) -> Option<OwnedSemaphorePermit> {
+        self.of(mount_id).attempts.acquire_owned().await.ok()
+    }
+
+    fn give_up(&self, inode: u64) {
+        self.given_up.lock().unwrap_or_else(PoisonError::into_inner).put(inode, ());
+    }
+
+    /// True for a file of which the masters could not be told that it is to be forgotten.
+    pub(super) fn is_given_up(&self, inode: u64) -> bool {
+        self.given_up.lock().unwrap_or_else(PoisonError::into_inner).contains(&inode)
     }
 }
 
@@ -104,10 +146,30 @@ impl Fs {
     /// Nobody is left to be told of an error: it is logged, and what may pass is tried again until this process ends, or
     /// somebody has the file open who may write, and whose close stores it.
     pub(super) async fn let_go(self: &Arc<Self>, node: u64) {
-        let is_due = self.staging.ready_for(node).is_some_and(|staged| staged.is_due());
-        let _permit = if is_due { self.last_closes.permit(self.mount_of(inode_of(node))).await } else { None };
+        // One for each file, however often that is opened and closed meanwhile.
+        while let Some(staged) = self.staging.ready_for(node).filter(|staged| staged.begin_letting_go()) {
+            self.let_go_at_last(node, &staged).await;
+            staged.end_letting_go();
+            // Who has closed it since that looked at it has left it to that.
+            let is_there = self.staging.ready_for(node).is_some_and(|there| Arc::ptr_eq(&there, &staged));
+            if !is_there || !staged.is_due() || self.is_open_to_write(node) {
+                return;
+            }
+        }
+    }
+
+    async fn let_go_at_last(self: &Arc<Self>, node: u64, staged: &Staged) {
+        let mount_id = self.mount_of(inode_of(node));
+        let room = self.last_closes.of(mount_id);
+        // Nobody waits for more of them: where there are too many, closes are slowed down.
+        let _waiting = if staged.is_due() { room.waiting.try_acquire_owned().ok() } else { None };
         let mut attempts = 0;
-        while !self.try_let_go(node, attempts).await {
+        loop {
+            let permit = if staged.is_due() { self.last_closes.attempt(mount_id).await } else { None };
+            if self.try_let_go(node, attempts).await {
+                return;
+            }
+            drop(permit);
             tokio::time::sleep(RETRY_DELAYS[attempts.min(RETRY_DELAYS.len() - 1)]).await;
             attempts += 1;
         }
@@ -127,12 +189,12 @@ impl Fs {
         if self.is_open_to_write(node) && (attempts > 0 || turn.is_written()) {
             return true;
         }
-        // While the under-storage does not answer, a master still looks what came of the attempt before.
-        let how = if attempts == 0 { Storing::Recorded } else { Storing::AtOnce };
+        // What nobody waits for does not wait with the turn held, and comes again.
+        let how = if turn.is_written() { Storing::Recorded } else { Storing::AtOnce };
         if let Err(error) = self.store_as(&mut turn, how).await {
             let path = self.path_for_people(inode);
             // Of content that was written a close has told the error, unless it came by a mapping.
-            if !turn.is_written() && may_pass(&error) {
+            if !turn.is_written() && may_pass(&error, attempts) {
                 tracing::warn!(inode, ?path, %error, "an empty file is not stored yet after it was closed");
                 return false;
             }
@@ -140,17 +202,18 @@ impl Fs {
                 tracing::warn!(inode, ?path, %error, "an empty file is not stored: the next close of it tries again");
                 return true;
             }
-            self.give_up_storing(&mut turn, &error).await;
+            return self.give_up_storing(turn, &error).await;
         }
         // Whoever has opened it meanwhile goes on with what is staged, and closes it.
         self.staging.remove_unless(turn, || self.nodes.is_open(node));
         true
     }
 
-    /// What is staged cannot be stored. Of a file that was made here nothing is to be left. Whoever opens it while it is
-    /// forgotten waits for the turn, and makes it again by storing it.
-    async fn give_up_storing(self: &Arc<Self>, turn: &mut Turn, error: &Error) {
-        let inode = turn.inode();
+    /// What is staged cannot be stored, and is not to be tried again by the close of somebody who only reads. Of a file that was
+    /// made here nothing is to be left. Whoever opens it to write while it is forgotten waits for the turn, and makes it again by
+    /// storing it.
+    async fn give_up_storing(self: &Arc<Self>, mut turn: Turn, error: &Error) -> bool {
+        let (inode, node) = (turn.inode(), turn.node());
         self.nodes.lose_pages(turn.node());
         self.inodes.expire(inode);
         let path = self.path_for_people(inode);
@@ -159,14 +222,36 @@ impl Fs {
         } else {
             tracing::warn!(inode, ?path, "an empty file is gone before it was stored: others have removed it");
         }
-        if !turn.base().version_token.is_empty() || turn.is_unlinked() {
-            return;
+        let is_new = turn.base().version_token.is_empty() && !turn.is_unlinked();
+        // A lock is on the file itself, and whoever has it goes on with the name.
+        let is_unmade =
+            is_new && !self.locks.are_held_through(&self.nodes.handles(node)) && self.forget_made_file(&mut turn).await;
+        if self.is_open_to_write(node) {
+            // Its close stores it.
+            return true;
         }
+        if is_unmade {
+            // Who reads it goes on with what was written.
+            turn.unlinked();
+        }
+        let is_removed = self.staging.remove_unless(turn, || is_unmade && self.nodes.is_open(node));
+        if is_removed && self.nodes.is_open(node) {
+            self.drop_pages_later(node);
+        }
+        true
+    }
+
+    /// Has the masters forget a file that was made here and cannot be stored; true if its name is gone.
+    async fn forget_made_file(self: &Arc<Self>, turn: &mut Turn) -> bool {
         let (made, given_up) = (turn.base().inode, turn.given_up());
         turn.forget_session();
-        if self.unmake(made, given_up).await {
-            self.forget_name(inode);
+        let is_unmade = self.unmake(made, given_up).await;
+        if is_unmade {
+            self.forget_name(turn.inode());
+        } else {
+            self.last_closes.give_up(made);
         }
+        is_unmade
     }
 
     /// Has the masters forget a file that was made here and could not be stored: nobody is to see what cannot be. `given_up` is
@@ -212,8 +297,15 @@ impl Fs {
         let stores = inodes.into_iter().map(|inode| {
             let this = self.clone();
             async move {
-                let turn = this.staging.turn_of_ready(inode).await.filter(|turn| !turn.is_written() && wanted(turn));
-                let Some(mut turn) = turn else { return (inode, Ok(())) };
+                let turn = this.staging.turn_of_ready(inode);
+                let turn = match how {
+                    // It is somebody else's to store, and hangs.
+                    Storing::AtOnce => tokio::time::timeout(TURN_TIMEOUT, turn).await.unwrap_or_default(),
+                    _ => turn.await,
+                };
+                let Some(mut turn) = turn.filter(|turn| !turn.is_written() && wanted(turn)) else {
+                    return (inode, Ok(()));
+                };
                 (inode, this.store_as(&mut turn, how).await)
             }
         });
@@ -272,9 +364,14 @@ impl Fs {
     }
 }
 
-/// True for an error that may be gone soon.
-fn may_pass(error: &Error) -> bool {
-    error.is_retryable() || matches!(error.kind, ErrorKind::Busy | ErrorKind::NoSpace | ErrorKind::UnderStorage)
+/// True for an error that may be gone soon, after `attempts` others.
+fn may_pass(error: &Error, attempts: usize) -> bool {
+    match error.kind {
+        // What came of the attempt is found by the next one, in the next session.
+        ErrorKind::Busy | ErrorKind::NoSpace | ErrorKind::SessionExpired | ErrorKind::OutcomeUnknown => true,
+        ErrorKind::UnderStorage => attempts < UNEXPLAINED_MAX,
+        _ => error.is_retryable(),
+    }
 }
 
 #[cfg(test)]
@@ -289,7 +386,7 @@ mod tests {
         let mut permits = Vec::new();
         for _ in 0..STORES_MAX {
             assert!(closes.has_room(1) && closes.wait_for_room(1).now_or_never().is_some());
-            permits.push(closes.permit(1).await.expect("never closed"));
+            permits.push(closes.attempt(1).await.expect("never closed"));
         }
         // So many calls have used up what a task may do at once.
         tokio::task::yield_now().await;
@@ -303,11 +400,23 @@ mod tests {
         assert!(waits.now_or_never().is_some());
     }
 
+    #[tokio::test]
+    async fn files_that_wait_to_be_stored_again_keep_no_other_from_being_stored_until_they_are_too_many() {
+        let closes = LastCloses::default();
+        let waiting = closes.of(1).waiting;
+        let _few = waiting.clone().acquire_many_owned(STORES_MAX as u32 * 2).await.expect("never closed");
+        assert!(closes.has_room(1));
+        let _many = waiting.acquire_many_owned((WAITING_MAX - STORES_MAX * 2) as u32).await.expect("never closed");
+        assert!(!closes.has_room(1) && closes.has_room(2));
+    }
+
     #[test]
     fn a_refusal_of_the_store_is_not_tried_again_and_what_may_pass_is() {
-        let may_pass = |kind| may_pass(&Error::new(kind, "told"));
+        let may_pass_after = |kind, attempts| may_pass(&Error::new(kind, "told"), attempts);
+        let may_pass = |kind| may_pass_after(kind, 1_000);
         let passes = [ErrorKind::Unavailable, ErrorKind::Timeout, ErrorKind::NoSpace, ErrorKind::Busy];
-        assert!(passes.into_iter().all(may_pass));
+        assert!(passes.into_iter().chain([ErrorKind::SessionExpired, ErrorKind::OutcomeUnknown]).all(may_pass));
+        assert!(may_pass_after(ErrorKind::UnderStorage, 0) && !may_pass(ErrorKind::UnderStorage));
         assert!(![ErrorKind::PermissionDenied, ErrorKind::Stale, ErrorKind::NotFound].into_iter().any(may_pass));
     }
 }

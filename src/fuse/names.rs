@@ -386,6 +386,9 @@ impl Fs {
         let Some(mut turn) = turn else { return };
         if done {
             turn.unlinked();
+        } else if turn.base().version_token.is_empty() {
+            // Masters forget a file that is not stored before another one takes its name, which can still be refused.
+            turn.forget_session();
         }
         // What still waits to be stored after its last close is that one's to give up.
         let (node, is_due) = (turn.node(), turn.is_due());

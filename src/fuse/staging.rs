@@ -72,6 +72,8 @@ pub(super) struct Staged {
     elsewhere: AtomicBool,
     /// Has no name any more: only its handles see it, and it is never stored.
     unlinked: AtomicBool,
+    /// Somebody stores what is left of it after a close.
+    let_go: AtomicBool,
     mtime_ns: AtomicI64,
 }
 
@@ -85,6 +87,7 @@ impl Staged {
             unsaved: UnsavedCell::new(),
             elsewhere: AtomicBool::new(false),
             unlinked: AtomicBool::new(false),
+            let_go: AtomicBool::new(false),
             mtime_ns: AtomicI64::new(0),
         }
     }

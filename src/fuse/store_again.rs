@@ -35,7 +35,8 @@ impl Fs {
     /// is another's by now.
     async fn make_again(self: &Arc<Self>, turn: &mut Turn) -> bool {
         let session = self.patient.session();
-        if !turn.is_forgotten(session.id().await.as_ref()) {
+        let is_forgotten = turn.is_forgotten(session.id().await.as_ref());
+        if !is_forgotten && !self.last_closes.is_given_up(turn.base().inode) {
             return false;
         }
         let Some((parent, name)) = self.inodes.name_of(turn.inode()) else { return false };

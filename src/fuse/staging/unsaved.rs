@@ -40,6 +40,15 @@ impl UnsavedCell {
 }
 
 impl Staged {
+    /// False if somebody stores what is left of it after a close already, and looks at it once more at its end.
+    pub(in crate::fuse) fn begin_letting_go(&self) -> bool {
+        !self.let_go.swap(true, Ordering::SeqCst)
+    }
+
+    pub(in crate::fuse) fn end_letting_go(&self) {
+        self.let_go.store(false, Ordering::SeqCst);
+    }
+
     /// Whose handles share it.
     pub(in crate::fuse) fn node(&self) -> u64 {
         self.node
