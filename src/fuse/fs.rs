@@ -19,6 +19,7 @@ use crate::client::{Batches, OpenFile, Writer};
 use crate::config::FuseConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::channel::MasterChannel;
+use crate::types::ROOT_INODE;
 use crate::ufs::Registry;
 
 use super::creates::Creates;
@@ -145,7 +146,7 @@ impl Fs {
         let this = self.clone();
         tokio::spawn(async move {
             while this.channel.failing_since().is_some() {
-                if this.hasty.lookup(at_inode(crate::types::ROOT_INODE)).await.is_err() {
+                if this.hasty.lookup(at_inode(ROOT_INODE)).await.is_err() {
                     tokio::time::sleep(PROBE).await;
                 }
             }
@@ -187,7 +188,7 @@ impl Fs {
         }
         let asked = self.ask(at_entry(parent, name), self.inodes.get_named(parent, name)).await;
         if asked.as_ref().is_err_and(|error| error.kind == ErrorKind::Stale) {
-            self.forget_name(parent);
+            self.forget_path(parent);
         }
         asked
     }
@@ -358,11 +359,11 @@ impl Fs {
         if !self.writable {
             return Ok(self.attr(inode).await?.attr);
         }
-        let asked = self.ask_attr_of_name(inode).await;
-        if asked.as_ref().is_err_and(|error| error.kind == ErrorKind::NotFound) {
-            self.forget_name(inode);
+        let attr = self.ask_attr_of_name(inode).await.map(|known| known.attr).and_then(with_name);
+        if attr.as_ref().is_err_and(|error| error.kind == ErrorKind::NotFound) {
+            self.forget_path(inode);
         }
-        Ok(asked?.attr)
+        attr
     }
 
     /// Opens a directory; true if a listing the kernel keeps may be used.
@@ -392,6 +393,19 @@ impl Fs {
         }
         Ok(fetched)
     }
+}
+
+/// Attributes of a directory, unless it was removed and is only not purged yet.
+///
+/// *Errors*: `NotFound`.
+pub(super) fn with_name(directory: Attr) -> Result<Attr> {
+    if directory.parent == 0 && directory.inode != ROOT_INODE {
+        return Err(Error::new(
+            ErrorKind::NotFound,
+            format!("the directory with inode {} was removed", directory.inode),
+        ));
+    }
+    Ok(directory)
 }
 
 /// Small changes of this mount, as few entries of the log.

@@ -17,7 +17,7 @@ use super::directory::Directory;
 
 const SHARDS: usize = 16;
 /// Deepest path walked: a path of 4,096 bytes has at most that many names.
-const DEPTH_MAX: usize = 2048;
+pub(super) const DEPTH_MAX: usize = 2048;
 
 /// Attributes and when a master gave them.
 #[derive(Debug, Clone)]

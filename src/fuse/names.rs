@@ -17,7 +17,7 @@ use crate::rpc::source::source_of;
 use crate::types::version_of;
 use crate::ufs::Content;
 
-use super::fs::Fs;
+use super::fs::{Fs, with_name};
 use super::inodes::Known;
 use super::nodes::Opening;
 use super::staging::Turn;
@@ -78,12 +78,15 @@ impl Fs {
     /// What came of a change in a directory. One that is gone was maybe made again by others: the kernel looks its path up again.
     async fn done_in<T>(&self, directory: u64, done: Result<T>) -> Result<T> {
         let Err(error) = done else { return done };
-        let is_gone = error.kind == ErrorKind::NotFound
-            && self.patient.lookup(at_inode(directory)).await.is_err_and(|error| error.kind == ErrorKind::NotFound);
-        if !is_gone {
+        if error.kind != ErrorKind::NotFound {
             return Err(error);
         }
-        self.forget_name(directory);
+        let there = self.patient.lookup(at_inode(directory)).await.and_then(with_name);
+        if there.is_err_and(|error| error.kind == ErrorKind::NotFound) {
+            self.forget_path(directory);
+        } else {
+            return Err(error);
+        }
         Err(Error { kind: ErrorKind::Stale, ..error })
     }
 

@@ -12,9 +12,10 @@ use jindofs_proto::v1::{Attr, FileSource, FileType};
 use crate::client::OpenFile;
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::source::source_of;
-use crate::types::version_of;
+use crate::types::{ROOT_INODE, version_of};
 
 use super::fs::Fs;
+use super::inodes::DEPTH_MAX;
 use super::nodes::{Joined, Opening, PageCache, inode_of};
 
 /// How often a file is opened again that gets another version at this very moment.
@@ -173,13 +174,17 @@ impl Fs {
     async fn attr_to_open(self: &Arc<Self>, node: u64) -> Result<Option<Attr>> {
         let inode = inode_of(node);
         if !self.writable || self.is_unrecorded(inode) || self.staging.is_apart(inode) {
-            return Ok(Some(self.attr(inode).await?.attr));
+            let attr = self.attr(inode).await;
+            if attr.as_ref().is_err_and(|error| error.kind == ErrorKind::NotFound) {
+                self.forget_path(inode);
+            }
+            return Ok(Some(attr?.attr));
         }
         let before = self.inodes.get(inode);
         let attr = match self.ask_attr_of_name(inode).await {
             Ok(known) => known.attr,
             Err(error) if error.kind == ErrorKind::NotFound => {
-                self.forget_name(inode);
+                self.forget_path(inode);
                 return if self.nodes.is_open(node) { Ok(None) } else { Err(error) };
             }
             Err(error) => return Err(error),
@@ -199,6 +204,19 @@ impl Fs {
             self.inodes.removed(parent, &name);
         }
         self.changed(parent);
+    }
+
+    /// As [`Fs::forget_name`], of all that leads to an inode: the kernel is about to look up its whole path again, and a directory
+    /// on the way may be another one by now.
+    pub(super) fn forget_path(&self, inode: u64) {
+        let mut at = inode;
+        for _ in 0..DEPTH_MAX {
+            let Some((parent, name)) = self.inodes.name_of(at).filter(|_| at != ROOT_INODE) else { break };
+            self.inodes.expire(parent);
+            self.listings.came(parent, &name);
+            at = parent;
+        }
+        self.forget_name(inode);
     }
 
     /// The handles of a node share what is staged, whatever version others have stored since.

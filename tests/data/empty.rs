@@ -354,21 +354,29 @@ async fn a_file_takes_the_name_of_one_that_its_maker_has_open_and_has_not_writte
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_command_has_made_is_stored_by_its_close_though_its_session_has_expired_meanwhile() {
-    if !fuse_works("what_a_command_has_made_is_stored_by_its_close_though_its_session_has_expired_meanwhile") {
+async fn what_a_command_has_made_or_cut_off_is_stored_by_its_close_though_its_session_has_expired_meanwhile() {
+    if !fuse_works("what_a_command_has_made_or_cut_off_is_stored_by_its_close_though_its_session_has_expired_meanwhile")
+    {
         return;
     }
     let site = writable(1, |_| {}).await;
     let files = [("local/written", &b"output"[..]), ("s3/written", b"output"), ("local/empty", b""), ("s3/empty", b"")];
+    let cut = ["local/cut", "s3/cut"];
     let mnt = site.mnt.clone();
     let agents = off(move || {
-        files.map(|(path, bytes)| {
-            let mut agent = redirect(&mnt.join(path));
-            if !bytes.is_empty() {
-                agent.call(&json!(["write", "f", 0, encode(bytes)])).expect("staged");
-            }
-            agent
-        })
+        for path in cut {
+            fs::write(mnt.join(path), b"old").expect("written");
+        }
+        let files = files.into_iter().chain(cut.map(|path| (path, &b""[..])));
+        files
+            .map(|(path, bytes)| {
+                let mut agent = redirect(&mnt.join(path));
+                if !bytes.is_empty() {
+                    agent.call(&json!(["write", "f", 0, encode(bytes)])).expect("staged");
+                }
+                agent
+            })
+            .collect::<Vec<Agent>>()
     })
     .await;
     site.cluster.dev.pause("fuse-0").expect("paused");
@@ -383,7 +391,7 @@ async fn what_a_command_has_made_is_stored_by_its_close_though_its_session_has_e
         }
     })
     .await;
-    for (path, bytes) in files {
+    for (path, bytes) in files.into_iter().chain(cut.map(|path| (path, &b""[..]))) {
         wait_stored(&site, path, bytes).await;
         let known = || site.ctl(&["fs", "cat", &format!("/{path}")]).stdout == bytes;
         wait_until("everybody sees it", PATIENCE, known).await;

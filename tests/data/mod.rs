@@ -12,6 +12,7 @@ mod empty;
 mod endings;
 mod far_times;
 mod faults;
+mod fresh_names;
 mod full;
 mod handover;
 mod leaders;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::writes::{errno, names, off, stored, writable, writable_twice};
+use super::writes::{errno, names, off, stored, wait_stored, writable, writable_twice};
 use super::{Site, content};
 use crate::support::agent::{Agent, Refusal, decode, encode};
 use crate::support::cluster::PATIENCE;
@@ -223,5 +223,100 @@ async fn a_file_that_another_mount_has_made_as_well_stays_though_one_cannot_stor
     })
     .await;
     assert_eq!(stored(&site, "s3/f").await.as_deref(), Some(&b"second"[..]));
+    site.cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_made_again_while_its_store_still_fails_is_there_when_that_answers() {
+    if !fuse_works("a_file_that_is_made_again_while_its_store_still_fails_is_there_when_that_answers") {
+        return;
+    }
+    let short = ("fs.jindocache.rpc.timeout".into(), "3s".into());
+    let site = writable(1, |dev| dev.settings.push(short)).await;
+    assert!(site.names("s3").await.is_empty(), "it is known what is there");
+    site.s3.control.fail_next(u64::MAX);
+    for name in ["empty", "written"] {
+        let at = site.mnt.join("s3").join(name);
+        let closed = off(move || put(&at, b"content", 0)).await;
+        assert_eq!(closed.expect_err("the store does not answer").errno, libc::EIO);
+    }
+    let given_up = || site.cluster.log_of("fuse-0").matches("is lost").count() == 2;
+    wait_until("both are given up after their last closes", PATIENCE, given_up).await;
+    let (empty, written) = (site.mnt.join("s3/empty"), site.mnt.join("s3/written"));
+    let mut agent = off(move || {
+        put(&empty, b"", libc::O_TRUNC).expect("it is stored behind its close");
+        let mut agent = Agent::start();
+        agent
+            .call(&json!(["open", "f", written, libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC, 0o644]))
+            .expect("open");
+        agent.call(&json!(["write", "f", 0, encode(b"again")])).expect("staged");
+        agent
+    })
+    .await;
+    site.s3.control.fail_next(0);
+    wait_stored(&site, "s3/empty", b"").await;
+    off(move || agent.call(&json!(["close", "f"])).map(drop)).await.expect("the store answers");
+    wait_stored(&site, "s3/written", b"again").await;
+    site.cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_could_not_be_cut_off_is_the_old_one_again_though_a_reader_has_it_open() {
+    if !fuse_works("a_file_that_could_not_be_cut_off_is_the_old_one_again_though_a_reader_has_it_open") {
+        return;
+    }
+    let site = writable(1, |_| {}).await;
+    let (at, troubles) = (site.mnt.join("s3/log"), site.s3.control.troubles.clone());
+    let denied = troubles.clone();
+    let reader = off(move || {
+        fs::write(&at, b"old").expect("written");
+        let mut reader = Agent::start();
+        reader.call(&json!(["open", "r", at, libc::O_RDONLY, 0])).expect("open");
+        denied.deny(Kind::Put, "log", true);
+        put(&at, b"", libc::O_TRUNC).expect("nobody waits for what is stored behind a close");
+        reader
+    })
+    .await;
+    wait_until("it is given up", PATIENCE, || site.cluster.log_of("fuse-0").contains("is lost")).await;
+    troubles.deny(Kind::Put, "log", false);
+    let at = site.mnt.join("s3/log");
+    off(move || {
+        let mut reader = reader;
+        assert_eq!(decode(&reader.call(&json!(["read", "r"])).expect("read")), b"old");
+        put(&at, b" and more", libc::O_APPEND).expect("appended to what is there");
+    })
+    .await;
+    wait_stored(&site, "s3/log", b"old and more").await;
+    site.cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_new_file_does_not_come_back_when_its_last_reader_closes_it() {
+    if !fuse_works("a_refused_new_file_does_not_come_back_when_its_last_reader_closes_it") {
+        return;
+    }
+    let (site, second) = writable_twice(1, |_| {}).await;
+    let (at, troubles) = (site.mnt.join("s3/f"), site.s3.control.troubles.clone());
+    let reader = off(move || {
+        troubles.deny(Kind::Put, "f", true);
+        let (mut writer, mut reader) = (Agent::start(), Agent::start());
+        writer.call(&json!(["open", "f", at, libc::O_WRONLY | libc::O_CREAT, 0o644])).expect("made");
+        writer.call(&json!(["write", "f", 0, encode(b"content")])).expect("staged");
+        reader.call(&json!(["open", "r", at, libc::O_RDONLY, 0])).expect("open");
+        assert_eq!(writer.call(&json!(["close", "f"])).expect_err("denied").errno, libc::EACCES);
+        reader
+    })
+    .await;
+    assert_gone(&site, &second, "s3/f").await;
+    site.s3.control.troubles.deny(Kind::Put, "f", false);
+    off(move || {
+        let mut reader = reader;
+        assert_eq!(decode(&reader.call(&json!(["read", "r"])).expect("read")), b"content", "its own handles have it");
+        reader.call(&json!(["close", "r"])).expect("closed");
+    })
+    .await;
+    let at = site.mnt.join("s3/other");
+    off(move || put(&at, b"later", 0)).await.expect("the store takes what comes after it");
+    assert_gone(&site, &second, "s3/f").await;
     site.cluster.assert_no_panic();
 }

@@ -15,7 +15,7 @@ use super::{StoreError, Table, View, intent, job, keys, lock, member, rows, sess
 use crate::config::meta_policy::{RefreshPolicy, is_read_once};
 use crate::error::{Error, ErrorKind};
 use crate::rpc::source::source_of;
-use crate::types::{LIST_PAGE_MAX, NsPath};
+use crate::types::{LIST_PAGE_MAX, NsPath, ROOT_INODE};
 
 /// Rows read at a time where a whole table is read.
 const CHUNK: usize = 1000;
@@ -114,11 +114,19 @@ pub fn list_or_load(view: &dyn View, target: &Target, after: &[u8], limit: usize
 /// Where a target points at, or ends. Of a name in a directory that is gone it is not said that there is none: another directory
 /// may have the path by which the client came to that one, and the client has to look it up again.
 fn reach_now(view: &dyn View, target: &Target) -> Step<Reach> {
-    match (resolve::reach(view, Some(target)), &target.target) {
-        (Err(Fault::Refused(error)), Some(target::Target::Entry(entry))) if error.kind == ErrorKind::NotFound => {
-            refuse(ErrorKind::Stale, format!("the directory with inode {} is gone", entry.parent))
+    let reached = resolve::reach(view, Some(target));
+    let Some(target::Target::Entry(entry)) = &target.target else { return reached };
+    let is_gone = match &reached {
+        Err(Fault::Refused(error)) => error.kind == ErrorKind::NotFound,
+        // Removed, and not purged yet.
+        Ok(Reach::Missing { directory, .. }) if *directory != ROOT_INODE => {
+            rows::inode(view, *directory)?.is_none_or(|row| row.parent == 0)
         }
-        (reached, _) => reached,
+        _ => false,
+    };
+    match is_gone {
+        true => refuse(ErrorKind::Stale, format!("the directory with inode {} is gone", entry.parent)),
+        false => reached,
     }
 }
 

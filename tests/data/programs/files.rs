@@ -1,10 +1,7 @@
-//! rsync, tar and vim: trees that are copied, packed and edited; and a file that one mount has just made for another.
-
-use std::fs;
-use std::io::ErrorKind;
+//! rsync, tar and vim: trees that are copied, packed and edited.
 
 use super::install::{RSYNC, VIM};
-use super::{Job, Mounts, STORAGES, can_run, fuse_works, off, run, writable_twice};
+use super::{Job, Mounts, STORAGES, can_run, run};
 
 fn two(name: &'static str, script: &'static str) -> Vec<Job> {
     STORAGES.map(|storage| Job::shell(name, storage, Mounts::Two, script)).into()
@@ -29,24 +26,5 @@ async fn a_tree_that_tar_has_packed_and_unpacked_is_the_same_and_links_that_cann
 async fn vim_edits_a_file_with_backup_and_swap_and_recovers_it_after_it_was_killed() {
     if can_run("vim_edits_a_file_with_backup_and_swap_and_recovers_it_after_it_was_killed", &[VIM]) {
         run(two("vim", include_str!("vim.sh"))).await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "a directory that a mount has made is taken as fully known for fuse.attr-ttl: open is told ENOENT until then"]
-async fn a_name_that_one_mount_has_made_is_opened_at_once_through_the_mount_that_made_its_directory() {
-    if !fuse_works("a_name_that_one_mount_has_made_is_opened_at_once_through_the_mount_that_made_its_directory") {
-        return;
-    }
-    let (site, second) = writable_twice(1, |_| {}).await;
-    for storage in STORAGES {
-        let [here, there] = [&site.mnt, &second].map(|mount| mount.join(storage).join("made-here"));
-        let opened = off(move || {
-            fs::create_dir(&here).expect("mkdir");
-            fs::write(there.join("made-there"), "text").expect("stored");
-            fs::read(here.join("made-there"))
-        })
-        .await;
-        assert_eq!(opened.map_err(|error| error.kind()), Ok::<_, ErrorKind>(b"text".to_vec()), "{storage}");
     }
 }

@@ -1,0 +1,83 @@
+//! Names that one mount makes, removes and makes again, seen through another one that has looked at their directory before.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use super::writes::{names, off, writable_twice};
+use crate::support::fuse_works;
+
+const STORAGES: [&str; 2] = ["local", "s3"];
+
+/// No listing and no name of it runs out by itself in a test.
+fn long_ttl(dev: &mut jindofs::dev::DevOptions) {
+    dev.settings.push(("fuse.attr-ttl".into(), "60s".into()));
+}
+
+fn is_absent(path: &Path) -> bool {
+    fs::metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_another_mount_has_made_is_found_at_once_though_its_directory_was_listed_or_made_here() {
+    let test = "a_name_that_another_mount_has_made_is_found_at_once_though_its_directory_was_listed_or_made_here";
+    if !fuse_works(test) {
+        return;
+    }
+    let (site, second) = writable_twice(1, long_ttl).await;
+    for storage in STORAGES {
+        let (here, there) = (site.mnt.join(storage), second.join(storage));
+        off(move || {
+            fs::create_dir(here.join("made-here")).expect("mkdir");
+            fs::create_dir(there.join("listed")).expect("mkdir");
+            for directory in ["made-here", "listed"] {
+                let [here, there] = [&here, &there].map(|mount| mount.join(directory));
+                fs::write(there.join("first"), "text").expect("stored");
+                assert_eq!(names(&here), ["first"], "{storage} {directory}");
+                assert!(is_absent(&here.join("second")));
+                fs::write(there.join("second"), "text").expect("stored");
+                assert_eq!(fs::read(here.join("second")).expect("found"), b"text", "{storage} {directory}");
+                assert_eq!(names(&here), ["first", "second"], "{storage} {directory}");
+                fs::remove_file(there.join("first")).expect("removed");
+                assert_eq!(names(&here), ["second"], "{storage} {directory}");
+            }
+        })
+        .await;
+    }
+    site.cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_that_another_mount_has_removed_and_made_again_is_the_new_one_at_once() {
+    if !fuse_works("a_directory_that_another_mount_has_removed_and_made_again_is_the_new_one_at_once") {
+        return;
+    }
+    let (site, second) = writable_twice(1, long_ttl).await;
+    for storage in STORAGES {
+        let (here, there) = (site.mnt.join(storage).join("d"), second.join(storage).join("d"));
+        off(move || {
+            let remake = |round: &str| {
+                fs::remove_dir_all(&there).expect("removed");
+                fs::create_dir_all(there.join("below")).expect("made again");
+                fs::write(there.join("f"), round).expect("stored");
+            };
+            fs::create_dir_all(here.join("below")).expect("mkdir");
+            fs::write(here.join("f"), "old").expect("stored");
+            remake("read");
+            assert_eq!(fs::read_to_string(here.join("f")).expect("the new one"), "read", "{storage}");
+            remake("listed");
+            assert_eq!(names(&here), ["below", "f"], "{storage}");
+            remake("changed");
+            fs::write(here.join("g"), "here").expect("made in the new one");
+            assert_eq!(fs::read_to_string(there.join("g")).expect("stored"), "here", "{storage}");
+            remake("renamed");
+            fs::rename(here.join("f"), here.join("below/f")).expect("in the new one");
+            assert_eq!(fs::read_to_string(there.join("below/f")).expect("moved"), "renamed", "{storage}");
+            remake("removed");
+            fs::remove_file(here.join("f")).expect("in the new one");
+            assert!(is_absent(&there.join("f")), "{storage}");
+        })
+        .await;
+    }
+    site.cluster.assert_no_panic();
+}
