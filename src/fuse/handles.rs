@@ -118,7 +118,7 @@ impl Handles {
     pub(super) fn take_file(&self, number: u64) -> Option<(u64, bool)> {
         let here = lock(&self.files).remove(&number).map(|handle| (handle.node, handle.writes));
         let before = self.forget(number);
-        here.or_else(|| match before {
+        here.or(match before {
             Some(Open::File { node, writes, .. }) => Some((node, writes)),
             _ => None,
         })

@@ -24,8 +24,3 @@ plant() {
     chmod 640 "$1/deep/file-1"
     chmod 755 "$1/deep/file-511"
 }
-
-# A name that came through another mount may be seen late, by `fuse.attr-ttl`.
-appears() {
-    until test -e "$1"; do :; done
-}

@@ -11,7 +11,6 @@ echo later > from/later
 tar -C from -rf all.tar ./later
 tar -C from --compare -f all.tar
 tar -C "$THERE/from" -czf "$THERE/all.tgz" .
-appears all.tgz
 mkdir "$SCRATCH/to"
 tar -C "$SCRATCH/to" -xpzf all.tgz
 diff -r "$THERE/from" "$SCRATCH/to"
