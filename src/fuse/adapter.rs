@@ -91,7 +91,10 @@ impl Filesystem for Adapter {
         self.runtime.spawn(async move {
             match fs.attr(inode.0).await {
                 Ok(known) => reply.data(&known.attr.symlink_target),
-                Err(error) => reply.error(failed("readlink", inode.0, &error)),
+                Err(error) => {
+                    fs.forget_path_if_gone(inode.0, &error);
+                    reply.error(failed_at_inode("readlink", inode.0, &error));
+                }
             }
         });
     }
@@ -293,7 +296,7 @@ impl Filesystem for Adapter {
                     let keep = if keep { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
                     reply.opened(FileHandle(number), FopenFlags::FOPEN_CACHE_DIR | keep);
                 }
-                Err(error) => reply.error(failed_at_inode("opendir", inode.0, &error)),
+                Err(error) => reply.error(failed("opendir", inode.0, &error)),
             }
         });
     }
@@ -407,7 +410,12 @@ impl Filesystem for Adapter {
         self.runtime.spawn(async move {
             match fs.set_attr(inode.0, number.map(|number| number.0), change).await {
                 Ok(known) => show(&fs, inode.0, known, reply),
-                Err(error) => reply.error(failed("setattr", inode.0, &error)),
+                // Through a handle nothing is looked up again.
+                Err(error) if number.is_some() => reply.error(failed("setattr", inode.0, &error)),
+                Err(error) => {
+                    fs.forget_path_if_gone(inode.0, &error);
+                    reply.error(failed_at_inode("setattr", inode.0, &error));
+                }
             }
         });
     }

@@ -173,13 +173,6 @@ impl Fs {
 
     /// The entry `name` of a directory.
     pub(super) async fn lookup(self: &Arc<Self>, parent: u64, name: &[u8]) -> Result<Known> {
-        if self.listings.is_own(parent)
-            && self.attr(parent).await.is_ok()
-            && let Some(seen) = self.lookup_now(parent, name)
-        {
-            // All its names are known, and for that long only its version was not.
-            return seen.map_err(|()| Error::new(ErrorKind::NotFound, "there is no such name"));
-        }
         let (this, wanted) = (self.clone(), self.listings.missed(parent, self.ttl));
         match wanted {
             Wanted::Nothing => {}
@@ -187,10 +180,10 @@ impl Fs {
             Wanted::Names => drop(tokio::spawn(async move { this.learn_names(parent).await })),
         }
         let asked = self.ask(at_entry(parent, name), self.inodes.get_named(parent, name)).await;
-        if asked.as_ref().is_err_and(|error| error.kind == ErrorKind::Stale) {
-            self.forget_path(parent);
+        match asked {
+            Err(error) if error.kind == ErrorKind::Stale => Err(self.gone_directory(parent).await),
+            asked => asked,
         }
-        asked
     }
 
     /// Reads a whole directory for the lookups to come.
@@ -360,10 +353,10 @@ impl Fs {
             return Ok(self.attr(inode).await?.attr);
         }
         let attr = self.ask_attr_of_name(inode).await.map(|known| known.attr).and_then(with_name);
-        if attr.as_ref().is_err_and(|error| error.kind == ErrorKind::NotFound) {
-            self.forget_path(inode);
+        match attr {
+            Err(error) if error.kind == ErrorKind::NotFound => Err(self.gone_directory(inode).await),
+            attr => attr,
         }
-        attr
     }
 
     /// Opens a directory; true if a listing the kernel keeps may be used.

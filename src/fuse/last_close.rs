@@ -152,7 +152,8 @@ impl Fs {
             staged.end_letting_go();
             // Who has closed it since that looked at it has left it to that.
             let is_there = self.staging.ready_for(node).is_some_and(|there| Arc::ptr_eq(&there, &staged));
-            if !is_there || !staged.is_due() || self.is_open_to_write(node) {
+            let is_left = staged.is_due() && !self.is_open_to_write(node) || !self.nodes.is_open(node);
+            if !is_there || !is_left {
                 return;
             }
         }
@@ -194,7 +195,7 @@ impl Fs {
         if let Err(error) = self.store_as(&mut turn, how).await {
             let path = self.path_for_people(inode);
             // Of content that was written a close has told the error, unless it came by a mapping.
-            if !turn.is_written() && may_pass(&error, attempts) {
+            if turn.is_due() && !turn.is_written() && may_pass(&error, attempts) {
                 tracing::warn!(inode, ?path, %error, "an empty file is not stored yet after it was closed");
                 return false;
             }
@@ -223,18 +224,21 @@ impl Fs {
             tracing::warn!(inode, ?path, "an empty file is gone before it was stored: others have removed it");
         }
         let is_new = turn.base().version_token.is_empty() && !turn.is_unlinked();
-        // A lock is on the file itself, and whoever has it goes on with the name.
-        let is_unmade =
-            is_new && !self.locks.are_held_through(&self.nodes.handles(node)) && self.forget_made_file(&mut turn).await;
-        if self.is_open_to_write(node) {
-            // Its close stores it.
-            return true;
-        }
-        if is_unmade {
-            // Who reads it goes on with what was written.
-            turn.unlinked();
-        }
-        let is_removed = self.staging.remove_unless(turn, || is_unmade && self.nodes.is_open(node));
+        // A lock is on the file itself, and whoever has it goes on with the name until its own close.
+        let is_locked = is_new && self.locks.are_held_through(&self.nodes.handles(node));
+        let is_unmade = is_new && !is_locked && self.forget_made_file(&mut turn).await;
+        let staged = turn.staged();
+        let is_removed = self.staging.remove_unless(turn, || {
+            if self.is_open_to_write(node) {
+                // Its close stores it.
+                return true;
+            }
+            if is_unmade {
+                // Who reads it goes on with what was written.
+                staged.unlink();
+            }
+            (is_unmade || is_locked) && self.nodes.is_open(node)
+        });
         if is_removed && self.nodes.is_open(node) {
             self.drop_pages_later(node);
         }

@@ -82,12 +82,10 @@ impl Fs {
             return Err(error);
         }
         let there = self.patient.lookup(at_inode(directory)).await.and_then(with_name);
-        if there.is_err_and(|error| error.kind == ErrorKind::NotFound) {
-            self.forget_path(directory);
-        } else {
-            return Err(error);
+        match there.is_err_and(|error| error.kind == ErrorKind::NotFound) {
+            true => Err(self.gone_directory(directory).await),
+            false => Err(error),
         }
-        Err(Error { kind: ErrorKind::Stale, ..error })
     }
 
     async fn make_file(self: &Arc<Self>, at: Name<'_>, made: Made, exclusive: bool) -> Result<Attr> {
@@ -306,7 +304,7 @@ impl Fs {
         if let Some(known) = self.inodes.get_named(from.0, from.1).filter(|known| is_directory(&known.attr)) {
             self.store_closed_below(known.attr.inode).await;
         }
-        let (mut moved, replaced) = self.turns_of_rename(from, to, no_replace).await;
+        let (mut moved, mut replaced) = self.turns_of_rename(from, to, no_replace).await;
         if let Some(turn) = &mut moved {
             // Under its old name: what has no content in the under-storage cannot be moved there.
             self.store(turn).await?;
@@ -314,6 +312,13 @@ impl Fs {
         let renamed = self.rename_stored(from, to, no_replace).await;
         self.changed(from.0);
         self.changed(to.0);
+        if let (Err(error), Some(turn)) = (&renamed, &mut replaced)
+            && turn.base().version_token.is_empty()
+            && !is_refused_by_masters(error)
+        {
+            // They have forgotten what was not stored before the under-storage refused to put another file in its place.
+            turn.forget_session();
+        }
         self.gone(replaced, renamed.is_ok());
         let attr = self.done_in(to.0, self.done_in(from.0, renamed).await).await?;
         self.inodes.moved(attr.inode, to.0, to.1);
@@ -389,14 +394,28 @@ impl Fs {
         let Some(mut turn) = turn else { return };
         if done {
             turn.unlinked();
-        } else if turn.base().version_token.is_empty() {
-            // Masters forget a file that is not stored before another one takes its name, which can still be refused.
-            turn.forget_session();
         }
         // What still waits to be stored after its last close is that one's to give up.
         let (node, is_due) = (turn.node(), turn.is_due());
         self.staging.remove_unless(turn, || is_due || self.nodes.is_open(node));
     }
+}
+
+/// True for an error of a rename that the masters have answered before they changed anything.
+fn is_refused_by_masters(error: &Error) -> bool {
+    matches!(
+        error.kind,
+        ErrorKind::NotFound
+            | ErrorKind::Stale
+            | ErrorKind::AlreadyExists
+            | ErrorKind::NotADirectory
+            | ErrorKind::IsADirectory
+            | ErrorKind::NotEmpty
+            | ErrorKind::Busy
+            | ErrorKind::CrossMount
+            | ErrorKind::InvalidArgument
+            | ErrorKind::ReadOnly
+    )
 }
 
 fn is_directory(attr: &Attr) -> bool {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use jindofs_proto::v1::{Attr, FileSource, FileType};
 
 use crate::client::OpenFile;
+use crate::client::namespace::at_path;
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::source::source_of;
 use crate::types::{ROOT_INODE, version_of};
@@ -107,6 +108,9 @@ impl Fs {
         }
         let opened = self.open_whole(node, mode).await?;
         self.stale_opens.forget(inode_of(node), mode.thread);
+        if mode.truncates {
+            self.begin_from_newest(node).await;
+        }
         if mode.truncates
             && mode.writes
             && let Err(error) = self.truncate(node, 0, Some(opened.0)).await
@@ -119,6 +123,18 @@ impl Fs {
             return Err(error);
         }
         Ok(opened)
+    }
+
+    /// Who cuts a file off when it is opened begins with the version that this open has found: what is still staged of an older one,
+    /// and was refused for that, is what is cut off.
+    async fn begin_from_newest(&self, node: u64) {
+        let inode = inode_of(node);
+        let Some(mut turn) = self.staging.turn_of_ready(inode).await.filter(|turn| turn.node() == node) else { return };
+        let Some(known) = self.inodes.get(inode).filter(|known| !known.attr.version_token.is_empty()) else { return };
+        let is_other = turn.base().version_token != known.attr.version_token;
+        if is_other && turn.is_due() && !self.is_unrecorded(inode) {
+            turn.rebase(known.attr);
+        }
     }
 
     /// The kernel refuses to open a running program like that only after it was cut off, and its pages are gone even if it
@@ -173,6 +189,11 @@ impl Fs {
     /// Attributes of the version that an open is to see; `None` if the inode has no name any more and is open here.
     async fn attr_to_open(self: &Arc<Self>, node: u64) -> Result<Option<Attr>> {
         let inode = inode_of(node);
+        if self.staging.is_unlinked(inode) {
+            // Who comes by a name that the kernel still has means what has that name now.
+            self.forget_path(inode);
+            return Ok(None);
+        }
         if !self.writable || self.is_unrecorded(inode) || self.staging.is_apart(inode) {
             let attr = self.attr(inode).await;
             if attr.as_ref().is_err_and(|error| error.kind == ErrorKind::NotFound) {
@@ -217,6 +238,25 @@ impl Fs {
             at = parent;
         }
         self.forget_name(inode);
+    }
+
+    pub(super) fn forget_path_if_gone(&self, node: u64, error: &Error) {
+        if error.kind == ErrorKind::NotFound {
+            self.forget_path(inode_of(node));
+        }
+    }
+
+    /// What to tell of a directory that is gone: `Stale` only if another one has its path by now, since not everybody who is told
+    /// that looks the path up again.
+    pub(super) async fn gone_directory(&self, inode: u64) -> Error {
+        let path = self.inodes.path_below(ROOT_INODE, inode);
+        self.forget_path(inode);
+        let there = match path {
+            Some(path) => self.patient.lookup(at_path([b"/", &path[..]].concat())).await,
+            None => Err(Error::new(ErrorKind::NotFound, "its path is not known")),
+        };
+        let kind = if there.is_ok_and(|attr| attr.inode != inode) { ErrorKind::Stale } else { ErrorKind::NotFound };
+        Error::new(kind, format!("the directory with inode {inode} was removed"))
     }
 
     /// The handles of a node share what is staged, whatever version others have stored since.

@@ -105,6 +105,11 @@ impl Staged {
         self.unlinked.load(Ordering::Acquire)
     }
 
+    /// It has no name any more.
+    pub(super) fn unlink(&self) {
+        self.unlinked.store(true, Ordering::Release);
+    }
+
     /// True if it waits to be stored. What has no name any more never does.
     pub(super) fn is_due(&self) -> bool {
         self.is_dirty() && !self.is_unlinked()
@@ -307,7 +312,7 @@ impl Turn {
 
     /// Its name is gone: from now on it is of nobody's concern but its handles'.
     pub(super) fn unlinked(&mut self) {
-        self.staged.unlinked.store(true, Ordering::Release);
+        self.staged.unlink();
         self.work.sending = None;
     }
 }

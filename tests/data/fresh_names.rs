@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use super::writes::{names, off, writable_twice};
@@ -73,9 +75,38 @@ async fn a_directory_that_another_mount_has_removed_and_made_again_is_the_new_on
             remake("renamed");
             fs::rename(here.join("f"), here.join("below/f")).expect("in the new one");
             assert_eq!(fs::read_to_string(there.join("below/f")).expect("moved"), "renamed", "{storage}");
+            remake("attributes");
+            fs::set_permissions(here.join("f"), fs::Permissions::from_mode(0o600)).expect("of the new one");
+            assert_eq!(fs::metadata(there.join("f")).expect("stat").permissions().mode() & 0o777, 0o600, "{storage}");
             remake("removed");
             fs::remove_file(here.join("f")).expect("in the new one");
             assert!(is_absent(&there.join("f")), "{storage}");
+        })
+        .await;
+    }
+    site.cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_that_another_mount_has_removed_for_good_is_absent_and_not_stale_for_who_has_it_open() {
+    let test = "a_directory_that_another_mount_has_removed_for_good_is_absent_and_not_stale_for_who_has_it_open";
+    if !fuse_works(test) {
+        return;
+    }
+    let (site, second) = writable_twice(1, long_ttl).await;
+    for storage in STORAGES {
+        let (here, there) = (site.mnt.join(storage).join("d"), second.join(storage).join("d"));
+        off(move || {
+            fs::create_dir(&here).expect("mkdir");
+            fs::write(here.join("f"), "text").expect("stored");
+            // By a descriptor of the directory: there is no path to be looked up again.
+            let open = fs::File::open(&here).expect("open");
+            let below = |name: &str| Path::new("/proc/self/fd").join(open.as_raw_fd().to_string()).join(name);
+            assert!(fs::metadata(below("f")).is_ok());
+            fs::remove_dir_all(&there).expect("removed");
+            for done in [fs::remove_file(below("f")), fs::create_dir(below("g")), fs::metadata(below("x")).map(drop)] {
+                assert_eq!(done.expect_err("it is gone").kind(), ErrorKind::NotFound, "{storage}");
+            }
         })
         .await;
     }

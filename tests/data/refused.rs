@@ -320,3 +320,31 @@ async fn a_refused_new_file_does_not_come_back_when_its_last_reader_closes_it() 
     assert_gone(&site, &second, "s3/f").await;
     site.cluster.assert_no_panic();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_written_to_the_name_of_a_refused_file_is_stored_though_a_reader_keeps_that() {
+    if !fuse_works("what_is_written_to_the_name_of_a_refused_file_is_stored_though_a_reader_keeps_that") {
+        return;
+    }
+    let site = writable(1, |dev| dev.settings.push(("fuse.attr-ttl".into(), "60s".into()))).await;
+    let (at, troubles) = (site.mnt.join("s3/f"), site.s3.control.troubles.clone());
+    troubles.deny(Kind::Put, "f", true);
+    let reader = off(move || {
+        let (mut writer, mut reader) = (Agent::start(), Agent::start());
+        writer.call(&json!(["open", "f", at, libc::O_WRONLY | libc::O_CREAT, 0o644])).expect("made");
+        reader.call(&json!(["open", "r", at, libc::O_RDONLY, 0])).expect("open");
+        writer.call(&json!(["write", "f", 0, encode(b"refused")])).expect("staged");
+        assert_eq!(writer.call(&json!(["close", "f"])).expect_err("denied").errno, libc::EACCES);
+        reader
+    })
+    .await;
+    wait_for("others do not see it", PATIENCE, || (!site.ctl(&["fs", "stat", "/s3/f"]).status.success()).then_some(()));
+    troubles.deny(Kind::Put, "f", false);
+    let at = site.mnt.join("s3/f");
+    off(move || put(&at, b"stored", libc::O_TRUNC)).await.expect("the kernel still knows the name");
+    assert_eq!(stored(&site, "s3/f").await.as_deref(), Some(&b"stored"[..]));
+    let mut reader = reader;
+    let read = off(move || decode(&reader.call(&json!(["read", "r"])).expect("read"))).await;
+    assert_eq!(read, b"refused", "its own handles have it");
+    site.cluster.assert_no_panic();
+}

@@ -1,9 +1,13 @@
-//! Strangers speak to a member.
+//! Strangers speak to a member, and one answers in its place.
+
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
 
 use jindofs_proto::raft::v1 as wire;
 use jindofs_proto::raft::v1::raft_client::RaftClient;
 
-use crate::support::cluster::Cluster;
+use crate::support::cluster::{Cluster, PATIENCE};
+use crate::support::wait_for;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn raft_messages_of_another_cluster_or_to_another_member_are_refused_and_change_nothing() {
@@ -37,4 +41,29 @@ async fn raft_messages_of_another_cluster_or_to_another_member_are_refused_and_c
     assert!(refused.message().contains("cluster"), "{refused}");
     assert_eq!(cluster.leader(), Some((leader, term)));
     assert_eq!(cluster.dev.status(&follower).expect("a status").term, term);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_does_not_spin_while_connections_to_a_member_are_closed_at_once() {
+    let cluster = Cluster::start(3);
+    cluster.wait_leader();
+    let follower = cluster.followers().remove(0);
+    let address = cluster.dev.process(&follower).expect("a process").raft.expect("an address");
+    cluster.dev.kill(&follower).expect("killed");
+    let listener = wait_for("its address is free", PATIENCE, || TcpListener::bind(&address).ok());
+    let connections = 60;
+    let took = tokio::task::block_in_place(|| {
+        drop(listener.accept().expect("the leader looks for it"));
+        let began = Instant::now();
+        for _ in 0..connections {
+            drop(listener.accept().expect("the leader tries again"));
+        }
+        began.elapsed()
+    });
+    // Replication and heartbeats each pause for a tenth of a second, and others ask who is there.
+    assert!(took > Duration::from_millis(1200), "{connections} connections within {took:?}");
+    drop(listener);
+    cluster.dev.restart(&follower).expect("started");
+    cluster.wait_whole();
+    cluster.assert_no_panic();
 }

@@ -1,5 +1,6 @@
 //! What of each inode waits to be stored.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use bytes::Bytes;
@@ -56,6 +57,10 @@ impl Staged {
 }
 
 impl Turn {
+    pub(in crate::fuse) fn staged(&self) -> Arc<Staged> {
+        self.staged.clone()
+    }
+
     /// The file is new, and not stored yet: it was made in `session`.
     pub(in crate::fuse) fn made_in(&mut self, session: Option<Bytes>) {
         if !self.is_dirty() {

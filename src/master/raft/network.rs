@@ -22,6 +22,8 @@ use super::transfer;
 use super::types::{self, LogId, Node, TypeConfig, Vote};
 use super::wire::Net;
 
+/// Pause between two attempts to reach a member.
+const RETRY_DELAY: Duration = Duration::from_millis(100);
 /// Least time between two log lines about one target's snapshot.
 const WARNING_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -39,7 +41,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
         if self.0.book.get(target).is_none() {
             self.0.book.set(target, node);
         }
-        PeerClient { net: self.0.clone(), target, client: None, warned: None }
+        PeerClient { net: self.0.clone(), target, client: None, refused: None, warned: None }
     }
 }
 
@@ -49,6 +51,8 @@ pub(crate) struct PeerClient {
     net: Arc<Net>,
     target: u64,
     client: Option<(String, RaftClient<Channel>)>,
+    /// When a stream was last refused before it asked for a request.
+    refused: Option<Instant>,
     /// When a failed snapshot was last logged: openraft retries several times a second.
     warned: Option<Instant>,
 }
@@ -70,6 +74,19 @@ impl PeerClient {
         let client = self.net.resolver.connect(&address, timeout).await.map_err(unreachable)?;
         self.client = Some((address, client.clone()));
         Ok(client)
+    }
+
+    /// As [`PeerClient::client`], not sooner after a refusal than openraft would ask again: that waits where its stream is asked for
+    /// the next request, which does not come to pass without a connection.
+    async fn client_for_stream(&mut self, limit: Duration) -> Result<RaftClient<Channel>, RPCError<TypeConfig>> {
+        if let Some(refused) = self.refused.take() {
+            tokio::time::sleep(RETRY_DELAY.saturating_sub(refused.elapsed())).await;
+        }
+        let client = within(limit, self.client()).await;
+        if client.is_err() {
+            self.refused = Some(Instant::now());
+        }
+        client
     }
 
     /// The connection may be to a place where nobody, or somebody else, answers now.
@@ -227,7 +244,7 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
         Box::pin(async move {
-            let mut client = within(option.hard_ttl().max(Duration::from_secs(1)), self.client()).await?;
+            let mut client = self.client_for_stream(option.hard_ttl().max(Duration::from_secs(1))).await?;
             let pending = Pending::default();
             let (net, target, sent) = (self.net.clone(), self.target, pending.clone());
             let requests = input.map(move |request| {
@@ -240,7 +257,10 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
             let opened = tokio::time::timeout(self.net.append_timeout, client.append(requests)).await;
             let stream = match opened {
                 Ok(Ok(stream)) => stream.into_inner(),
-                Ok(Err(status)) => return Err(self.failed(&status)),
+                Ok(Err(status)) => {
+                    self.refused = Some(Instant::now());
+                    return Err(self.failed(&status));
+                }
                 Err(_) => {
                     self.client = None;
                     return Err(unreachable("no answer to replication in time"));
@@ -329,6 +349,6 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
 
     fn backoff(&self) -> Option<Backoff> {
         // A dead member is tried again often enough that its return is noticed at once.
-        Some(Backoff::new(std::iter::repeat(Duration::from_millis(100))))
+        Some(Backoff::new(std::iter::repeat(RETRY_DELAY)))
     }
 }

@@ -15,7 +15,7 @@ use super::{StoreError, Table, View, intent, job, keys, lock, member, rows, sess
 use crate::config::meta_policy::{RefreshPolicy, is_read_once};
 use crate::error::{Error, ErrorKind};
 use crate::rpc::source::source_of;
-use crate::types::{LIST_PAGE_MAX, NsPath, ROOT_INODE};
+use crate::types::{LIST_PAGE_MAX, NsPath};
 
 /// Rows read at a time where a whole table is read.
 const CHUNK: usize = 1000;
@@ -118,10 +118,11 @@ fn reach_now(view: &dyn View, target: &Target) -> Step<Reach> {
     let Some(target::Target::Entry(entry)) = &target.target else { return reached };
     let is_gone = match &reached {
         Err(Fault::Refused(error)) => error.kind == ErrorKind::NotFound,
-        // Removed, and not purged yet.
-        Ok(Reach::Missing { directory, .. }) if *directory != ROOT_INODE => {
-            rows::inode(view, *directory)?.is_none_or(|row| row.parent == 0)
-        }
+        // Removed, it or one above it, and not purged yet.
+        Ok(_) if has_garbage(&rows::counters(view)?) => match rows::inode(view, entry.parent)? {
+            Some(row) => resolve::ancestry(view, entry.parent, &row)?.is_none(),
+            None => true,
+        },
         _ => false,
     };
     match is_gone {
@@ -468,6 +469,9 @@ pub fn stat(view: &dyn View, mount_id: u32) -> Result<StatRow, Error> {
 
 /// True while removed trees wait for a purge.
 pub fn gc_pending(view: &dyn View) -> Result<bool, Error> {
-    let counters = rows::counters(view)?;
-    Ok(counters.first_gc < counters.next_gc)
+    Ok(has_garbage(&rows::counters(view)?))
+}
+
+fn has_garbage(counters: &CounterRow) -> bool {
+    counters.first_gc < counters.next_gc
 }
