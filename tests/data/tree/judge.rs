@@ -164,6 +164,12 @@ impl Model {
         let How { reads, writes, append, .. } = how;
         self.handles.insert(slot, Handle { node, reads, writes, append, opened });
         if how.truncate && found.node.is_some() && self.nodes[node].area != Area::Outside {
+            // Whatever was staged of an older version is cut off, and what comes is made from this one.
+            if let Some(staged) =
+                self.staged.get_mut(&(mount, node)).filter(|staged| staged.base > 0 && !staged.unlinked)
+            {
+                staged.base = opened;
+            }
             self.change(mount, node, opened, |content| content.clear());
         }
         Ok(())
