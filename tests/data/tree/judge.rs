@@ -143,7 +143,14 @@ impl Model {
                 self.children(found.parent).insert(found.name, node);
                 (self.nodes[node].maker, self.nodes[node].hidden) = (Some(mount), !how.exclusive);
                 if area != Area::Outside {
-                    let staged = Staged { content: Vec::new(), base: 0, dirty: true, new: true, unlinked: false };
+                    let staged = Staged {
+                        content: Vec::new(),
+                        base: 0,
+                        dirty: true,
+                        new: true,
+                        appended: true,
+                        unlinked: false,
+                    };
                     self.staged.insert((mount, node), staged);
                 }
                 node
@@ -170,28 +177,36 @@ impl Model {
             {
                 staged.base = opened;
             }
-            self.change(mount, node, opened, |content| content.clear());
+            self.change(mount, node, opened, false, |content| content.clear());
         }
         Ok(())
     }
 
     /// Changes what is staged, which is made from a version if nothing is.
-    fn change(&mut self, mount: usize, node: Id, from: usize, how: impl FnOnce(&mut Vec<u8>)) {
+    fn change(&mut self, mount: usize, node: Id, from: usize, appends: bool, how: impl FnOnce(&mut Vec<u8>)) {
         let content = &self.nodes[node].versions[from];
         let staged = self.staged.entry((mount, node)).or_insert_with(|| Staged {
             content: content.clone(),
             base: from,
             dirty: false,
             new: false,
+            appended: true,
             unlinked: false,
         });
+        staged.appended &= appends;
         how(&mut staged.content);
         (staged.dirty, staged.new) = (true, false);
     }
 
     /// The first change of a version that is gone goes on from the newest one, or is refused. What was changed already stays
     /// what it was made from: the storing of it is refused.
-    fn change_by(&mut self, slot: Slot, code: Option<Errno>, how: impl FnOnce(&Handle, &mut Vec<u8>)) -> Verdict {
+    fn change_by(
+        &mut self,
+        slot: Slot,
+        code: Option<Errno>,
+        appends: bool,
+        how: impl FnOnce(&Handle, &mut Vec<u8>),
+    ) -> Verdict {
         let (mount, handle) = (self.mounts[slot.0], self.handles[&slot].clone());
         let key = (mount, handle.node);
         if self.lost.contains(&key) {
@@ -202,7 +217,7 @@ impl Model {
         allow(code, if moves || self.is_stale(mount, handle.node) { &EITHER } else { &DONE })?;
         if code.is_none() {
             let version = if moves { self.move_handles(mount, &handle) } else { handle.opened };
-            self.change(mount, handle.node, version, |content| how(&handle, content));
+            self.change(mount, handle.node, version, appends, |content| how(&handle, content));
         }
         Ok(())
     }
@@ -225,7 +240,8 @@ impl Model {
             allowed.extend(&LOST[1..]);
             return allow(code, &allowed[..if self.nodes[handle.node].named { 1 } else { 3 }]);
         }
-        self.change_by(slot, code, |handle, content| {
+        let appends = handle.append;
+        self.change_by(slot, code, appends, |handle, content| {
             let (at, bytes) = (if handle.append { content.len() } else { at }, bytes.get());
             content.resize(content.len().max(at + bytes.len()), 0);
             content[at..at + bytes.len()].copy_from_slice(&bytes);
@@ -237,7 +253,7 @@ impl Model {
         if self.nodes[node].area == Area::Outside {
             return allow(code, if self.nodes[node].named { &DONE } else { &LOST });
         }
-        self.change_by(slot, code, |_, content| content.resize(length, 0))
+        self.change_by(slot, code, false, |_, content| content.resize(length, 0))
     }
 
     fn read(&self, slot: Slot, answer: &Answer) -> Verdict {
@@ -301,6 +317,11 @@ impl Model {
         let due = self.staged.get(&(mount, node)).filter(|staged| staged.dirty && !staged.unlinked);
         let Some(staged) = due else { return allow(code, &DONE) };
         let stale = self.differs(node, staged.base);
+        if stale && code.is_none() && self.append_again(mount, node) {
+            self.stored(mount, node);
+            return Ok(());
+        }
+        let staged = &self.staged[&(mount, node)];
         let same = !stale && staged.base != self.nodes[node].version();
         allow(
             code,
@@ -332,7 +353,7 @@ impl Model {
         if code.is_none() && superseded {
             self.staged.remove(&key);
         }
-        self.change(mount, node, self.nodes[node].version(), |content| content.resize(length, 0));
+        self.change(mount, node, self.nodes[node].version(), false, |content| content.resize(length, 0));
         if code.is_none() {
             self.stored(mount, node);
         }
