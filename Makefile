@@ -68,7 +68,7 @@ needs:
 	@deploy/dev/needs
 
 build: needs
-	$(CARGO) build --release --locked --workspace --bins --example s3-test-server
+	$(CARGO) build --release --locked --workspace --bins
 	@mkdir -p bin
 	@ln -sf $(addprefix $(CARGO_TARGET_DIR)/release/,jindofs jindoctl jindofs-operator) bin/
 	@echo "built: bin/jindofs bin/jindoctl bin/jindofs-operator"
@@ -76,7 +76,7 @@ build: needs
 # Only what the demo runs: neither the operator nor what only it needs. With the features that `build` gives to dependencies,
 # so that neither compiles what the other one has compiled.
 demo-programs: needs
-	$(CARGO) build --release --locked --workspace --bin jindofs --bin jindoctl --example s3-test-server
+	$(CARGO) build --release --locked --workspace --bin jindofs --bin jindoctl --bin s3-test-server
 	@mkdir -p bin
 	@ln -sf $(addprefix $(CARGO_TARGET_DIR)/release/,jindofs jindoctl) bin/
 

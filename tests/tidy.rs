@@ -11,6 +11,7 @@ mod walls;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::support::ROOT;
 use source::Source;
 
 /// Lines a file may have. Longer ones hold more than one idea.
@@ -60,9 +61,12 @@ fn tests_wait_for_conditions_and_never_sleep() {
 #[test]
 fn every_dependency_is_named_in_a_source() {
     let sources = sources();
-    for (manifest, under) in
-        [("Cargo.toml", ["src/", "tests/"]), ("proto/Cargo.toml", ["proto/src/", "proto/build.rs"])]
-    {
+    let manifests = [
+        ("Cargo.toml", ["src/", "tests/bench/"]),
+        ("proto/Cargo.toml", ["proto/src/", "proto/build.rs"]),
+        ("tests/Cargo.toml", ["tests/", "tests/bench/"]),
+    ];
+    for (manifest, under) in manifests {
         let text = fs::read_to_string(root().join(manifest)).expect("manifest");
         let own: Vec<&Source> =
             sources.iter().filter(|source| under.iter().any(|prefix| source.path.starts_with(prefix))).collect();
@@ -116,7 +120,7 @@ fn assert_tidy(complaints: &[String]) {
 }
 
 fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+    PathBuf::from(ROOT)
 }
 
 /// All Rust files of ours, by path from the root.

@@ -12,9 +12,9 @@ mod store;
 mod table;
 mod writes;
 
-#[allow(dead_code, unreachable_pub, reason = "shared with the tests, which use all of it")]
-#[path = "../support/s3.rs"]
-mod s3;
+#[allow(unreachable_pub, reason = "shared with the tests")]
+#[path = "../support/s3_client.rs"]
+mod s3_client;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};

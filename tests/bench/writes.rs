@@ -12,7 +12,7 @@ use jindofs::dev::{DevOptions, UfsMount};
 
 use super::etcd::Etcd;
 use super::table::{Bar, Table};
-use super::{Arguments, Outcome, binary, cluster, go_on, s3, say};
+use super::{Arguments, Outcome, binary, cluster, go_on, s3_client, say};
 
 const BUCKET: &str = "bench";
 const THREADS: usize = 16;
@@ -66,7 +66,7 @@ impl Drop for Server {
 
 impl Server {
     fn start(objects: &Path) -> Outcome<Server> {
-        let mut command = Command::new(binary("examples/s3-test-server")?);
+        let mut command = Command::new(binary("s3-test-server")?);
         let mut child = command.arg(objects).arg(BUCKET).stdout(Stdio::piped()).spawn()?;
         let output = child.stdout.take().ok_or("the S3 server says nothing")?;
         let mut server = Server { child, said: Vec::new() };
@@ -148,7 +148,7 @@ fn on_threads(work: impl Fn(usize) -> std::io::Result<usize> + Sync) -> Outcome<
 
 /// One large file, written and closed, against the same bytes sent in parts by a client that has them in memory.
 async fn large(arguments: &Arguments, mnt: &Path, server: &Server, table: &mut Table) -> Outcome<()> {
-    let client = s3::client(server.get("endpoint")?, BUCKET);
+    let client = s3_client::client(server.get("endpoint")?, BUCKET);
     let piece: Vec<u8> = (0..PIECE_BYTES).map(|place| (place * 31 % 251) as u8).collect();
     let part = opendal::Buffer::from(piece.repeat(PART_BYTES / PIECE_BYTES));
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());

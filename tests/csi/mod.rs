@@ -165,7 +165,7 @@ fn launch(kubelet: &Path) -> Child {
     let port = free_port();
     let runtime = kubelet.with_file_name("runtime mnt");
     // Built beside the others: it belongs to the same workspace.
-    let mut plugin = Command::new(binary("jindofs").with_file_name("jindofs-operator"))
+    let mut plugin = Command::new(binary("jindofs-operator"))
         .args(["csi-node", "--node", "here", "--driver", DRIVER, "--http-port", &port.to_string(), "--kubelet-dir"])
         .arg(kubelet)
         .arg("--mounts-dir")

@@ -47,7 +47,7 @@ impl Plugin {
 
     fn spawn(dir: &Path, timeout: u64, starts: u32) -> Child {
         let log = File::create(dir.join(format!("plugin-{starts}.log"))).expect("a log");
-        let mut command = Command::new(binary("jindofs").with_file_name("jindofs-operator"));
+        let mut command = Command::new(binary("jindofs-operator"));
         command.args(["csi-node", "--node", "n", "--http-port", &free_port().to_string()]);
         command.arg("--kubelet-dir").arg(dir.join("kubelet"));
         command.arg("--mounts-dir").arg(Plugin::mounts(dir));

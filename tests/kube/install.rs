@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use super::site::install;
 use super::{kubectl, ok, program, text};
+use crate::support::ROOT;
 
-const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 /// Where the chart's objects go, which exists once the operator is installed.
 const SPACE: &str = "jindofs-system";
 /// Every value that can be another one.

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 use super::{Namespace, eventually, kubectl, ok, program, text};
+use crate::support::ROOT;
 use crate::support::cluster::binary;
 
 pub const KEY: &str = crate::support::oss::ACCESS_KEY;
@@ -16,7 +17,6 @@ const HOST: &str = "oss.test";
 /// The kernel chooses the port, so that each test has an object store of its own.
 const LISTEN: &str = "192.168.50.254:0";
 
-const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 pub const PVC: &str = include_str!("../../deploy/samples/pvc.yaml");
 pub const SECRET_YAML: &str = include_str!("../../deploy/samples/secret.yaml");
 pub const POD: &str = include_str!("../../deploy/samples/pod.yaml");
@@ -67,7 +67,7 @@ impl Oss {
             std::fs::create_dir_all(path.parent().expect("a parent")).expect("made");
             std::fs::write(path, content).expect("written");
         }
-        let program = binary("jindofs").with_file_name("examples").join("s3-test-server");
+        let program = binary("s3-test-server");
         let mut server = Command::new(format!("{ROOT}/tests/kube/cluster/control"))
             .arg("exec")
             .arg(program)

@@ -8,11 +8,12 @@ use std::process::Command;
 use jindofs::client::namespace::at_path;
 use jindofs_proto::v1::{FileType, SetAttrRequest, SymlinkRequest};
 
+use crate::support::ROOT;
 use crate::support::cluster::{Cluster, PATIENCE, tail};
 use crate::support::writers::{create_request, make_dir, names};
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(format!("{name}.tar.gz"))
+    Path::new(ROOT).join("tests/fixtures").join(format!("{name}.tar.gz"))
 }
 
 fn tar(arguments: &[&str], archive: &Path, dir: &Path) {

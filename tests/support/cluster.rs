@@ -22,12 +22,12 @@ pub struct Cluster {
     pub dir: tempfile::TempDir,
 }
 
-/// The binary under test, built beside this one.
+/// A program of ours, which `make` builds before the tests: two directories above them.
 pub fn binary(name: &str) -> PathBuf {
-    match name {
-        "jindofs" => PathBuf::from(env!("CARGO_BIN_EXE_jindofs")),
-        _ => PathBuf::from(env!("CARGO_BIN_EXE_jindoctl")),
-    }
+    let tests = std::env::current_exe().expect("the path of the tests");
+    let path = tests.ancestors().nth(2).expect("a build directory").join(name);
+    assert!(path.exists(), "{} is not built: make build", path.display());
+    path
 }
 
 pub fn options(dir: &tempfile::TempDir, masters: usize) -> DevOptions {

@@ -13,6 +13,9 @@ pub mod writers;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+/// The root of the sources.
+pub const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+
 /// How often a condition is looked at.
 const LOOK: Duration = Duration::from_millis(10);
 

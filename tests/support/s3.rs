@@ -25,16 +25,16 @@ use s3s::{S3, S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 use s3s_fs::FileSystem;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
+#[path = "s3_client.rs"]
+mod s3_client;
 #[path = "trouble.rs"]
 pub mod trouble;
 
+pub use s3_client::{ACCESS_KEY, SECRET_KEY, client};
 use trouble::{Kind, Troubles};
 
 /// Bucket and key.
 type Place = (String, String);
-
-pub const ACCESS_KEY: &str = "test-access-key";
-pub const SECRET_KEY: &str = "test-secret-key";
 
 /// What the server has seen, and how it is to misbehave.
 #[derive(Debug, Default)]
@@ -435,19 +435,4 @@ impl S3Server {
     pub fn client(&self, bucket: &str) -> opendal::Operator {
         client(&self.endpoint(), bucket)
     }
-}
-
-/// A client of one bucket of the server at `endpoint`, which may be another process.
-pub fn client(endpoint: &str, bucket: &str) -> opendal::Operator {
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    opendal_http_transport_reqwest::install_default();
-    let service = opendal::services::S3::default()
-        .bucket(bucket)
-        .endpoint(endpoint)
-        .region("us-east-1")
-        .access_key_id(ACCESS_KEY)
-        .secret_access_key(SECRET_KEY)
-        .disable_config_load()
-        .disable_ec2_metadata();
-    opendal::Operator::new(service).expect("a client")
 }
