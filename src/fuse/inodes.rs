@@ -156,6 +156,27 @@ impl Inodes {
         names.keys().filter(|(parent, _)| *parent == directory).map(|(_, name)| name.clone()).collect()
     }
 
+    /// True if the kernel may know a name.
+    pub(super) fn has_name(&self, directory: u64, name: &[u8]) -> bool {
+        self.names(directory).contains_key(&(directory, Box::from(name)))
+    }
+
+    /// Calls `visit` with every inode that the kernel may know. Nothing is locked meanwhile.
+    pub(super) fn visit_inodes(&self, mut visit: impl FnMut(u64)) {
+        for shard in &self.shards {
+            let inodes: Vec<u64> = lock(shard).keys().copied().collect();
+            inodes.into_iter().for_each(&mut visit);
+        }
+    }
+
+    /// Calls `visit` with every name that the kernel may know, and its directory. Nothing is locked meanwhile.
+    pub(super) fn visit_names(&self, mut visit: impl FnMut(u64, &[u8])) {
+        for shard in &self.names {
+            let names: Vec<(u64, Box<[u8]>)> = lock(shard).keys().cloned().collect();
+            names.iter().for_each(|(directory, name)| visit(*directory, name));
+        }
+    }
+
     /// Newer attributes; the root enters the table by them.
     pub(super) fn renew(&self, known: Known) {
         let inode = known.attr.inode;
@@ -195,10 +216,10 @@ impl Inodes {
         Some(names.join(&b'/'))
     }
 
-    /// True if a listing the kernel keeps is younger than `ttl`.
-    pub(super) fn listing_is_fresh(&self, inode: u64, ttl: Duration) -> bool {
+    /// When the listing that the kernel keeps of a directory was begun, if it is younger than `ttl`.
+    pub(super) fn fresh_listing(&self, inode: u64, ttl: Duration) -> Option<Instant> {
         let shard = self.shard(inode);
-        shard.get(&inode).and_then(|entry| entry.listed).is_some_and(|since| since.elapsed() < ttl)
+        shard.get(&inode).and_then(|entry| entry.listed).filter(|since| since.elapsed() < ttl)
     }
 
     /// The kernel was given a whole listing to keep, begun at `since`.

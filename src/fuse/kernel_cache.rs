@@ -28,19 +28,20 @@ impl KernelCache {
         let _ = self.0.set(Kernel { notifier, device: File::from(device) });
     }
 
-    fn notify(&self, what: &'static str, node: u64, tell: impl FnOnce(&Kernel) -> std::io::Result<()>) {
+    /// False if the kernel does not know the node.
+    fn notify(&self, what: &'static str, node: u64, tell: impl FnOnce(&Kernel) -> std::io::Result<()>) -> bool {
         match self.0.get().map(tell) {
             // It does not know the node: then it keeps nothing of it.
-            Some(Err(error)) if error.kind() != std::io::ErrorKind::NotFound => {
-                tracing::debug!(node, %error, "the kernel keeps {what} until they expire");
-            }
+            Some(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => return false,
+            Some(Err(error)) => tracing::debug!(node, %error, "the kernel keeps {what} until they expire"),
             _ => {}
         }
+        true
     }
 
-    /// Attributes of a node have to be asked for again. Does not wait.
-    pub(super) fn expire_attributes(&self, node: u64) {
-        self.notify("attributes", node, |kernel| kernel.notifier.inval_inode(INodeNo(node), -1, 0));
+    /// Attributes of a node have to be asked for again; false if the kernel does not know it. Does not wait.
+    pub(super) fn expire_attributes(&self, node: u64) -> bool {
+        self.notify("attributes", node, |kernel| kernel.notifier.inval_inode(INodeNo(node), -1, 0))
     }
 
     /// The pages and attributes of a node are dropped. Blocks while requests for pages of the node are under way: never to be
@@ -51,9 +52,12 @@ impl KernelCache {
 
     /// Names of a directory have to be looked up again. Blocks while names of the directory are changed.
     pub(super) fn expire_names<'a>(&self, directory: u64, names: impl Iterator<Item = &'a [u8]>) {
-        for name in names {
-            self.notify("names", directory, |kernel| (&kernel.device).write_all(&expire_entry(directory, name)));
-        }
+        names.for_each(|name| self.expire_name(directory, name));
+    }
+
+    /// As [`KernelCache::expire_names`], of one name.
+    pub(super) fn expire_name(&self, directory: u64, name: &[u8]) {
+        self.notify("names", directory, |kernel| (&kernel.device).write_all(&expire_entry(directory, name)));
     }
 }
 
