@@ -14,6 +14,7 @@ mod far_times;
 mod faults;
 mod full;
 mod handover;
+mod invalidated;
 mod leaders;
 mod listings;
 mod locks;
