@@ -143,12 +143,13 @@ fn what_a_change_of_under_storage_holds_is_told_when_it_is_made() {
 }
 
 #[test]
-fn a_listing_names_what_it_finds_changed_and_the_same_listing_again_nothing() {
+fn a_later_listing_names_what_it_finds_changed_and_the_same_listing_again_nothing() {
     let (mut tree, _) = tree();
     let m = inode(&tree, "/m");
+    tree.list(tree.index, &[file("a", "1"), file("b", "1")]);
+    assert_eq!(seen(&tree), expected(&[m], &[]), "before the first listing nobody knows of an absent name");
     tree.list(tree.index, &[file("a", "1"), file("b", "1"), directory("c")]);
-    let names = seen(&tree).names;
-    assert_eq!(names, expected(&[], &[(m, "a"), (m, "b"), (m, "c")]).names);
+    assert_eq!(seen(&tree), expected(&[m], &[(m, "c")]));
     let (a, b) = (inode(&tree, "/m/a"), inode(&tree, "/m/b"));
     tree.list(tree.index, &[file("a", "1"), file("b", "1"), directory("c")]);
     assert_eq!(seen(&tree), Seen::default());
@@ -188,21 +189,31 @@ fn a_file_that_ends_with_the_session_of_its_maker_is_named() {
 }
 
 #[test]
+fn a_mount_over_an_empty_directory_changes_all_of_its_names() {
+    let (mut tree, d) = tree();
+    let mount = Mount { path: b"/d".to_vec().into(), ufs_uri: "local:///y".into(), ..Mount::default() };
+    tree.internal(Body::AddMount(AddMountRequest { op: None, mount: Some(mount) }));
+    assert_eq!(seen(&tree), Seen { directories: [d].into(), ..expected(&[d], &[]) });
+}
+
+#[test]
 fn a_mount_at_the_root_shows_other_entries_there_and_so_does_its_end() {
     let mut tree = Tree::bare(tempfile::tempdir().expect("tempdir"));
     let mount = Mount { path: b"/".to_vec().into(), ufs_uri: "local:///x".into(), ..Mount::default() };
     tree.internal(Body::AddMount(AddMountRequest { op: None, mount: Some(mount) }));
     assert_eq!(tree.changes, Changes::All);
-    let load = LoadEntries {
-        directory: ROOT_INODE,
-        mount_id: 1,
-        entries: vec![file("f", "1")],
-        complete: true,
-        sync_start_index: tree.index,
-        ..LoadEntries::default()
-    };
-    tree.internal(Body::LoadEntries(load));
-    assert_eq!(seen(&tree).names, expected(&[], &[(ROOT_INODE, "f")]).names, "by the number of the root");
+    for entries in [vec![file("f", "1")], vec![file("f", "1"), file("g", "1")]] {
+        let load = LoadEntries {
+            directory: ROOT_INODE,
+            mount_id: 1,
+            entries,
+            complete: true,
+            sync_start_index: tree.index,
+            ..LoadEntries::default()
+        };
+        tree.internal(Body::LoadEntries(load));
+    }
+    assert_eq!(seen(&tree), expected(&[ROOT_INODE], &[(ROOT_INODE, "g")]), "by the number of the root");
     tree.internal(Body::RemoveMount(RemoveMountRequest { op: None, path: b"/".to_vec().into() }));
     assert_eq!(tree.changes, Changes::All);
 }

@@ -1,7 +1,7 @@
 //! `jindofs.v1.Invalidation`: what this replica applies, for clients that cache the tree.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
@@ -18,6 +18,9 @@ use crate::runtime::Shutdown;
 
 /// How often a subscriber hears of a master that applies nothing. Clients give a stream up after some of these.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
+/// How often a master that no quorum confirms asks again, and how long it goes on: an election ends no stream.
+const RECHECK_INTERVAL: Duration = Duration::from_millis(500);
+const UNCONFIRMED_MAX: Duration = Duration::from_secs(8);
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -56,23 +59,26 @@ impl InvalidationService {
 
 impl Subscriber {
     /// The next event: changes, or that the master is alive and up to date.
-    async fn next(&mut self) -> Result<InvalidationEvent> {
-        tokio::select! {
-            biased;
-            () = self.stop.cancelled() => return Err(Error::unavailable("this master is about to end")),
-            batch = self.subscription.next() => return Ok(event_of(batch)),
-            () = tokio::time::sleep(KEEPALIVE_INTERVAL) => {}
-        }
-        self.check_current().await?;
-        Ok(InvalidationEvent::default())
-    }
-
+    ///
     /// *Errors*: `Unavailable` for a replica that may be cut off from the others, or whose disk was set aside.
-    async fn check_current(&self) -> Result<()> {
-        self.handle.read().await?;
-        match self.handle.invalidations() {
-            Some(source) if Arc::ptr_eq(&source, &self.source) => Ok(()),
-            _ => Err(Error::unavailable("this master has begun anew")),
+    async fn next(&mut self) -> Result<InvalidationEvent> {
+        let begun = Instant::now();
+        let mut pause = KEEPALIVE_INTERVAL;
+        loop {
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return Err(Error::unavailable("this master is about to end")),
+                batch = self.subscription.next() => return Ok(event_of(batch)),
+                () = tokio::time::sleep(pause) => {}
+            }
+            if !self.handle.invalidations().is_some_and(|source| Arc::ptr_eq(&source, &self.source)) {
+                return Err(Error::unavailable("this master has begun anew"));
+            }
+            match self.handle.read().await {
+                Ok(_) => return Ok(InvalidationEvent::default()),
+                Err(error) if begun.elapsed() >= UNCONFIRMED_MAX => return Err(error),
+                Err(_) => pause = RECHECK_INTERVAL,
+            }
         }
     }
 }

@@ -43,57 +43,88 @@ pub enum Changes {
     Sets(Vec<ChangeSet>),
 }
 
+/// Reads a row as it was before the transaction.
+type Before<'a> = &'a dyn Fn(Table, &[u8]) -> Result<Option<Bytes>, StoreError>;
+
 /// Derives what clients may see changed from the `dentries` and `inodes` that a transaction writes: their keys in order,
 /// with the new values. `before` reads the rows as they were, `after` as they are.
 ///
 /// *Errors*: a row cannot be read.
 pub fn derive<'k>(
-    before: &dyn Fn(Table, &[u8]) -> Result<Option<Bytes>, StoreError>,
+    before: Before<'_>,
     after: &dyn View,
     dentries: impl Iterator<Item = (&'k [u8], Option<&'k Bytes>)>,
     inodes: impl Iterator<Item = (&'k [u8], Option<&'k Bytes>)>,
 ) -> Result<Changes, StoreError> {
     let root = rows::content(after, ROOT_INODE)?;
-    if root != root_content(before(Table::Inode, &keys::id(ROOT_INODE))?)? {
+    if root != inode_before(before, ROOT_INODE)?.map_or(ROOT_INODE, |row| rows::content_of(ROOT_INODE, &row)) {
         // The root shows other entries, none of which has to be written for that.
         return Ok(Changes::All);
     }
     let mut sets = Collector::default();
     for (key, new) in inodes {
         let id = keys::id_of(key);
-        if attributes_differ(id, before(Table::Inode, key)?, new)? {
+        // Nobody knows an inode that was not there.
+        let Some(old) = inode_before(before, id)? else { continue };
+        let new: Option<InodeRow> = new.map(|row| rows::decode(Table::Inode, key, row.clone())).transpose()?;
+        if new.as_ref().is_none_or(|new| rows::attr(id, new) != rows::attr(id, &old)) {
             sets.add(ITEM_BYTES, |set| set.inodes.push(id));
         }
+        if new.is_some_and(|new| new.mount_id != old.mount_id) {
+            // A mount begins here: what is below comes from elsewhere.
+            sets.add(ITEM_BYTES, |set| set.directories.push(id));
+        }
     }
+    let mut directory = Directory::default();
     for (key, new) in dentries {
-        if targets_differ(key, before(Table::Dentry, key)?, new)? {
-            let content = keys::content_of(key);
-            let directory = if content == root { ROOT_INODE } else { content };
-            sets.add_name(directory, keys::name_of(key));
+        let content = keys::content_of(key);
+        let id = if content == root { ROOT_INODE } else { content };
+        if directory.id != id {
+            directory = Directory::before(before, id)?;
+        }
+        if directory.is_known && directory.shows(target(key, before(Table::Dentry, key)?)?, target(key, new.cloned())?)
+        {
+            sets.add_name(id, keys::name_of(key));
         }
     }
     Ok(Changes::Sets(sets.finish()))
 }
 
-fn root_content(row: Option<Bytes>) -> Result<u64, StoreError> {
-    let row: Option<InodeRow> = row.map(|row| rows::decode(Table::Inode, &keys::id(ROOT_INODE), row)).transpose()?;
-    Ok(row.map_or(ROOT_INODE, |row| rows::content_of(ROOT_INODE, &row)))
+/// The row of an inode before the transaction; the root exists without having been written.
+fn inode_before(before: Before<'_>, id: u64) -> Result<Option<InodeRow>, StoreError> {
+    match before(Table::Inode, &keys::id(id))? {
+        Some(row) => rows::decode(Table::Inode, &keys::id(id), row).map(Some),
+        None => Ok((id == ROOT_INODE).then(InodeRow::default)),
+    }
 }
 
-/// True if a client may know the inode, and knows it otherwise than it is now. Nobody knows one that was not there before.
-fn attributes_differ(id: u64, old: Option<Bytes>, new: Option<&Bytes>) -> Result<bool, StoreError> {
-    let Some(old) = old else { return Ok(id == ROOT_INODE) };
-    let Some(new) = new else { return Ok(true) };
-    let decode = |row: Bytes| rows::decode::<InodeRow>(Table::Inode, &keys::id(id), row);
-    Ok(rows::attr(id, &decode(old)?) != rows::attr(id, &decode(new.clone())?))
+/// The inode that a name stands for; 0 for none, and for a tombstone.
+fn target(key: &[u8], row: Option<Bytes>) -> Result<u64, StoreError> {
+    row.map_or(Ok(0), |row| rows::decode::<DentryRow>(Table::Dentry, key, row).map(|row| row.inode))
 }
 
-/// True if a name stands for another inode than before; a tombstone stands for none.
-fn targets_differ(key: &[u8], old: Option<Bytes>, new: Option<&Bytes>) -> Result<bool, StoreError> {
-    let target = |row: Option<Bytes>| -> Result<u64, StoreError> {
-        row.map_or(Ok(0), |row| rows::decode::<DentryRow>(Table::Dentry, key, row).map(|row| row.inode))
-    };
-    Ok(target(old)? != target(new.cloned())?)
+/// What clients can know of the names of a directory.
+#[derive(Default)]
+struct Directory {
+    id: u64,
+    /// It was there before.
+    is_known: bool,
+    /// It was listed, or needs no listing. Before that nobody can know that a name is absent: each such question is asked of
+    /// the under-storage. So what a first listing finds is news to nobody, the client that asked for it included.
+    is_complete: bool,
+}
+
+impl Directory {
+    fn before(before: Before<'_>, id: u64) -> Result<Directory, StoreError> {
+        let row = inode_before(before, id)?;
+        let is_complete = row.as_ref().is_some_and(|row| row.mount_id == 0 || row.complete);
+        Ok(Directory { id, is_known: row.is_some(), is_complete })
+    }
+
+    /// True if a client may see that a name has another target.
+    fn shows(&self, old: u64, new: u64) -> bool {
+        old != new && (old != 0 || self.is_complete)
+    }
 }
 
 /// Gathers changes into sets of bounded size. Names come in the order of their keys: those of one directory in a row.
