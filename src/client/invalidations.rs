@@ -1,9 +1,11 @@
-//! A subscription to what the masters apply, for a client that caches the tree: one stream, from any master, renewed for ever.
+//! A subscription to the changes that the masters apply, for a client that caches the tree. There is one stream, from
+//! any master, and it is renewed when it ends.
 //!
-//! *Promises.* Between the first event of a stream and its end every change that the master applies is told. The first event of
-//! each stream says that changes were lost, whatever the master says. A master that is silent is given up after
-//! [`SILENCE_TIMEOUT`]: while it is alive and up to date it says so more often. Nothing is told of the time between two
-//! streams: what is cached then is bounded by its time to live.
+//! *Promises.* Between the first event of a stream and its end, the client is told every change that the master
+//! applies. The first event of each stream says that changes were lost, whatever the master says. A stream that is
+//! silent for [`SILENCE_TIMEOUT`] is given up: a master that is alive and up to date sends an event every few seconds.
+//! The client is not told the changes between two streams: the age of what is cached then is bounded by its time to
+//! live.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -16,14 +18,14 @@ use crate::rpc::channel::{MasterChannel, invalidation, judge};
 
 /// Longest wait for a master to accept a subscription.
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(3);
-/// Longest silence of a master: it speaks every three seconds.
+/// Longest time between two events: a master sends one every three seconds.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause before the next master is tried; doubled after each stream that did not last.
 const RETRY_DELAY: Duration = Duration::from_millis(50);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(5);
-/// Age of a stream at which its end counts as a single fault.
+/// Age of a stream whose end resets the pause.
 const STABLE_AGE: Duration = Duration::from_secs(10);
-/// How long a master that does not know the request, one of an older release, is not asked again.
+/// How long a master of an older release, which does not know the request, is not asked again.
 const UNSUPPORTED_PAUSE: Duration = Duration::from_secs(60);
 
 /// The subscription of one client process.
@@ -39,17 +41,17 @@ impl Subscriber {
         Subscriber { channel, candidates: Candidates::new(usize::from(crate::runtime::random_id()[0])) }
     }
 
-    /// Tells `on_event` of every event, for as long as it is polled.
+    /// Calls `on_event` with every event, until the future is dropped.
     pub async fn run(mut self, mut on_event: impl FnMut(InvalidationEvent)) {
         let mut delay = RETRY_DELAY;
         loop {
             let started = Instant::now();
             let Err(error) = self.follow(&mut on_event).await;
-            tracing::debug!(%error, "no master tells of changes: names and attributes expire by their age");
+            tracing::debug!(%error, "the subscription has ended: names and attributes expire by their age");
             if started.elapsed() >= STABLE_AGE {
                 delay = RETRY_DELAY;
             }
-            // Half to one and a half times, so that the clients of a master that ended do not come in step.
+            // Jitter, so that the clients of a master that has ended do not ask the next one all at once.
             tokio::time::sleep(delay.mul_f64(0.5 + rand::random::<f64>())).await;
             delay = (delay * 2).min(RETRY_DELAY_MAX);
         }
@@ -103,7 +105,7 @@ async fn next_event(stream: &mut Streaming<InvalidationEvent>) -> Result<Invalid
     }
 }
 
-/// Masters in turn, without those that do not know the request.
+/// The masters in turn, without those that do not know the request.
 #[derive(Debug)]
 struct Candidates {
     turn: usize,

@@ -108,7 +108,7 @@ pub(super) fn enter(fs: &Fs, parent: u64, name: &[u8], known: Known, reply: Repl
     let node = fs.enter_node(&known.attr);
     let shown = fs.view_of(node, known.clone());
     let attr = FileAttr { ino: INodeNo(node), ..attributes(fs, node, &shown.attr) };
-    // Entered before it is judged, as the module of invalidations demands.
+    // Before the times to live are computed: the module `invalidation` says why.
     fs.inodes.entered(parent, name, known.clone());
     let (name_ttl, ttl) = (fs.ttl_of_entry(parent, name, &known), fs.ttl_of(&known));
     // One that is to move to the newest version does so when it is asked for them.
@@ -159,7 +159,7 @@ fn entry_of(fs: &Fs, (directory, name): (u64, &[u8]), known: &Known, is_dot: boo
 }
 
 pub(super) fn give_plus(fs: &Fs, directory: &Directory, offset: u64, mut reply: ReplyDirectoryPlus) {
-    let (own, begun) = (fs.inodes.get(directory.inode), fs.invalidation.now());
+    let (own, epoch) = (fs.inodes.get(directory.inode), fs.invalidation.epoch());
     directory.give(offset, |given| {
         let (known, dot);
         match (given.attr, &own) {
@@ -185,8 +185,8 @@ pub(super) fn give_plus(fs: &Fs, directory: &Directory, offset: u64, mut reply: 
         fs.inodes.listed(directory.inode, directory.opened);
     }
     reply.ok();
-    // Names are entered after they are judged here, as one that finds no room in the answer is none the kernel knows.
-    fs.invalidation.recheck_names(directory.inode, begun);
+    // A name is entered after its time to live was computed, because only then it has found room in the answer.
+    fs.invalidation.recheck_names(directory.inode, epoch);
 }
 
 pub(super) fn give(directory: &Directory, offset: u64, mut reply: ReplyDirectory) {

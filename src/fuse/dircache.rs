@@ -109,7 +109,7 @@ impl DirCache {
         inner.renew(directory, Directory { changed: true, ..Directory::new() });
     }
 
-    /// Nothing that is known of a directory is of use any more, nor what is on its way.
+    /// Forgets what is remembered of a directory. A listing that is under way is ignored.
     pub(super) fn forget(&self, directory: u64) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(dropped) = inner.directories.pop(&directory) {
@@ -310,7 +310,7 @@ impl DirCache {
             if inner.changes != asked.0 || own {
                 return;
             }
-            // What was told to be wrong meanwhile is older than the telling.
+            // As old as the question: changes that were told since then invalidate it.
             inner.begin_at(directory, asked.1)
         };
         self.add(directory, since, page, end);

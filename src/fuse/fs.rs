@@ -287,7 +287,7 @@ impl Fs {
         if self.locks.are_names_watched(parent) { Duration::ZERO } else { self.ttl_of(known) }
     }
 
-    /// As [`Fs::ttl_of_name`], of a name that may be known to be wrong by now.
+    /// As [`Fs::ttl_of_name`], of a name that may have changed since it was asked for.
     pub(super) fn ttl_of_entry(&self, parent: u64, name: &[u8], known: &Known) -> Duration {
         let is_current = self.invalidation.is_name_current(parent, name, known.since);
         if is_current { self.ttl_of_name(parent, known) } else { Duration::ZERO }
@@ -299,7 +299,7 @@ impl Fs {
         if self.staging.is_apart(known.attr.inode) || self.creates.get(known.attr.inode).is_some() {
             return Duration::ZERO;
         }
-        // An answer that was overtaken by an event.
+        // A master has told a change while the answer was on its way.
         if !self.invalidation.is_current(known) {
             return Duration::ZERO;
         }

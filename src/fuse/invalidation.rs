@@ -1,13 +1,13 @@
-//! Changes made by others, as a master tells of them: what is cached here and in the kernel of a mount that changes nothing
-//! expires at once instead of by its age.
+//! Invalidation of the caches of a read-only mount, by the changes that a master tells.
 //!
-//! *Who tells the kernel.* It waits for names of a directory that are being looked up before it expires one, and those lookups are
-//! answered by our threads. So tasks of their own tell it, on threads that answer nothing, and hold no lock meanwhile. Attributes,
-//! for which it waits for nothing, have a task beside that of names: a lookup that takes long holds up names only.
+//! *Who notifies the kernel.* To expire a name, the kernel takes the lock of the directory and waits for lookups in it,
+//! which our threads answer. So tasks of their own notify the kernel, on threads that answer no request, and hold no
+//! lock meanwhile. The kernel does not wait to expire attributes: these have a task beside the one for names, which a
+//! lookup that takes long holds up.
 //!
-//! *Order.* An event marks first what is wrong, and then has the kernel told. An answer to the kernel that is made in between is
-//! checked against the marks after the name is entered into the table of those that the kernel knows: either the answer says
-//! that it must not be kept, or the name is found in the table and expired.
+//! *Order.* An event is marked first, then the kernel is notified. An answer to the kernel that is made in between
+//! enters the name into [`Inodes`](super::inodes::Inodes) before it checks the marks. So either the answer sees the
+//! mark and has no time to live, or the task finds the name in the table and expires it.
 
 mod marks;
 mod queue;
@@ -25,7 +25,7 @@ use super::inodes::Known;
 use marks::Marks;
 use queue::{Pending, Queue};
 
-/// What was told to be wrong, and what of it the kernel is still to be told.
+/// The changes that were told, and the notifications that the kernel has not been sent yet.
 #[derive(Debug, Default)]
 pub(super) struct Invalidation {
     marks: Marks,
@@ -34,34 +34,39 @@ pub(super) struct Invalidation {
 }
 
 impl Invalidation {
-    /// True if attributes are not known to be wrong.
+    /// True unless the attributes have changed since they were asked for.
     pub(super) fn is_current(&self, known: &Known) -> bool {
         self.marks.is_inode_current(known.attr.inode, known.since)
     }
 
-    /// True if what a name was said at `since` to stand for, or that there is none, is not known to be wrong.
+    /// True unless a name has come, gone, or changed its inode since it was asked for.
     pub(super) fn is_name_current(&self, directory: u64, name: &[u8], since: Instant) -> bool {
         self.marks.is_name_current(directory, name, since)
     }
 
-    /// True if the list of names in a directory is not known to be wrong.
+    /// True unless a name of the directory has come, gone, or changed its inode since the directory was listed.
     pub(super) fn is_listing_current(&self, directory: u64, since: Instant) -> bool {
         self.marks.is_listing_current(directory, since)
     }
 
-    /// A moment to compare with a later one.
-    pub(super) fn now(&self) -> u64 {
+    /// The number of changes so far, for [`Invalidation::recheck_names`].
+    pub(super) fn epoch(&self) -> u64 {
         self.marks.newest()
     }
 
-    /// The kernel was given names of a directory, from `begun` on: what was told to be wrong meanwhile expires once more.
-    pub(super) fn recheck_names(&self, directory: u64, begun: u64) {
-        if self.marks.newest() != begun {
+    /// Expires the names of a directory in the kernel, if changes were told since `epoch`, when an answer with these
+    /// names was begun.
+    pub(super) fn recheck_names(&self, directory: u64, epoch: u64) {
+        if self.marks.newest() != epoch {
             self.names.add(|pending| pending.add_directory(directory));
         }
     }
 
     fn accept(&self, event: &InvalidationEvent) {
+        if *event == InvalidationEvent::default() {
+            // A sign of life.
+            return;
+        }
         self.marks.mark(event);
         if event.lost {
             self.attributes.add(Pending::add_all);
@@ -80,7 +85,7 @@ impl Invalidation {
 }
 
 impl Fs {
-    /// Follows what the masters apply, until the tasks are dropped. For mounts that change nothing themselves.
+    /// Follows the changes that the masters apply, until the tasks are dropped. For read-only mounts.
     pub(super) fn follow_changes(self: &Arc<Self>) -> JoinSet<()> {
         let mut tasks = JoinSet::new();
         let this = self.clone();
@@ -90,14 +95,14 @@ impl Fs {
         tasks.spawn(async move {
             loop {
                 let pending = this.invalidation.attributes.take().await;
-                this.tell_kernel(pending, Fs::expire_attributes_in_kernel).await;
+                this.notify_kernel(pending, Fs::expire_attributes_in_kernel).await;
             }
         });
         let this = self.clone();
         tasks.spawn(async move {
             loop {
                 let pending = this.invalidation.names.take().await;
-                this.tell_kernel(pending, Fs::expire_names_in_kernel).await;
+                this.notify_kernel(pending, Fs::expire_names_in_kernel).await;
             }
         });
         tasks
@@ -106,18 +111,18 @@ impl Fs {
     fn invalidate(&self, event: &InvalidationEvent) {
         self.invalidation.accept(event);
         event.inodes.iter().for_each(|inode| self.layouts.forget(*inode));
-        // The marks say that these are of no use; forgotten, they are listed anew where that is worth it.
+        // The marks make these listings useless. Without them, a streak of lookups lists the directory again.
         event.directories.iter().for_each(|directory| self.listings.forget(*directory));
         if event.lost {
             self.listings.clear();
         }
     }
 
-    async fn tell_kernel(self: &Arc<Self>, pending: Pending, tell: fn(&Fs, &Pending)) {
+    async fn notify_kernel(self: &Arc<Self>, pending: Pending, notify: fn(&Fs, &Pending)) {
         let this = self.clone();
-        let told = tokio::task::spawn_blocking(move || tell(&this, &pending)).await;
-        if let Err(error) = told {
-            tracing::warn!(%error, "the kernel is not told of changes: what it keeps expires by its age");
+        let notified = tokio::task::spawn_blocking(move || notify(&this, &pending)).await;
+        if let Err(error) = notified {
+            tracing::warn!(%error, "the kernel is not notified: names and attributes expire by their age");
         }
     }
 
@@ -135,7 +140,8 @@ impl Fs {
             self.kernel.expire_attributes(node);
         }
         if !is_known {
-            // Its first lookup is being answered, with attributes that may be older. To expire the name waits for that.
+            // The answer to its first lookup is on its way, perhaps with older attributes. The kernel expires the name
+            // after that lookup, and the attributes then.
             self.invalidation.names.add(|pending| {
                 pending.add_name(directory, &name);
                 pending.add_inode(inode);
@@ -170,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_makes_what_is_cached_wrong_before_the_kernel_is_told() {
+    fn an_event_marks_what_is_cached_before_the_kernel_is_notified() {
         let invalidation = Invalidation::default();
         let known = Known::new(Attr { inode: 5, ..Attr::default() }, Instant::now());
         assert!(invalidation.is_current(&known));
@@ -178,21 +184,22 @@ mod tests {
         invalidation.accept(&InvalidationEvent { inodes: vec![5], names, ..InvalidationEvent::default() });
         assert!(!invalidation.is_current(&known) && !invalidation.is_name_current(1, b"a", known.since));
         assert!(!invalidation.is_listing_current(1, known.since));
-        let attributes = invalidation.attributes.take().now_or_never().expect("the kernel is to be told");
+        let attributes = invalidation.attributes.take().now_or_never().expect("the kernel is to be notified");
         assert_eq!(attributes.inodes.into_iter().collect::<Vec<_>>(), [5]);
-        let names = invalidation.names.take().now_or_never().expect("the kernel is to be told");
+        let names = invalidation.names.take().now_or_never().expect("the kernel is to be notified");
         assert!(names.names.contains(&(1, Box::from(*b"a"))));
     }
 
     #[test]
     fn names_that_were_given_while_an_event_came_expire_once_more() {
         let invalidation = Invalidation::default();
-        let begun = invalidation.now();
+        let begun = invalidation.epoch();
+        invalidation.accept(&InvalidationEvent::default());
         invalidation.recheck_names(7, begun);
         assert!(invalidation.names.take().now_or_never().is_none(), "nothing came");
         invalidation.accept(&InvalidationEvent { inodes: vec![5], ..InvalidationEvent::default() });
         invalidation.recheck_names(7, begun);
-        let names = invalidation.names.take().now_or_never().expect("the kernel is to be told");
+        let names = invalidation.names.take().now_or_never().expect("the kernel is to be notified");
         assert!(names.directories.contains(&7));
     }
 }

@@ -11,9 +11,9 @@ use fuser::{INodeNo, Notifier};
 /// and with it the working directory of a process or a mount below. Older kernels take no notice of the flag.
 const EXPIRE_ENTRY: i32 = 3;
 const EXPIRE_ONLY: u32 = 1;
-/// `FUSE_NOTIFY_INVAL_INODE`, which fuser sends too, but without saying whether the kernel knows the node.
+/// `FUSE_NOTIFY_INVAL_INODE`. The one of fuser hides whether the kernel knows the node.
 const EXPIRE_INODE: i32 = 2;
-/// The place that stands for attributes alone.
+/// An offset before the file: no page is dropped.
 const NO_PAGES: i64 = -1;
 
 #[derive(Debug)]
@@ -65,7 +65,7 @@ impl KernelCache {
     }
 }
 
-/// A notice of so many bytes behind its header, none of which is there yet.
+/// The header of a notice whose body has `body` bytes.
 fn notice(code: i32, body: usize) -> Vec<u8> {
     let length = 16 + body;
     let mut notice = Vec::with_capacity(length);

@@ -1,32 +1,37 @@
-//! What this replica applies, told to clients that cache the tree.
+//! The changes that this replica applies, for clients that cache the tree.
 //!
-//! One ring holds the newest changes; each subscriber has a place in it. So memory is bounded whatever subscribers do: who
-//! falls so far behind that the ring has gone on without him is told that changes were lost. While nobody subscribes nothing
-//! is derived and nothing kept.
+//! One ring holds the newest changes, and each subscriber has a position in it. Memory is therefore bounded however
+//! slow a subscriber is: one that falls behind the oldest change in the ring is told that changes were lost. While
+//! there are no subscribers, changes are neither derived nor kept.
 //!
-//! *Order.* Changes are published after the transaction that made them is committed. Reads of metadata are linearizable, so a
-//! client that reads after it was told sees the change, whichever master answers; what it had asked for before it was told
-//! may be older.
+//! *Order.* Changes are published after their transaction is committed. Reads of metadata are linearizable, so a client
+//! that reads after an event sees the change, whichever master answers. An answer to a request that the client has sent
+//! before the event may be older than the change.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use metrics::{counter, gauge};
 use tokio::sync::watch;
 
 use super::state::changes::{ChangeSet, Changes};
 
-/// Most bytes of changes that are kept for subscribers which are behind.
+/// Most bytes of changes that are kept for subscribers that are behind.
 const RING_BYTES_MAX: usize = 8 << 20;
 /// Bytes of changes after which a batch takes no more; the last set may exceed it.
 const BATCH_BYTES: usize = 128 << 10;
 /// Most subscribers of one master.
 const SUBSCRIBERS_MAX: usize = 4096;
-/// What the list and the count of a shared set cost, beside the set itself.
+/// Memory of a set besides its items.
 const SET_BYTES: usize = 128;
+/// Shortest pause between two batches of a subscriber.
+const BATCH_INTERVAL_MIN: Duration = Duration::from_millis(5);
+/// Time in which a master sends one batch, of all subscribers together.
+const BATCH_TIME: Duration = Duration::from_micros(50);
 
-/// The newest changes, and who is told of them.
+/// The newest changes and their subscribers.
 #[derive(Debug)]
 pub struct Invalidations {
     ring: Mutex<Ring>,
@@ -59,7 +64,7 @@ impl Ring {
         }
     }
 
-    /// Drops all sets; `lost` leaves out a number, so that also who had seen everything has missed something.
+    /// Drops all sets. With `lost` one number is skipped, so that a subscriber that has seen every set has a gap too.
     fn clear(&mut self, lost: bool) {
         self.first = self.next() + u64::from(lost);
         self.sets = VecDeque::new();
@@ -69,8 +74,8 @@ impl Ring {
 
 impl Default for Invalidations {
     fn default() -> Invalidations {
-        // Metrics exist from the first scrape on.
-        gauge!("jindofs_master_invalidation_subscribers").set(0.0);
+        // The metrics exist from the first scrape on.
+        gauge!("jindofs_master_invalidation_subscribers").increment(0.0);
         counter!("jindofs_master_invalidations_lost_total").increment(0);
         Invalidations { ring: Mutex::default(), published: watch::Sender::new(0), subscribers: AtomicUsize::new(0) }
     }
@@ -81,12 +86,19 @@ impl Invalidations {
         self.ring.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// True while anybody subscribes. Without one, what is applied need not be published.
+    /// True if there are subscribers. Without them changes need not be derived.
     pub fn has_subscribers(&self) -> bool {
         self.subscribers.load(Ordering::Acquire) > 0
     }
 
-    /// Tells of a transaction that was committed.
+    /// How long a subscriber waits after a batch before it asks for the next one. The interval grows with the number of
+    /// subscribers, so that all of them together are sent at most 20,000 batches a second.
+    pub fn batch_interval(&self) -> Duration {
+        let subscribers = u32::try_from(self.subscribers.load(Ordering::Acquire)).unwrap_or(u32::MAX);
+        BATCH_INTERVAL_MIN.max(BATCH_TIME.saturating_mul(subscribers))
+    }
+
+    /// Publishes the changes of a transaction that was committed.
     pub fn publish(&self, changes: Changes) {
         match changes {
             Changes::All => self.reset(),
@@ -95,7 +107,7 @@ impl Invalidations {
         }
     }
 
-    /// Tells everybody that changes were lost: the state is another one.
+    /// Tells every subscriber that changes were lost, as the state was replaced by another one.
     pub fn reset(&self) {
         self.change(|ring| ring.clear(true));
     }
@@ -109,30 +121,30 @@ impl Invalidations {
         self.published.send_replace(next);
     }
 
-    /// Subscribes to what is applied from now on; `None` when there are as many subscribers as there may be.
+    /// Subscribes to the changes that are applied from now on; `None` if there are [`SUBSCRIBERS_MAX`] subscribers.
     pub fn subscribe(self: &Arc<Self>) -> Option<Subscription> {
         let count = |count: usize| (count < SUBSCRIBERS_MAX).then_some(count + 1);
-        let before = self.subscribers.fetch_update(Ordering::AcqRel, Ordering::Acquire, count).ok()?;
-        gauge!("jindofs_master_invalidation_subscribers").set(gauge_of(before + 1));
-        Some(Subscription { published: self.published.subscribe(), invalidations: self.clone(), place: None })
+        self.subscribers.fetch_update(Ordering::AcqRel, Ordering::Acquire, count).ok()?;
+        gauge!("jindofs_master_invalidation_subscribers").increment(1.0);
+        Some(Subscription { published: self.published.subscribe(), invalidations: self.clone(), position: None })
     }
 
     fn unsubscribe(&self) {
         let left = self.subscribers.fetch_sub(1, Ordering::AcqRel) - 1;
-        gauge!("jindofs_master_invalidation_subscribers").set(gauge_of(left));
+        gauge!("jindofs_master_invalidation_subscribers").decrement(1.0);
         if left == 0 {
             self.ring().clear(false);
         }
     }
 
-    /// What comes from `place` on, and the place behind it; `None` if nothing has come.
-    fn since(&self, place: Option<u64>) -> Option<(Batch, u64)> {
+    /// The next batch for a subscriber at `position`, and its position afterwards; `None` if there are no new changes.
+    fn batch_at(&self, position: Option<u64>) -> Option<(Batch, u64)> {
         let ring = self.ring();
         let next = ring.next();
-        let Some(place) = place.filter(|place| *place >= ring.first) else {
+        let Some(position) = position.filter(|position| *position >= ring.first) else {
             return Some((Batch { lost: true, sets: Vec::new() }, next));
         };
-        let skipped = usize::try_from(place - ring.first).unwrap_or(usize::MAX);
+        let skipped = usize::try_from(position - ring.first).unwrap_or(usize::MAX);
         let mut bytes = 0;
         let has_room = |set: &&Arc<ChangeSet>| {
             let fits = bytes < BATCH_BYTES;
@@ -140,16 +152,12 @@ impl Invalidations {
             fits
         };
         let sets: Vec<_> = ring.sets.iter().skip(skipped).take_while(has_room).cloned().collect();
-        let behind = place + sets.len() as u64;
-        (!sets.is_empty()).then_some((Batch { lost: false, sets }, behind))
+        let next = position + sets.len() as u64;
+        (!sets.is_empty()).then_some((Batch { lost: false, sets }, next))
     }
 }
 
-fn gauge_of(subscribers: usize) -> f64 {
-    f64::from(u32::try_from(subscribers).unwrap_or(u32::MAX))
-}
-
-/// What a subscriber is told at once.
+/// The changes that a subscriber takes at once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
     /// Changes were lost, or the subscription has just begun.
@@ -163,32 +171,33 @@ pub struct Batch {
 pub struct Subscription {
     invalidations: Arc<Invalidations>,
     published: watch::Receiver<u64>,
-    /// Number of the next set; `None` at the beginning.
-    place: Option<u64>,
+    /// Number of the next set; `None` before the first batch.
+    position: Option<u64>,
 }
 
 impl Subscription {
-    /// Waits for the next changes. The first batch says that changes were lost. Nothing is lost when the wait is given up.
+    /// Waits for the next changes. The first batch says that changes were lost. The future may be dropped without a
+    /// loss.
     pub async fn next(&mut self) -> Batch {
         loop {
-            // Marked as seen before the look: what comes after the look wakes.
+            // Marked as seen before the look at the ring: a change that is published after the look ends the wait.
             self.published.mark_unchanged();
             if let Some(batch) = self.take() {
                 return batch;
             }
             if self.published.changed().await.is_err() {
-                // The sender lives as long as this does.
+                // Unreachable: the sender lives as long as this subscription.
                 std::future::pending::<()>().await;
             }
         }
     }
 
     fn take(&mut self) -> Option<Batch> {
-        let (batch, behind) = self.invalidations.since(self.place)?;
-        if batch.lost && self.place.is_some() {
+        let (batch, next) = self.invalidations.batch_at(self.position)?;
+        if batch.lost && self.position.is_some() {
             counter!("jindofs_master_invalidations_lost_total").increment(1);
         }
-        self.place = Some(behind);
+        self.position = Some(next);
         Some(batch)
     }
 }
@@ -237,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_overtaken_by_the_ring_is_told_of_a_loss_and_goes_on_with_what_is_new() {
+    fn a_subscriber_that_the_ring_overtakes_is_told_of_a_loss_and_goes_on_with_new_changes() {
         let all = Arc::<Invalidations>::default();
         let (mut slow, mut fast) = (all.subscribe().expect("taken"), all.subscribe().expect("taken"));
         assert_eq!((told(&mut slow), told(&mut fast)), (Some((true, vec![])), Some((true, vec![]))));
@@ -269,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn another_state_is_a_loss_for_everybody_also_for_who_has_seen_everything() {
+    fn another_state_is_a_loss_also_for_a_subscriber_that_has_seen_every_change() {
         let all = Arc::<Invalidations>::default();
         let mut subscription = all.subscribe().expect("taken");
         assert_eq!(told(&mut subscription), Some((true, vec![])));
@@ -285,6 +294,7 @@ mod tests {
         let all = Arc::<Invalidations>::default();
         let mut taken: Vec<_> = std::iter::from_fn(|| all.subscribe()).collect();
         assert_eq!(taken.len(), SUBSCRIBERS_MAX);
+        assert!(all.batch_interval() > BATCH_INTERVAL_MIN);
         taken.pop();
         assert!(all.subscribe().is_some());
     }

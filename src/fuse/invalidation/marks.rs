@@ -1,7 +1,7 @@
-//! What was told to be wrong, and when: an answer of the masters counts only if it was asked for afterwards.
+//! When a master has told a change of what: a cached answer counts only if it was asked for after that.
 //!
-//! Answers may be on their way while an event comes. So nothing is merely deleted: whoever uses something cached compares the time
-//! at which it was asked for with the marks.
+//! An answer may be on its way while an event comes, and would be cached after the event. So nothing is merely deleted:
+//! each use of a cached answer compares the time at which it was asked for with the marks.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -16,32 +16,32 @@ use lru::LruCache;
 /// Most marks, about 8 MiB.
 const MARKS_MAX: NonZeroUsize = NonZeroUsize::MIN.saturating_add(65_535);
 
-/// What a mark is on. Names stand by their hashes: two that share one share their marks too.
+/// What has changed. A name is represented by its hash: two names with one hash share their marks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Subject {
     /// Attributes of an inode.
     Inode(u64),
-    /// What a name of a directory stands for.
+    /// The inode of a name in a directory.
     Name(u64, u64),
-    /// What every name of a directory stands for.
+    /// The inodes of all names in a directory.
     Directory(u64),
-    /// Which names there are in a directory.
+    /// The set of names in a directory.
     Listing(u64),
 }
 
 #[derive(Debug)]
 struct Inner {
     latest: LruCache<Subject, Instant>,
-    /// Everything that was asked for until then is marked.
+    /// Everything that was asked for before this time is invalid.
     floor: Option<Instant>,
 }
 
 /// The marks of one mount.
 #[derive(Debug)]
 pub(super) struct Marks {
-    /// Times are counted from here.
+    /// Origin of the times in nanoseconds.
     created: Instant,
-    /// Time of the newest mark, in nanoseconds; 0 without any. Most of what is used is newer, and need not look further.
+    /// Time of the newest mark, in nanoseconds; 0 without a mark. Answers that are newer take no lock.
     newest: AtomicU64,
     inner: RwLock<Inner>,
 }
@@ -60,7 +60,7 @@ fn name_of(directory: u64, name: &[u8]) -> Subject {
 }
 
 impl Marks {
-    /// Marks what `event` names: what was asked for until now is wrong.
+    /// Marks the subjects of `event`: answers that were asked for before now are invalid.
     pub(super) fn mark(&self, event: &InvalidationEvent) {
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
@@ -85,22 +85,22 @@ impl Marks {
         u64::try_from(at.saturating_duration_since(self.created).as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// Time of the newest mark, to be compared with that of another moment.
+    /// Time of the newest mark: another value later shows that events came in between.
     pub(super) fn newest(&self) -> u64 {
         self.newest.load(Ordering::Acquire)
     }
 
-    /// True if attributes that were asked for at `since` may be used.
+    /// True unless the inode was marked after `since`.
     pub(super) fn is_inode_current(&self, inode: u64, since: Instant) -> bool {
         self.is_current(since, || [Subject::Inode(inode); 2])
     }
 
-    /// True if what a name was said to stand for, or that there is none, may be used.
+    /// True unless the name was marked after `since`.
     pub(super) fn is_name_current(&self, directory: u64, name: &[u8], since: Instant) -> bool {
         self.is_current(since, || [name_of(directory, name), Subject::Directory(directory)])
     }
 
-    /// True if the list of names of a directory may be used.
+    /// True unless any name of the directory was marked after `since`.
     pub(super) fn is_listing_current(&self, directory: u64, since: Instant) -> bool {
         self.is_current(since, || [Subject::Listing(directory), Subject::Directory(directory)])
     }
@@ -118,7 +118,7 @@ impl Marks {
 
 impl Inner {
     fn set(&mut self, subject: Subject, now: Instant) {
-        // A mark that is given up goes on as one on everything.
+        // The mark that is evicted is replaced by one on everything: that is coarser, and as safe.
         if let Some((dropped, mark)) = self.latest.push(subject, now)
             && dropped != subject
         {
@@ -129,8 +129,6 @@ impl Inner {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use jindofs_proto::v1::DirEntry;
 
     use super::*;
@@ -183,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_that_is_given_up_goes_on_as_one_on_everything() {
+    fn a_mark_that_is_evicted_is_replaced_by_one_on_everything() {
         let marks = Marks::default();
         let before = Instant::now();
         marks.mark(&inodes(vec![5]));
@@ -192,6 +190,6 @@ mod tests {
         let count = MARKS_MAX.get() as u64;
         marks.mark(&inodes((100..100 + count).collect()));
         assert!(!marks.is_inode_current(5, before) && !marks.is_inode_current(7, before));
-        assert!(marks.is_inode_current(7, between + Duration::ZERO), "it was asked for after the mark");
+        assert!(marks.is_inode_current(7, between), "it was asked for after the mark");
     }
 }

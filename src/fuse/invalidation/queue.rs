@@ -1,16 +1,16 @@
-//! What the kernel is still to be told: gathered while it is told of something else, each thing once, bounded in bytes.
+//! Notifications that wait for the kernel: collected while earlier ones are sent, without duplicates, bounded in bytes.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::Notify;
 
-/// Most bytes that wait; what would exceed them stands for everything.
+/// Most bytes that wait. If they are exceeded, everything is to be expired.
 const BYTES_MAX: usize = 4 << 20;
 /// Bytes of an item besides those of its name.
 const ITEM_BYTES: usize = 48;
 
-/// What is to be told.
+/// What is to be expired.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Pending {
     /// Everything the kernel may know.
@@ -62,13 +62,13 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// Adds to what waits.
+    /// Adds notifications.
     pub(super) fn add(&self, add: impl FnOnce(&mut Pending)) {
         add(&mut self.pending.lock().unwrap_or_else(PoisonError::into_inner));
         self.added.notify_one();
     }
 
-    /// Waits for something, and takes all of it.
+    /// Waits for notifications, and takes all of them.
     pub(super) async fn take(&self) -> Pending {
         loop {
             let pending = std::mem::take(&mut *self.pending.lock().unwrap_or_else(PoisonError::into_inner));

@@ -41,8 +41,8 @@ pub(super) struct Run {
     pub(super) members_changed: bool,
 }
 
-/// Applies a run of entries in one transaction. If that finds no room on the disk, it waits until `space` has some. What
-/// clients see changed is published to `invalidations`, once it is committed.
+/// Applies a run of entries in one transaction. If that finds no room on the disk, it waits until `space` has some. The
+/// changes that clients can see are published to `invalidations` once the transaction is committed.
 ///
 /// *Errors*: nothing of the run is applied. Without `space`, one of them is the lack of room.
 pub(super) fn apply_entries(
@@ -81,7 +81,7 @@ pub(super) fn apply_entries(
         (done, _) => done,
     };
     let listened = invalidations.filter(|invalidations| invalidations.has_subscribers());
-    // What cannot be read is no reason to fail here: a commit needs none of it.
+    // A row that cannot be read is no reason to fail: replicas without subscribers do not read it, and commit.
     let published = listened.map(|to| (to, txn.visible_changes().unwrap_or(Changes::All)));
     store.commit_by(txn, commit).map_err(broken)?;
     if let Some((to, changes)) = published {
@@ -91,7 +91,7 @@ pub(super) fn apply_entries(
 }
 
 impl Handle {
-    /// Where clients subscribe to what is applied here; `None` while the disk belongs to no cluster.
+    /// Where clients subscribe to the changes that are applied here; `None` while the disk belongs to no cluster.
     pub fn invalidations(&self) -> Option<Arc<Invalidations>> {
         self.opened().map(|opened| opened.machine.0.invalidations.clone())
     }

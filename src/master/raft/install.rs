@@ -194,7 +194,7 @@ impl StateMachine {
             std::mem::replace(&mut *current, (number, Arc::new(store)))
         };
         self.0.applied.send_replace(applied.map_or(0, |id| id.index));
-        // Which rows differ from those of the state before, nobody has compared.
+        // The rows of the two states are not compared: subscribers have to read everything again.
         self.0.invalidations.reset();
         self.learn_members()?;
         remove_when_unused(old, self.0.dir.join(old_number.to_string()));

@@ -71,7 +71,7 @@ pub(super) struct Shared {
     closing: AtomicBool,
     peers: Arc<Peers>,
     pub(super) space: Arc<DiskSpace>,
-    /// Clients that are told what is applied.
+    /// The changes that are applied, for clients that cache the tree.
     pub(super) invalidations: Arc<Invalidations>,
     /// Snapshots that found no room.
     pub(super) given_up: watch::Sender<u64>,

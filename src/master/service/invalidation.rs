@@ -1,4 +1,4 @@
-//! `jindofs.v1.Invalidation`: what this replica applies, for clients that cache the tree.
+//! `jindofs.v1.Invalidation`: the changes that this replica applies, for clients that cache the tree.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,9 +16,10 @@ use crate::master::raft::Handle;
 use crate::rpc::status::to_status;
 use crate::runtime::Shutdown;
 
-/// How often a subscriber hears of a master that applies nothing. Clients give a stream up after some of these.
+/// How often a master without changes shows that it is alive. Clients give up a stream that is silent for longer.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
-/// How often a master that no quorum confirms asks again, and how long it goes on: an election ends no stream.
+/// How often a master that no quorum confirms asks again, and after which time it ends the stream: an election is
+/// shorter.
 const RECHECK_INTERVAL: Duration = Duration::from_millis(500);
 const UNCONFIRMED_MAX: Duration = Duration::from_secs(8);
 
@@ -26,7 +27,7 @@ const UNCONFIRMED_MAX: Duration = Duration::from_secs(8);
 #[derive(Debug, Clone)]
 pub(super) struct InvalidationService {
     pub(super) parts: Parts,
-    /// Streams would hold the end of the server up.
+    /// Ends the streams: the server waits for them when it stops.
     pub(super) stop: Shutdown,
 }
 
@@ -36,6 +37,8 @@ struct Subscriber {
     source: Arc<Invalidations>,
     subscription: Subscription,
     stop: Shutdown,
+    /// When the next batch may be taken: a subscriber of a busy master takes many changes at once.
+    not_before: Instant,
 }
 
 impl InvalidationService {
@@ -43,12 +46,13 @@ impl InvalidationService {
         let handle = self.parts.handle.clone();
         let source =
             handle.invalidations().ok_or_else(|| Error::unavailable("this master belongs to no cluster yet"))?;
-        // One that no quorum confirms may be cut off: it would have nothing to tell.
+        // A master that no quorum confirms may be cut off from the others, and would not learn of changes.
         handle.read().await?;
         let subscription = source.subscribe().ok_or_else(|| {
             Error::new(ErrorKind::ResourceExhausted, "this master has as many subscribers as it takes: ask another one")
         })?;
-        let subscriber = Subscriber { handle, source, subscription, stop: self.stop.clone() };
+        let (stop, not_before) = (self.stop.clone(), Instant::now());
+        let subscriber = Subscriber { handle, source, subscription, stop, not_before };
         let events = stream::try_unfold(subscriber, |mut subscriber| async move {
             let event = subscriber.next().await?;
             Ok(Some((event, subscriber)))
@@ -58,7 +62,7 @@ impl InvalidationService {
 }
 
 impl Subscriber {
-    /// The next event: changes, or that the master is alive and up to date.
+    /// The next event: changes, or a sign that the master is alive and up to date.
     ///
     /// *Errors*: `Unavailable` for a replica that may be cut off from the others, or whose disk was set aside.
     async fn next(&mut self) -> Result<InvalidationEvent> {
@@ -68,7 +72,10 @@ impl Subscriber {
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return Err(Error::unavailable("this master is about to end")),
-                batch = self.subscription.next() => return Ok(event_of(batch)),
+                batch = next_batch(&mut self.subscription, self.not_before) => {
+                    self.not_before = Instant::now() + self.source.batch_interval();
+                    return Ok(event_of(batch));
+                }
                 () = tokio::time::sleep(pause) => {}
             }
             if !self.handle.invalidations().is_some_and(|source| Arc::ptr_eq(&source, &self.source)) {
@@ -81,6 +88,11 @@ impl Subscriber {
             }
         }
     }
+}
+
+async fn next_batch(subscription: &mut Subscription, not_before: Instant) -> Batch {
+    tokio::time::sleep_until(not_before.into()).await;
+    subscription.next().await
 }
 
 fn event_of(batch: Batch) -> InvalidationEvent {
@@ -101,7 +113,7 @@ impl Invalidation for InvalidationService {
     async fn subscribe(&self, request: Request<SubscribeRequest>) -> Result<Response<Self::SubscribeStream>, Status> {
         let description = request.into_inner().description;
         let events = InvalidationService::subscribe(self).await.map_err(|error| to_status(&error))?;
-        tracing::debug!(description, "a client subscribes to what is applied here");
+        tracing::debug!(description, "a client subscribes to the changes that are applied here");
         Ok(Response::new(events.map_err(|error| to_status(&error)).boxed()))
     }
 }

@@ -1,5 +1,5 @@
-//! Which inodes and names a transaction changes, as clients see them: derived from the keys that it writes, so that no
-//! command can forget to say it. Nothing here writes a row: replicas that have no subscribers compute nothing of this.
+//! The inodes and names that a transaction changes, as clients see them. They are derived from the keys that it writes,
+//! so that no command can leave one out. Nothing here writes a row: replicas without subscribers do not derive changes.
 
 use bytes::Bytes;
 use jindofs_proto::store::v1::{DentryRow, InodeRow};
@@ -7,11 +7,11 @@ use jindofs_proto::store::v1::{DentryRow, InodeRow};
 use super::{StoreError, Table, View, keys, rows};
 use crate::types::ROOT_INODE;
 
-/// Names of one directory that a transaction changes one by one; if it changes more, the directory is named as a whole.
+/// Most names of one directory that a transaction lists one by one. If it changes more, it lists the directory.
 const NAMES_PER_DIRECTORY_MAX: usize = 64;
 /// Bytes of one [`ChangeSet`], about.
 const SET_BYTES_MAX: usize = 64 << 10;
-/// Bytes that a number takes, and a name besides its own bytes.
+/// Bytes of a number, and of a name besides its own bytes.
 const ITEM_BYTES: usize = 8;
 const NAME_BYTES: usize = 48;
 
@@ -46,8 +46,8 @@ pub enum Changes {
 /// Reads a row as it was before the transaction.
 type Before<'a> = &'a dyn Fn(Table, &[u8]) -> Result<Option<Bytes>, StoreError>;
 
-/// Derives what clients may see changed from the `dentries` and `inodes` that a transaction writes: their keys in order,
-/// with the new values. `before` reads the rows as they were, `after` as they are.
+/// Derives the changes from the `dentries` and `inodes` that a transaction writes: their keys in order, with the new
+/// values. `before` reads rows as they were before the transaction, `after` as they are with it.
 ///
 /// *Errors*: a row cannot be read.
 pub fn derive<'k>(
@@ -58,20 +58,20 @@ pub fn derive<'k>(
 ) -> Result<Changes, StoreError> {
     let root = rows::content(after, ROOT_INODE)?;
     if root != inode_before(before, ROOT_INODE)?.map_or(ROOT_INODE, |row| rows::content_of(ROOT_INODE, &row)) {
-        // The root shows other entries, none of which has to be written for that.
+        // The root has other entries now, although none of them was written.
         return Ok(Changes::All);
     }
     let mut sets = Collector::default();
     for (key, new) in inodes {
         let id = keys::id_of(key);
-        // Nobody knows an inode that was not there.
+        // No client knows an inode that did not exist.
         let Some(old) = inode_before(before, id)? else { continue };
         let new: Option<InodeRow> = new.map(|row| rows::decode(Table::Inode, key, row.clone())).transpose()?;
         if new.as_ref().is_none_or(|new| rows::attr(id, new) != rows::attr(id, &old)) {
             sets.add(ITEM_BYTES, |set| set.inodes.push(id));
         }
         if new.is_some_and(|new| new.mount_id != old.mount_id) {
-            // A mount begins here: what is below comes from elsewhere.
+            // The directory became a mount point: its entries come from an under-storage now.
             sets.add(ITEM_BYTES, |set| set.directories.push(id));
         }
     }
@@ -82,7 +82,8 @@ pub fn derive<'k>(
         if directory.id != id {
             directory = Directory::before(before, id)?;
         }
-        if directory.is_known && directory.shows(target(key, before(Table::Dentry, key)?)?, target(key, new.cloned())?)
+        if directory.is_known
+            && directory.may_be_cached(target(key, before(Table::Dentry, key)?)?, target(key, new.cloned())?)
         {
             sets.add_name(id, keys::name_of(key));
         }
@@ -103,14 +104,15 @@ fn target(key: &[u8], row: Option<Bytes>) -> Result<u64, StoreError> {
     row.map_or(Ok(0), |row| rows::decode::<DentryRow>(Table::Dentry, key, row).map(|row| row.inode))
 }
 
-/// What clients can know of the names of a directory.
+/// What clients can have cached of a directory.
 #[derive(Default)]
 struct Directory {
     id: u64,
-    /// It was there before.
+    /// It existed before the transaction.
     is_known: bool,
-    /// It was listed, or needs no listing. Before that nobody can know that a name is absent: each such question is asked of
-    /// the under-storage. So what a first listing finds is news to nobody, the client that asked for it included.
+    /// It has been listed, or needs no listing. Before its first listing no client caches that a name is absent, as
+    /// masters ask the under-storage for each name. The names that the first listing finds therefore invalidate
+    /// nothing; if they did, the client that has asked for the listing could not cache the answer.
     is_complete: bool,
 }
 
@@ -121,19 +123,19 @@ impl Directory {
         Ok(Directory { id, is_known: row.is_some(), is_complete })
     }
 
-    /// True if a client may see that a name has another target.
-    fn shows(&self, old: u64, new: u64) -> bool {
+    /// True if a name that stands for another inode may be cached by a client.
+    fn may_be_cached(&self, old: u64, new: u64) -> bool {
         old != new && (old != 0 || self.is_complete)
     }
 }
 
-/// Gathers changes into sets of bounded size. Names come in the order of their keys: those of one directory in a row.
+/// Collects changes in sets of bounded size. Names are added in key order, so the names of a directory are adjacent.
 #[derive(Default)]
 struct Collector {
     done: Vec<ChangeSet>,
     current: ChangeSet,
     bytes: usize,
-    /// Names of the directory that is at work.
+    /// Names of `directory`, until the next directory begins.
     pending: Vec<Bytes>,
     directory: u64,
 }
@@ -153,7 +155,7 @@ impl Collector {
             self.flush_names();
             self.directory = directory;
         }
-        // One more than the bound is enough to know that it is passed.
+        // One name more than the bound shows that it is exceeded.
         if self.pending.len() <= NAMES_PER_DIRECTORY_MAX {
             self.pending.push(Bytes::copy_from_slice(name));
         }
