@@ -158,6 +158,27 @@ impl Inodes {
         names.keys().filter(|(parent, _)| *parent == directory).map(|(_, name)| name.clone()).collect()
     }
 
+    /// True if the kernel may know a name.
+    pub(super) fn has_name(&self, directory: u64, name: &[u8]) -> bool {
+        self.names(directory).contains_key(&(directory, Box::from(name)))
+    }
+
+    /// Calls `visit` with every inode that the kernel may know. Nothing is locked meanwhile.
+    pub(super) fn visit_inodes(&self, mut visit: impl FnMut(u64)) {
+        for shard in &self.shards {
+            let inodes: Vec<u64> = lock(shard).keys().copied().collect();
+            inodes.into_iter().for_each(&mut visit);
+        }
+    }
+
+    /// Calls `visit` with every name that the kernel may know, and its directory. Nothing is locked meanwhile.
+    pub(super) fn visit_names(&self, mut visit: impl FnMut(u64, &[u8])) {
+        for shard in &self.names {
+            let names: Vec<(u64, Box<[u8]>)> = lock(shard).keys().cloned().collect();
+            names.iter().for_each(|(directory, name)| visit(*directory, name));
+        }
+    }
+
     /// Newer attributes; the root enters the table by them.
     pub(super) fn renew(&self, known: Known) {
         let inode = known.attr.inode;
@@ -197,11 +218,12 @@ impl Inodes {
         Some(names.join(&b'/'))
     }
 
-    /// True if a listing the kernel keeps is younger than `ttl`, and of this version of the directory.
-    pub(super) fn listing_is_fresh(&self, directory: &Attr, ttl: Duration) -> bool {
+    /// When the listing that the kernel keeps of this version of a directory was begun, if it is younger than `ttl`.
+    pub(super) fn fresh_listing(&self, directory: &Attr, ttl: Duration) -> Option<Instant> {
         let shard = self.shard(directory.inode);
         let listed = shard.get(&directory.inode).and_then(|entry| entry.listed);
-        listed.is_some_and(|(since, version)| since.elapsed() < ttl && version == directory.version)
+        let (since, version) = listed?;
+        (since.elapsed() < ttl && version == directory.version).then_some(since)
     }
 
     /// The kernel was given a whole listing to keep.
