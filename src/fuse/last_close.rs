@@ -146,14 +146,10 @@ impl Fs {
     /// Nobody is left to be told of an error: it is logged, and what may pass is tried again until this process ends, or
     /// somebody has the file open who may write, and whose close stores it.
     pub(super) async fn let_go(self: &Arc<Self>, node: u64) {
-        // One for each file, however often that is opened and closed meanwhile.
-        while let Some(staged) = self.staging.ready_for(node).filter(|staged| staged.begin_letting_go()) {
+        let Some(staged) = self.staging.ready_for(node).filter(|staged| staged.begin_letting_go()) else { return };
+        loop {
             self.let_go_at_last(node, &staged).await;
-            staged.end_letting_go();
-            // Who has closed it since that looked at it has left it to that.
-            let is_there = self.staging.ready_for(node).is_some_and(|there| Arc::ptr_eq(&there, &staged));
-            let is_left = staged.is_due() && !self.is_open_to_write(node) || !self.nodes.is_open(node);
-            if !is_there || !is_left {
+            if staged.end_letting_go() {
                 return;
             }
         }
@@ -235,7 +231,7 @@ impl Fs {
             }
             if is_unmade {
                 // Who reads it goes on with what was written.
-                staged.unlink();
+                staged.unlink_behind();
             }
             (is_unmade || is_locked) && self.nodes.is_open(node)
         });

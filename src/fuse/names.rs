@@ -78,7 +78,7 @@ impl Fs {
     /// What came of a change in a directory. One that is gone was maybe made again by others: the kernel looks its path up again.
     async fn done_in<T>(&self, directory: u64, done: Result<T>) -> Result<T> {
         let Err(error) = done else { return done };
-        if error.kind != ErrorKind::NotFound {
+        if !matches!(error.kind, ErrorKind::NotFound | ErrorKind::Stale) {
             return Err(error);
         }
         let there = self.patient.lookup(at_inode(directory)).await.and_then(with_name);
@@ -290,7 +290,7 @@ impl Fs {
         if removed.is_ok() {
             self.inodes.removed(at.0, at.1);
         }
-        self.gone(turn, removed.is_ok());
+        self.gone(turn, removed.is_ok()).await;
         removed
     }
 
@@ -312,14 +312,10 @@ impl Fs {
         let renamed = self.rename_stored(from, to, no_replace).await;
         self.changed(from.0);
         self.changed(to.0);
-        if let (Err(error), Some(turn)) = (&renamed, &mut replaced)
-            && turn.base().version_token.is_empty()
-            && !is_refused_by_masters(error)
-        {
-            // They have forgotten what was not stored before the under-storage refused to put another file in its place.
-            turn.forget_session();
+        if let Some(turn) = replaced.as_mut().filter(|_| renamed.is_err()) {
+            self.notice_forgotten(turn).await;
         }
-        self.gone(replaced, renamed.is_ok());
+        self.gone(replaced, renamed.is_ok()).await;
         let attr = self.done_in(to.0, self.done_in(from.0, renamed).await).await?;
         self.inodes.moved(attr.inode, to.0, to.1);
         // Kept by version, it knows the old path.
@@ -389,33 +385,33 @@ impl Fs {
         }
     }
 
-    /// The name of a file is gone, or, if not `done`, is still there.
-    fn gone(&self, turn: Option<Turn>, done: bool) {
+    /// After a rename over a file has failed: masters forget one that is not stored before the under-storage refuses to put
+    /// another in its place.
+    async fn notice_forgotten(&self, turn: &mut Turn) {
+        if !turn.base().version_token.is_empty() {
+            return;
+        }
+        let there = self.patient.lookup(at_inode(turn.base().inode)).await;
+        if there.is_err_and(|error| error.kind == ErrorKind::NotFound) {
+            turn.forget_session();
+        }
+    }
+
+    /// The name of a file was removed or taken, if `done`. By the name it may have been another file than the one that is staged.
+    async fn gone(&self, turn: Option<Turn>, done: bool) {
         let Some(mut turn) = turn else { return };
         if done {
-            turn.unlinked();
+            let there = self.patient.lookup(at_inode(turn.base().inode)).await;
+            if there.is_ok_and(|attr| attr.parent != 0) {
+                tracing::debug!(inode = turn.inode(), "another file was removed by the name of one that is open");
+            } else {
+                turn.unlinked();
+            }
         }
         // What still waits to be stored after its last close is that one's to give up.
         let (node, is_due) = (turn.node(), turn.is_due());
         self.staging.remove_unless(turn, || is_due || self.nodes.is_open(node));
     }
-}
-
-/// True for an error of a rename that the masters have answered before they changed anything.
-fn is_refused_by_masters(error: &Error) -> bool {
-    matches!(
-        error.kind,
-        ErrorKind::NotFound
-            | ErrorKind::Stale
-            | ErrorKind::AlreadyExists
-            | ErrorKind::NotADirectory
-            | ErrorKind::IsADirectory
-            | ErrorKind::NotEmpty
-            | ErrorKind::Busy
-            | ErrorKind::CrossMount
-            | ErrorKind::InvalidArgument
-            | ErrorKind::ReadOnly
-    )
 }
 
 fn is_directory(attr: &Attr) -> bool {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use jindofs_proto::v1::{Attr, FileSource, FileType};
 
 use crate::client::OpenFile;
-use crate::client::namespace::at_path;
+use crate::client::namespace::{at_inode, at_path};
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::source::source_of;
 use crate::types::{ROOT_INODE, version_of};
@@ -18,6 +18,7 @@ use crate::types::{ROOT_INODE, version_of};
 use super::fs::Fs;
 use super::inodes::DEPTH_MAX;
 use super::nodes::{Joined, Opening, PageCache, inode_of};
+use super::staging::Turn;
 
 /// How often a file is opened again that gets another version at this very moment.
 const ATTEMPTS: usize = 5;
@@ -108,12 +109,9 @@ impl Fs {
         }
         let opened = self.open_whole(node, mode).await?;
         self.stale_opens.forget(inode_of(node), mode.thread);
-        if mode.truncates {
-            self.begin_from_newest(node).await;
-        }
         if mode.truncates
             && mode.writes
-            && let Err(error) = self.truncate(node, 0, Some(opened.0)).await
+            && let Err(error) = self.cut_off(node, opened.0).await
         {
             if let Some(node) = self.release(opened.0) {
                 // The caller is told now, however long the store keeps what is left waiting.
@@ -125,15 +123,17 @@ impl Fs {
         Ok(opened)
     }
 
-    /// Who cuts a file off when it is opened begins with the version that this open has found: what is still staged of an older one,
-    /// and was refused for that, is what is cut off.
-    async fn begin_from_newest(&self, node: u64) {
-        let inode = inode_of(node);
-        let Some(mut turn) = self.staging.turn_of_ready(inode).await.filter(|turn| turn.node() == node) else { return };
-        let Some(known) = self.inodes.get(inode).filter(|known| !known.attr.version_token.is_empty()) else { return };
-        let is_other = turn.base().version_token != known.attr.version_token;
-        if is_other && turn.is_due() && !self.is_unrecorded(inode) {
-            turn.rebase(known.attr);
+    /// Who cuts a file off when it is opened begins with the version that there is then: what is still staged of an older one, and
+    /// was or will be refused for that, is what is cut off.
+    pub(super) async fn begin_from_newest(&self, turn: &mut Turn) {
+        let is_old = turn.is_due() && !turn.is_unlinked() && !turn.base().version_token.is_empty();
+        if !is_old || self.is_unrecorded(turn.inode()) {
+            return;
+        }
+        // Without an answer it goes on with what it has, and is told when that is stored.
+        let Ok(newest) = self.hasty.lookup(at_inode(turn.base().inode)).await else { return };
+        if !newest.version_token.is_empty() && newest.version_token != turn.base().version_token {
+            turn.rebase(newest);
         }
     }
 
@@ -189,7 +189,7 @@ impl Fs {
     /// Attributes of the version that an open is to see; `None` if the inode has no name any more and is open here.
     async fn attr_to_open(self: &Arc<Self>, node: u64) -> Result<Option<Attr>> {
         let inode = inode_of(node);
-        if self.staging.is_unlinked(inode) {
+        if self.staging.ready(inode).is_some_and(|staged| staged.has_left_name()) {
             // Who comes by a name that the kernel still has means what has that name now.
             self.forget_path(inode);
             return Ok(None);
@@ -255,7 +255,13 @@ impl Fs {
             Some(path) => self.patient.lookup(at_path([b"/", &path[..]].concat())).await,
             None => Err(Error::new(ErrorKind::NotFound, "its path is not known")),
         };
-        let kind = if there.is_ok_and(|attr| attr.inode != inode) { ErrorKind::Stale } else { ErrorKind::NotFound };
+        let kind = match there {
+            // By a symbolic link in its place the path leads on.
+            Err(error) if error.kind == ErrorKind::NotADirectory => ErrorKind::Stale,
+            Err(error) if error.kind != ErrorKind::NotFound => return error,
+            Ok(attr) if attr.inode != inode => ErrorKind::Stale,
+            _ => ErrorKind::NotFound,
+        };
         Error::new(kind, format!("the directory with inode {inode} was removed"))
     }
 

@@ -18,7 +18,7 @@ use std::collections::HashMap;
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
@@ -72,8 +72,10 @@ pub(super) struct Staged {
     elsewhere: AtomicBool,
     /// Has no name any more: only its handles see it, and it is never stored.
     unlinked: AtomicBool,
-    /// Somebody stores what is left of it after a close.
-    let_go: AtomicBool,
+    /// Set with `unlinked` where the kernel was not asked to remove the name.
+    left_name: AtomicBool,
+    /// Whether somebody stores what is left of it after a close.
+    let_go: AtomicU8,
     mtime_ns: AtomicI64,
 }
 
@@ -87,7 +89,8 @@ impl Staged {
             unsaved: UnsavedCell::new(),
             elsewhere: AtomicBool::new(false),
             unlinked: AtomicBool::new(false),
-            let_go: AtomicBool::new(false),
+            left_name: AtomicBool::new(false),
+            let_go: AtomicU8::new(0),
             mtime_ns: AtomicI64::new(0),
         }
     }

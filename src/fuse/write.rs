@@ -416,6 +416,17 @@ impl Fs {
     ///
     /// *Errors*: as [`Fs::write`]; those of storing.
     pub(super) async fn truncate(self: &Arc<Self>, node: u64, length: u64, number: Option<u64>) -> Result<()> {
+        self.set_length(node, length, number, false).await
+    }
+
+    /// Cuts off a file that was just opened for that, whatever is staged of it.
+    ///
+    /// *Errors*: as [`Fs::truncate`].
+    pub(super) async fn cut_off(self: &Arc<Self>, node: u64, number: u64) -> Result<()> {
+        self.set_length(node, 0, Some(number), true).await
+    }
+
+    async fn set_length(self: &Arc<Self>, node: u64, length: u64, number: Option<u64>, opens: bool) -> Result<()> {
         let inode = inode_of(node);
         let attr = self.attr(inode).await?.attr;
         match attr.r#type() {
@@ -433,6 +444,9 @@ impl Fs {
         let node = handle.as_ref().map_or_else(|| written().unwrap_or(node), |handle| handle.node);
         let mut turn = self.stage(node, length).await?;
         let was_due = turn.is_due();
+        if opens {
+            self.begin_from_newest(&mut turn).await;
+        }
         let mut done = turn.truncate(length);
         if done.is_ok() && handle.is_none() {
             done = self.store(&mut turn).await;

@@ -348,3 +348,34 @@ async fn what_is_written_to_the_name_of_a_refused_file_is_stored_though_a_reader
     assert_eq!(read, b"refused", "its own handles have it");
     site.cluster.assert_no_panic();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_file_that_is_locked_is_tried_again_only_when_a_handle_of_it_is_closed() {
+    if !fuse_works("a_refused_file_that_is_locked_is_tried_again_only_when_a_handle_of_it_is_closed") {
+        return;
+    }
+    let site = writable(1, |_| {}).await;
+    let (at, control) = (site.mnt.join("s3/f"), site.s3.control.clone());
+    off(move || {
+        control.troubles.deny(Kind::Put, "f", true);
+        let (mut writer, mut reader) = (Agent::start(), Agent::start());
+        writer.call(&json!(["open", "f", at, libc::O_WRONLY | libc::O_CREAT, 0o644])).expect("made");
+        writer.call(&json!(["write", "f", 0, encode(b"content")])).expect("staged");
+        reader.call(&json!(["open", "r", at, libc::O_RDONLY, 0])).expect("open");
+        reader.call(&json!(["flock", "r"])).expect("locked");
+        assert_eq!(writer.call(&json!(["close", "f"])).expect_err("denied").errno, libc::EACCES);
+        let puts = || control.requests().get("PUT").copied().unwrap_or_default();
+        wait_for("it is tried behind the close", PATIENCE, || (puts() == 2).then_some(()));
+        control.troubles.deny(Kind::Put, "f", false);
+        // What comes later through the same mount is stored, and nothing of the refused one meanwhile.
+        let dir = at.parent().expect("a directory");
+        for number in 0..20 {
+            put(&dir.join(format!("later-{number}")), b"later", 0).expect("stored");
+        }
+        assert_eq!(puts(), 22, "the refused one is not tried all the time");
+        reader.call(&json!(["close", "r"])).expect("closed");
+    })
+    .await;
+    wait_stored(&site, "s3/f", b"content").await;
+    site.cluster.assert_no_panic();
+}

@@ -20,6 +20,15 @@ pub(super) enum Unsaved {
     Written,
 }
 
+/// Whether somebody stores what is left of a file after a close.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LetGo {
+    Idle,
+    Running,
+    /// It was closed once more since.
+    Again,
+}
+
 /// One [`Unsaved`] for all threads.
 #[derive(Debug)]
 pub(super) struct UnsavedCell(AtomicU8);
@@ -41,13 +50,27 @@ impl UnsavedCell {
 }
 
 impl Staged {
-    /// False if somebody stores what is left of it after a close already, and looks at it once more at its end.
+    /// A handle of it was closed. False if somebody stores what is left after a close already, who does so once more then.
     pub(in crate::fuse) fn begin_letting_go(&self) -> bool {
-        !self.let_go.swap(true, Ordering::SeqCst)
+        let closed = |before| Some(if before == LetGo::Idle as u8 { LetGo::Running as u8 } else { LetGo::Again as u8 });
+        self.let_go.fetch_update(Ordering::SeqCst, Ordering::SeqCst, closed) == Ok(LetGo::Idle as u8)
     }
 
-    pub(in crate::fuse) fn end_letting_go(&self) {
-        self.let_go.store(false, Ordering::SeqCst);
+    /// False if a handle was closed since it was begun: it begins again.
+    pub(in crate::fuse) fn end_letting_go(&self) -> bool {
+        let ended = |before| Some(if before == LetGo::Again as u8 { LetGo::Running as u8 } else { LetGo::Idle as u8 });
+        self.let_go.fetch_update(Ordering::SeqCst, Ordering::SeqCst, ended) != Ok(LetGo::Again as u8)
+    }
+
+    /// It has no name any more, but the kernel may still have one that leads to it.
+    pub(in crate::fuse) fn unlink_behind(&self) {
+        self.left_name.store(true, Ordering::Release);
+        self.unlink();
+    }
+
+    /// True if who comes to it by a name means what has that name now.
+    pub(in crate::fuse) fn has_left_name(&self) -> bool {
+        self.left_name.load(Ordering::Acquire)
     }
 
     /// Whose handles share it.

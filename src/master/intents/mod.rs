@@ -388,9 +388,9 @@ fn targets(kind: &Kind) -> Vec<&Target> {
 
 /// What is wrong with a target is for the command itself to say.
 fn refusal(error: Error) -> Result<()> {
-    use ErrorKind::{CrossMount, InvalidArgument, NameTooLong, NotADirectory, NotFound};
+    use ErrorKind::{CrossMount, InvalidArgument, NameTooLong, NotADirectory, NotFound, Stale};
     match error.kind {
-        NotFound | NotADirectory | InvalidArgument | NameTooLong | CrossMount => Ok(()),
+        NotFound | NotADirectory | InvalidArgument | NameTooLong | CrossMount | Stale => Ok(()),
         _ => Err(error),
     }
 }

@@ -105,8 +105,15 @@ impl Model {
                 self.children(found.parent).insert(found.name, node);
                 (self.nodes[node].maker, self.nodes[node].hidden) = (Some(mount), !how.exclusive);
                 if area != Area::Outside {
-                    let staged =
-                        Staged { content: Vec::new(), base: 0, from: 0, dirty: true, new: true, unlinked: false };
+                    let staged = Staged {
+                        content: Vec::new(),
+                        base: 0,
+                        from: 0,
+                        dirty: true,
+                        new: true,
+                        appended: true,
+                        unlinked: false,
+                    };
                     self.staged.insert((mount, node), staged);
                 }
                 node
@@ -127,13 +134,19 @@ impl Model {
         let How { reads, writes, append, .. } = how;
         self.handles.insert(slot, Handle { node, reads, writes, append, opened });
         if how.truncate && found.node.is_some() && self.nodes[node].area != Area::Outside {
-            self.change(mount, node, opened, |content| content.clear());
+            // Whatever was staged of an older version is cut off, and what comes is made from this one.
+            if let Some(staged) =
+                self.staged.get_mut(&(mount, node)).filter(|staged| staged.base > 0 && !staged.unlinked)
+            {
+                staged.base = opened;
+            }
+            self.change(mount, node, opened, false, |content| content.clear());
         }
         Ok(())
     }
 
     /// Changes what is staged, which is made from a version if nothing is.
-    fn change(&mut self, mount: usize, node: Id, from: usize, how: impl FnOnce(&mut Vec<u8>)) {
+    fn change(&mut self, mount: usize, node: Id, from: usize, appends: bool, how: impl FnOnce(&mut Vec<u8>)) {
         let content = &self.nodes[node].versions[from];
         let staged = self.staged.entry((mount, node)).or_insert_with(|| Staged {
             content: content.clone(),
@@ -141,8 +154,10 @@ impl Model {
             from,
             dirty: false,
             new: false,
+            appended: true,
             unlinked: false,
         });
+        staged.appended &= appends;
         how(&mut staged.content);
         (staged.dirty, staged.new) = (true, false);
     }
@@ -153,6 +168,7 @@ impl Model {
         &mut self,
         slot: Slot,
         code: Option<Errno>,
+        appends: bool,
         how: impl FnOnce(&Handle, &mut Vec<u8>),
     ) -> Verdict {
         let (mount, handle) = (self.mounts[slot.0], self.handles[&slot].clone());
@@ -165,7 +181,7 @@ impl Model {
         allow(code, if moves || self.is_stale(mount, handle.node) { &EITHER } else { &DONE })?;
         if code.is_none() {
             let version = if moves { self.move_handles(mount, &handle) } else { handle.opened };
-            self.change(mount, handle.node, version, |content| how(&handle, content));
+            self.change(mount, handle.node, version, appends, |content| how(&handle, content));
         }
         Ok(())
     }
@@ -188,8 +204,8 @@ impl Model {
             allowed.extend(&LOST[1..]);
             return allow(code, &allowed[..if self.nodes[handle.node].named { 1 } else { 3 }]);
         }
-        let bytes = bytes.get(self);
-        self.change_by(slot, code, |handle, content| {
+        let (appends, bytes) = (handle.append, bytes.get(self));
+        self.change_by(slot, code, appends, |handle, content| {
             let at = if handle.append { content.len() } else { at };
             content.resize(content.len().max(at + bytes.len()), 0);
             content[at..at + bytes.len()].copy_from_slice(&bytes);
@@ -201,7 +217,7 @@ impl Model {
         if self.nodes[node].area == Area::Outside {
             return allow(code, if self.nodes[node].named { &DONE } else { &LOST });
         }
-        self.change_by(slot, code, |_, content| content.resize(length, 0))
+        self.change_by(slot, code, false, |_, content| content.resize(length, 0))
     }
 
     /// What a handle may show: what it has, and after that whatever may take the place of that at any time.
@@ -286,6 +302,11 @@ impl Model {
         let due = self.staged.get(&(mount, node)).filter(|staged| staged.dirty && !staged.unlinked);
         let Some(staged) = due else { return allow(code, &DONE) };
         let stale = self.differs(node, staged.base);
+        if stale && code.is_none() && self.append_again(mount, node) {
+            self.stored(mount, node);
+            return Ok(());
+        }
+        let staged = &self.staged[&(mount, node)];
         let same = !stale && staged.base != self.nodes[node].version();
         allow(
             code,
@@ -317,7 +338,7 @@ impl Model {
         if code.is_none() && superseded {
             self.staged.remove(&key);
         }
-        self.change(mount, node, self.nodes[node].version(), |content| content.resize(length, 0));
+        self.change(mount, node, self.nodes[node].version(), false, |content| content.resize(length, 0));
         if code.is_none() {
             self.stored(mount, node);
         }

@@ -85,7 +85,7 @@ impl Model {
         if count == 0 {
             return Ok(());
         }
-        self.change_by(slot, code, |_, content| content[at..at + count].copy_from_slice(&bytes[..count]))?;
+        self.change_by(slot, code, false, |_, content| content[at..at + count].copy_from_slice(&bytes[..count]))?;
         self.sync(slot, code)
     }
 }

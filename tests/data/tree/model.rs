@@ -72,6 +72,8 @@ pub(super) struct Staged {
     pub(super) dirty: bool,
     /// Only because it is new: nothing was written to it.
     pub(super) new: bool,
+    /// Nothing was changed but that something came behind its end.
+    pub(super) appended: bool,
     pub(super) unlinked: bool,
 }
 
@@ -251,7 +253,18 @@ impl Model {
         let Some(staged) = self.staged.get_mut(&(mount, node)) else { return };
         self.nodes[node].versions.push(staged.content.clone());
         (staged.base, staged.dirty, staged.new) = (self.nodes[node].version(), false, false);
+        staged.appended = true;
         (self.nodes[node].maker, self.nodes[node].hidden) = (None, false);
+    }
+
+    /// True if what is staged can come behind what others have stored meanwhile; then it does.
+    pub(super) fn append_again(&mut self, mount: usize, node: Id) -> bool {
+        let Some(staged) = self.staged.get_mut(&(mount, node)) else { return false };
+        let node = &self.nodes[node];
+        let tail = staged.content.get(node.versions[staged.base].len()..).filter(|tail| !tail.is_empty());
+        let Some(tail) = tail.filter(|_| staged.appended && !staged.new) else { return false };
+        (staged.content, staged.base) = ([node.newest(), tail].concat(), node.version());
+        true
     }
 
     /// This content is what was staged by a mount, and is found to be stored.
@@ -317,7 +330,7 @@ impl Model {
                 let content = self.nodes[node].newest().clone();
                 self.staged.insert(
                     key,
-                    Staged { content, base: newest, from: newest, dirty: false, new: false, unlinked: true },
+                    Staged { content, base: newest, from: newest, dirty: false, new: false, appended: true, unlinked: true },
                 );
             } else if !opened.is_empty() {
                 self.lost.insert(key);
