@@ -34,6 +34,12 @@ fn seen(tree: &Tree) -> Seen {
     seen
 }
 
+/// What commands that are applied in one transaction change.
+fn seen_after(tree: &mut Tree, bodies: Vec<Body>) -> Seen {
+    tree.change_together(bodies);
+    seen(tree)
+}
+
 fn expected(inodes: &[u64], names: &[(u64, &str)]) -> Seen {
     let names = names.iter().map(|(parent, name)| (*parent, (*name).to_owned())).collect();
     Seen { inodes: inodes.iter().copied().collect(), names, ..Seen::default() }
@@ -77,6 +83,57 @@ fn a_creation_names_the_entry_and_the_directory_and_a_repetition_or_a_refusal_no
     assert_eq!(seen(&tree), Seen::default());
     tree.change(Body::Create(CreateRequest { exclusive: true, ..create("/d/f") }));
     assert_eq!(seen(&tree), Seen::default());
+}
+
+/// Another master may apply the commands one by one, and a client may read from it in between.
+#[test]
+fn commands_of_one_transaction_name_everything_that_a_client_may_have_seen_between_them() {
+    let (mut tree, _) = tree();
+    tree.change_together(vec![mkdir("/new"), Body::Create(create("/new/f"))]);
+    let (new, f) = (inode(&tree, "/new"), inode(&tree, "/new/f"));
+    let names = [(ROOT_INODE, "new"), (new, "f")];
+    assert_eq!(seen(&tree), expected(&[ROOT_INODE, new, f], &names), "it may have been listed while it was empty");
+
+    let moved = seen_after(&mut tree, vec![Body::Create(create("/new/temporary")), rename("/new/temporary", "/new/g")]);
+    let g = inode(&tree, "/new/g");
+    assert_eq!(moved, expected(&[new, g], &[(new, "temporary"), (new, "g")]));
+
+    let removed = seen_after(&mut tree, vec![Body::Create(create("/new/short")), unlink("/new/short")]);
+    assert!(removed.names.contains(&(new, "short".to_owned())) && removed.inodes.len() >= 2, "{removed:?}");
+}
+
+#[test]
+fn a_file_that_is_made_and_changed_in_one_transaction_is_named() {
+    let (mut tree, _) = tree();
+    let chmod = SetAttrRequest { target: at("/d/f"), mode: Some(0o600), ..SetAttrRequest::default() };
+    let seen = seen_after(&mut tree, vec![Body::Create(create("/d/f")), Body::SetAttr(chmod)]);
+    assert!(seen.inodes.contains(&inode(&tree, "/d/f")), "it may have been looked up with its first mode: {seen:?}");
+}
+
+#[test]
+fn a_first_listing_and_a_creation_in_one_transaction_are_named() {
+    let (mut tree, _) = tree();
+    let m = inode(&tree, "/m");
+    let load = LoadEntries {
+        directory: m,
+        mount_id: 1,
+        entries: vec![file("a", "1")],
+        complete: true,
+        sync_start_index: tree.index,
+        ..LoadEntries::default()
+    };
+    tree.change_together(vec![Body::LoadEntries(load), mkdir("/other")]);
+    let a = inode(&tree, "/m/a");
+    let seen = seen(&tree);
+    assert!(seen.names.contains(&(m, "a".to_owned())) && seen.inodes.contains(&a), "{seen:?}");
+}
+
+#[test]
+fn a_mount_and_another_change_in_one_transaction_change_everything() {
+    let (mut tree, _) = tree();
+    let mount = Mount { path: b"/d".to_vec().into(), ufs_uri: "local:///y".into(), ..Mount::default() };
+    tree.change_together(vec![Body::AddMount(AddMountRequest { op: None, mount: Some(mount) }), mkdir("/other")]);
+    assert_eq!(tree.changes, Changes::All);
 }
 
 #[test]

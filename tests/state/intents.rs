@@ -66,13 +66,23 @@ impl Tree {
     }
 
     fn run(&mut self, op: Option<OpId>, body: Body) -> Answer {
-        self.index += 1;
+        self.run_all(vec![(op, body)]).remove(0)
+    }
+
+    /// Applies commands in one transaction.
+    fn run_all(&mut self, commands: Vec<(Option<OpId>, Body)>) -> Vec<Answer> {
         let mut txn = self.store.begin();
-        let command = Command { op, command: Some(body), time_ns: i64::try_from(self.index).expect("small") };
-        let outcome = state::apply(&mut txn, self.index, &command).expect("applied");
-        self.changes = txn.visible_changes().expect("derived");
+        let exact = commands.len() == 1;
+        let mut answers = Vec::new();
+        for (op, body) in commands {
+            self.index += 1;
+            let command = Command { op, command: Some(body), time_ns: i64::try_from(self.index).expect("small") };
+            let outcome = state::apply(&mut txn, self.index, &command).expect("applied");
+            answers.push(outcome.outcome.expect("an answer"));
+        }
+        self.changes = txn.visible_changes(exact).expect("derived");
         self.store.commit(txn).expect("committed");
-        outcome.outcome.expect("an answer")
+        answers
     }
 
     pub(super) fn internal(&mut self, body: Body) -> Answer {
@@ -83,6 +93,16 @@ impl Tree {
     pub(super) fn change(&mut self, body: Body) -> Answer {
         self.seq += 1;
         self.again(body)
+    }
+
+    /// New operations of the client, applied in one transaction.
+    pub(super) fn change_together(&mut self, bodies: Vec<Body>) -> Vec<Answer> {
+        let with_op = |body| {
+            self.seq += 1;
+            (Some(self.op()), body)
+        };
+        let commands = bodies.into_iter().map(with_op).collect();
+        self.run_all(commands)
     }
 
     /// The first operation of another client.

@@ -39,6 +39,8 @@ pub(super) struct Run {
     /// Of each entry; none for those that are no commands.
     pub(super) outcomes: Vec<Option<Outcome>>,
     pub(super) members_changed: bool,
+    /// True if a command may have changed what clients see. Purges free rows that no client can reach.
+    is_visible: bool,
 }
 
 /// Applies a run of entries in one transaction. If that finds no room on the disk, it waits until `space` has some. The
@@ -51,7 +53,7 @@ pub(super) fn apply_entries(
     space: Option<&DiskSpace>,
     invalidations: Option<&Invalidations>,
 ) -> io::Result<Run> {
-    let mut run = Run { outcomes: Vec::with_capacity(entries.len()), members_changed: false };
+    let mut run = Run { outcomes: Vec::with_capacity(entries.len()), members_changed: false, is_visible: false };
     let Some(last) = entries.last() else { return Ok(run) };
     let mut txn = store.begin();
     for entry in entries {
@@ -60,6 +62,7 @@ pub(super) fn apply_entries(
             EntryPayload::Normal(command) => {
                 let command = Command::decode(command.0.clone()).map_err(io::Error::other)?;
                 run.members_changed |= changes_members(&command);
+                run.is_visible |= !matches!(command.command, Some(Kind::Purge(_)));
                 Some(state::apply(&mut txn, entry.log_id.index, &command).map_err(broken)?)
             }
             EntryPayload::Membership(membership) => {
@@ -80,9 +83,9 @@ pub(super) fn apply_entries(
         (Err(error), Some(space)) if is_out_of_space(&error) => blocking(|| space.wait_for_room("the state", step)),
         (done, _) => done,
     };
-    let listened = invalidations.filter(|invalidations| invalidations.has_subscribers());
+    let listened = invalidations.filter(|invalidations| run.is_visible && invalidations.has_subscribers());
     // A row that cannot be read is no reason to fail: replicas without subscribers do not read it, and commit.
-    let published = listened.map(|to| (to, txn.visible_changes().unwrap_or(Changes::All)));
+    let published = listened.map(|to| (to, txn.visible_changes(entries.len() == 1).unwrap_or(Changes::All)));
     store.commit_by(txn, commit).map_err(broken)?;
     if let Some((to, changes)) = published {
         to.publish(changes);

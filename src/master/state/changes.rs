@@ -1,8 +1,15 @@
 //! The inodes and names that a transaction changes, as clients see them. They are derived from the keys that it writes,
 //! so that no command can leave one out. Nothing here writes a row: replicas without subscribers do not derive changes.
+//!
+//! *Transactions of one log entry.* Every client has read the state before the transaction or the state after it, so
+//! only rows that differ between the two are changes ([`derive`]).
+//!
+//! *Transactions of several log entries.* Another master may have applied the same entries one by one, so a client may
+//! have read a state between two of them. A name that was absent before and after the transaction may be cached as
+//! present. Every row that is written is therefore a change ([`list_written`]).
 
 use bytes::Bytes;
-use jindofs_proto::store::v1::{DentryRow, InodeRow};
+use jindofs_proto::store::v1::{CounterRow, DentryRow, InodeRow};
 
 use super::{StoreError, Table, View, keys, rows};
 use crate::types::ROOT_INODE;
@@ -46,8 +53,8 @@ pub enum Changes {
 /// Reads a row as it was before the transaction.
 type Before<'a> = &'a dyn Fn(Table, &[u8]) -> Result<Option<Bytes>, StoreError>;
 
-/// Derives the changes from the `dentries` and `inodes` that a transaction writes: their keys in order, with the new
-/// values. `before` reads rows as they were before the transaction, `after` as they are with it.
+/// Derives the changes from the `dentries` and `inodes` that a transaction of one log entry writes: their keys in order,
+/// with the new values. `before` reads rows as they were before the transaction, `after` as they are with it.
 ///
 /// *Errors*: a row cannot be read.
 pub fn derive<'k>(
@@ -62,9 +69,13 @@ pub fn derive<'k>(
         return Ok(Changes::All);
     }
     let mut sets = Collector::default();
+    let next_inode = next_inode_before(before)?;
     for (key, new) in inodes {
         let id = keys::id_of(key);
-        // No client knows an inode that did not exist.
+        // No client knows an inode that did not exist. The counter shows most of them without a read of the row.
+        if id >= next_inode {
+            continue;
+        }
         let Some(old) = inode_before(before, id)? else { continue };
         let new: Option<InodeRow> = new.map(|row| rows::decode(Table::Inode, key, row.clone())).transpose()?;
         if new.as_ref().is_none_or(|new| rows::attr(id, new) != rows::attr(id, &old)) {
@@ -80,7 +91,8 @@ pub fn derive<'k>(
         let content = keys::content_of(key);
         let id = if content == root { ROOT_INODE } else { content };
         if directory.id != id {
-            directory = Directory::before(before, id)?;
+            let is_new = id >= next_inode;
+            directory = if is_new { Directory { id, ..Directory::default() } } else { Directory::before(before, id)? };
         }
         if directory.is_known
             && directory.may_be_cached(target(key, before(Table::Dentry, key)?)?, target(key, new.cloned())?)
@@ -89,6 +101,34 @@ pub fn derive<'k>(
         }
     }
     Ok(Changes::Sets(sets.finish()))
+}
+
+/// Lists the `dentries` and `inodes` that a transaction of several log entries writes, by their keys in order. The
+/// transaction must not change mounts.
+///
+/// *Errors*: a row cannot be read.
+pub fn list_written<'k>(
+    after: &dyn View,
+    dentries: impl Iterator<Item = &'k [u8]>,
+    inodes: impl Iterator<Item = &'k [u8]>,
+) -> Result<Changes, StoreError> {
+    let root = rows::content(after, ROOT_INODE)?;
+    let mut sets = Collector::default();
+    for key in inodes {
+        sets.add(ITEM_BYTES, |set| set.inodes.push(keys::id_of(key)));
+    }
+    for key in dentries {
+        let content = keys::content_of(key);
+        sets.add_name(if content == root { ROOT_INODE } else { content }, keys::name_of(key));
+    }
+    Ok(Changes::Sets(sets.finish()))
+}
+
+/// The first inode number that was not given out before the transaction.
+fn next_inode_before(before: Before<'_>) -> Result<u64, StoreError> {
+    let row = before(Table::Meta, keys::COUNTERS)?;
+    let counters: Option<CounterRow> = row.map(|row| rows::decode(Table::Meta, keys::COUNTERS, row)).transpose()?;
+    Ok(counters.unwrap_or_else(rows::fresh_counters).next_inode)
 }
 
 /// The row of an inode before the transaction; the root exists without having been written.

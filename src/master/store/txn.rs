@@ -61,12 +61,22 @@ impl<'s> StoreTxn<'s> {
         }
     }
 
-    /// What clients see changed by it. To be asked before it is committed.
+    /// What clients see changed by it. To be asked before it is committed. `exact` is true for a transaction of one log
+    /// entry, and false for one of several: the module [`changes`] says what differs.
     ///
     /// *Errors*: a row cannot be read.
-    pub fn visible_changes(&self) -> Result<changes::Changes, StoreError> {
+    pub fn visible_changes(&self, exact: bool) -> Result<changes::Changes, StoreError> {
         if self.of(Table::Dentry).is_empty() && self.of(Table::Inode).is_empty() {
             return Ok(changes::Changes::Sets(Vec::new()));
+        }
+        if !exact {
+            // A mount shows other entries in its directory without writing them. Mounts change so rarely that clients
+            // may read everything again then.
+            if !self.of(Table::Mount).is_empty() {
+                return Ok(changes::Changes::All);
+            }
+            let keys = |table| self.writes(table).map(|(key, _)| key);
+            return changes::list_written(self, keys(Table::Dentry), keys(Table::Inode));
         }
         let before = |table: Table, key: &[u8]| self.store.get_hot(table, key);
         changes::derive(&before, self, self.writes(Table::Dentry), self.writes(Table::Inode))
