@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fuser::{
     FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyCreate, ReplyDirectory,
@@ -18,7 +18,7 @@ use super::errno::Errno;
 use super::fs::Fs;
 use super::inodes::Known;
 use super::names::Made;
-use super::nodes::{PageCache, is_secondary, same_version};
+use super::nodes::{PageCache, inode_of, is_secondary, same_version};
 
 pub(super) const GENERATION: Generation = Generation(0);
 
@@ -109,7 +109,7 @@ pub(super) fn enter(fs: &Fs, parent: u64, name: &[u8], known: Known, reply: Repl
     let shown = fs.view_of(node, known.clone());
     let attr = FileAttr { ino: INodeNo(node), ..attributes(fs, node, &shown.attr) };
     // Before the times to live are computed: the module `invalidation` says why.
-    fs.inodes.entered(parent, name, known.clone());
+    fs.learn_entry(parent, name, known.clone());
     let (name_ttl, ttl) = (fs.ttl_of_entry(parent, name, &known), fs.ttl_of(&known));
     // One that is to move to the newest version does so when it is asked for them.
     let is_asked = is_secondary(node) || !same_version(&shown.attr, &known.attr);
@@ -118,7 +118,8 @@ pub(super) fn enter(fs: &Fs, parent: u64, name: &[u8], known: Known, reply: Repl
 }
 
 pub(super) fn show(fs: &Fs, node: u64, known: Known, reply: ReplyAttr) {
-    reply.attr(&fs.ttl_of(&known), &attributes(fs, node, &known.attr));
+    let ttl = if fs.is_expired_by_events(inode_of(node)) { fs.ttl_of(&known) } else { Duration::ZERO };
+    reply.attr(&ttl, &attributes(fs, node, &known.attr));
 }
 
 /// `flushes`: the kernel is to say when the file is closed by one of those who have it.
@@ -159,7 +160,7 @@ fn entry_of(fs: &Fs, (directory, name): (u64, &[u8]), known: &Known, is_dot: boo
 }
 
 pub(super) fn give_plus(fs: &Fs, directory: &Directory, offset: u64, mut reply: ReplyDirectoryPlus) {
-    let (own, epoch) = (fs.inodes.get(directory.inode), fs.invalidation.epoch());
+    let (own, begun, mut entered) = (fs.inodes.get(directory.inode), Instant::now(), Vec::new());
     directory.give(offset, |given| {
         let (known, dot);
         match (given.attr, &own) {
@@ -177,7 +178,8 @@ pub(super) fn give_plus(fs: &Fs, directory: &Directory, offset: u64, mut reply: 
         let (ttl, attr) = entry_of(fs, (directory.inode, given.name), &known, dot);
         let full = reply.add(INodeNo(given.inode), given.next, OsStr::from_bytes(given.name), &ttl, &attr, GENERATION);
         if !full && !dot {
-            fs.inodes.entered(directory.inode, given.name, known);
+            fs.learn_entry(directory.inode, given.name, known);
+            entered.push(given.inode);
         }
         full
     });
@@ -186,7 +188,7 @@ pub(super) fn give_plus(fs: &Fs, directory: &Directory, offset: u64, mut reply: 
     }
     reply.ok();
     // A name is entered after its time to live was computed, because only then it has found room in the answer.
-    fs.invalidation.recheck_names(directory.inode, epoch);
+    fs.invalidation.recheck(directory.inode, &entered, begun);
 }
 
 pub(super) fn give(directory: &Directory, offset: u64, mut reply: ReplyDirectory) {

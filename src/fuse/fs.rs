@@ -98,7 +98,8 @@ impl Fs {
                 inodes: Inodes::new(),
                 nodes: Nodes::default(),
                 kernel: KernelCache::default(),
-                invalidation: Invalidation::default(),
+                // A writable mount asks a master at each open, and would be told of its own changes.
+                invalidation: Invalidation::new(!config.writable && !config.attr_ttl.is_zero()),
                 stale_opens: StaleOpens::default(),
                 listings: DirCache::new(),
                 layouts: LayoutCache::default(),

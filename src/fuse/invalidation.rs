@@ -1,14 +1,17 @@
 //! Invalidation of the caches of a read-only mount, by the changes that a master tells.
 //!
 //! *Who notifies the kernel.* To expire a name, the kernel takes the lock of the directory and waits for lookups in it,
-//! which our threads answer. So tasks of their own notify the kernel, on threads that answer no request, and hold no
-//! lock meanwhile. The kernel does not wait to expire attributes: these have a task beside the one for names, which a
-//! lookup that takes long holds up.
+//! which our threads answer. So tasks of their own notify the kernel ([`expiry`]), on threads that answer no request, and
+//! hold no lock meanwhile. They leave out directories with requests under way ([`busy`]). The kernel does not wait to
+//! expire attributes: these have a task beside the one for names.
 //!
 //! *Order.* An event is marked first, then the kernel is notified. An answer to the kernel that is made in between
 //! enters the name into [`Inodes`](super::inodes::Inodes) before it checks the marks. So either the answer sees the
-//! mark and has no time to live, or the task finds the name in the table and expires it.
+//! mark and has no time to live, or the task finds the name in the table and expires it. An answer that is a page of a
+//! directory enters its names later, and checks the marks once more afterwards.
 
+mod busy;
+mod expiry;
 mod marks;
 mod queue;
 
@@ -16,24 +19,46 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use jindofs_proto::v1::InvalidationEvent;
-use tokio::task::JoinSet;
-
-use crate::client::invalidations::Subscriber;
+use tokio::sync::Notify;
 
 use super::fs::Fs;
 use super::inodes::Known;
+use busy::{BusyDirectories, DirectoryRequest};
 use marks::Marks;
-use queue::{Pending, Queue};
+use queue::Queue;
 
 /// The changes that were told, and the notifications that the kernel has not been sent yet.
 #[derive(Debug, Default)]
 pub(super) struct Invalidation {
+    /// True if the mount follows the changes that the masters apply. Otherwise nothing is notified.
+    is_followed: bool,
     marks: Marks,
     attributes: Queue,
     names: Queue,
+    /// Names of which the kernel is notified once more.
+    repeats: Queue,
+    /// Wakes the task that expires everything.
+    sweep: Notify,
+    busy: Arc<BusyDirectories>,
 }
 
 impl Invalidation {
+    /// Of a mount that follows the changes, or does not.
+    pub(super) fn new(is_followed: bool) -> Invalidation {
+        Invalidation { is_followed, ..Invalidation::default() }
+    }
+
+    /// True if the mount follows the changes that the masters apply.
+    pub(super) fn is_followed(&self) -> bool {
+        self.is_followed
+    }
+
+    /// Notes a request of the kernel that holds the lock of `directory`. What is returned has to be dropped once the
+    /// request is answered. Changes of a directory need not be noted: a mount that follows changes refuses them at once.
+    pub(super) fn hold(&self, directory: u64) -> Option<DirectoryRequest> {
+        self.is_followed.then(|| self.busy.begin(directory, Instant::now()))
+    }
+
     /// True unless the attributes have changed since they were asked for.
     pub(super) fn is_current(&self, known: &Known) -> bool {
         self.marks.is_inode_current(known.attr.inode, known.since)
@@ -49,16 +74,14 @@ impl Invalidation {
         self.marks.is_listing_current(directory, since)
     }
 
-    /// The number of changes so far, for [`Invalidation::recheck_names`].
-    pub(super) fn epoch(&self) -> u64 {
-        self.marks.newest()
-    }
-
-    /// Expires the names of a directory in the kernel, if changes were told since `epoch`, when an answer with these
-    /// names was begun.
-    pub(super) fn recheck_names(&self, directory: u64, epoch: u64) {
-        if self.marks.newest() != epoch {
+    /// Expires in the kernel what an answer with names of a directory and their `inodes` held, as far as changes were
+    /// told since the answer was `begun`.
+    pub(super) fn recheck(&self, directory: u64, inodes: &[u64], begun: Instant) {
+        if !self.marks.is_listing_current(directory, begun) {
             self.names.add(|pending| pending.add_directory(directory));
+        }
+        for inode in inodes.iter().filter(|inode| !self.marks.is_inode_current(**inode, begun)) {
+            self.attributes.add(|pending| pending.add_inode(*inode));
         }
     }
 
@@ -69,8 +92,7 @@ impl Invalidation {
         }
         self.marks.mark(event);
         if event.lost {
-            self.attributes.add(Pending::add_all);
-            self.names.add(Pending::add_all);
+            self.sweep.notify_one();
         }
         if !event.inodes.is_empty() {
             self.attributes.add(|pending| event.inodes.iter().for_each(|inode| pending.add_inode(*inode)));
@@ -85,29 +107,6 @@ impl Invalidation {
 }
 
 impl Fs {
-    /// Follows the changes that the masters apply, until the tasks are dropped. For read-only mounts.
-    pub(super) fn follow_changes(self: &Arc<Self>) -> JoinSet<()> {
-        let mut tasks = JoinSet::new();
-        let this = self.clone();
-        let subscriber = Subscriber::new(self.channel.clone());
-        tasks.spawn(subscriber.run(move |event| this.invalidate(&event)));
-        let this = self.clone();
-        tasks.spawn(async move {
-            loop {
-                let pending = this.invalidation.attributes.take().await;
-                this.notify_kernel(pending, Fs::expire_attributes_in_kernel).await;
-            }
-        });
-        let this = self.clone();
-        tasks.spawn(async move {
-            loop {
-                let pending = this.invalidation.names.take().await;
-                this.notify_kernel(pending, Fs::expire_names_in_kernel).await;
-            }
-        });
-        tasks
-    }
-
     fn invalidate(&self, event: &InvalidationEvent) {
         self.invalidation.accept(event);
         event.inodes.iter().for_each(|inode| self.layouts.forget(*inode));
@@ -118,53 +117,19 @@ impl Fs {
         }
     }
 
-    async fn notify_kernel(self: &Arc<Self>, pending: Pending, notify: fn(&Fs, &Pending)) {
-        let this = self.clone();
-        let notified = tokio::task::spawn_blocking(move || notify(&this, &pending)).await;
-        if let Err(error) = notified {
-            tracing::warn!(%error, "the kernel is not notified: names and attributes expire by their age");
+    /// The kernel learns an entry. If it knew the inode by another name, that name expires: the table forgets it, so a
+    /// loss of changes would not expire it.
+    pub(super) fn learn_entry(&self, parent: u64, name: &[u8], known: Known) {
+        let displaced = self.inodes.entered(parent, name, known);
+        if let Some((directory, name)) = displaced.filter(|_| self.invalidation.is_followed) {
+            self.invalidation.names.add(|pending| pending.add_name(directory, &name));
         }
     }
 
-    fn expire_attributes_in_kernel(&self, pending: &Pending) {
-        if pending.all {
-            self.inodes.visit_inodes(|inode| self.expire_attributes_of(inode));
-        }
-        pending.inodes.iter().for_each(|inode| self.expire_attributes_of(*inode));
-    }
-
-    fn expire_attributes_of(&self, inode: u64) {
-        let Some((directory, name)) = self.inodes.name_of(inode) else { return };
-        let is_known = self.kernel.expire_attributes(inode);
-        for node in self.nodes.secondary_nodes(inode) {
-            self.kernel.expire_attributes(node);
-        }
-        if !is_known {
-            // The answer to its first lookup is on its way, perhaps with older attributes. The kernel expires the name
-            // after that lookup, and the attributes then.
-            self.invalidation.names.add(|pending| {
-                pending.add_name(directory, &name);
-                pending.add_inode(inode);
-            });
-        }
-    }
-
-    fn expire_names_in_kernel(&self, pending: &Pending) {
-        if pending.all {
-            self.inodes.visit_names(|directory, name| self.kernel.expire_name(directory, name));
-        }
-        for (directory, name) in &pending.names {
-            if self.inodes.has_name(*directory, name) {
-                self.kernel.expire_name(*directory, name);
-            }
-        }
-        for directory in &pending.directories {
-            let names = self.inodes.names_in(*directory);
-            self.kernel.expire_names(*directory, names.iter().map(|name| &**name));
-        }
-        for inode in &pending.inodes {
-            self.kernel.expire_attributes(*inode);
-        }
+    /// True if events expire the attributes of an inode in the kernel. A process that has taken a mount over learns an
+    /// inode with its first lookup only.
+    pub(super) fn is_expired_by_events(&self, inode: u64) -> bool {
+        !self.invalidation.is_followed || self.inodes.contains(inode)
     }
 }
 
@@ -193,13 +158,37 @@ mod tests {
     #[test]
     fn names_that_were_given_while_an_event_came_expire_once_more() {
         let invalidation = Invalidation::default();
-        let begun = invalidation.epoch();
-        invalidation.accept(&InvalidationEvent::default());
-        invalidation.recheck_names(7, begun);
-        assert!(invalidation.names.take().now_or_never().is_none(), "nothing came");
-        invalidation.accept(&InvalidationEvent { inodes: vec![5], ..InvalidationEvent::default() });
-        invalidation.recheck_names(7, begun);
+        let begun = Instant::now();
+        invalidation.accept(&InvalidationEvent {
+            inodes: vec![5],
+            directories: vec![6],
+            ..InvalidationEvent::default()
+        });
+        let _ = (invalidation.attributes.take().now_or_never(), invalidation.names.take().now_or_never());
+        invalidation.recheck(7, &[8], begun);
+        assert!(invalidation.names.take().now_or_never().is_none(), "nothing came that concerns them");
+        assert!(invalidation.attributes.take().now_or_never().is_none());
+        invalidation.recheck(6, &[5, 8], begun);
+        let names = invalidation.names.take().now_or_never().expect("the kernel is to be notified");
+        assert_eq!(names.directories.into_iter().collect::<Vec<_>>(), [6]);
+        let attributes = invalidation.attributes.take().now_or_never().expect("the kernel is to be notified");
+        assert_eq!(attributes.inodes.into_iter().collect::<Vec<_>>(), [5]);
+    }
+
+    #[test]
+    fn a_loss_expires_everything_and_makes_every_answer_under_way_useless() {
+        let invalidation = Invalidation::default();
+        let begun = Instant::now();
+        assert!(invalidation.sweep.notified().now_or_never().is_none());
+        invalidation.accept(&InvalidationEvent { lost: true, ..InvalidationEvent::default() });
+        assert!(invalidation.sweep.notified().now_or_never().is_some());
+        invalidation.recheck(7, &[8], begun);
         let names = invalidation.names.take().now_or_never().expect("the kernel is to be notified");
         assert!(names.directories.contains(&7));
+    }
+
+    #[test]
+    fn requests_are_noted_only_where_changes_are_followed() {
+        assert!(Invalidation::new(false).hold(1).is_none() && Invalidation::new(true).hold(1).is_some());
     }
 }

@@ -91,9 +91,7 @@ pub async fn run(config: FuseConfig, stop: Shutdown) -> Result<()> {
     tokio::spawn(async move { tokio::join!(early.keep_fresh(), list.all()) });
     tracing::info!(mount = %config.mount.display(), "mounted");
 
-    // A writable mount asks a master at each open, and would be told of its own changes.
-    let is_told = !config.writable && !config.attr_ttl.is_zero();
-    let _following = is_told.then(|| fs.follow_changes());
+    let _following = fs.invalidation.is_followed().then(|| fs.follow_changes());
     let ends = Shutdown::new();
     let probe = Arc::new(Ready { channel, mount: config.mount.clone() });
     let served = tokio::spawn(http::serve(http_port, probe, ends.clone()));

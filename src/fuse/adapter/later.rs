@@ -37,19 +37,20 @@ impl Adapter {
         });
     }
 
-    /// Answers with an entry once it is there; `name` is its name.
+    /// Answers with an entry once it is there; `name` is its name. The kernel holds the lock of the directory until then.
     pub(super) fn enter_later(
         &self,
         (what, parent, name): (&'static str, INodeNo, Vec<u8>),
         reply: ReplyEntry,
         work: impl Future<Output = Result<Known>> + Send + 'static,
     ) {
-        let fs = self.fs.clone();
+        let (fs, held) = (self.fs.clone(), self.fs.invalidation.hold(parent.0));
         self.runtime.spawn(async move {
             match work.await {
                 Ok(known) => enter(&fs, parent.0, &name, known, reply),
                 Err(error) => reply.error(failed(what, parent.0, &error)),
             }
+            drop(held);
         });
     }
 

@@ -85,8 +85,7 @@ impl Marks {
         u64::try_from(at.saturating_duration_since(self.created).as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// Time of the newest mark: another value later shows that events came in between.
-    pub(super) fn newest(&self) -> u64 {
+    fn newest(&self) -> u64 {
         self.newest.load(Ordering::Acquire)
     }
 

@@ -23,8 +23,26 @@ pub(super) struct Pending {
 }
 
 impl Pending {
-    /// Adds everything.
-    pub(super) fn add_all(&mut self) {
+    /// True if nothing is to be expired.
+    pub(super) fn is_empty(&self) -> bool {
+        *self == Pending::default()
+    }
+
+    /// Adds what `other` holds.
+    pub(super) fn merge(&mut self, other: Pending) {
+        if other.all {
+            return self.add_all();
+        }
+        if self.is_empty() {
+            *self = other;
+            return;
+        }
+        other.inodes.iter().for_each(|inode| self.add_inode(*inode));
+        other.names.iter().for_each(|(directory, name)| self.add_name(*directory, name));
+        other.directories.iter().for_each(|directory| self.add_directory(*directory));
+    }
+
+    fn add_all(&mut self) {
         *self = Pending { all: true, ..Pending::default() };
     }
 
@@ -72,7 +90,7 @@ impl Queue {
     pub(super) async fn take(&self) -> Pending {
         loop {
             let pending = std::mem::take(&mut *self.pending.lock().unwrap_or_else(PoisonError::into_inner));
-            if pending != Pending::default() {
+            if !pending.is_empty() {
                 return pending;
             }
             self.added.notified().await;
@@ -97,6 +115,23 @@ mod tests {
         let pending = queue.take().now_or_never().expect("something waits");
         assert_eq!((pending.inodes.len(), pending.names.len(), pending.all), (2, 1, false));
         assert!(queue.take().now_or_never().is_none());
+    }
+
+    #[test]
+    fn what_is_merged_is_all_that_both_hold() {
+        let (mut one, mut other) = (Pending::default(), Pending::default());
+        assert!(one.is_empty());
+        other.add_name(1, b"a");
+        one.merge(other);
+        let mut other = Pending::default();
+        other.add_inode(5);
+        other.add_directory(6);
+        one.merge(other);
+        assert!(one.names.contains(&(1, Box::from(*b"a"))) && one.inodes.contains(&5) && one.directories.contains(&6));
+        let mut everything = Pending::default();
+        everything.add_all();
+        one.merge(everything);
+        assert!(one.all && one.names.is_empty());
     }
 
     #[test]
