@@ -25,6 +25,9 @@ const RETRY_DELAY: Duration = Duration::from_millis(50);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(5);
 /// Age of a stream whose end resets the pause.
 const STABLE_AGE: Duration = Duration::from_secs(10);
+/// Longest pause after such a stream. The clients of a master that has ended spread over this time, so that they do not ask the
+/// next master all at once, and do not read everything again all at once.
+const RETRY_SPREAD: Duration = Duration::from_secs(2);
 /// How long a master of an older release, which does not know the request, is not asked again.
 const UNSUPPORTED_PAUSE: Duration = Duration::from_secs(60);
 
@@ -48,12 +51,7 @@ impl Subscriber {
             let started = Instant::now();
             let Err(error) = self.follow(&mut on_event).await;
             tracing::debug!(%error, "the subscription has ended: names and attributes expire by their age");
-            if started.elapsed() >= STABLE_AGE {
-                delay = RETRY_DELAY;
-            }
-            // Jitter, so that the clients of a master that has ended do not ask the next one all at once.
-            tokio::time::sleep(delay.mul_f64(0.5 + rand::random::<f64>())).await;
-            delay = (delay * 2).min(RETRY_DELAY_MAX);
+            tokio::time::sleep(pause_after(started.elapsed(), &mut delay, rand::random())).await;
         }
     }
 
@@ -88,6 +86,18 @@ impl Subscriber {
         };
         self.channel.call_one(address, SUBSCRIBE_TIMEOUT, send).await
     }
+}
+
+/// The pause after a stream that has lasted for `age`. `delay` is the pause without jitter after a stream that did not
+/// last, and grows. `random` is between 0 and 1.
+fn pause_after(age: Duration, delay: &mut Duration, random: f64) -> Duration {
+    if age >= STABLE_AGE {
+        *delay = RETRY_DELAY;
+        return RETRY_SPREAD.mul_f64(random);
+    }
+    let pause = delay.mul_f64(0.5 + random);
+    *delay = (*delay * 2).min(RETRY_DELAY_MAX);
+    pause
 }
 
 /// The next event of a stream.
@@ -148,6 +158,20 @@ mod tests {
         assert_eq!((0..3).map(|_| next(now)).collect::<Vec<_>>(), ["b", "c", "b"]);
         let later = now + UNSUPPORTED_PAUSE;
         assert_eq!((0..2).map(|_| next(later)).collect::<Vec<_>>(), ["c", "a"]);
+    }
+
+    #[test]
+    fn the_pause_grows_with_streams_that_do_not_last_and_is_spread_after_one_that_did() {
+        let mut delay = RETRY_DELAY;
+        assert_eq!(pause_after(Duration::ZERO, &mut delay, 0.5), RETRY_DELAY);
+        assert_eq!(pause_after(Duration::ZERO, &mut delay, 0.0), RETRY_DELAY);
+        for _ in 0..20 {
+            pause_after(Duration::ZERO, &mut delay, 0.5);
+        }
+        assert_eq!(delay, RETRY_DELAY_MAX);
+        assert_eq!(pause_after(STABLE_AGE, &mut delay, 0.75), RETRY_SPREAD * 3 / 4);
+        assert_eq!(pause_after(STABLE_AGE, &mut delay, 0.0), Duration::ZERO);
+        assert_eq!(delay, RETRY_DELAY);
     }
 
     #[test]
