@@ -3,6 +3,8 @@
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use jindofs::dev::DevOptions;
@@ -107,10 +109,14 @@ async fn a_file_that_others_replace_append_to_or_change_is_seen_so_at_once() {
         })
         .await;
 
+        // A reader keeps the version that it has opened, so the name leads to another node of the kernel.
+        let kept = ours.clone();
+        let kept = off(move || File::open(kept).expect("opened")).await;
         let file = site.dir.path().join("file");
         std::fs::write(&file, b"by the command line").expect("written");
         site.ctl_ok(&["fs", "put", &file.display().to_string(), &format!("/{mount}/f")]);
         see_content(&ours, b"by the command line").await;
+        drop(kept);
     }
     site.cluster.assert_no_panic();
 }
@@ -141,8 +147,9 @@ async fn names_that_others_make_move_replace_or_remove_are_seen_so_at_once() {
 
     let (from, to) = (theirs.join("old"), theirs.join("moved"));
     off(move || std::fs::rename(from, to).expect("moved")).await;
-    see_absent(ours.join("old")).await;
+    // The look at the new name makes the mount forget the old one, which the kernel still knows.
     see_content(&ours.join("moved"), b"old").await;
+    see_absent(ours.join("old")).await;
     site.ctl_ok(&["fs", "mv", "/local/d/new", "/local/d/moved"]);
     see_content(&ours.join("moved"), b"new").await;
     see_absent(ours.join("new")).await;
@@ -210,11 +217,50 @@ async fn a_mount_whose_master_stands_still_asks_another_one() {
     see_content(&site.mnt.join("local/f"), b"as it was").await;
     site.cluster.dev.pause(&first).expect("stopped");
     masters.retain(|name| *name != first);
-    tokio::task::block_in_place(|| wait_subscribed(&site, &masters));
+    // No stream tells of this change: the mount has one master that stands still, and asks no other one yet.
     store(writer.join("local/f"), b"something longer").await;
+    tokio::task::block_in_place(|| wait_subscribed(&site, &masters));
     see_content(&site.mnt.join("local/f"), b"something longer").await;
+    store(writer.join("local/f"), b"something longer than that").await;
+    see_content(&site.mnt.join("local/f"), b"something longer than that").await;
     site.cluster.dev.resume(&first).expect("goes on");
     site.cluster.assert_no_panic();
+}
+
+/// Threads that use every cached name and attribute all the time, until they are dropped: also when a test fails.
+struct Readers {
+    stop: Arc<AtomicBool>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Readers {
+    fn start(count: usize, paths: &[PathBuf]) -> Readers {
+        let stop = Arc::new(AtomicBool::new(false));
+        let read = |_| {
+            let (stop, paths) = (stop.clone(), paths.to_vec());
+            std::thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    for path in &paths {
+                        let _ = std::fs::symlink_metadata(path);
+                    }
+                    let _ = std::fs::read_dir(paths[0].parent().expect("a directory")).map(Iterator::count);
+                }
+            })
+        };
+        let threads = (0..count).map(read).collect();
+        Readers { stop, threads }
+    }
+
+    fn end(mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        std::mem::take(&mut self.threads).into_iter().for_each(|thread| thread.join().expect("no panic"));
+    }
+}
+
+impl Drop for Readers {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -223,31 +269,37 @@ async fn a_mount_that_is_read_while_others_change_it_never_keeps_what_was_overta
         return;
     }
     let (site, writer) = pair(3, |_| {}).await;
-    let (ours, theirs) = (site.mnt.join("local/counted"), writer.join("local/counted"));
-    store(theirs.clone(), b"0").await;
-    see_content(&ours, b"0").await;
-    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let readers: Vec<_> = (0..4)
-        .map(|_| {
-            let (stop, ours) = (stop.clone(), ours.clone());
-            std::thread::spawn(move || {
-                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                    let _ = std::fs::metadata(&ours);
-                    let _ = std::fs::read_dir(ours.parent().expect("a directory")).map(Iterator::count);
-                }
-            })
-        })
-        .collect();
-    // Each has another length: a length that was overtaken would be kept for a minute.
-    for round in 1..40_usize {
-        let (at, content) = (theirs.clone(), vec![b'x'; round * 7]);
+    let places = ["counted", "moving-0", "moving-1", "flickering"];
+    let [counted, moving, moved, flickering] = places.map(|name| site.mnt.join("local").join(name));
+    let theirs = writer.join("local");
+    for name in ["counted", "moving-0"] {
+        store(theirs.join(name), b"0").await;
+        see_content(&site.mnt.join("local").join(name), b"0").await;
+    }
+    let readers = Readers::start(4, &[counted.clone(), moving.clone(), moved.clone(), flickering.clone()]);
+    for round in 1..25_usize {
+        // Each has another length: a length that was overtaken would be kept for a minute.
+        let (at, content) = (theirs.join("counted"), vec![b'x'; round * 7]);
         off(move || std::fs::write(at, content).expect("stored")).await;
-        let at = ours.clone();
+        let at = counted.clone();
         see("the newest length is shown", move || {
             (std::fs::metadata(&at).ok()?.len() == round as u64 * 7).then_some(())
         })
         .await;
+
+        let [from, to] = [round - 1, round].map(|at| format!("moving-{}", at % 2));
+        let (old, new) = (site.mnt.join("local").join(&from), site.mnt.join("local").join(&to));
+        let (from, to) = (theirs.join(from), theirs.join(to));
+        off(move || std::fs::rename(from, to).expect("moved")).await;
+        see_content(&new, b"0").await;
+        see_absent(old).await;
+
+        store(theirs.join("flickering"), b"here").await;
+        see_content(&flickering, b"here").await;
+        let at = theirs.join("flickering");
+        off(move || std::fs::remove_file(at).expect("removed")).await;
+        see_absent(flickering.clone()).await;
     }
-    stop.store(true, std::sync::atomic::Ordering::Relaxed);
-    readers.into_iter().for_each(|reader| reader.join().expect("no panic"));
+    readers.end();
+    site.cluster.assert_no_panic();
 }
