@@ -2,7 +2,7 @@
 //!
 //! One ring holds the newest changes, and each subscriber has a position in it. Memory is therefore bounded however
 //! slow a subscriber is: one that falls behind the oldest change in the ring is told that changes were lost. While
-//! there are no subscribers, changes are neither derived nor kept.
+//! there are no subscribers, changes are neither derived nor kept. Changes are encoded once, for all subscribers.
 //!
 //! *Order.* Changes are published after their transaction is committed. Reads of metadata are linearizable, so a client
 //! that reads after an event sees the change, whichever master answers. An answer to a request that the client has sent
@@ -13,7 +13,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
+use jindofs_proto::v1::{DirEntry, InvalidationEvent};
 use metrics::{counter, gauge};
+use prost::Message;
 use tokio::sync::watch;
 
 use super::state::changes::{ChangeSet, Changes};
@@ -22,14 +25,18 @@ use super::state::changes::{ChangeSet, Changes};
 const RING_BYTES_MAX: usize = 8 << 20;
 /// Bytes of changes after which a batch takes no more; the last set may exceed it.
 const BATCH_BYTES: usize = 128 << 10;
+/// Most sets of a batch, which are cloned while the ring is locked.
+const BATCH_SETS_MAX: usize = 256;
 /// Most subscribers of one master.
 const SUBSCRIBERS_MAX: usize = 4096;
-/// Memory of a set besides its items.
+/// Memory of a set besides its encoding.
 const SET_BYTES: usize = 128;
 /// Shortest pause between two batches of a subscriber.
 const BATCH_INTERVAL_MIN: Duration = Duration::from_millis(5);
-/// Time in which a master sends one batch, of all subscribers together.
-const BATCH_TIME: Duration = Duration::from_micros(50);
+/// Bytes that a master sends each microsecond, to all subscribers together.
+const BYTES_PER_MICROSECOND: usize = 256;
+/// Cost of a batch besides its bytes.
+const BATCH_COST: usize = 12 << 10;
 
 /// The newest changes and their subscribers.
 #[derive(Debug)]
@@ -42,7 +49,8 @@ pub struct Invalidations {
 
 #[derive(Debug, Default)]
 struct Ring {
-    sets: VecDeque<Arc<ChangeSet>>,
+    /// Encoded events.
+    sets: VecDeque<Bytes>,
     bytes: usize,
     /// Number of the first set that is kept, or of the next one.
     first: u64,
@@ -53,13 +61,13 @@ impl Ring {
         self.first + self.sets.len() as u64
     }
 
-    fn push(&mut self, set: ChangeSet, bytes_max: usize) {
-        self.bytes += set.bytes() + SET_BYTES;
-        self.sets.push_back(Arc::new(set));
+    fn push(&mut self, set: Bytes, bytes_max: usize) {
+        self.bytes += cost_of(&set);
+        self.sets.push_back(set);
         while self.bytes > bytes_max
             && let Some(oldest) = self.sets.pop_front()
         {
-            self.bytes -= oldest.bytes() + SET_BYTES;
+            self.bytes -= cost_of(&oldest);
             self.first += 1;
         }
     }
@@ -70,6 +78,17 @@ impl Ring {
         self.sets = VecDeque::new();
         self.bytes = 0;
     }
+}
+
+/// Memory of an encoded set.
+fn cost_of(set: &Bytes) -> usize {
+    set.len() + SET_BYTES
+}
+
+fn encode(set: ChangeSet) -> Bytes {
+    let names = set.names.into_iter().map(|(parent, name)| DirEntry { parent, name }).collect();
+    let event = InvalidationEvent { lost: false, inodes: set.inodes, names, directories: set.directories };
+    event.encode_to_vec().into()
 }
 
 impl Default for Invalidations {
@@ -91,11 +110,12 @@ impl Invalidations {
         self.subscribers.load(Ordering::Acquire) > 0
     }
 
-    /// How long a subscriber waits after a batch before it asks for the next one. The interval grows with the number of
-    /// subscribers, so that all of them together are sent at most 20,000 batches a second.
-    pub fn batch_interval(&self) -> Duration {
-        let subscribers = u32::try_from(self.subscribers.load(Ordering::Acquire)).unwrap_or(u32::MAX);
-        BATCH_INTERVAL_MIN.max(BATCH_TIME.saturating_mul(subscribers))
+    /// How long a subscriber waits after a batch of `bytes` before it asks for the next one. The interval grows with the
+    /// number of subscribers, so that all of them together are sent a bounded number of bytes and batches each second.
+    pub fn batch_interval(&self, bytes: usize) -> Duration {
+        let subscribers = self.subscribers.load(Ordering::Acquire);
+        let microseconds = (bytes + BATCH_COST).saturating_mul(subscribers) / BYTES_PER_MICROSECOND;
+        BATCH_INTERVAL_MIN.max(Duration::from_micros(u64::try_from(microseconds).unwrap_or(u64::MAX)))
     }
 
     /// Publishes the changes of a transaction that was committed.
@@ -103,7 +123,10 @@ impl Invalidations {
         match changes {
             Changes::All => self.reset(),
             Changes::Sets(sets) if sets.is_empty() => {}
-            Changes::Sets(sets) => self.change(|ring| sets.into_iter().for_each(|set| ring.push(set, RING_BYTES_MAX))),
+            Changes::Sets(sets) => {
+                let sets: Vec<Bytes> = sets.into_iter().map(encode).collect();
+                self.change(|ring| sets.into_iter().for_each(|set| ring.push(set, RING_BYTES_MAX)));
+            }
         }
     }
 
@@ -142,18 +165,20 @@ impl Invalidations {
         let ring = self.ring();
         let next = ring.next();
         let Some(position) = position.filter(|position| *position >= ring.first) else {
-            return Some((Batch { lost: true, sets: Vec::new() }, next));
+            let lost = InvalidationEvent { lost: true, ..InvalidationEvent::default() };
+            return Some((Batch { lost: true, events: vec![lost.encode_to_vec().into()] }, next));
         };
         let skipped = usize::try_from(position - ring.first).unwrap_or(usize::MAX);
         let mut bytes = 0;
-        let has_room = |set: &&Arc<ChangeSet>| {
+        let has_room = |set: &&Bytes| {
             let fits = bytes < BATCH_BYTES;
-            bytes += set.bytes();
+            bytes += cost_of(set);
             fits
         };
-        let sets: Vec<_> = ring.sets.iter().skip(skipped).take_while(has_room).cloned().collect();
-        let next = position + sets.len() as u64;
-        (!sets.is_empty()).then_some((Batch { lost: false, sets }, next))
+        let left = ring.sets.range(skipped.min(ring.sets.len())..);
+        let events: Vec<_> = left.take(BATCH_SETS_MAX).take_while(has_room).cloned().collect();
+        let next = position + events.len() as u64;
+        (!events.is_empty()).then_some((Batch { lost: false, events }, next))
     }
 }
 
@@ -162,8 +187,15 @@ impl Invalidations {
 pub struct Batch {
     /// Changes were lost, or the subscription has just begun.
     pub lost: bool,
-    /// Changes in the order in which they were applied.
-    pub sets: Vec<Arc<ChangeSet>>,
+    /// Encoded events, in the order in which their changes were applied.
+    pub events: Vec<Bytes>,
+}
+
+impl Batch {
+    /// Bytes on the wire.
+    pub fn bytes(&self) -> usize {
+        self.events.iter().map(Bytes::len).sum()
+    }
 }
 
 /// One subscriber.
@@ -221,7 +253,9 @@ mod tests {
     /// What a subscriber is told without waiting: whether changes were lost, and inodes.
     fn told(subscription: &mut Subscription) -> Option<(bool, Vec<u64>)> {
         let batch = subscription.next().now_or_never()?;
-        Some((batch.lost, batch.sets.iter().flat_map(|set| set.inodes.clone()).collect()))
+        let event = InvalidationEvent::decode(batch.events.concat().as_slice()).expect("parts are a message");
+        assert_eq!(event.lost, batch.lost);
+        Some((event.lost, event.inodes))
     }
 
     #[test]
@@ -251,7 +285,7 @@ mod tests {
         let (mut slow, mut fast) = (all.subscribe().expect("taken"), all.subscribe().expect("taken"));
         assert_eq!((told(&mut slow), told(&mut fast)), (Some((true, vec![])), Some((true, vec![]))));
         let large = || ChangeSet { names: vec![(1, vec![b'n'; 255].into()); 1000], ..ChangeSet::default() };
-        let count = RING_BYTES_MAX / large().bytes() + 2;
+        let count = RING_BYTES_MAX / encode(large()).len() + 2;
         for _ in 0..count {
             all.publish(Changes::Sets(vec![large()]));
             assert_eq!(told(&mut fast), Some((false, vec![])));
@@ -267,14 +301,38 @@ mod tests {
         let all = Arc::<Invalidations>::default();
         let mut subscription = all.subscribe().expect("taken");
         assert_eq!(told(&mut subscription), Some((true, vec![])));
-        let set = |at: u64| ChangeSet { inodes: vec![at; 8000], ..ChangeSet::default() };
+        // Each of these numbers takes ten bytes.
+        let number = |at: u64| u64::MAX - at;
+        let set = |at: u64| ChangeSet { inodes: vec![number(at); 8000], ..ChangeSet::default() };
         all.publish(Changes::Sets((0..10).map(set).collect()));
         let mut seen = Vec::new();
         while let Some((lost, inodes)) = told(&mut subscription) {
-            assert!(!lost && inodes.len() * 8 <= BATCH_BYTES + set(0).bytes());
+            assert!(!lost && inodes.len() * 10 <= BATCH_BYTES + encode(set(0)).len());
             seen.extend(inodes);
         }
-        assert_eq!(seen, (0..10).flat_map(|at| vec![at; 8000]).collect::<Vec<_>>());
+        assert_eq!(seen, (0..10).flat_map(|at| vec![number(at); 8000]).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_batch_of_small_sets_is_bounded_in_their_number() {
+        let all = Arc::<Invalidations>::default();
+        let mut subscription = all.subscribe().expect("taken");
+        assert_eq!(told(&mut subscription), Some((true, vec![])));
+        (0..1000).for_each(|at| all.publish(inode(at)));
+        let mut sizes = Vec::new();
+        while let Some((_, inodes)) = told(&mut subscription) {
+            sizes.push(inodes.len());
+        }
+        assert_eq!(sizes, [256, 256, 256, 232]);
+    }
+
+    #[test]
+    fn a_set_is_encoded_with_everything_in_it() {
+        let set = ChangeSet { inodes: vec![5, 6], names: vec![(1, Bytes::from_static(b"a"))], directories: vec![7] };
+        let event = InvalidationEvent::decode(encode(set)).expect("a message");
+        let names = vec![DirEntry { parent: 1, name: "a".into() }];
+        let expected = InvalidationEvent { lost: false, inodes: vec![5, 6], names, directories: vec![7] };
+        assert_eq!(event, expected);
     }
 
     #[test]
@@ -294,7 +352,8 @@ mod tests {
         let all = Arc::<Invalidations>::default();
         let mut taken: Vec<_> = std::iter::from_fn(|| all.subscribe()).collect();
         assert_eq!(taken.len(), SUBSCRIBERS_MAX);
-        assert!(all.batch_interval() > BATCH_INTERVAL_MIN);
+        assert!(all.batch_interval(0) > BATCH_INTERVAL_MIN);
+        assert!(all.batch_interval(BATCH_BYTES) > all.batch_interval(0) * 10);
         taken.pop();
         assert!(all.subscribe().is_some());
     }

@@ -1,13 +1,15 @@
 //! `jindofs.v1.Invalidation`: the changes that this replica applies, for clients that cache the tree.
 
+mod confirmation;
+mod wire;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::stream::{self, BoxStream};
-use futures::{StreamExt, TryStreamExt};
-use jindofs_proto::v1::invalidation_server::Invalidation;
-use jindofs_proto::v1::{DirEntry, InvalidationEvent, SubscribeRequest};
-use tonic::{Request, Response, Status};
+use futures::{FutureExt, StreamExt, TryStreamExt};
+use jindofs_proto::v1::SubscribeRequest;
+use tonic::Status;
 
 use super::Parts;
 use crate::error::{Error, ErrorKind, Result};
@@ -15,13 +17,18 @@ use crate::master::invalidations::{Batch, Invalidations, Subscription};
 use crate::master::raft::Handle;
 use crate::rpc::status::to_status;
 use crate::runtime::Shutdown;
+use confirmation::{Confirmation, Timing};
+use wire::EncodedEvent;
 
-/// How often a master without changes shows that it is alive. Clients give up a stream that is silent for longer.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
-/// How often a master that no quorum confirms asks again, and after which time it ends the stream: an election is
-/// shorter.
-const RECHECK_INTERVAL: Duration = Duration::from_millis(500);
-const UNCONFIRMED_MAX: Duration = Duration::from_secs(8);
+pub(super) use wire::InvalidationServer;
+
+/// A master shows every few seconds that it is alive and confirmed: clients give up a stream that is silent for longer.
+/// A master that no quorum confirms ends the stream after a time that is longer than an election.
+const TIMING: Timing = Timing {
+    interval: Duration::from_secs(3),
+    retry_delay: Duration::from_millis(500),
+    unconfirmed_max: Duration::from_secs(8),
+};
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -36,13 +43,14 @@ struct Subscriber {
     handle: Handle,
     source: Arc<Invalidations>,
     subscription: Subscription,
+    confirmation: Confirmation,
     stop: Shutdown,
     /// When the next batch may be taken: a subscriber of a busy master takes many changes at once.
     not_before: Instant,
 }
 
 impl InvalidationService {
-    async fn subscribe(&self) -> Result<BoxStream<'static, Result<InvalidationEvent>>> {
+    async fn subscribe(&self) -> Result<BoxStream<'static, Result<EncodedEvent>>> {
         let handle = self.parts.handle.clone();
         let source =
             handle.invalidations().ok_or_else(|| Error::unavailable("this master belongs to no cluster yet"))?;
@@ -51,40 +59,50 @@ impl InvalidationService {
         let subscription = source.subscribe().ok_or_else(|| {
             Error::new(ErrorKind::ResourceExhausted, "this master has as many subscribers as it takes: ask another one")
         })?;
+        let asked = handle.clone();
+        let ask = move || {
+            let handle = asked.clone();
+            async move { handle.read().await.map(drop) }.boxed()
+        };
+        let confirmation = Confirmation::new(Box::new(ask), TIMING);
         let (stop, not_before) = (self.stop.clone(), Instant::now());
-        let subscriber = Subscriber { handle, source, subscription, stop, not_before };
+        let subscriber = Subscriber { handle, source, subscription, confirmation, stop, not_before };
         let events = stream::try_unfold(subscriber, |mut subscriber| async move {
             let event = subscriber.next().await?;
             Ok(Some((event, subscriber)))
         });
         Ok(events.boxed())
     }
+
+    async fn answer(
+        &self,
+        request: SubscribeRequest,
+    ) -> Result<BoxStream<'static, Result<EncodedEvent, Status>>, Status> {
+        let events = self.subscribe().await.map_err(|error| to_status(&error))?;
+        tracing::debug!(description = request.description, "a client subscribes to the changes that are applied here");
+        Ok(events.map_err(|error| to_status(&error)).boxed())
+    }
 }
 
 impl Subscriber {
-    /// The next event: changes, or a sign that the master is alive and up to date.
+    /// The next event: changes, or a sign that the master is alive and up to date. The master is confirmed beside, so
+    /// that changes neither wait for the confirmation nor hide that there is none.
     ///
     /// *Errors*: `Unavailable` for a replica that may be cut off from the others, or whose disk was set aside.
-    async fn next(&mut self) -> Result<InvalidationEvent> {
-        let begun = Instant::now();
-        let mut pause = KEEPALIVE_INTERVAL;
-        loop {
-            tokio::select! {
-                biased;
-                () = self.stop.cancelled() => return Err(Error::unavailable("this master is about to end")),
-                batch = next_batch(&mut self.subscription, self.not_before) => {
-                    self.not_before = Instant::now() + self.source.batch_interval();
-                    return Ok(event_of(batch));
+    async fn next(&mut self) -> Result<EncodedEvent> {
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Err(Error::unavailable("this master is about to end")),
+            confirmed = self.confirmation.next() => {
+                confirmed?;
+                if !self.handle.invalidations().is_some_and(|source| Arc::ptr_eq(&source, &self.source)) {
+                    return Err(Error::unavailable("this master has begun anew"));
                 }
-                () = tokio::time::sleep(pause) => {}
+                Ok(EncodedEvent::default())
             }
-            if !self.handle.invalidations().is_some_and(|source| Arc::ptr_eq(&source, &self.source)) {
-                return Err(Error::unavailable("this master has begun anew"));
-            }
-            match self.handle.read().await {
-                Ok(_) => return Ok(InvalidationEvent::default()),
-                Err(error) if begun.elapsed() >= UNCONFIRMED_MAX => return Err(error),
-                Err(_) => pause = RECHECK_INTERVAL,
+            batch = next_batch(&mut self.subscription, self.not_before) => {
+                self.not_before = Instant::now() + self.source.batch_interval(batch.bytes());
+                Ok(EncodedEvent(batch.events))
             }
         }
     }
@@ -93,27 +111,4 @@ impl Subscriber {
 async fn next_batch(subscription: &mut Subscription, not_before: Instant) -> Batch {
     tokio::time::sleep_until(not_before.into()).await;
     subscription.next().await
-}
-
-fn event_of(batch: Batch) -> InvalidationEvent {
-    let mut event = InvalidationEvent { lost: batch.lost, ..InvalidationEvent::default() };
-    for set in batch.sets {
-        event.inodes.extend(&set.inodes);
-        event.directories.extend(&set.directories);
-        let names = set.names.iter().map(|(parent, name)| DirEntry { parent: *parent, name: name.clone() });
-        event.names.extend(names);
-    }
-    event
-}
-
-#[tonic::async_trait]
-impl Invalidation for InvalidationService {
-    type SubscribeStream = BoxStream<'static, Result<InvalidationEvent, Status>>;
-
-    async fn subscribe(&self, request: Request<SubscribeRequest>) -> Result<Response<Self::SubscribeStream>, Status> {
-        let description = request.into_inner().description;
-        let events = InvalidationService::subscribe(self).await.map_err(|error| to_status(&error))?;
-        tracing::debug!(description, "a client subscribes to the changes that are applied here");
-        Ok(Response::new(events.map_err(|error| to_status(&error)).boxed()))
-    }
 }

@@ -15,7 +15,6 @@ use jindofs_proto::store::v1::outcome::Outcome as Answer;
 use jindofs_proto::v1::OpId;
 use jindofs_proto::v1::admin_server::AdminServer;
 use jindofs_proto::v1::block_server::BlockServer;
-use jindofs_proto::v1::invalidation_server::InvalidationServer;
 use jindofs_proto::v1::job_server::JobServer;
 use jindofs_proto::v1::namespace_server::NamespaceServer;
 use tokio::net::TcpListener;
@@ -67,7 +66,7 @@ pub async fn serve(listener: TcpListener, parts: Parts, stop: Shutdown) -> Resul
     let routes = server::routes(limited!(NamespaceServer::new(namespace::NamespaceService(parts.clone())))).await?;
     let invalidation = invalidation::InvalidationService { parts: parts.clone(), stop: stop.clone() };
     let routes = routes
-        .add_service(limited!(InvalidationServer::new(invalidation)))
+        .add_service(invalidation::InvalidationServer(invalidation))
         .add_service(limited!(BlockServer::new(block::BlockService(parts.clone()))))
         .add_service(limited!(JobServer::new(job::JobService(parts.clone()))))
         .add_service(limited!(AdminServer::new(admin::AdminService(parts))));
