@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 
 use crate::client::invalidations::Subscriber;
 use crate::types::ROOT_INODE;
@@ -58,15 +59,16 @@ impl Fs {
 
     async fn expire_names(self: Arc<Self>) {
         let mut deferred = Pending::default();
+        let mut check = tokio::time::interval(DEFERRED_CHECK_INTERVAL);
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            tokio::select! {
-                pending = self.invalidation.names.take() => deferred.merge(pending),
-                () = self.invalidation.busy.wait_idle(), if !deferred.is_empty() => {}
-                () = tokio::time::sleep(DEFERRED_CHECK_INTERVAL), if !deferred.is_empty() => {}
-            }
-            let pending = mem::take(&mut deferred);
+            let pending = tokio::select! {
+                pending = self.invalidation.names.take() => pending,
+                () = self.invalidation.busy.wait_idle(), if !deferred.is_empty() => mem::take(&mut deferred),
+                _ = check.tick(), if !deferred.is_empty() => mem::take(&mut deferred),
+            };
             let expired = self.notify_kernel(move |fs| fs.expire_pending_names(pending)).await;
-            deferred = expired.deferred;
+            deferred.merge(expired.deferred);
             if !expired.notified.is_empty() {
                 self.invalidation.repeats.add(|repeats| repeats.merge(expired.notified));
             }
