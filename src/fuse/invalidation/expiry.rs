@@ -164,15 +164,20 @@ impl Fs {
         for (directory, name) in &pending.names {
             // The table holds one name of an inode, and the kernel may know an older one, too.
             if *directory == ROOT_INODE || self.inodes.contains(*directory) {
-                self.expire_name(*directory, name, &mut expired);
+                let is_notified = self.expire_name(*directory, name);
+                let to = if is_notified { &mut expired.notified } else { &mut expired.deferred };
+                to.add_name(*directory, name);
             }
         }
         let is_busy = |directory: u64| self.invalidation.busy.is_busy(directory, Instant::now());
         let (busy, idle): (BTreeSet<u64>, BTreeSet<u64>) = pending.directories.iter().partition(|at| is_busy(**at));
         busy.into_iter().for_each(|directory| expired.deferred.add_directory(directory));
         for (directory, name) in self.inodes.names_in_any(&idle) {
-            self.expire_name(directory, &name, &mut expired);
+            if !self.expire_name(directory, &name) {
+                expired.deferred.add_name(directory, &name);
+            }
         }
+        idle.into_iter().for_each(|directory| expired.notified.add_directory(directory));
         for inode in &pending.inodes {
             let directory = self.inodes.name_of(*inode).map(|(directory, _)| directory);
             if directory.is_some_and(is_busy) {
@@ -185,12 +190,13 @@ impl Fs {
         expired
     }
 
-    fn expire_name(&self, directory: u64, name: &[u8], expired: &mut Expired) {
-        if self.invalidation.busy.is_busy(directory, Instant::now()) {
-            return expired.deferred.add_name(directory, name);
+    /// False if the directory is busy.
+    fn expire_name(&self, directory: u64, name: &[u8]) -> bool {
+        let is_busy = self.invalidation.busy.is_busy(directory, Instant::now());
+        if !is_busy {
+            self.kernel.expire_name(directory, name);
         }
-        self.kernel.expire_name(directory, name);
-        expired.notified.add_name(directory, name);
+        !is_busy
     }
 }
 
