@@ -25,8 +25,8 @@ const RETRY_DELAY: Duration = Duration::from_millis(50);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(5);
 /// Age of a stream whose end resets the pause.
 const STABLE_AGE: Duration = Duration::from_secs(10);
-/// Longest pause after such a stream. The clients of a master that has ended spread over this time, so that they do not ask the
-/// next master all at once, and do not read everything again all at once.
+/// Longest pause after such a stream. The clients of a master that has ended spread over this time, so that they do not
+/// ask the next master, and read everything again, all at once.
 const RETRY_SPREAD: Duration = Duration::from_secs(2);
 /// How long a master of an older release, which does not know the request, is not asked again.
 const UNSUPPORTED_PAUSE: Duration = Duration::from_secs(60);

@@ -1,8 +1,8 @@
 //! Directories whose lock the kernel holds until requests are answered.
 //!
-//! The kernel takes the lock of a directory to expire a name in it, and holds that lock while it waits for the answer to a lookup or
-//! a listing. A notification for a directory with a slow request would therefore block its thread in the kernel, where not
-//! even a signal ends it. Such notifications wait here instead: the marks keep new answers right meanwhile.
+//! The kernel takes the lock of a directory to expire a name in it, and holds that lock while it waits for the answer to
+//! a lookup or a listing. A notification for a directory with a slow request would therefore block its thread in the
+//! kernel, where not even a signal ends it. Such notifications are deferred: the marks keep new answers right meanwhile.
 //!
 //! A request may still begin between the check and the notification. The kernel then blocks the thread until that one
 //! request is answered.

@@ -16,8 +16,8 @@ use super::queue::Pending;
 
 /// How often a directory is checked that is never idle.
 const DEFERRED_CHECK_INTERVAL: Duration = Duration::from_millis(100);
-/// After this time the kernel is notified of a name once more. The kernel looks names up again without the lock of their directory, so
-/// an older answer may have undone the first notification.
+/// After this time the kernel is notified of a name once more. The kernel looks known names up again without the lock of
+/// their directory, so an older answer may have undone the first notification.
 const REPEAT_DELAY: Duration = Duration::from_millis(100);
 /// A sweep expires at most 10,000 names and inodes each second, as each of them may be asked for again.
 const SWEEP_ITEMS: usize = 100;

@@ -53,8 +53,8 @@ pub enum Changes {
 /// Reads a row as it was before the transaction.
 type Before<'a> = &'a dyn Fn(Table, &[u8]) -> Result<Option<Bytes>, StoreError>;
 
-/// Derives the changes from the `dentries` and `inodes` that a transaction of one log entry writes: their keys in order,
-/// with the new values. `before` reads rows as they were before the transaction, `after` as they are with it.
+/// Derives the changes from the `dentries` and `inodes` that a transaction of one log entry writes: their keys in
+/// order, with the new values. `before` reads rows as they were before the transaction, `after` as they are with it.
 ///
 /// *Errors*: a row cannot be read.
 pub fn derive<'k>(

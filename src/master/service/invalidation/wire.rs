@@ -1,5 +1,5 @@
-//! The service on the wire. Events are encoded once, when they are published; the generated server would encode them once
-//! for each subscriber.
+//! The service on the wire. Events are encoded once, when they are published; the generated server would encode them
+//! once for each subscriber.
 
 use std::convert::Infallible;
 use std::task::{Context, Poll};
