@@ -21,6 +21,8 @@ use std::time::Instant;
 use jindofs_proto::v1::InvalidationEvent;
 use tokio::sync::Notify;
 
+use crate::types::ROOT_INODE;
+
 use super::fs::Fs;
 use super::inodes::Known;
 use busy::{BusyDirectories, DirectoryRequest};
@@ -126,10 +128,10 @@ impl Fs {
         }
     }
 
-    /// True if events expire the attributes of an inode in the kernel. A process that has taken a mount over learns an
-    /// inode with its first lookup only.
+    /// True if events expire the attributes of an inode, and the names in a directory, in the kernel. A process that has
+    /// taken a mount over learns an inode with its first lookup only.
     pub(super) fn is_expired_by_events(&self, inode: u64) -> bool {
-        !self.invalidation.is_followed || self.inodes.contains(inode)
+        !self.invalidation.is_followed || inode == ROOT_INODE || self.inodes.contains(inode)
     }
 }
 

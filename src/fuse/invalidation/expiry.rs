@@ -9,7 +9,6 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use crate::client::invalidations::Subscriber;
-use crate::types::ROOT_INODE;
 
 use super::super::fs::Fs;
 use super::queue::Pending;
@@ -163,7 +162,7 @@ impl Fs {
         let mut expired = Expired::default();
         for (directory, name) in &pending.names {
             // The table holds one name of an inode, and the kernel may know an older one, too.
-            if *directory == ROOT_INODE || self.inodes.contains(*directory) {
+            if self.is_expired_by_events(*directory) {
                 let is_notified = self.expire_name(*directory, name);
                 let to = if is_notified { &mut expired.notified } else { &mut expired.deferred };
                 to.add_name(*directory, name);
