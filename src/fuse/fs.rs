@@ -289,7 +289,8 @@ impl Fs {
 
     /// As [`Fs::ttl_of_name`], of a name that may have changed since it was asked for.
     pub(super) fn ttl_of_entry(&self, parent: u64, name: &[u8], known: &Known) -> Duration {
-        let is_current = self.invalidation.is_name_current(parent, name, known.since) && self.is_expired_by_events(parent);
+        let is_current =
+            self.invalidation.is_name_current(parent, name, known.since) && self.is_expired_by_events(parent);
         if is_current { self.ttl_of_name(parent, known) } else { Duration::ZERO }
     }
 
