@@ -302,13 +302,12 @@ impl Filesystem for Adapter {
     }
 
     fn readdir(&self, _: &Request, inode: INodeNo, number: FileHandle, offset: u64, reply: ReplyDirectory) {
-        let (fs, held) = (self.fs.clone(), self.fs.invalidation.hold(inode.0));
-        self.runtime.spawn(async move {
+        let fs = self.fs.clone();
+        self.spawn_holding(inode, async move {
             match fs.read_directory(number.0, offset).await {
                 Ok(directory) => give(&directory, offset, reply),
                 Err(error) => reply.error(failed_at_inode("readdir", inode.0, &error)),
             }
-            drop(held);
         });
     }
 
@@ -321,13 +320,12 @@ impl Filesystem for Adapter {
                 return give_plus(&self.fs, &directory, offset, reply);
             }
         }
-        let (fs, held) = (self.fs.clone(), self.fs.invalidation.hold(inode.0));
-        self.runtime.spawn(async move {
+        let fs = self.fs.clone();
+        self.spawn_holding(inode, async move {
             match fs.read_directory(number.0, offset).await {
                 Ok(directory) => give_plus(&fs, &directory, offset, reply),
                 Err(error) => reply.error(failed_at_inode("readdirplus", inode.0, &error)),
             }
-            drop(held);
         });
     }
 

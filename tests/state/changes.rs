@@ -34,9 +34,19 @@ fn seen(tree: &Tree) -> Seen {
     seen
 }
 
+/// Applies new operations of the client in one transaction.
+fn change_together(tree: &mut Tree, bodies: Vec<Body>) {
+    let with_op = |body| {
+        tree.seq += 1;
+        (Some(tree.op()), body)
+    };
+    let commands = bodies.into_iter().map(with_op).collect();
+    tree.run_all(commands);
+}
+
 /// What commands that are applied in one transaction change.
 fn seen_after(tree: &mut Tree, bodies: Vec<Body>) -> Seen {
-    tree.change_together(bodies);
+    change_together(tree, bodies);
     seen(tree)
 }
 
@@ -89,7 +99,7 @@ fn a_creation_names_the_entry_and_the_directory_and_a_repetition_or_a_refusal_no
 #[test]
 fn commands_of_one_transaction_name_everything_that_a_client_may_have_seen_between_them() {
     let (mut tree, _) = tree();
-    tree.change_together(vec![mkdir("/new"), Body::Create(create("/new/f"))]);
+    change_together(&mut tree, vec![mkdir("/new"), Body::Create(create("/new/f"))]);
     let (new, f) = (inode(&tree, "/new"), inode(&tree, "/new/f"));
     let names = [(ROOT_INODE, "new"), (new, "f")];
     assert_eq!(seen(&tree), expected(&[ROOT_INODE, new, f], &names), "it may have been listed while it was empty");
@@ -122,7 +132,7 @@ fn a_first_listing_and_a_creation_in_one_transaction_are_named() {
         sync_start_index: tree.index,
         ..LoadEntries::default()
     };
-    tree.change_together(vec![Body::LoadEntries(load), mkdir("/other")]);
+    change_together(&mut tree, vec![Body::LoadEntries(load), mkdir("/other")]);
     let a = inode(&tree, "/m/a");
     let seen = seen(&tree);
     assert!(seen.names.contains(&(m, "a".to_owned())) && seen.inodes.contains(&a), "{seen:?}");
@@ -132,7 +142,7 @@ fn a_first_listing_and_a_creation_in_one_transaction_are_named() {
 fn a_mount_and_another_change_in_one_transaction_change_everything() {
     let (mut tree, _) = tree();
     let mount = Mount { path: b"/d".to_vec().into(), ufs_uri: "local:///y".into(), ..Mount::default() };
-    tree.change_together(vec![Body::AddMount(AddMountRequest { op: None, mount: Some(mount) }), mkdir("/other")]);
+    change_together(&mut tree, vec![Body::AddMount(AddMountRequest { op: None, mount: Some(mount) }), mkdir("/other")]);
     assert_eq!(tree.changes, Changes::All);
 }
 

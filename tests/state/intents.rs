@@ -20,7 +20,7 @@ pub(super) struct Tree {
     pub(super) index: u64,
     /// What clients see changed by the last command.
     pub(super) changes: Changes,
-    seq: u64,
+    pub(super) seq: u64,
     root: u64,
     _dir: tempfile::TempDir,
 }
@@ -70,7 +70,7 @@ impl Tree {
     }
 
     /// Applies commands in one transaction.
-    fn run_all(&mut self, commands: Vec<(Option<OpId>, Body)>) -> Vec<Answer> {
+    pub(super) fn run_all(&mut self, commands: Vec<(Option<OpId>, Body)>) -> Vec<Answer> {
         let mut txn = self.store.begin();
         let exact = commands.len() == 1;
         let mut answers = Vec::new();
@@ -95,16 +95,6 @@ impl Tree {
         self.again(body)
     }
 
-    /// New operations of the client, applied in one transaction.
-    pub(super) fn change_together(&mut self, bodies: Vec<Body>) -> Vec<Answer> {
-        let with_op = |body| {
-            self.seq += 1;
-            (Some(self.op()), body)
-        };
-        let commands = bodies.into_iter().map(with_op).collect();
-        self.run_all(commands)
-    }
-
     /// The first operation of another client.
     pub(super) fn change_of(&mut self, client: [u8; 16], body: Body) -> Answer {
         self.run(Some(OpId { client_id: client.to_vec().into(), seq: 1, acked_below: 1 }), body)
@@ -115,7 +105,7 @@ impl Tree {
         self.run(Some(self.op()), body)
     }
 
-    fn op(&self) -> OpId {
+    pub(super) fn op(&self) -> OpId {
         OpId { client_id: CLIENT.to_vec().into(), seq: self.seq, acked_below: self.seq }
     }
 

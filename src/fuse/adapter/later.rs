@@ -37,20 +37,28 @@ impl Adapter {
         });
     }
 
-    /// Answers with an entry once it is there; `name` is its name. The kernel holds the lock of the directory until then.
+    /// Answers by a task. The kernel holds the lock of `directory` until then.
+    pub(super) fn spawn_holding(&self, directory: INodeNo, answer: impl Future<Output = ()> + Send + 'static) {
+        let held = self.fs.invalidation.hold(directory.0);
+        self.runtime.spawn(async move {
+            answer.await;
+            drop(held);
+        });
+    }
+
+    /// Answers with an entry once it is there; `name` is its name.
     pub(super) fn enter_later(
         &self,
         (what, parent, name): (&'static str, INodeNo, Vec<u8>),
         reply: ReplyEntry,
         work: impl Future<Output = Result<Known>> + Send + 'static,
     ) {
-        let (fs, held) = (self.fs.clone(), self.fs.invalidation.hold(parent.0));
-        self.runtime.spawn(async move {
+        let fs = self.fs.clone();
+        self.spawn_holding(parent, async move {
             match work.await {
                 Ok(known) => enter(&fs, parent.0, &name, known, reply),
                 Err(error) => reply.error(failed(what, parent.0, &error)),
             }
-            drop(held);
         });
     }
 
