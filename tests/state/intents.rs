@@ -72,7 +72,6 @@ impl Tree {
     /// Applies commands in one transaction.
     pub(super) fn run_all(&mut self, commands: Vec<(Option<OpId>, Body)>) -> Vec<Answer> {
         let mut txn = self.store.begin();
-        let exact = commands.len() == 1;
         let mut answers = Vec::new();
         for (op, body) in commands {
             self.index += 1;
@@ -80,7 +79,7 @@ impl Tree {
             let outcome = state::apply(&mut txn, self.index, &command).expect("applied");
             answers.push(outcome.outcome.expect("an answer"));
         }
-        self.changes = txn.visible_changes(exact).expect("derived");
+        self.changes = txn.visible_changes(answers.len() == 1).expect("derived");
         self.store.commit(txn).expect("committed");
         answers
     }
