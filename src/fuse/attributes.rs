@@ -101,6 +101,10 @@ impl Fs {
     /// version by `steps`: with more in between, the content may be somebody else's.
     pub(super) fn rebase(&self, turn: &mut Turn, attr: Attr, steps: u64) {
         let base = turn.base();
+        if attr.inode != base.inode {
+            // By the name another file was changed, which others have put in the place of this one.
+            return self.news(attr);
+        }
         let alone = attr.version_token == base.version_token || attr.version <= base.version + steps;
         if alone && attr.size == base.size {
             self.renewed(turn, attr.clone());

@@ -174,11 +174,11 @@ impl Fs {
                 }
                 // The other one stays; to nothing that was written here it is as good.
                 let written = turn.length() > 0;
-                turn.staged().unlink_behind();
+                turn.unlink_behind();
                 if written { Err(Error { kind: ErrorKind::Stale, ..error }) } else { Ok(None) }
             }
             Err(error) => {
-                turn.staged().unlink_behind();
+                turn.unlink_behind();
                 Err(error)
             }
         }

@@ -276,7 +276,7 @@ impl Fs {
                     self.listings.confirm(&news.attr, asked);
                 }
                 self.inodes.renew(news.clone());
-                Ok(news)
+                Ok(self.newest(news))
             }
             Err(error) => Err(error),
         }

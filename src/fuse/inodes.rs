@@ -60,13 +60,15 @@ struct Coming {
     count: u32,
     /// When the last of it was begun, nanoseconds since the epoch.
     since_ns: i64,
+    /// When all of it was there: what was asked for before may have been answered without.
+    until: Option<Instant>,
 }
 
 impl Coming {
-    fn overlay(&self, attr: &mut Attr) {
-        if self.count > 0 {
-            attr.mtime_ns = attr.mtime_ns.max(self.since_ns);
-            attr.ctime_ns = attr.ctime_ns.max(self.since_ns);
+    fn overlay(&self, known: &mut Known) {
+        if self.count > 0 || self.until.is_some_and(|until| known.since <= until) {
+            known.attr.mtime_ns = known.attr.mtime_ns.max(self.since_ns);
+            known.attr.ctime_ns = known.attr.ctime_ns.max(self.since_ns);
         }
     }
 }
@@ -258,7 +260,7 @@ impl Inode {
             name: name.into(),
             lookups: 0,
             listed: None,
-            coming: Coming { count: 0, since_ns: i64::MIN },
+            coming: Coming { count: 0, since_ns: i64::MIN, until: None },
         };
         detach(&mut inode.known.attr);
         inode
@@ -268,7 +270,7 @@ impl Inode {
         // Answers may overtake each other.
         if known.since >= self.known.since {
             detach(&mut known.attr);
-            self.coming.overlay(&mut known.attr);
+            self.coming.overlay(&mut known);
             self.known = known;
         }
     }

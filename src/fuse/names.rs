@@ -401,11 +401,16 @@ impl Fs {
     async fn gone(&self, turn: Option<Turn>, done: bool) {
         let Some(mut turn) = turn else { return };
         if done {
-            let there = self.patient.lookup(at_inode(turn.base().inode)).await;
-            if there.is_ok_and(|attr| attr.parent != 0) {
-                tracing::debug!(inode = turn.inode(), "another file was removed by the name of one that is open");
-            } else {
-                turn.unlinked();
+            let inode = turn.inode();
+            match self.patient.lookup(at_inode(turn.base().inode)).await {
+                Ok(attr) if attr.parent != 0 => {
+                    tracing::debug!(inode, "another file was removed by the name of one that is open");
+                }
+                Err(error) if error.kind != ErrorKind::NotFound && turn.is_due() => {
+                    // Its close finds out, and tells.
+                    tracing::warn!(inode, %error, "it is not known whether an open file was removed or another one of its name");
+                }
+                _ => turn.unlinked(),
             }
         }
         // What still waits to be stored after its last close is that one's to give up.

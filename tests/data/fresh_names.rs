@@ -6,7 +6,10 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use serde_json::json;
+
 use super::writes::{names, off, writable_twice};
+use crate::support::agent::{Agent, encode};
 use crate::support::fuse_works;
 
 const STORAGES: [&str; 2] = ["local", "s3"];
@@ -110,5 +113,44 @@ async fn a_directory_that_another_mount_has_removed_for_good_is_absent_and_not_s
         })
         .await;
     }
+    site.cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_written_to_an_open_file_stays_its_own_though_another_mount_has_given_its_name_to_another_one() {
+    let test = "what_is_written_to_an_open_file_stays_its_own_though_another_mount_has_given_its_name_to_another_one";
+    if !fuse_works(test) {
+        return;
+    }
+    let (site, second) = writable_twice(1, long_ttl).await;
+    // S3 moves a file as a copy: its handles are of the old one.
+    let (here, there) = (site.mnt.join("local"), second.join("local"));
+    off(move || {
+        let open = |name: &str| {
+            fs::write(here.join(name), "old").expect("stored");
+            let mut agent = Agent::start();
+            agent.call(&json!(["open", "f", here.join(name), libc::O_RDWR, 0])).expect("open");
+            agent.call(&json!(["write", "f", 0, encode(b"own")])).expect("staged");
+            agent
+        };
+        // Rotated by the other mount, and removed by the name here.
+        let mut log = open("log");
+        fs::rename(there.join("log"), there.join("log.1")).expect("moved");
+        fs::write(there.join("log"), "new").expect("stored");
+        fs::remove_file(here.join("log")).expect("the new one is removed");
+        log.call(&json!(["close", "f"])).expect("stored");
+        assert_eq!(fs::read_to_string(there.join("log.1")).expect("read"), "own");
+        assert!(is_absent(&there.join("log")));
+        // Removed and made again by the other mount, and moved by the name here.
+        let mut file = open("file");
+        file.call(&json!(["fsync", "f"])).expect("stored");
+        fs::remove_file(there.join("file")).expect("removed");
+        fs::write(there.join("file"), "new").expect("stored");
+        fs::rename(here.join("file"), here.join("moved")).expect("the new one is moved");
+        file.call(&json!(["write", "f", 0, encode(b"bad")])).ok();
+        file.call(&json!(["close", "f"])).expect_err("the file is gone");
+        assert_eq!(fs::read_to_string(there.join("moved")).expect("read"), "new");
+    })
+    .await;
     site.cluster.assert_no_panic();
 }

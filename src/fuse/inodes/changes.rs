@@ -15,12 +15,12 @@ impl Inodes {
     }
 
     /// Something comes into a directory by us, at `now` nanoseconds since the epoch. Until [`Inodes::has_come`] is called no answer
-    /// of the masters, which may not know of it, takes that time back.
+    /// of the masters, which may not know of it, takes that time back, nor does one to what was asked before.
     pub(crate) fn grown(&self, directory: u64, now: i64) {
         if let Some(entry) = self.shard(directory).get_mut(&directory) {
             entry.coming.count += 1;
             entry.coming.since_ns = entry.coming.since_ns.max(now);
-            entry.coming.overlay(&mut entry.known.attr);
+            entry.coming.overlay(&mut entry.known);
             entry.listed = None;
         }
     }
@@ -30,7 +30,7 @@ impl Inodes {
         if let Some(entry) = self.shard(directory).get_mut(&directory) {
             entry.coming.count = entry.coming.count.saturating_sub(1);
             if entry.coming.count == 0 {
-                entry.coming.since_ns = i64::MIN;
+                entry.coming.until = Some(Instant::now());
             }
         }
     }
@@ -41,11 +41,14 @@ impl Inodes {
     }
 
     /// What is known, or `known` where that is newer: answers may overtake each other.
-    pub(crate) fn newest(&self, known: Known) -> Known {
-        match self.get(known.attr.inode) {
-            Some(other) if other.since > known.since => other,
-            _ => known,
+    pub(crate) fn newest(&self, mut known: Known) -> Known {
+        let shard = self.shard(known.attr.inode);
+        match shard.get(&known.attr.inode) {
+            Some(entry) if entry.known.since > known.since => return entry.known.clone(),
+            Some(entry) => entry.coming.overlay(&mut known),
+            None => {}
         }
+        known
     }
 
     /// A name was removed. The inode stays for as long as the kernel counts lookups of it.
@@ -114,7 +117,11 @@ mod tests {
         inodes.has_come(5);
         inodes.renew(at(25));
         assert_eq!(mtime(), Some(30), "the other one is still to come");
+        let overtaken = at(10);
         inodes.has_come(5);
+        assert_eq!(inodes.newest(overtaken.clone()).attr.mtime_ns, 30, "it was asked for before");
+        inodes.renew(overtaken);
+        assert_eq!(mtime(), Some(30));
         inodes.renew(at(29));
         assert_eq!(mtime(), Some(29), "the leader's clock is the one that counts");
     }

@@ -80,6 +80,12 @@ impl Staged {
 }
 
 impl Turn {
+    /// It has no name any more, but the kernel may still have one that leads to it.
+    pub(in crate::fuse) fn unlink_behind(&mut self) {
+        self.staged.unlink_behind();
+        self.unlinked();
+    }
+
     pub(in crate::fuse) fn staged(&self) -> Arc<Staged> {
         self.staged.clone()
     }

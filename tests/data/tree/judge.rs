@@ -145,23 +145,6 @@ impl Model {
         Ok(())
     }
 
-    /// Changes what is staged, which is made from a version if nothing is.
-    fn change(&mut self, mount: usize, node: Id, from: usize, appends: bool, how: impl FnOnce(&mut Vec<u8>)) {
-        let content = &self.nodes[node].versions[from];
-        let staged = self.staged.entry((mount, node)).or_insert_with(|| Staged {
-            content: content.clone(),
-            base: from,
-            from,
-            dirty: false,
-            new: false,
-            appended: true,
-            unlinked: false,
-        });
-        staged.appended &= appends;
-        how(&mut staged.content);
-        (staged.dirty, staged.new) = (true, false);
-    }
-
     /// The first change of a version that is gone goes on from the newest one, or is refused. What was changed already stays
     /// what it was made from: the storing of it is refused.
     pub(super) fn change_by(

@@ -257,6 +257,30 @@ impl Model {
         (self.nodes[node].maker, self.nodes[node].hidden) = (None, false);
     }
 
+    /// Changes what is staged, which is made from a version if nothing is.
+    pub(super) fn change(
+        &mut self,
+        mount: usize,
+        node: Id,
+        from: usize,
+        appends: bool,
+        how: impl FnOnce(&mut Vec<u8>),
+    ) {
+        let content = &self.nodes[node].versions[from];
+        let staged = self.staged.entry((mount, node)).or_insert_with(|| Staged {
+            content: content.clone(),
+            base: from,
+            from,
+            dirty: false,
+            new: false,
+            appended: true,
+            unlinked: false,
+        });
+        staged.appended &= appends;
+        how(&mut staged.content);
+        (staged.dirty, staged.new) = (true, false);
+    }
+
     /// True if what is staged can come behind what others have stored meanwhile; then it does.
     pub(super) fn append_again(&mut self, mount: usize, node: Id) -> bool {
         let Some(staged) = self.staged.get_mut(&(mount, node)) else { return false };
