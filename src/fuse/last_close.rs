@@ -4,7 +4,7 @@
 //! A shell opens the file of a redirection, closes a copy of that, and starts its command. Storing nothing then saves a
 //! request, and leaves the old content in place until there is a new one to replace it.
 //!
-//! *Lock order.* The permit of an attempt comes before the turn of its file: whoever waits for one keeps nobody from a file.
+//! *Lock order.* A task takes the permit of an attempt before the turn of its file: a task that waits for a permit blocks no file.
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -59,7 +59,7 @@ pub(super) struct LastCloses {
     given_up: Mutex<LruCache<u64, ()>>,
 }
 
-/// Bounds what is stored behind the closes of files of a mount: whoever closes files faster than they are stored waits.
+/// Bounds the files of a mount that are stored behind their closes: a close waits while the bound is reached.
 #[derive(Debug, Clone)]
 struct Room {
     attempts: Arc<Semaphore>,
@@ -158,7 +158,7 @@ impl Fs {
     async fn let_go_at_last(self: &Arc<Self>, node: u64, staged: &Staged) {
         let mount_id = self.mount_of(inode_of(node));
         let room = self.last_closes.of(mount_id);
-        // Nobody waits for more of them: where there are too many, closes are slowed down.
+        // This task does not wait for room: `wait_for_room` slows closes down instead.
         let _waiting = if staged.is_due() { room.waiting.try_acquire_owned().ok() } else { None };
         let mut attempts = 0;
         loop {
@@ -186,7 +186,7 @@ impl Fs {
         if self.is_open_to_write(node) && (attempts > 0 || turn.is_written()) {
             return true;
         }
-        // What nobody waits for does not wait with the turn held, and comes again.
+        // An attempt for an empty file does not wait with the turn held, as the task tries again.
         let how = if turn.is_written() { Storing::Recorded } else { Storing::AtOnce };
         if let Err(error) = self.store_as(&mut turn, how).await {
             let path = self.path_for_people(inode);
@@ -299,7 +299,7 @@ impl Fs {
             async move {
                 let turn = this.staging.turn_of_ready(inode);
                 let turn = match how {
-                    // It is somebody else's to store, and hangs.
+                    // Another task stores the file, and its attempt may hang.
                     Storing::AtOnce => tokio::time::timeout(TURN_TIMEOUT, turn).await.unwrap_or_default(),
                     _ => turn.await,
                 };

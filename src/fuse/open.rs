@@ -196,8 +196,8 @@ impl Fs {
         }
         if !self.writable || self.is_unrecorded(inode) || self.staging.is_apart(inode) {
             let attr = self.attr(inode).await;
-            if attr.as_ref().is_err_and(|error| error.kind == ErrorKind::NotFound) {
-                self.forget_path(inode);
+            if let Err(error) = &attr {
+                self.forget_path_if_gone(inode, error);
             }
             return Ok(Some(attr?.attr));
         }
@@ -240,13 +240,14 @@ impl Fs {
         self.forget_name(inode);
     }
 
+    /// As [`Fs::forget_path`], if `error` says that a node is gone.
     pub(super) fn forget_path_if_gone(&self, node: u64, error: &Error) {
         if error.kind == ErrorKind::NotFound {
             self.forget_path(inode_of(node));
         }
     }
 
-    /// What to tell of a directory that is gone: `Stale` only if another one has its path by now, since not everybody who is told
+    /// The error for a directory that is gone: `Stale` only if another one has its path by now, since not everybody who is told
     /// that looks the path up again.
     pub(super) async fn gone_directory(&self, inode: u64) -> Error {
         let path = self.inodes.path_below(ROOT_INODE, inode);

@@ -20,7 +20,7 @@ pub(super) enum Unsaved {
     Written,
 }
 
-/// Whether somebody stores what is left of a file after a close.
+/// Whether a task stores what is left of a file after a close.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum LetGo {
     Idle,
