@@ -212,10 +212,12 @@ impl Bucket {
         if definite || is_gone(error) {
             return told;
         }
-        // A store that is too busy to store is often too busy to be looked at, and has refused the request before it did anything.
-        match again(|| self.must_be(path, expected)).await {
+        // A busy store refuses a request before it does anything. Often it is too busy to be looked at as well.
+        let is_busy = error.kind() == opendal::ErrorKind::RateLimited;
+        let look = || self.must_be(path, expected);
+        match if is_busy { look().await } else { again(look).await } {
             Ok(()) => return told,
-            Err(look) if look.is_retryable() && error.kind() == opendal::ErrorKind::RateLimited => return told,
+            Err(look) if is_busy && look.is_retryable() => return told,
             Err(_) => {}
         }
         Error { kind: ErrorKind::OutcomeUnknown, ..told }.context("it may have been stored all the same")
