@@ -87,7 +87,8 @@ impl Model {
         self.locks.close(slot, mount, node);
         self.maps.remove(&slot);
         self.handles.remove(&slot);
-        if self.is_staged_open(mount, node) {
+        // What is refused once more behind the last close of somebody who may write is given up, whoever reads it.
+        if self.handles_of(mount, node).any(|handle| handle.writes) {
             return Ok(None);
         }
         self.staged.remove(&(mount, node));
