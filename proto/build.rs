@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 
 use prost::Message;
 
-const FILES: [&str; 12] = [
+const FILES: [&str; 13] = [
     "jindofs/v1/common.proto",
     "jindofs/v1/namespace.proto",
     "jindofs/v1/block.proto",
     "jindofs/v1/handover.proto",
+    "jindofs/v1/invalidation.proto",
     "jindofs/v1/worker.proto",
     "jindofs/v1/job.proto",
     "jindofs/v1/admin.proto",

@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod batches;
+pub mod invalidations;
 pub mod layout_cache;
 pub mod local;
 pub mod locks;

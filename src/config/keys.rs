@@ -239,7 +239,8 @@ pub const KEYS: &[Key] = &[
     key("fuse.allow-other", FUSE, Kind::Bool, "true", "",
         "Let other users than the one who mounts see the file system; permissions are checked by the kernel."),
     key("fuse.attr-ttl", FUSE, Kind::Duration, "1s", "",
-        "How long the kernel may keep names and attributes that others may change."),
+        "How long the kernel may keep names and attributes that others may change. A mount that cannot be written is told of \
+         changes by the masters at once, and keeps nothing of what they name."),
     key("fuse.offline-max-staleness", FUSE, Kind::Duration, "1h", "",
         "How long names, attributes and layouts seen before serve while no master answers."),
     key("fuse.writable", FUSE, Kind::Bool, "false", "",

@@ -303,7 +303,7 @@ impl Filesystem for Adapter {
 
     fn readdir(&self, _: &Request, inode: INodeNo, number: FileHandle, offset: u64, reply: ReplyDirectory) {
         let fs = self.fs.clone();
-        self.runtime.spawn(async move {
+        self.spawn_holding(inode, async move {
             match fs.read_directory(number.0, offset).await {
                 Ok(directory) => give(&directory, offset, reply),
                 Err(error) => reply.error(failed_at_inode("readdir", inode.0, &error)),
@@ -321,7 +321,7 @@ impl Filesystem for Adapter {
             }
         }
         let fs = self.fs.clone();
-        self.runtime.spawn(async move {
+        self.spawn_holding(inode, async move {
             match fs.read_directory(number.0, offset).await {
                 Ok(directory) => give_plus(&fs, &directory, offset, reply),
                 Err(error) => reply.error(failed_at_inode("readdirplus", inode.0, &error)),

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fuser::{
     FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyCreate, ReplyDirectory,
@@ -18,7 +18,7 @@ use super::errno::Errno;
 use super::fs::Fs;
 use super::inodes::Known;
 use super::names::Made;
-use super::nodes::{PageCache, is_secondary, same_version};
+use super::nodes::{PageCache, inode_of, is_secondary, same_version};
 
 pub(super) const GENERATION: Generation = Generation(0);
 
@@ -108,16 +108,18 @@ pub(super) fn enter(fs: &Fs, parent: u64, name: &[u8], known: Known, reply: Repl
     let node = fs.enter_node(&known.attr);
     let shown = fs.view_of(node, known.clone());
     let attr = FileAttr { ino: INodeNo(node), ..attributes(fs, node, &shown.attr) };
-    let (name_ttl, ttl) = (fs.ttl_of_name(parent, &known), fs.ttl_of(&known));
+    // Before the times to live are computed: the module `invalidation` says why.
+    fs.learn_entry(parent, name, known.clone());
+    let (name_ttl, ttl) = (fs.ttl_of_entry(parent, name, &known), fs.ttl_of(&known));
     // One that is to move to the newest version does so when it is asked for them.
     let is_asked = is_secondary(node) || !same_version(&shown.attr, &known.attr);
-    fs.inodes.entered(parent, name, known);
     let attr_ttl = if is_asked { Duration::ZERO } else { ttl };
     reply.entry_with_ttls(&attr_ttl, &name_ttl, &attr, GENERATION);
 }
 
 pub(super) fn show(fs: &Fs, node: u64, known: Known, reply: ReplyAttr) {
-    reply.attr(&fs.ttl_of(&known), &attributes(fs, node, &known.attr));
+    let ttl = if fs.is_expired_by_events(inode_of(node)) { fs.ttl_of(&known) } else { Duration::ZERO };
+    reply.attr(&ttl, &attributes(fs, node, &known.attr));
 }
 
 /// `flushes`: the kernel is to say when the file is closed by one of those who have it.
@@ -145,20 +147,20 @@ pub(super) fn created_as(fs: &Fs, parent: INodeNo, created: Result<(Known, u64)>
 
 /// What a listing says of an entry. It names the first node only, whose number is that of the file: of a file whose newest version
 /// has another one it shows what the first node stands for, and the kernel looks the name up before it uses it.
-fn entry_of(fs: &Fs, directory: u64, known: &Known, is_dot: bool) -> (Duration, FileAttr) {
+fn entry_of(fs: &Fs, (directory, name): (u64, &[u8]), known: &Known, is_dot: bool) -> (Duration, FileAttr) {
     let attr = &known.attr;
     let first = attr.inode;
     if is_dot || !fs.nodes.is_open(first) && !is_secondary(fs.choose_node(attr)) {
-        return (fs.ttl_of_name(directory, known), attributes(fs, first, attr));
+        return (fs.ttl_of_entry(directory, name, known), attributes(fs, first, attr));
     }
     let shown = fs.view_of(first, known.clone());
     let is_newest = same_version(&shown.attr, attr) && !is_secondary(fs.choose_node(attr));
-    let ttl = if is_newest { fs.ttl_of_name(directory, known) } else { Duration::ZERO };
+    let ttl = if is_newest { fs.ttl_of_entry(directory, name, known) } else { Duration::ZERO };
     (ttl, attributes(fs, first, &shown.attr))
 }
 
 pub(super) fn give_plus(fs: &Fs, directory: &Directory, offset: u64, mut reply: ReplyDirectoryPlus) {
-    let own = fs.inodes.get(directory.inode);
+    let (own, begun, mut entered) = (fs.inodes.get(directory.inode), Instant::now(), Vec::new());
     directory.give(offset, |given| {
         let (known, dot);
         match (given.attr, &own) {
@@ -173,10 +175,11 @@ pub(super) fn give_plus(fs: &Fs, directory: &Directory, offset: u64, mut reply: 
                 dot = true;
             }
         }
-        let (ttl, attr) = entry_of(fs, directory.inode, &known, dot);
+        let (ttl, attr) = entry_of(fs, (directory.inode, given.name), &known, dot);
         let full = reply.add(INodeNo(given.inode), given.next, OsStr::from_bytes(given.name), &ttl, &attr, GENERATION);
         if !full && !dot {
-            fs.inodes.entered(directory.inode, given.name, known);
+            fs.learn_entry(directory.inode, given.name, known);
+            entered.push(given.inode);
         }
         full
     });
@@ -184,6 +187,8 @@ pub(super) fn give_plus(fs: &Fs, directory: &Directory, offset: u64, mut reply: 
         fs.inodes.listed(directory);
     }
     reply.ok();
+    // A name is entered after its time to live was computed, because only then it has found room in the answer.
+    fs.invalidation.recheck(directory.inode, &entered, begun);
 }
 
 pub(super) fn give(directory: &Directory, offset: u64, mut reply: ReplyDirectory) {

@@ -100,7 +100,7 @@ impl Fs {
         match self.listings.get(at.0, at.1, self.ttl) {
             // The kernel has looked it up before, and was told so by a master.
             Seen::Unknown => true,
-            Seen::Absent => self.listings.is_own(at.0),
+            Seen::Absent(_) => self.listings.is_own(at.0),
             Seen::Entry(_) => false,
         }
     }

@@ -37,8 +37,8 @@ pub(super) enum Wanted {
 pub(super) enum Seen {
     /// It is there.
     Entry(Box<Known>),
-    /// The listing is complete and has no such name.
-    Absent,
+    /// The listing, which was begun then, is complete and has no such name.
+    Absent(Instant),
     /// Nothing is known.
     Unknown,
 }
@@ -107,6 +107,21 @@ impl DirCache {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.changes += 1;
         inner.renew(directory, Directory { changed: true, ..Directory::new() });
+    }
+
+    /// Forgets what is remembered of a directory. A listing that is under way is ignored.
+    pub(super) fn forget(&self, directory: u64) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(dropped) = inner.directories.pop(&directory) {
+            inner.entries -= dropped.entries.len();
+        }
+    }
+
+    /// As [`DirCache::forget`], of all directories.
+    pub(super) fn clear(&self) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.directories.clear();
+        inner.entries = 0;
     }
 
     /// We have made a directory, and asked for it at `asked`: nothing is in it.
@@ -197,7 +212,7 @@ impl DirCache {
         match known.entries.get(name) {
             Some(Some(attr)) => Seen::Entry(Box::new(Known::new(attr.clone(), known.since))),
             Some(None) => Seen::Unknown,
-            None if known.complete => Seen::Absent,
+            None if known.complete => Seen::Absent(known.since),
             None => Seen::Unknown,
         }
     }
@@ -285,17 +300,18 @@ impl DirCache {
         });
     }
 
-    /// Remembers the first page of a listing that somebody else goes on with, if nothing was changed by us since it was asked
-    /// for, when [`DirCache::changes`] was `changes`.
-    pub(super) fn first_page(&self, directory: u64, changes: u64, page: &[Entry], end: bool) {
+    /// Remembers the first page of a listing that somebody else goes on with, if nothing was changed by us since it was `asked`
+    /// for: then [`DirCache::changes`] was `asked.0`, and the time `asked.1`.
+    pub(super) fn first_page(&self, directory: u64, asked: (u64, Instant), page: &[Entry], end: bool) {
         let since = {
             let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
             let own = inner.directories.peek(&directory).is_some_and(|known| known.own.is_some());
             // To know all names is worth more than to know what some of them stand for.
-            if inner.changes != changes || own {
+            if inner.changes != asked.0 || own {
                 return;
             }
-            inner.begin(directory)
+            // As old as the question: changes that were told since then invalidate it.
+            inner.begin_at(directory, asked.1)
         };
         self.add(directory, since, page, end);
         self.ended(directory, since);
@@ -328,7 +344,10 @@ impl Inner {
     }
 
     fn begin(&mut self, directory: u64) -> Instant {
-        let since = Instant::now();
+        self.begin_at(directory, Instant::now())
+    }
+
+    fn begin_at(&mut self, directory: u64, since: Instant) -> Instant {
         self.renew(directory, Directory { since, listing: Some(since), ..Directory::new() });
         since
     }

@@ -28,6 +28,7 @@ use super::directory::Directory;
 use super::endings::Endings;
 use super::handles::{FileHandle, Handles};
 use super::inodes::{Inodes, Known};
+use super::invalidation::Invalidation;
 use super::kernel_cache::KernelCache;
 use super::last_close::LastCloses;
 use super::locks::Locks;
@@ -43,7 +44,7 @@ const PROBE: Duration = Duration::from_millis(500);
 
 /// The file system of one mount.
 pub(super) struct Fs {
-    channel: MasterChannel,
+    pub(super) channel: MasterChannel,
     pub(super) patient: Arc<Namespace>,
     pub(super) hasty: Namespace,
     pub(super) mounts: Arc<Mounts>,
@@ -57,6 +58,7 @@ pub(super) struct Fs {
     pub(super) inodes: Inodes,
     pub(super) nodes: Nodes,
     pub(super) kernel: KernelCache,
+    pub(super) invalidation: Invalidation,
     pub(super) stale_opens: StaleOpens,
     pub(super) listings: DirCache,
     pub(super) layouts: LayoutCache,
@@ -96,6 +98,8 @@ impl Fs {
                 inodes: Inodes::new(),
                 nodes: Nodes::default(),
                 kernel: KernelCache::default(),
+                // A writable mount asks a master at each open, and would be told of its own changes.
+                invalidation: Invalidation::new(!config.writable && !config.attr_ttl.is_zero()),
                 stale_opens: StaleOpens::default(),
                 listings: DirCache::new(),
                 layouts: LayoutCache::default(),
@@ -164,10 +168,11 @@ impl Fs {
         if self.locks.are_names_watched(parent) {
             return None;
         }
+        let is_current = |since| self.invalidation.is_name_current(parent, name, since);
         match self.listings.get(parent, name, self.ttl) {
-            Seen::Entry(known) => Some(Ok(*known)),
-            Seen::Absent if !self.writable => Some(Err(())),
-            Seen::Absent | Seen::Unknown => None,
+            Seen::Entry(known) if is_current(known.since) && self.invalidation.is_current(&known) => Some(Ok(*known)),
+            Seen::Absent(since) if !self.writable && is_current(since) => Some(Err(())),
+            _ => None,
         }
     }
 
@@ -231,7 +236,8 @@ impl Fs {
 
     /// Attributes young enough to be given without asking.
     pub(super) fn attr_now(&self, inode: u64) -> Option<Known> {
-        self.inodes.get(inode).filter(|known| known.fresh_for(self.ttl).is_some())
+        let is_usable = |known: &Known| known.fresh_for(self.ttl).is_some() && self.invalidation.is_current(known);
+        self.inodes.get(inode).filter(is_usable)
     }
 
     /// Attributes of an inode.
@@ -281,10 +287,21 @@ impl Fs {
         if self.locks.are_names_watched(parent) { Duration::ZERO } else { self.ttl_of(known) }
     }
 
+    /// As [`Fs::ttl_of_name`], of a name that may have changed since it was asked for.
+    pub(super) fn ttl_of_entry(&self, parent: u64, name: &[u8], known: &Known) -> Duration {
+        let is_current =
+            self.invalidation.is_name_current(parent, name, known.since) && self.is_expired_by_events(parent);
+        if is_current { self.ttl_of_name(parent, known) } else { Duration::ZERO }
+    }
+
     /// How long the kernel may keep what is known. While masters are away it asks again soon, and is told the same.
     pub(super) fn ttl_of(&self, known: &Known) -> Duration {
         // What differs from what the masters know changes without them.
         if self.staging.is_apart(known.attr.inode) || self.creates.get(known.attr.inode).is_some() {
+            return Duration::ZERO;
+        }
+        // A master has told a change while the answer was on its way.
+        if !self.invalidation.is_current(known) {
             return Duration::ZERO;
         }
         known.fresh_for(self.ttl).unwrap_or(PROBE.min(self.ttl))
@@ -365,7 +382,9 @@ impl Fs {
         if attr.r#type() != FileType::Directory {
             return Err(Error::new(ErrorKind::NotADirectory, format!("inode {inode} is not a directory")));
         }
-        let keep = self.inodes.listing_is_fresh(&attr, self.ttl) && !self.locks.are_names_watched(inode);
+        let listed = self.inodes.fresh_listing(&attr, self.ttl);
+        let keep = listed.is_some_and(|since| self.invalidation.is_listing_current(inode, since))
+            && !self.locks.are_names_watched(inode);
         Ok((self.handles.add_directory(Directory::new(inode, attr.parent, attr.version))?, keep))
     }
 
@@ -379,7 +398,7 @@ impl Fs {
             let page = self.patient.list_page(at_inode(directory.inode), wanted.after.clone(), 0).await?;
             let end = page.end || page.entries.is_empty();
             if wanted.after.is_empty() {
-                self.listings.first_page(directory.inode, changes, &page.entries, end);
+                self.listings.first_page(directory.inode, (changes, asked), &page.entries, end);
             }
             directory.take(&wanted, page.entries, end, asked);
             fetched = true;

@@ -4,7 +4,7 @@
 
 mod changes;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -89,15 +89,16 @@ impl Inodes {
     }
 
     fn shard(&self, inode: u64) -> MutexGuard<'_, HashMap<u64, Inode>> {
-        lock(&self.shards[usize::try_from(inode).unwrap_or(0) % SHARDS])
+        lock(&self.shards[shard_of(inode)])
     }
 
     fn names(&self, directory: u64) -> MutexGuard<'_, Names> {
-        lock(&self.names[usize::try_from(directory).unwrap_or(0) % SHARDS])
+        lock(&self.names[shard_of(directory)])
     }
 
-    /// The kernel learns an entry: one more lookup to be forgotten some day.
-    pub(super) fn entered(&self, parent: u64, name: &[u8], known: Known) {
+    /// The kernel learns an entry: one more lookup to be forgotten some day. The directory and the name that the inode
+    /// was known by before, if it has another name now.
+    pub(super) fn entered(&self, parent: u64, name: &[u8], known: Known) -> Option<(u64, Box<[u8]>)> {
         let inode = known.attr.inode;
         let moved = {
             let mut shard = self.shard(inode);
@@ -109,10 +110,11 @@ impl Inodes {
                 (std::mem::replace(&mut entry.parent, parent), std::mem::replace(&mut entry.name, name.into()))
             })
         };
-        if let Some((old_parent, old_name)) = moved {
-            self.remove_name(old_parent, old_name, inode);
+        if let Some((old_parent, old_name)) = &moved {
+            self.remove_name(*old_parent, old_name.clone(), inode);
         }
         self.names(parent).insert((parent, name.into()), inode);
+        moved
     }
 
     /// The kernel drops `lookups` of its references; true if those were the last ones.
@@ -160,6 +162,35 @@ impl Inodes {
         names.keys().filter(|(parent, _)| *parent == directory).map(|(_, name)| name.clone()).collect()
     }
 
+    /// Names of several directories that the kernel may know, with their directories. Each shard is passed at most once,
+    /// because lookups wait for it.
+    pub(super) fn names_in_any(&self, directories: &BTreeSet<u64>) -> Vec<(u64, Box<[u8]>)> {
+        let mut wanted: [BTreeSet<u64>; SHARDS] = Default::default();
+        for directory in directories {
+            wanted[shard_of(*directory)].insert(*directory);
+        }
+        let shards = self.names.iter().zip(&wanted).filter(|(_, wanted)| !wanted.is_empty());
+        let names_of = |(shard, wanted): (&Mutex<Names>, &BTreeSet<u64>)| -> Vec<_> {
+            lock(shard).keys().filter(|(parent, _)| wanted.contains(parent)).cloned().collect()
+        };
+        shards.flat_map(names_of).collect()
+    }
+
+    /// True if the kernel may know an inode.
+    pub(super) fn contains(&self, inode: u64) -> bool {
+        self.shard(inode).contains_key(&inode)
+    }
+
+    /// The inodes that the kernel may know, shard by shard. Nothing is locked between two of them.
+    pub(super) fn inodes_by_shard(&self) -> impl Iterator<Item = Vec<u64>> {
+        self.shards.iter().map(|shard| lock(shard).keys().copied().collect())
+    }
+
+    /// The names that the kernel may know, with their directories. As [`Inodes::inodes_by_shard`].
+    pub(super) fn names_by_shard(&self) -> impl Iterator<Item = Vec<(u64, Box<[u8]>)>> {
+        self.names.iter().map(|shard| lock(shard).keys().cloned().collect())
+    }
+
     /// Newer attributes; the root enters the table by them.
     pub(super) fn renew(&self, known: Known) {
         let inode = known.attr.inode;
@@ -199,11 +230,12 @@ impl Inodes {
         Some(names.join(&b'/'))
     }
 
-    /// True if a listing the kernel keeps is younger than `ttl`, and of this version of the directory.
-    pub(super) fn listing_is_fresh(&self, directory: &Attr, ttl: Duration) -> bool {
+    /// When the listing that the kernel keeps of this version of a directory was begun, if it is younger than `ttl`.
+    pub(super) fn fresh_listing(&self, directory: &Attr, ttl: Duration) -> Option<Instant> {
         let shard = self.shard(directory.inode);
         let listed = shard.get(&directory.inode).and_then(|entry| entry.listed);
-        listed.is_some_and(|(since, version)| since.elapsed() < ttl && version == directory.version)
+        let (since, version) = listed?;
+        (since.elapsed() < ttl && version == directory.version).then_some(since)
     }
 
     /// The kernel was given a whole listing to keep.
@@ -250,6 +282,10 @@ fn detach(attr: &mut Attr) {
     attr.symlink_target = Bytes::copy_from_slice(&attr.symlink_target);
 }
 
+fn shard_of(inode: u64) -> usize {
+    usize::try_from(inode).unwrap_or(0) % SHARDS
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -291,10 +327,27 @@ mod tests {
     #[test]
     fn a_renamed_inode_answers_to_its_new_name_only() {
         let inodes = Inodes::new();
-        inodes.entered(1, b"old", known(5));
-        inodes.entered(1, b"new", known(5));
+        assert_eq!(inodes.entered(1, b"old", known(5)), None);
+        assert_eq!(inodes.entered(1, b"old", known(5)), None);
+        let displaced = inodes.entered(1, b"new", known(5));
+        assert_eq!(displaced, Some((1, Box::from(*b"old"))), "the kernel may know it for longer");
         assert!(inodes.get_named(1, b"old").is_none());
         assert_eq!(inodes.get_named(1, b"new").map(|known| known.attr.inode), Some(5));
+    }
+
+    #[test]
+    fn names_of_several_directories_are_found_at_once() {
+        let inodes = Inodes::new();
+        let shards = u64::try_from(SHARDS).expect("small");
+        for (inode, directory) in (100..).zip([1, 1, 2, 1 + shards, 3]) {
+            inodes.entered(directory, inode.to_string().as_bytes(), known(inode));
+        }
+        let mut found = inodes.names_in_any(&[1, 2, 9].into());
+        found.sort();
+        let name = |directory: u64, name: &str| (directory, Box::from(name.as_bytes()));
+        assert_eq!(found, [name(1, "100"), name(1, "101"), name(2, "102")]);
+        assert_eq!(inodes.names_by_shard().map(|names| names.len()).sum::<usize>(), 5);
+        assert_eq!(inodes.inodes_by_shard().map(|inodes| inodes.len()).sum::<usize>(), 5);
     }
 
     #[test]

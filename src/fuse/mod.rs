@@ -15,6 +15,7 @@ mod handles;
 mod handover;
 mod inherit;
 mod inodes;
+mod invalidation;
 mod kernel_cache;
 mod last_close;
 mod locks;
@@ -90,6 +91,7 @@ pub async fn run(config: FuseConfig, stop: Shutdown) -> Result<()> {
     tokio::spawn(async move { tokio::join!(early.keep_fresh(), list.all()) });
     tracing::info!(mount = %config.mount.display(), "mounted");
 
+    let _following = fs.invalidation.is_followed().then(|| fs.follow_changes());
     let ends = Shutdown::new();
     let probe = Arc::new(Ready { channel, mount: config.mount.clone() });
     let served = tokio::spawn(http::serve(http_port, probe, ends.clone()));

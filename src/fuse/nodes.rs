@@ -309,6 +309,13 @@ impl Nodes {
         open.map(|(place, _)| node_at(inode, *place)).collect()
     }
 
+    /// Nodes of an inode whose numbers are not its own.
+    pub(super) fn secondary_nodes(&self, inode: u64) -> Vec<u64> {
+        let shard = self.shard(inode);
+        let places = shard.get(&inode).into_iter().flat_map(|file| file.keys());
+        places.filter(|place| **place != 0).map(|place| node_at(inode, *place)).collect()
+    }
+
     /// True while a handle of a node is open.
     pub(super) fn is_open(&self, node: u64) -> bool {
         self.with(node, |known| known.is_open()).unwrap_or(false)

@@ -3,6 +3,7 @@
 pub mod duties;
 pub mod http;
 pub mod intents;
+pub mod invalidations;
 pub mod metadata;
 pub mod raft;
 pub mod service;

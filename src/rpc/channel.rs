@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use jindofs_proto::v1::admin_client::AdminClient;
 use jindofs_proto::v1::block_client::BlockClient;
+use jindofs_proto::v1::invalidation_client::InvalidationClient;
 use jindofs_proto::v1::job_client::JobClient;
 use jindofs_proto::v1::namespace_client::NamespaceClient;
 use tokio::sync::{Semaphore, watch};
@@ -383,6 +384,13 @@ pub fn block(channel: Channel) -> BlockClient<Channel> {
 /// A client of the Admin service within our message limits.
 pub fn admin(channel: Channel) -> AdminClient<Channel> {
     AdminClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+/// A client of the Invalidation service within our message limits.
+pub fn invalidation(channel: Channel) -> InvalidationClient<Channel> {
+    InvalidationClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
 /// A client of the Job service within our message limits.

@@ -34,7 +34,8 @@ impl<U> Retry<U> {
     }
 }
 
-async fn again<T, F: Future<Output = Result<T>>>(attempt: impl Fn() -> F) -> Result<T> {
+/// Asks up to five times, as long as it fails for a moment.
+pub(super) async fn again<T, F: Future<Output = Result<T>>>(attempt: impl Fn() -> F) -> Result<T> {
     for pause in PAUSES {
         match attempt().await {
             Err(error) if error.is_retryable() => wait(pause, &error).await,

@@ -451,3 +451,28 @@ async fn what_changes_while_no_client_serves_is_never_mixed_with_what_was_open()
     drop((replaced, removed, kept, anew));
     node.unpublish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_open_before_a_takeover_is_shown_as_others_change_it() {
+    if !fuse_works("what_was_open_before_a_takeover_is_shown_as_others_change_it") {
+        return;
+    }
+    let node = Node::start(120).await;
+    node.publish().await;
+    std::fs::create_dir(node.site.local.join("d")).expect("made");
+    let held = File::open(node.path("d")).expect("open");
+    node.kill_client();
+    node.site.cluster.dev.set("fuse-0", "fuse.attr-ttl", "60s").expect("set");
+    node.start_client();
+    // The attributes that the client before has given expire. Those of this client could live for a minute, but it has
+    // never looked the directory up, so no event would expire them.
+    after(Duration::from_secs(2));
+    let modified = |held: &File| held.metadata().and_then(|found| found.modified());
+    let before = modified(&held).expect("it is there");
+    let file = node.site.dir.path().join("file");
+    std::fs::write(&file, b"new").expect("written");
+    node.site.ctl_ok(&["fs", "put", &file.display().to_string(), "/local/d/new"]);
+    wait_for("the new time is shown", Duration::from_secs(10), || (modified(&held).ok()? != before).then_some(()));
+    drop(held);
+    node.unpublish().await;
+}

@@ -15,6 +15,7 @@ mod faults;
 mod fresh_names;
 mod full;
 mod handover;
+mod invalidated;
 mod leaders;
 mod listings;
 mod locks;

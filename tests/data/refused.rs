@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use s3s::S3ErrorCode;
 use serde_json::json;
 
 use super::writes::{errno, names, off, stored, wait_stored, writable, writable_twice};
@@ -377,5 +378,40 @@ async fn a_refused_file_that_is_locked_is_tried_again_only_when_a_handle_of_it_i
     })
     .await;
     wait_stored(&site, "s3/f", b"content").await;
+    site.cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_is_stored_though_any_two_requests_in_a_row_fail_for_a_moment() {
+    if !fuse_works("a_file_is_stored_though_any_two_requests_in_a_row_fail_for_a_moment") {
+        return;
+    }
+    let site = writable(1, |_| {}).await;
+    assert!(site.names("s3").await.is_empty(), "it is known what is there");
+    // One request, and two parts.
+    for (length, requests) in [(7, 1), (9 << 20, 5)] {
+        for code in [S3ErrorCode::SlowDown, S3ErrorCode::InternalError, S3ErrorCode::ServiceUnavailable] {
+            for passed in 0..requests {
+                let (at, bytes) = (site.mnt.join("s3/f"), content(length, passed));
+                let (refused, control) = (site.s3.control.refused(), site.s3.control.clone());
+                let mut agent = Agent::start();
+                let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC;
+                agent.call(&json!(["open", "f", at, flags, 0o644])).expect("open");
+                control.fail_later(passed.into(), 2, code.clone());
+                let told = format!("{length} bytes, {code:?} after {passed} requests");
+                let wrote = bytes.clone();
+                let done = off(move || {
+                    agent
+                        .call(&json!(["write", "f", 0, encode(&wrote)]))
+                        .and_then(|_| agent.call(&json!(["close", "f"])))
+                })
+                .await;
+                control.fail_later(0, 0, code.clone());
+                done.unwrap_or_else(|refusal| panic!("{told}: {refusal:?}"));
+                assert_eq!(control.refused() - refused, 2, "{told}");
+                assert!(stored(&site, "s3/f").await.as_deref() == Some(&bytes[..]), "{told}");
+            }
+        }
+    }
     site.cluster.assert_no_panic();
 }

@@ -20,7 +20,7 @@ use rand::{RngExt, SeedableRng};
 use crate::support::cluster::{Cluster, PATIENCE, tail};
 use crate::support::disks::{Part, copy, copy_dir, remove};
 use crate::support::writers::Load;
-use crate::support::{after, seed, wait_for};
+use crate::support::{after, seed, seeds, wait_for};
 
 const TEST: &str = "random_faults_of_disks_lose_no_acknowledged_name_and_make_no_second_history";
 /// Runs with seeds of their own.
@@ -98,8 +98,7 @@ fn random_faults_of_disks_lose_no_acknowledged_name_and_make_no_second_history()
     let first = seed(TEST);
     let long = std::env::var_os("LONG").is_some_and(|value| value != "0" && !value.is_empty());
     let usual = if long { SEEDS_LONG } else { SEEDS };
-    let seeds =
-        std::env::var("JINDOFS_SEEDS").ok().map_or(usual, |text| text.parse().expect("JINDOFS_SEEDS: a number"));
+    let seeds = seeds(usual);
     let next = AtomicU64::new(0);
     std::thread::scope(|scope| {
         for _ in 0..THREADS {

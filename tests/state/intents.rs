@@ -1,5 +1,6 @@
 //! Changes of under-storage in the state: what is held while one is made, and what each way to end it leaves.
 
+use jindofs::master::state::changes::Changes;
 use jindofs::master::state::plan::{self, Due, Work};
 use jindofs::master::state::{self, query};
 use jindofs::master::store::{Store, StoreOptions};
@@ -17,7 +18,9 @@ pub(super) const CLIENT: [u8; 16] = [7; 16];
 pub(super) struct Tree {
     pub(super) store: Store,
     pub(super) index: u64,
-    seq: u64,
+    /// What clients see changed by the last command.
+    pub(super) changes: Changes,
+    pub(super) seq: u64,
     root: u64,
     _dir: tempfile::TempDir,
 }
@@ -46,24 +49,39 @@ pub(super) fn directory(name: &str) -> UfsEntry {
 
 impl Tree {
     pub(super) fn new(uri: &str) -> Tree {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let options = StoreOptions { block_cache_bytes: 1 << 20, write_buffer_bytes: 1 << 20 };
-        let store = Store::open(dir.path(), &options).expect("opened");
-        let mut tree = Tree { store, index: 0, seq: 0, root: 0, _dir: dir };
-        tree.internal(Body::OpenSession(OpenSession { client_id: CLIENT.to_vec().into(), ..OpenSession::default() }));
+        let mut tree = Tree::bare(tempfile::tempdir().expect("tempdir"));
         let mount = Mount { path: b"/m".to_vec().into(), ufs_uri: uri.into(), ..Mount::default() };
         tree.internal(Body::AddMount(AddMountRequest { op: None, mount: Some(mount) }));
         tree.root = tree.lookup("/m").expect("the mount").inode;
         tree
     }
 
+    /// A state with a session and nothing else.
+    pub(super) fn bare(dir: tempfile::TempDir) -> Tree {
+        let options = StoreOptions { block_cache_bytes: 1 << 20, write_buffer_bytes: 1 << 20 };
+        let store = Store::open(dir.path(), &options).expect("opened");
+        let mut tree = Tree { store, index: 0, changes: Changes::All, seq: 0, root: 0, _dir: dir };
+        tree.internal(Body::OpenSession(OpenSession { client_id: CLIENT.to_vec().into(), ..OpenSession::default() }));
+        tree
+    }
+
     fn run(&mut self, op: Option<OpId>, body: Body) -> Answer {
-        self.index += 1;
+        self.run_all(vec![(op, body)]).remove(0)
+    }
+
+    /// Applies commands in one transaction.
+    pub(super) fn run_all(&mut self, commands: Vec<(Option<OpId>, Body)>) -> Vec<Answer> {
         let mut txn = self.store.begin();
-        let command = Command { op, command: Some(body), time_ns: i64::try_from(self.index).expect("small") };
-        let outcome = state::apply(&mut txn, self.index, &command).expect("applied");
+        let mut answers = Vec::new();
+        for (op, body) in commands {
+            self.index += 1;
+            let command = Command { op, command: Some(body), time_ns: i64::try_from(self.index).expect("small") };
+            let outcome = state::apply(&mut txn, self.index, &command).expect("applied");
+            answers.push(outcome.outcome.expect("an answer"));
+        }
+        self.changes = txn.visible_changes(answers.len() == 1).expect("derived");
         self.store.commit(txn).expect("committed");
-        outcome.outcome.expect("an answer")
+        answers
     }
 
     pub(super) fn internal(&mut self, body: Body) -> Answer {
@@ -86,7 +104,7 @@ impl Tree {
         self.run(Some(self.op()), body)
     }
 
-    fn op(&self) -> OpId {
+    pub(super) fn op(&self) -> OpId {
         OpId { client_id: CLIENT.to_vec().into(), seq: self.seq, acked_below: self.seq }
     }
 

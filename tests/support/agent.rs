@@ -51,9 +51,19 @@ impl Agent {
 
     /// Has something done: a verb of `agent.py` and its arguments.
     pub fn call(&mut self, command: &Value) -> Result<Value, Refusal> {
+        self.begin(command);
+        self.finish(command)
+    }
+
+    /// Has something begun; [`Agent::finish`] waits for what comes of it.
+    pub fn begin(&mut self, command: &Value) {
         let mut line = command.to_string();
         line.push('\n');
         self.to.write_all(line.as_bytes()).expect("it listens");
+    }
+
+    /// What came of the command that was begun.
+    pub fn finish(&mut self, command: &Value) -> Result<Value, Refusal> {
         let mut answer = String::new();
         self.from.read_line(&mut answer).expect("it answers");
         let mut answer: Value = serde_json::from_str(&answer).unwrap_or_else(|_| panic!("it has died of {command}"));

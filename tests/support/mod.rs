@@ -79,6 +79,12 @@ pub fn seed(test: &str) -> u64 {
     seed
 }
 
+/// How many seeds a randomised test runs with, from the one of [`seed`] on: `JINDOFS_SEEDS`, or `usual`.
+pub fn seeds(usual: u64) -> u64 {
+    let given = std::env::var("JINDOFS_SEEDS").ok();
+    given.map_or(usual, |text| text.parse().unwrap_or_else(|_| panic!("JINDOFS_SEEDS is no number: {text}")))
+}
+
 /// How often a fault is repeated: `JINDOFS_ROUNDS`, or `usual`.
 pub fn rounds(usual: u32) -> u32 {
     std::env::var("JINDOFS_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)

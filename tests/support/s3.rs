@@ -45,6 +45,8 @@ pub struct Control {
     parts: AtomicU64,
     refused: AtomicU64,
     fail_next: AtomicU64,
+    /// (requests that are answered before, requests that fail then, how)
+    failure: Mutex<(u64, u64, Option<S3ErrorCode>)>,
     refusal: Mutex<Option<S3ErrorCode>>,
     pub troubles: Arc<Troubles>,
     /// Empty objects whose names end with '/', as bucket and key.
@@ -94,6 +96,23 @@ impl Control {
         self.fail_next.store(count, Ordering::SeqCst);
     }
 
+    /// After `passed` requests the next `count` fail with this error.
+    pub fn fail_later(&self, passed: u64, count: u64, code: S3ErrorCode) {
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = (passed, count, Some(code));
+    }
+
+    /// What [`Control::fail_later`] says of one request.
+    fn failure(&self) -> Option<S3ErrorCode> {
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        let (passed, count, code) = &mut *failure;
+        if *passed > 0 {
+            *passed -= 1;
+            return None;
+        }
+        *count = count.checked_sub(1)?;
+        code.clone()
+    }
+
     /// From now on every request is refused with this error.
     pub fn refuse_with(&self, code: S3ErrorCode) {
         *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(code);
@@ -125,6 +144,10 @@ impl Control {
         if self.fail_next.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_ok() {
             self.refused.fetch_add(1, Ordering::SeqCst);
             return Err(s3_error!(SlowDown));
+        }
+        if let Some(code) = self.failure() {
+            self.refused.fetch_add(1, Ordering::SeqCst);
+            return Err(code.into());
         }
         Ok(())
     }

@@ -28,6 +28,15 @@ impl SmallDisk {
         }
     }
 
+    /// Takes all the room that is left, or gives it back: a disk of `size`. Nothing is written to it.
+    pub fn set_full(&self, full: bool, size: &str) {
+        let stat = rustix::fs::statvfs(&self.0).expect("statvfs");
+        let used = ((stat.f_blocks - stat.f_bfree) * stat.f_frsize).max(stat.f_frsize);
+        let options = if full { format!("remount,size={used}") } else { format!("remount,size={size}") };
+        let remounted = Command::new("mount").args(["-o", &options]).arg(&self.0).status().expect("mount runs");
+        assert!(remounted.success(), "{options}");
+    }
+
     pub fn make_room(&self) {
         std::fs::remove_file(self.0.join("junk")).expect("removed");
     }

@@ -20,10 +20,11 @@ const LAYERS: [(&[&str], bool); 7] = [
 ];
 
 /// Inside the master: (room, rooms beside it that it must not see).
-const MASTER: [(&str, &[&str]); 5] = [
+const MASTER: [(&str, &[&str]); 6] = [
     ("state", &["raft", "store", "service", "view", "duties", "http"]),
     ("store", &["raft", "service", "view", "duties", "http"]),
     ("view", &["raft", "store", "service", "duties", "http"]),
+    ("invalidations", &["raft", "store", "service", "view", "duties", "http"]),
     ("raft", &["service", "duties", "http"]),
     ("service", &["duties", "http"]),
 ];

@@ -37,6 +37,15 @@ impl Adapter {
         });
     }
 
+    /// Answers by a task. The kernel holds the lock of `directory` until then.
+    pub(super) fn spawn_holding(&self, directory: INodeNo, answer: impl Future<Output = ()> + Send + 'static) {
+        let held = self.fs.invalidation.hold(directory.0);
+        self.runtime.spawn(async move {
+            answer.await;
+            drop(held);
+        });
+    }
+
     /// Answers with an entry once it is there; `name` is its name.
     pub(super) fn enter_later(
         &self,
@@ -45,7 +54,7 @@ impl Adapter {
         work: impl Future<Output = Result<Known>> + Send + 'static,
     ) {
         let fs = self.fs.clone();
-        self.runtime.spawn(async move {
+        self.spawn_holding(parent, async move {
             match work.await {
                 Ok(known) => enter(&fs, parent.0, &name, known, reply),
                 Err(error) => reply.error(failed(what, parent.0, &error)),

@@ -23,7 +23,7 @@ fn a_name_is_absent_only_when_the_listing_is_complete() {
     assert!(matches!(cache.get(1, b"a", TTL), Seen::Entry(_)));
     assert!(matches!(cache.get(1, b"z", TTL), Seen::Unknown));
     cache.add(1, since, &page(&["c"]), true);
-    assert!(matches!(cache.get(1, b"z", TTL), Seen::Absent));
+    assert!(matches!(cache.get(1, b"z", TTL), Seen::Absent(_)));
     assert!(matches!(cache.get(1, b"a", Duration::ZERO), Seen::Unknown), "too old");
 }
 
@@ -48,7 +48,7 @@ fn a_directory_that_we_change_ourselves_is_not_listed_for_every_streak_of_misses
 #[test]
 fn after_the_first_page_of_a_reader_a_streak_of_misses_still_asks_for_a_listing() {
     let cache = DirCache::new();
-    cache.first_page(1, cache.changes(), &page(&["a"]), false);
+    cache.first_page(1, (cache.changes(), Instant::now()), &page(&["a"]), false);
     assert!(matches!(cache.get(1, b"a", TTL), Seen::Entry(_)));
     assert_eq!(listings(&cache, 1, 20), 1);
 }
@@ -72,10 +72,10 @@ fn nothing_that_was_asked_for_before_a_change_of_our_own_is_remembered() {
     cache.changed(1);
     assert!(matches!(cache.get(1, b"a", TTL), Seen::Unknown));
     cache.add(1, since, &page(&["b"]), true);
-    cache.first_page(1, before, &page(&["b"]), true);
+    cache.first_page(1, (before, Instant::now()), &page(&["b"]), true);
     assert!(matches!(cache.get(1, b"a", TTL), Seen::Unknown), "not absent");
     assert!(matches!(cache.get(1, b"b", TTL), Seen::Unknown));
-    cache.first_page(1, cache.changes(), &page(&["b"]), true);
+    cache.first_page(1, (cache.changes(), Instant::now()), &page(&["b"]), true);
     assert!(matches!(cache.get(1, b"b", TTL), Seen::Entry(_)));
     assert_eq!(cache.inner.lock().expect("lock").entries, 1);
 }
@@ -87,7 +87,7 @@ fn a_directory_made_here_stays_known_over_all_changes_of_ours_and_is_forgotten_b
     cache.changed_name(1, b"dir", true, Instant::now());
     assert!(matches!(cache.get(1, b"dir", TTL), Seen::Unknown), "there, and to be asked for");
     cache.changed_name(1, b"dir", false, Instant::now());
-    assert!(matches!(cache.get(1, b"dir", TTL), Seen::Absent));
+    assert!(matches!(cache.get(1, b"dir", TTL), Seen::Absent(_)));
     cache.came(1, b"file");
     cache.grew(&version(8), 1, asked, true);
     assert!(cache.is_own(1) && cache.missed(1, Duration::ZERO) == Wanted::Nothing);
@@ -128,12 +128,12 @@ fn names_are_learnt_of_a_directory_in_which_we_make_many_and_what_comes_by_us_me
     cache.grew(&version(8), 1, asked, true);
     cache.grew(&version(7), 3, asked, true);
     assert!(cache.add_names(1, begun, &page(&["b"]), true));
-    assert!(matches!(cache.get(1, b"z", TTL), Seen::Absent));
+    assert!(matches!(cache.get(1, b"z", TTL), Seen::Absent(_)));
     for there in [b"a", b"b", &b"ours"[..]] {
         assert!(matches!(cache.get(1, there, TTL), Seen::Unknown), "there, and to be asked for");
     }
     cache.changed_name(1, b"a", false, Instant::now());
-    assert!(cache.is_own(1) && matches!(cache.get(1, b"a", TTL), Seen::Absent));
+    assert!(cache.is_own(1) && matches!(cache.get(1, b"a", TTL), Seen::Absent(_)));
     cache.grew(&version(11), 1, asked, true);
     assert!(!cache.is_own(1), "9, and one of ours, and one of others");
     let misses = (0..4 * STREAK_OF_MAKERS).take_while(|_| cache.missed(1, TTL) == Wanted::Nothing).count();

@@ -1,6 +1,7 @@
 //! One run of entries: bounded in length and bytes, applied in one transaction that also notes the last of them.
 
 use std::io;
+use std::sync::Arc;
 
 use futures::{FutureExt, Stream, StreamExt};
 use jindofs_proto::raft::v1 as wire;
@@ -10,11 +11,14 @@ use openraft::EntryPayload;
 use openraft::storage::EntryResponder;
 use prost::Message;
 
+use crate::master::invalidations::Invalidations;
+use crate::master::state::changes::Changes;
 use crate::master::state::{self, StoreError, Table, Txn, View};
 use crate::master::store::Store;
 use crate::runtime::failpoint_io;
 
 use super::disk_space::{DiskSpace, is_out_of_space};
+use super::handle::Handle;
 use super::state_machine::{blocking, broken};
 use super::types::{self, Entry, LogId, StoredMembership, TypeConfig};
 
@@ -35,13 +39,21 @@ pub(super) struct Run {
     /// Of each entry; none for those that are no commands.
     pub(super) outcomes: Vec<Option<Outcome>>,
     pub(super) members_changed: bool,
+    /// True if a command may have changed what clients see. Purges free rows that no client can reach.
+    is_visible: bool,
 }
 
-/// Applies a run of entries in one transaction. If that finds no room on the disk, it waits until `space` has some.
+/// Applies a run of entries in one transaction. If that finds no room on the disk, it waits until `space` has some. The
+/// changes that clients can see are published to `invalidations` once the transaction is committed.
 ///
 /// *Errors*: nothing of the run is applied. Without `space`, one of them is the lack of room.
-pub(super) fn apply_entries(store: &Store, entries: &[Entry], space: Option<&DiskSpace>) -> io::Result<Run> {
-    let mut run = Run { outcomes: Vec::with_capacity(entries.len()), members_changed: false };
+pub(super) fn apply_entries(
+    store: &Store,
+    entries: &[Entry],
+    space: Option<&DiskSpace>,
+    invalidations: Option<&Invalidations>,
+) -> io::Result<Run> {
+    let mut run = Run { outcomes: Vec::with_capacity(entries.len()), members_changed: false, is_visible: false };
     let Some(last) = entries.last() else { return Ok(run) };
     let mut txn = store.begin();
     for entry in entries {
@@ -50,6 +62,7 @@ pub(super) fn apply_entries(store: &Store, entries: &[Entry], space: Option<&Dis
             EntryPayload::Normal(command) => {
                 let command = Command::decode(command.0.clone()).map_err(io::Error::other)?;
                 run.members_changed |= changes_members(&command);
+                run.is_visible |= !matches!(command.command, Some(Kind::Purge(_)));
                 Some(state::apply(&mut txn, entry.log_id.index, &command).map_err(broken)?)
             }
             EntryPayload::Membership(membership) => {
@@ -70,8 +83,21 @@ pub(super) fn apply_entries(store: &Store, entries: &[Entry], space: Option<&Dis
         (Err(error), Some(space)) if is_out_of_space(&error) => blocking(|| space.wait_for_room("the state", step)),
         (done, _) => done,
     };
+    let listened = invalidations.filter(|invalidations| run.is_visible && invalidations.has_subscribers());
+    // A row that cannot be read is no reason to fail: replicas without subscribers do not read it, and commit.
+    let published = listened.map(|to| (to, txn.visible_changes(entries.len() == 1).unwrap_or(Changes::All)));
     store.commit_by(txn, commit).map_err(broken)?;
+    if let Some((to, changes)) = published {
+        to.publish(changes);
+    }
     Ok(run)
+}
+
+impl Handle {
+    /// Where clients subscribe to the changes that are applied here; `None` while the disk belongs to no cluster.
+    pub fn invalidations(&self) -> Option<Arc<Invalidations>> {
+        self.opened().map(|opened| opened.machine.0.invalidations.clone())
+    }
 }
 
 /// `first` and what is ready behind it, bounded in entries and bytes.

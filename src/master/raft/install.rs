@@ -194,6 +194,8 @@ impl StateMachine {
             std::mem::replace(&mut *current, (number, Arc::new(store)))
         };
         self.0.applied.send_replace(applied.map_or(0, |id| id.index));
+        // The rows of the two states are not compared: subscribers have to read everything again.
+        self.0.invalidations.reset();
         self.learn_members()?;
         remove_when_unused(old, self.0.dir.join(old_number.to_string()));
         Ok(())
@@ -288,7 +290,7 @@ fn catch_up(store: &Store, log: &LogStore, goal: u64) -> io::Result<()> {
         if entries.is_empty() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, format!("the log does not hold entry {next}")));
         }
-        apply_entries(store, &entries, None)?;
+        apply_entries(store, &entries, None, None)?;
     }
 }
 

@@ -14,6 +14,7 @@ use openraft::{OptionalSend, RaftSnapshotBuilder};
 use prost::Message;
 use tokio::sync::watch;
 
+use crate::master::invalidations::Invalidations;
 use crate::master::state::{StoreError, query};
 use crate::master::store::{Store, StoreOptions, TableDigest};
 use crate::runtime::planted::{PlantedFault, is_planted};
@@ -70,6 +71,8 @@ pub(super) struct Shared {
     closing: AtomicBool,
     peers: Arc<Peers>,
     pub(super) space: Arc<DiskSpace>,
+    /// The changes that are applied, for clients that cache the tree.
+    pub(super) invalidations: Arc<Invalidations>,
     /// Snapshots that found no room.
     pub(super) given_up: watch::Sender<u64>,
 }
@@ -138,6 +141,7 @@ impl StateMachine {
             closing: AtomicBool::new(false),
             peers,
             space,
+            invalidations: Arc::default(),
             given_up: watch::Sender::new(0),
         };
         let machine = StateMachine(Arc::new(shared));
@@ -260,7 +264,8 @@ impl StateMachine {
             if next > committed || entries.is_empty() {
                 return Ok(());
             }
-            let run = apply_entries(&store, &entries, Some(&self.0.space))?;
+            // No client subscribes before Raft runs.
+            let run = apply_entries(&store, &entries, Some(&self.0.space), None)?;
             self.0.applied.send_replace(entries.last().map_or(next, |entry| entry.log_id.index));
             if run.members_changed {
                 self.learn_members()?;
@@ -324,7 +329,7 @@ impl StateMachine {
             let (number, damaged, applied) = {
                 let _applying = self.0.applying.lock().unwrap_or_else(PoisonError::into_inner);
                 let (number, store) = self.0.store.read().unwrap_or_else(PoisonError::into_inner).clone();
-                let applied = apply_entries(&store, entries, Some(&self.0.space));
+                let applied = apply_entries(&store, entries, Some(&self.0.space), Some(&self.0.invalidations));
                 if let (Ok(_), Some(last)) = (&applied, entries.last()) {
                     // Within the lock: a replacement of the state ends at this index.
                     self.0.applied.send_replace(last.log_id.index);

@@ -2,6 +2,7 @@
 
 mod admin;
 mod block;
+mod invalidation;
 mod job;
 mod mounts;
 mod namespace;
@@ -63,7 +64,9 @@ pub async fn serve(listener: TcpListener, parts: Parts, stop: Shutdown) -> Resul
         };
     }
     let routes = server::routes(limited!(NamespaceServer::new(namespace::NamespaceService(parts.clone())))).await?;
+    let invalidation = invalidation::InvalidationService { parts: parts.clone(), stop: stop.clone() };
     let routes = routes
+        .add_service(invalidation::InvalidationServer(invalidation))
         .add_service(limited!(BlockServer::new(block::BlockService(parts.clone()))))
         .add_service(limited!(JobServer::new(job::JobService(parts.clone()))))
         .add_service(limited!(AdminServer::new(admin::AdminService(parts))));

@@ -28,6 +28,11 @@ pub fn name_of(dentry_key: &[u8]) -> &[u8] {
     dentry_key.get(8..).unwrap_or_default()
 }
 
+/// The number of the directory's content in a dentry key.
+pub fn content_of(dentry_key: &[u8]) -> u64 {
+    dentry_key.get(..8).map_or(0, id_of)
+}
+
 /// Key of an inode, gc, member or job row.
 pub fn id(id: u64) -> [u8; 8] {
     id.to_be_bytes()

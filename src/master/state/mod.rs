@@ -4,6 +4,7 @@
 //! way the commands were grouped into transactions; digests compare them. [`query`] is the read side.
 
 mod apply;
+pub mod changes;
 mod content;
 mod context;
 mod fault;

@@ -95,14 +95,19 @@ pub(crate) fn entry_passed(view: &dyn View, content: u64, name: &[u8]) -> Result
 
 /// The counters.
 pub(crate) fn counters(view: &dyn View) -> Result<CounterRow, StoreError> {
-    Ok(read(view, Table::Meta, keys::COUNTERS)?.unwrap_or(CounterRow {
+    Ok(read(view, Table::Meta, keys::COUNTERS)?.unwrap_or_else(fresh_counters))
+}
+
+/// The counters of a state that has written none.
+pub(crate) fn fresh_counters() -> CounterRow {
+    CounterRow {
         next_inode: ROOT_INODE + 1,
         next_mount: 1,
         next_gc: 1,
         next_job: 1,
         first_gc: 1,
         ..CounterRow::default()
-    }))
+    }
 }
 
 /// The mount with this id.

@@ -9,7 +9,7 @@ use rocksdb::{ReadOptions, WriteBatch};
 use super::Store;
 use super::hot::Hot;
 use super::scan::{Cursor, behind};
-use crate::master::state::{StoreError, Table, Txn, View};
+use crate::master::state::{StoreError, Table, Txn, View, changes};
 
 /// Changes by key; `None` removes.
 type Changes = BTreeMap<Vec<u8>, Option<Bytes>>;
@@ -59,6 +59,31 @@ impl<'s> StoreTxn<'s> {
                 hot.committed(table, key, change.as_ref());
             }
         }
+    }
+
+    /// What clients see changed by it. To be asked before it is committed. `exact` is true for a transaction of one log
+    /// entry, and false for one of several: the module [`changes`] says what differs.
+    ///
+    /// *Errors*: a row cannot be read.
+    pub fn visible_changes(&self, exact: bool) -> Result<changes::Changes, StoreError> {
+        if self.of(Table::Dentry).is_empty() && self.of(Table::Inode).is_empty() {
+            return Ok(changes::Changes::Sets(Vec::new()));
+        }
+        if !exact {
+            // A mount shows other entries in its directory without writing them. Mounts change so rarely that clients
+            // may read everything again then.
+            if !self.of(Table::Mount).is_empty() {
+                return Ok(changes::Changes::All);
+            }
+            let keys = |table| self.writes(table).map(|(key, _)| key);
+            return changes::list_written(self, keys(Table::Dentry), keys(Table::Inode));
+        }
+        let before = |table: Table, key: &[u8]| self.store.get_hot(table, key);
+        changes::derive(&before, self, self.writes(Table::Dentry), self.writes(Table::Inode))
+    }
+
+    fn writes(&self, table: Table) -> impl Iterator<Item = (&[u8], Option<&Bytes>)> {
+        self.of(table).iter().map(|(key, change)| (key.as_slice(), change.as_ref()))
     }
 
     fn of(&self, table: Table) -> &Changes {

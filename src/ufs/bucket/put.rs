@@ -9,6 +9,7 @@ use super::{Bucket, is_gone, key_to_change};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::{failpoint_io, now_ns};
 use crate::ufs::early::Early;
+use crate::ufs::retry::again;
 use crate::ufs::{Content, Entry, Expected, Kind, Upload, stale};
 
 /// Content up to this many bytes is one request; more is sent in parts of it, unless there were too many then.
@@ -81,8 +82,12 @@ impl Bucket {
         }
     }
 
-    /// As [`Bucket::must_be`], by one request: a directory of the name is not noticed.
+    /// As [`Bucket::must_be`], by one request unless the store is busy: a directory of the name is not noticed.
     async fn must_still_be(&self, path: &[u8], key: &str, expected: Expected<'_>) -> Result<()> {
+        again(|| self.look_for(path, key, expected)).await
+    }
+
+    async fn look_for(&self, path: &[u8], key: &str, expected: Expected<'_>) -> Result<()> {
         let found = match self.operator.stat(key).await {
             Ok(found) => Some(found.etag().unwrap_or_default().as_bytes().to_vec()),
             Err(error) if error.kind() == opendal::ErrorKind::NotFound => None,
@@ -182,7 +187,8 @@ impl Bucket {
             let message = format!("under-storage {key} in {}: what was stored is not found: {why}", self.place);
             Error::new(ErrorKind::OutcomeUnknown, message)
         };
-        let found = self.operator.stat(key).await.map_err(|error| unknown(self.failed(key, &error).message))?;
+        let look = || async { self.operator.stat(key).await.map_err(|error| self.failed(key, &error)) };
+        let found = again(look).await.map_err(|error| unknown(error.message))?;
         let entry = self.entry(name_of(key), &found, false).ok_or_else(|| unknown("it has no etag".to_owned()))?;
         // Told with quotes here and without them there.
         let same = |etag: &str| found.etag().is_some_and(|other| other.trim_matches('"') == etag.trim_matches('"'));
@@ -203,8 +209,16 @@ impl Bucket {
                 | ErrorKind::PermissionDenied
                 | ErrorKind::Unsupported
         );
-        if definite || is_gone(error) || self.must_be(path, expected).await.is_ok() {
+        if definite || is_gone(error) {
             return told;
+        }
+        // A busy store refuses a request before it does anything. Often it is too busy to be looked at as well.
+        let is_busy = error.kind() == opendal::ErrorKind::RateLimited;
+        let look = || self.must_be(path, expected);
+        match if is_busy { look().await } else { again(look).await } {
+            Ok(()) => return told,
+            Err(look) if is_busy && look.is_retryable() => return told,
+            Err(_) => {}
         }
         Error { kind: ErrorKind::OutcomeUnknown, ..told }.context("it may have been stored all the same")
     }

@@ -1,17 +1,17 @@
-//! What a client of a mount can do, made at random. Names and handles are few, so that actions meet.
+//! What a client of a mount can do, what can happen to a mount or a store meanwhile, and how an agent is told.
 
 use std::fmt;
 
-use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::model::Area;
+use super::locks::LockRequest;
+use super::model::{Area, Id, Model};
 use crate::data::content;
 use crate::support::agent::encode;
 
 /// Handles that a client holds, and one for calls that open and close by themselves.
-const SLOTS: usize = 2;
-const OWN: usize = SLOTS;
+pub(super) const SLOTS: usize = 2;
+pub(super) const OWN: usize = SLOTS;
 
 /// A path: the area, and names in it.
 pub(super) type Path = Vec<&'static str>;
@@ -26,17 +26,40 @@ pub(super) struct How {
     pub(super) append: bool,
 }
 
-/// Bytes that tell who wrote them.
+/// What is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Bytes {
-    length: usize,
-    salt: u32,
+pub(super) enum Bytes {
+    /// Bytes that tell who wrote them.
+    Fresh { length: usize, salt: u32 },
+    /// The content that a file had in one of its versions.
+    Version(Id, usize),
 }
 
 impl Bytes {
-    pub(super) fn get(self) -> Vec<u8> {
-        content(self.length, self.salt)
+    pub(super) fn get(self, model: &Model) -> Vec<u8> {
+        match self {
+            Bytes::Fresh { length, salt } => content(length, salt),
+            Bytes::Version(node, version) => model.nodes[node].versions[version].clone(),
+        }
     }
+}
+
+/// How a file gets an earlier content of the same length again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Another file with that content is moved over it.
+    Rename,
+    /// Somebody else stores that content in the under-storage.
+    Behind,
+}
+
+/// Why a store does not take what a client gives it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StoreFault {
+    /// It refuses the client until it is told otherwise: a bucket with 403, a directory with a full disk.
+    Refuses,
+    /// It answers the next requests with 503.
+    IsBusy,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +81,20 @@ pub(super) enum Action {
     Readlink(Path),
     Chmod(Path, u32),
     List(Path),
+    /// Maps the file of a handle to be read, shared.
+    Map(usize),
+    ReadMap(usize),
+    Unmap(usize),
+    /// Changes the file of a handle by a shared mapping, which is synced before it ends.
+    WriteMap(usize, usize, Bytes),
+    Lock(usize, LockRequest),
+    Rollback(Path, Way),
+    /// The client of the mount is killed, and started again.
+    Kill,
+    /// The client of the mount is killed while it carries something out.
+    KillDuring(Box<Action>),
+    /// Something is done while the store has a fault.
+    WithFault(StoreFault, Box<Action>),
 }
 
 /// One or several actions of a client.
@@ -89,91 +126,6 @@ impl fmt::Debug for How {
     }
 }
 
-fn bytes() -> impl Strategy<Value = Bytes> {
-    let length = prop::sample::select(&[1_usize, 7, 100, 4096, 5000, 70_000][..]);
-    (length, 1_u32..1_000_000).prop_map(|(length, salt)| Bytes { length, salt })
-}
-
-fn place() -> impl Strategy<Value = usize> {
-    prop::sample::select(&[0_usize, 3, 4096, 9000][..])
-}
-
-fn path(area: Area) -> impl Strategy<Value = Path> {
-    let names = prop::collection::vec(prop::sample::select(&["a", "b", "c"][..]), 1..=3);
-    // Most lie flat: so more of them exist.
-    (names, 0..3_usize).prop_map(move |(mut names, deep)| {
-        names.truncate(1 + deep);
-        names.insert(0, area.name());
-        names
-    })
-}
-
-fn how() -> impl Strategy<Value = How> {
-    let all = How { reads: true, writes: true, ..How::default() };
-    prop::sample::select(vec![
-        How { writes: false, ..all },
-        all,
-        How { reads: false, ..all },
-        How { create: true, ..all },
-        How { create: true, exclusive: true, ..all },
-        How { create: true, truncate: true, ..all },
-        How { truncate: true, reads: false, ..all },
-        How { append: true, create: true, ..all },
-    ])
-}
-
-fn put((path, bytes): (Path, Bytes)) -> Vec<Action> {
-    let how = How { writes: true, create: true, truncate: true, ..How::default() };
-    vec![Action::Open(OWN, path, how), Action::Write(OWN, 0, bytes), Action::Close(OWN)]
-}
-
-fn get(path: Path) -> Vec<Action> {
-    vec![Action::Open(OWN, path, How { reads: true, ..How::default() }), Action::Read(OWN), Action::Close(OWN)]
-}
-
-fn actions(area: Area) -> impl Strategy<Value = Vec<Action>> {
-    let (slot, path) = (0..SLOTS, move || path(area));
-    // Nothing moves from one area to another.
-    let elsewhere = prop_oneof![9 => Just(area), 1 => prop::sample::select(&Area::ALL[..])];
-    let rename = (path(), elsewhere, path()).prop_map(|(from, area, mut to)| {
-        to[0] = area.name();
-        Action::Rename(from, to)
-    });
-    let length = prop::sample::select(&[0_usize, 5, 4096, 6000][..]);
-    let mode = prop::sample::select(&[0o600_u32, 0o644, 0o751][..]);
-    let one = prop_oneof![
-        10 => (slot.clone(), path(), how()).prop_map(|(slot, path, how)| Action::Open(slot, path, how)),
-        6 => slot.clone().prop_map(Action::Close),
-        8 => (slot.clone(), place(), bytes()).prop_map(|(slot, at, bytes)| Action::Write(slot, at, bytes)),
-        5 => slot.clone().prop_map(Action::Read),
-        3 => slot.clone().prop_map(Action::Fstat),
-        3 => slot.clone().prop_map(Action::Fsync),
-        3 => (slot, length.clone()).prop_map(|(slot, length)| Action::Ftruncate(slot, length)),
-        2 => (path(), length).prop_map(|(path, length)| Action::Truncate(path, length)),
-        4 => path().prop_map(Action::Stat),
-        5 => path().prop_map(Action::Mkdir),
-        3 => path().prop_map(Action::Rmdir),
-        4 => path().prop_map(Action::Unlink),
-        8 => rename,
-        2 => (prop::sample::select(&["a", "b", "c"][..]), path()).prop_map(|(to, path)| Action::Symlink(to, path)),
-        1 => path().prop_map(Action::Readlink),
-        2 => (path(), mode).prop_map(|(path, mode)| Action::Chmod(path, mode)),
-        3 => path().prop_map(|path| Action::List(path[..path.len().saturating_sub(1).max(1)].to_vec())),
-    ];
-    prop_oneof![
-        8 => one.prop_map(|one| vec![one]),
-        2 => (path(), bytes()).prop_map(put),
-        2 => path().prop_map(get),
-    ]
-}
-
-/// A history in one area, by two clients in turn.
-pub(super) fn history() -> impl Strategy<Value = Vec<Step>> {
-    let area = prop::sample::select(&[Area::Local, Area::S3, Area::Local, Area::S3, Area::Outside][..]);
-    let step = |area| (0..2_usize, actions(area)).prop_map(|(client, actions)| Step { client, actions });
-    area.prop_flat_map(move |area| prop::collection::vec(step(area), 1..100))
-}
-
 impl Area {
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -202,12 +154,33 @@ impl How {
 }
 
 impl Action {
-    /// As an agent is told; `at` is where a path lies.
-    pub(super) fn command(&self, at: impl Fn(&[&str]) -> String) -> Value {
+    /// The handle that it is done through.
+    pub(super) fn slot(&self) -> Option<usize> {
         match self {
+            Action::Open(slot, ..)
+            | Action::Close(slot)
+            | Action::Write(slot, ..)
+            | Action::Read(slot)
+            | Action::Fstat(slot)
+            | Action::Fsync(slot)
+            | Action::Ftruncate(slot, _)
+            | Action::Map(slot)
+            | Action::ReadMap(slot)
+            | Action::Unmap(slot)
+            | Action::WriteMap(slot, ..)
+            | Action::Lock(slot, _) => Some(*slot),
+            Action::KillDuring(inner) | Action::WithFault(_, inner) => inner.slot(),
+            _ => None,
+        }
+    }
+
+    /// As an agent is told; `at` is where a path lies. `None` for what no agent does.
+    pub(super) fn command(&self, model: &Model, at: impl Fn(&[&str]) -> String) -> Option<Value> {
+        let bytes = |bytes: &Bytes| encode(&bytes.get(model));
+        Some(match self {
             Action::Open(slot, path, how) => json!(["open", slot, at(path), how.flags(), 0o644]),
             Action::Close(slot) => json!(["close", slot]),
-            Action::Write(slot, place, bytes) => json!(["write", slot, place, encode(&bytes.get())]),
+            Action::Write(slot, place, what) => json!(["write", slot, place, bytes(what)]),
             Action::Read(slot) => json!(["read", slot]),
             Action::Fstat(slot) => json!(["fstat", slot]),
             Action::Fsync(slot) => json!(["fsync", slot]),
@@ -222,6 +195,12 @@ impl Action {
             Action::Readlink(path) => json!(["readlink", at(path)]),
             Action::Chmod(path, mode) => json!(["chmod", at(path), mode]),
             Action::List(path) => json!(["list", at(path)]),
-        }
+            Action::Map(slot) => json!(["map", slot]),
+            Action::ReadMap(slot) => json!(["read_map", slot]),
+            Action::Unmap(slot) => json!(["unmap", slot]),
+            Action::WriteMap(slot, place, what) => json!(["write_map", slot, place, bytes(what)]),
+            Action::Lock(slot, request) => request.command(*slot),
+            Action::Rollback(..) | Action::Kill | Action::KillDuring(_) | Action::WithFault(..) => return None,
+        })
     }
 }

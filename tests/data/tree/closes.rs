@@ -1,38 +1,53 @@
 //! Closes, and what comes behind the last one.
 
 use super::judge::{DONE, allow};
-use super::model::{Errno, Handle, Id, Model, Slot, Staged};
+use super::model::{Errno, Handle, Id, Model, Slot};
 
-/// What comes behind a last close, before anything else is asked.
-#[derive(Debug, Clone, Copy)]
+/// What comes behind a close, before anything else is asked.
+#[derive(Debug, Clone)]
 pub(super) enum Behind {
     /// The mount is to show the file as everybody sees it: what it had staged is given up.
     GivenUp(Id),
-    /// The file is stored, empty.
+    /// A file that was never stored is gone for everybody. It was there.
+    Gone(Vec<String>),
+    /// The newest content is stored.
     Stored(Id),
-    /// So it may be: it is given up where others have stored the same content, unless the store names versions by that.
-    MayBeStored(Id),
+    /// This content may be stored, or be given up: the file is the old one then.
+    MayBeStored(Id, Vec<u8>),
 }
 
 impl Model {
     pub(super) fn close(&mut self, slot: Slot, code: Option<Errno>) -> Result<Option<Behind>, String> {
         let (mount, Handle { node, writes, .. }) = (self.mounts[slot.0], self.handles[&slot].clone());
         let key = (mount, node);
-        let unwritten = !self.lost.contains(&key) && self.staged.get(&key).is_some_and(Staged::is_unwritten);
-        if writes && !unwritten {
+        let ended = self.locks.close(slot, mount, node);
+        let is_lost = self.lost.contains(&key);
+        let due = self.staged.get(&key).filter(|staged| !is_lost && staged.is_due());
+        let unwritten = due.is_some_and(|staged| staged.is_unwritten());
+        let cut_off = due.is_some_and(|staged| staged.is_unwritten() && !staged.new);
+        let stores = match ended.of_process {
+            true => !unwritten || cut_off,
+            false => writes && !unwritten,
+        };
+        if stores {
             self.sync(slot, code)?;
         } else {
             allow(code, &DONE)?;
             self.nodes[node].hidden &= !writes;
         }
+        self.maps.remove(&slot);
         self.handles.remove(&slot);
-        if self.handles_of(mount, node).next().is_some() {
+        let with_lock = if ended.of_open_file { self.store_behind_lock(mount, node) } else { None };
+        if self.is_staged_open(mount, node) {
             // What was not written is stored all the same. If it cannot be, whoever has the file open goes on with it.
-            let behind = (writes && unwritten).then(|| self.last_close(mount, node)).flatten();
+            let is_due = with_lock.is_none() && writes && unwritten;
+            let behind = if is_due { self.last_close(mount, node) } else { with_lock };
             return Ok(behind.filter(|behind| !matches!(behind, Behind::GivenUp(_))));
         }
-        self.lost.remove(&key);
-        let behind = self.last_close(mount, node);
+        if self.handles_of(mount, node).next().is_none() {
+            self.lost.remove(&key);
+        }
+        let behind = with_lock.or_else(|| self.last_close(mount, node));
         self.staged.remove(&key);
         Ok(behind)
     }
@@ -40,20 +55,46 @@ impl Model {
     /// What becomes of what is staged when nobody has the file open any more, or nobody has written to it.
     fn last_close(&mut self, mount: usize, node: Id) -> Option<Behind> {
         let staged = self.staged.get(&(mount, node)).filter(|staged| staged.is_due() && self.nodes[node].named)?;
-        let (unwritten, same) = (staged.is_unwritten(), staged.base != self.nodes[node].version());
-        if !unwritten {
-            return Some(Behind::GivenUp(node));
-        }
-        if self.is_left_to_others(mount, node) {
+        let (unwritten, content) = (staged.is_unwritten(), staged.content.clone());
+        if unwritten && self.is_left_to_others(mount, node) {
             return None;
         }
         if self.is_stale(mount, node) {
             return Some(Behind::GivenUp(node));
         }
-        if same && !self.nodes[node].newest().is_empty() {
-            return Some(Behind::MayBeStored(node));
+        // Its store has refused it before, or others have stored the same content as another version.
+        if !unwritten || self.has_same_base(mount, node) && !self.nodes[node].newest().is_empty() {
+            return Some(Behind::MayBeStored(node, content));
         }
         self.stored(mount, node);
         Some(Behind::Stored(node))
+    }
+
+    /// A close, or a sync, that the store of the file refuses with `errno`.
+    pub(super) fn refused(
+        &mut self,
+        slot: Slot,
+        closes: bool,
+        errno: Errno,
+        code: Option<Errno>,
+    ) -> Result<Option<Behind>, String> {
+        let (mount, node) = (self.mounts[slot.0], self.handles[&slot].node);
+        let is_superseded = self.is_stale(mount, node) || self.has_same_base(mount, node);
+        allow(code, &[Some(errno), Some(libc::ESTALE)][..if is_superseded { 2 } else { 1 }])?;
+        if !closes {
+            return Ok(None);
+        }
+        self.locks.close(slot, mount, node);
+        self.maps.remove(&slot);
+        self.handles.remove(&slot);
+        // What is refused once more behind the last close of somebody who may write is given up, whoever reads it.
+        if self.handles_of(mount, node).any(|handle| handle.writes) {
+            return Ok(None);
+        }
+        self.staged.remove(&(mount, node));
+        if self.nodes[node].maker.is_none() {
+            return Ok(Some(Behind::GivenUp(node)));
+        }
+        Ok(self.forget(node).map(Behind::Gone))
     }
 }

@@ -15,7 +15,7 @@ pub(super) type Verdict = Result<(), String>;
 pub(super) type Answer = Result<Value, Errno>;
 
 /// What handles of a file that went elsewhere may be told.
-const LOST: [Option<Errno>; 3] = [None, Some(libc::ESTALE), Some(libc::ENOENT)];
+pub(super) const LOST: [Option<Errno>; 3] = [None, Some(libc::ESTALE), Some(libc::ENOENT)];
 
 pub(super) const DONE: [Option<Errno>; 1] = [None];
 const STALE: [Option<Errno>; 1] = [Some(libc::ESTALE)];
@@ -50,51 +50,6 @@ macro_rules! reach {
 }
 
 impl Model {
-    /// True for what cannot be asked, or has no certain answer: it is left out.
-    pub(super) fn skips(&self, client: usize, action: &Action) -> bool {
-        let handle = |slot: &usize| self.handles.get(&(client, *slot));
-        let outside = |node: Id, length: usize| length > 0 && self.nodes[node].area == Area::Outside;
-        let mut touched = Vec::new();
-        let found = |path: &Path, follow, touched: &mut Vec<Id>| self.walk(path, follow, touched).ok()?.node;
-        let skipped = match action {
-            Action::Open(slot, path, how) => {
-                let node = found(path, !how.exclusive, &mut touched);
-                handle(slot).is_some() || (!how.writes && node.is_some_and(|node| self.nodes[node].is_dir()))
-            }
-            Action::Close(slot) | Action::Fstat(slot) | Action::Fsync(slot) => handle(slot).is_none(),
-            Action::Read(slot) => !handle(slot).is_some_and(|handle| handle.reads),
-            Action::Write(slot, ..) => !handle(slot).is_some_and(|handle| handle.writes),
-            Action::Ftruncate(slot, length) => {
-                !handle(slot).is_some_and(|handle| handle.writes && !outside(handle.node, *length))
-            }
-            Action::Truncate(path, length) => {
-                found(path, true, &mut touched).is_some_and(|node| outside(node, *length))
-            }
-            Action::Chmod(path, _) | Action::List(path) => {
-                found(path, true, &mut touched);
-                false
-            }
-            Action::Stat(path)
-            | Action::Mkdir(path)
-            | Action::Unlink(path)
-            | Action::Readlink(path)
-            | Action::Symlink(_, path) => {
-                found(path, false, &mut touched);
-                false
-            }
-            Action::Rmdir(path) | Action::Rename(path, _) => {
-                touched.extend(found(path, false, &mut Vec::new()).map_or(Vec::new(), |node| self.below(node)));
-                found(path, false, &mut touched);
-                if let Action::Rename(_, to) = action {
-                    touched.extend(found(to, false, &mut Vec::new()).map_or(Vec::new(), |node| self.below(node)));
-                    found(to, false, &mut touched);
-                }
-                false
-            }
-        };
-        skipped || touched.iter().any(|node| self.is_hidden(self.mounts[client], *node))
-    }
-
     /// Judges an answer, and says what comes behind it.
     pub(super) fn judge(&mut self, client: usize, action: &Action, answer: &Answer) -> Result<Option<Behind>, String> {
         let (mount, code) = (self.mounts[client], answer.as_ref().err().copied());
@@ -117,6 +72,13 @@ impl Model {
             Action::Readlink(path) => self.readlink(path, answer),
             Action::Chmod(path, mode) => self.chmod(path, *mode, code),
             Action::List(path) => self.list(mount, path, answer),
+            Action::Map(number) => self.map(slot(number), answer),
+            Action::ReadMap(number) => self.read_map(slot(number), answer),
+            Action::Unmap(number) => self.unmap(slot(number), code),
+            Action::WriteMap(number, at, bytes) => self.write_map(slot(number), *at, *bytes, answer),
+            Action::Lock(number, request) => self.lock(slot(number), *request, code),
+            // What these consist of is judged.
+            Action::Rollback(..) | Action::Kill | Action::KillDuring(_) | Action::WithFault(..) => Ok(()),
         }
         .map(|()| None)
     }
@@ -146,6 +108,7 @@ impl Model {
                     let staged = Staged {
                         content: Vec::new(),
                         base: 0,
+                        from: 0,
                         dirty: true,
                         new: true,
                         appended: true,
@@ -184,7 +147,7 @@ impl Model {
 
     /// The first change of a version that is gone goes on from the newest one, or is refused. What was changed already stays
     /// what it was made from: the storing of it is refused.
-    fn change_by(
+    pub(super) fn change_by(
         &mut self,
         slot: Slot,
         code: Option<Errno>,
@@ -207,7 +170,7 @@ impl Model {
     }
 
     /// All handles of a mount that have the version of `handle` have the newest one from now on, which is returned.
-    fn move_handles(&mut self, mount: usize, handle: &Handle) -> usize {
+    pub(super) fn move_handles(&mut self, mount: usize, handle: &Handle) -> usize {
         let newest = self.nodes[handle.node].version();
         for (slot, other) in &mut self.handles {
             if self.mounts[slot.0] == mount && (other.node, other.opened) == (handle.node, handle.opened) {
@@ -224,9 +187,9 @@ impl Model {
             allowed.extend(&LOST[1..]);
             return allow(code, &allowed[..if self.nodes[handle.node].named { 1 } else { 3 }]);
         }
-        let appends = handle.append;
+        let (appends, bytes) = (handle.append, bytes.get(self));
         self.change_by(slot, code, appends, |handle, content| {
-            let (at, bytes) = (if handle.append { content.len() } else { at }, bytes.get());
+            let at = if handle.append { content.len() } else { at };
             content.resize(content.len().max(at + bytes.len()), 0);
             content[at..at + bytes.len()].copy_from_slice(&bytes);
         })
@@ -240,35 +203,56 @@ impl Model {
         self.change_by(slot, code, false, |_, content| content.resize(length, 0))
     }
 
-    fn read(&self, slot: Slot, answer: &Answer) -> Verdict {
+    /// What a handle may show: what it has, and after that whatever may take the place of that at any time.
+    pub(super) fn shown(&self, slot: Slot) -> Vec<&Vec<u8>> {
         let (mount, handle) = (self.mounts[slot.0], &self.handles[&slot]);
-        let (key, node) = ((mount, handle.node), &self.nodes[handle.node]);
-        if self.lost.contains(&key) {
-            return allow(answer.as_ref().err().copied(), &LOST);
-        }
-        let (seen, superseded) = match self.staged.get(&key) {
-            Some(staged) => (&staged.content, !staged.is_apart() && staged.base != node.version()),
-            None => (&node.versions[handle.opened], handle.opened != node.version()),
-        };
-        match answer {
-            Ok(bytes) => {
-                let bytes = decode(bytes);
-                if bytes == *seen || superseded && bytes == *node.newest() {
-                    return Ok(());
-                }
-                let apart = bytes.iter().zip(seen).position(|(one, other)| one != other);
-                Err(format!("{} bytes instead of {}, the first other one at {apart:?}", bytes.len(), seen.len()))
-            }
-            Err(errno) => allow(Some(*errno), if superseded { &EITHER } else { &DONE }),
+        let node = &self.nodes[handle.node];
+        let opened = &node.versions[handle.opened];
+        match self.staged.get(&(mount, handle.node)) {
+            Some(staged) if handle.opened < staged.from => vec![opened, node.newest(), &staged.content],
+            Some(staged) if !staged.is_apart() && staged.base != node.version() => vec![&staged.content, node.newest()],
+            Some(staged) => vec![&staged.content],
+            None if handle.opened != node.version() => vec![opened, node.newest()],
+            None => vec![opened],
         }
     }
 
+    fn read(&self, slot: Slot, answer: &Answer) -> Verdict {
+        if self.lost.contains(&(self.mounts[slot.0], self.handles[&slot].node)) {
+            return allow(answer.as_ref().err().copied(), &LOST);
+        }
+        let shown = self.shown(slot);
+        match answer {
+            Ok(bytes) => {
+                let bytes = decode(bytes);
+                if shown.contains(&&bytes) {
+                    return Ok(());
+                }
+                let apart = bytes.iter().zip(shown[0]).position(|(one, other)| one != other);
+                Err(format!("{} bytes instead of {}, the first other one at {apart:?}", bytes.len(), shown[0].len()))
+            }
+            Err(errno) => allow(Some(*errno), if shown.len() > 1 { &EITHER } else { &DONE }),
+        }
+    }
+
+    /// A version that others have replaced is shown with its length and mode.
     fn fstat(&self, slot: Slot, answer: &Answer) -> Verdict {
         let (mount, node) = (self.mounts[slot.0], self.handles[&slot].node);
         if self.lost.contains(&(mount, node)) {
             return allow(answer.as_ref().err().copied(), &LOST);
         }
-        self.is_shown(mount, node, answer)
+        let shown = self.shown(slot);
+        if shown.len() == 1 {
+            return self.is_shown(mount, node, answer);
+        }
+        let size = answer.as_ref().map_err(|_| "expected success".to_owned())?["size"].as_u64();
+        match shown.iter().any(|content| size == Some(content.len() as u64)) {
+            true => Ok(()),
+            false => Err(format!(
+                "expected one of {:?} bytes",
+                shown.iter().map(|content| content.len()).collect::<Vec<_>>()
+            )),
+        }
     }
 
     fn is_shown(&self, mount: usize, node: Id, answer: &Answer) -> Verdict {

@@ -5,6 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::locks::Locks;
+
 /// Longest chain of symbolic links.
 const LINKS: usize = 40;
 
@@ -65,6 +67,8 @@ pub(super) struct Staged {
     pub(super) content: Vec<u8>,
     /// The version it was made from.
     pub(super) base: usize,
+    /// The version at its first change: readers of older ones keep what they have.
+    pub(super) from: usize,
     pub(super) dirty: bool,
     /// Only because it is new: nothing was written to it.
     pub(super) new: bool,
@@ -119,6 +123,9 @@ pub(super) struct Model {
     pub(super) lost: BTreeSet<(usize, Id)>,
     /// By client and slot.
     pub(super) handles: BTreeMap<Slot, Handle>,
+    /// Handles whose file is mapped, and how many bytes of it.
+    pub(super) maps: BTreeMap<Slot, usize>,
+    pub(super) locks: Locks,
     /// Mount of each client.
     pub(super) mounts: Vec<usize>,
 }
@@ -199,9 +206,22 @@ impl Model {
         self.handles.iter().filter(here).map(|(_, handle)| handle)
     }
 
+    /// True if handles of a mount go on with what is staged: not those that only read an older version than it was made from.
+    pub(super) fn is_staged_open(&self, mount: usize, node: Id) -> bool {
+        let from = self.staged.get(&(mount, node)).map_or(0, |staged| staged.from);
+        self.handles_of(mount, node).any(|handle| handle.writes || handle.opened >= from)
+    }
+
     /// True if what is staged cannot be stored any more: somebody else has stored another content.
     pub(super) fn is_stale(&self, mount: usize, node: Id) -> bool {
         self.staged.get(&(mount, node)).is_some_and(|staged| self.differs(node, staged.base))
+    }
+
+    /// True if others have stored the content again that what is staged was made from: whether that is another version depends on
+    /// the store.
+    pub(super) fn has_same_base(&self, mount: usize, node: Id) -> bool {
+        let is_superseded = |staged: &Staged| staged.is_due() && staged.base != self.nodes[node].version();
+        self.staged.get(&(mount, node)).is_some_and(is_superseded) && !self.is_stale(mount, node)
     }
 
     /// True if the newest content is another one than that of `version`.
@@ -250,6 +270,7 @@ impl Model {
         let staged = self.staged.entry((mount, node)).or_insert_with(|| Staged {
             content: content.clone(),
             base: from,
+            from,
             dirty: false,
             new: false,
             appended: true,
@@ -270,12 +291,40 @@ impl Model {
         true
     }
 
-    /// A file that was cut off through a mount is stored, empty.
-    pub(super) fn emptied(&mut self, mount: usize, node: Id) {
-        match self.staged.contains_key(&(mount, node)) {
-            true => self.stored(mount, node),
-            false => self.nodes[node].versions.push(Vec::new()),
+    /// This content is what was staged by a mount, and is found to be stored.
+    pub(super) fn found_stored(&mut self, mount: usize, node: Id, content: Vec<u8>) {
+        if self.staged.contains_key(&(mount, node)) {
+            return self.stored(mount, node);
         }
+        self.nodes[node].versions.push(content);
+        (self.nodes[node].maker, self.nodes[node].hidden) = (None, false);
+    }
+
+    /// Names on the way to a node, from the area on; `None` if it has no name.
+    pub(super) fn path_of(&self, node: Id) -> Option<Vec<String>> {
+        self.path_below(0, node)
+    }
+
+    fn path_below(&self, dir: Id, node: Id) -> Option<Vec<String>> {
+        let Kind::Dir(children) = &self.nodes[dir].kind else { return None };
+        children.iter().find_map(|(name, child)| {
+            let below = if *child == node { Some(Vec::new()) } else { self.path_below(*child, node) };
+            below.map(|mut path| {
+                path.insert(0, name.clone());
+                path
+            })
+        })
+    }
+
+    /// A file that was never stored is gone, with its name; where it was.
+    pub(super) fn forget(&mut self, node: Id) -> Option<Vec<String>> {
+        let path = self.path_of(node)?;
+        let names: Vec<&str> = path.iter().map(String::as_str).collect();
+        let found = self.walk(&names, false, &mut Vec::new()).expect("it has a name");
+        self.children(found.parent).remove(&found.name);
+        self.nodes[node].named = false;
+        self.locks.drop_file(node);
+        Some(path)
     }
 
     /// A new file that nobody has written to here needs no storing where others have stored something: true if it is so.
@@ -291,6 +340,7 @@ impl Model {
     /// The name of a file goes by a call through `mount`.
     pub(super) fn unname(&mut self, mount: usize, node: Id) {
         self.nodes[node].named = false;
+        self.locks.drop_file(node);
         for other in self.mounts.iter().copied().collect::<BTreeSet<_>>() {
             let opened: BTreeSet<usize> = self.handles_of(other, node).map(|handle| handle.opened).collect();
             let key = (other, node);
@@ -304,7 +354,7 @@ impl Model {
                 let content = self.nodes[node].newest().clone();
                 self.staged.insert(
                     key,
-                    Staged { content, base: newest, dirty: false, new: false, appended: true, unlinked: true },
+                    Staged { content, base: newest, from: newest, dirty: false, new: false, appended: true, unlinked: true },
                 );
             } else if !opened.is_empty() {
                 self.lost.insert(key);
