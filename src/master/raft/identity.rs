@@ -213,14 +213,14 @@ impl MetaDir {
     }
 
     /// Moves everything of a retired disk into a sub-directory of its own, the identity last, so that a crash in
-    /// between repeats the move.
+    /// between repeats the move. What a move before has left under both of its names stays in both directories.
     pub(crate) fn set_aside(&self, identity: &Identity) -> Result<()> {
         let aside = self.path.join(format!("retired-{}-{}", identity.member_id, identity.incarnation));
         fs::create_dir_all(&aside)?;
         for name in ["wal", "state", "snapshots", FILE] {
             let from = self.path.join(name);
             if from.exists() {
-                fs::rename(&from, aside.join(name))?;
+                fs::rename(&from, free_name(&aside, name))?;
             }
             sync_dir(&aside)?;
             sync_dir(&self.path)?;
@@ -233,6 +233,17 @@ impl MetaDir {
         let free = rustix::fs::statvfs(&self.path).map_or(0, |stat| stat.f_bavail * stat.f_frsize);
         (tree_bytes(&self.path, 4), free)
     }
+}
+
+/// `name` in a directory, or `name.1`, `name.2` and so on where it is taken.
+fn free_name(dir: &Path, name: &str) -> PathBuf {
+    let mut path = dir.join(name);
+    let mut number = 0;
+    while path.exists() {
+        number += 1;
+        path = dir.join(format!("{name}.{number}"));
+    }
+    path
 }
 
 fn tree_bytes(dir: &Path, depth: u32) -> u64 {
@@ -275,6 +286,23 @@ mod tests {
         match dir.load().expect("read") {
             Part::Damaged(why) => assert!(why.contains("format is 1") && why.contains("reads 3"), "{why}"),
             other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_retired_disk_that_was_moved_aside_in_part_is_moved_whole() {
+        let temp = tempfile::tempdir().expect("tempdir");
+        let dir = MetaDir::open(temp.path()).expect("open");
+        let identity = member(&dir);
+        for again in 0..3 {
+            for part in [dir.wal(), dir.state()] {
+                fs::create_dir_all(&part).expect("mkdir");
+                fs::write(part.join("file"), format!("{again}")).expect("write");
+            }
+            dir.store(&identity).expect("stored");
+            dir.set_aside(&identity).expect("set aside");
+            assert!(matches!(dir.load().expect("read"), Part::Missing));
+            assert!(!dir.wal().exists() && !dir.state().exists());
         }
     }
 
