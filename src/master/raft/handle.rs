@@ -471,6 +471,9 @@ impl Handle {
         check_id("incarnation", &request.incarnation)?;
         check_address("Raft address", &request.raft_address)?;
         check_address("gRPC address", &request.grpc_address)?;
-        membership::admit(&self.must_run()?, &self.0.config, request).await
+        // Without the phase of this master: a disk that is joining shows the answer as its own phase, and two of them that ask each
+        // other would make it longer each time.
+        let not_serving = || Error::unavailable("the master that was asked does not serve yet");
+        membership::admit(&self.running().ok_or_else(not_serving)?, &self.0.config, request).await
     }
 }
