@@ -36,12 +36,14 @@ pub(crate) enum PlantedFault {
     SegmentNotSynced,
     /// The log is cut at damage, whatever was durable behind it.
     DamageCutOff,
+    /// An empty disk knows no masters but those that it is configured with.
+    AnnouncersIgnored,
 }
 
 #[cfg(test)]
 impl PlantedFault {
     /// All of them.
-    pub(crate) const ALL: [PlantedFault; 16] = [
+    pub(crate) const ALL: [PlantedFault; 17] = [
         PlantedFault::AckBeforeSync,
         PlantedFault::VoteNotSynced,
         PlantedFault::TruncationNotSynced,
@@ -58,6 +60,7 @@ impl PlantedFault {
         PlantedFault::LogBootNotRecorded,
         PlantedFault::SegmentNotSynced,
         PlantedFault::DamageCutOff,
+        PlantedFault::AnnouncersIgnored,
     ];
 }
 

@@ -119,7 +119,8 @@ async fn a_snapshot_that_is_declined_leaves_nothing() {
     for forged in [false, true] {
         let raft = cluster.dev.process(&name).expect("a process").raft.expect("an address");
         let mut client = RaftClient::connect(format!("http://{raft}")).await.expect("connected");
-        let probe = client.probe(ProbeRequest { nonce: vec![7; 16].into() }).await.expect("probed").into_inner();
+        let request = ProbeRequest { nonce: vec![7; 16].into(), ..ProbeRequest::default() };
+        let probe = client.probe(request).await.expect("probed").into_inner();
         let header = Header {
             cluster_uuid: probe.cluster_uuid,
             target_id: probe.member_id,

@@ -303,7 +303,10 @@ impl Handle {
     /// *Errors*: `InvalidArgument` for what no member can say; `Unavailable` while it cannot be judged: announce it again.
     pub(crate) async fn judge_announcement(&self, news: wire::AnnounceRequest) -> Result<wire::AnnounceResponse> {
         let claim = Claim::from_wire(&news)?;
-        let opened = self.opened().ok_or_else(|| self.not_ready())?;
+        let Some(opened) = self.opened() else {
+            self.0.announcers.note(&news);
+            return Err(self.not_ready());
+        };
         let judged = self.judge_claim(&opened, &claim, &news).await;
         if !judged.as_ref().is_ok_and(|answer| answer.verdict() == AnnounceVerdict::Welcome) {
             opened.net.refused.fetch_add(1, Ordering::Relaxed);

@@ -13,10 +13,11 @@ use crate::config::MasterConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::master::store::{Store, TableDigest};
 use crate::runtime::planted::{PlantedFault, is_planted};
-use crate::runtime::{now_ns, random_id, spawn_blocking};
+use crate::runtime::{random_id, spawn_blocking};
 
 use super::admission;
 use super::compaction;
+use super::discovery::Announcers;
 use super::disk_parts::{self, DiskVerdict, Part};
 use super::disk_space::{DiskLimits, DiskSpace};
 use super::identity::{Identity, MetaDir, Stage};
@@ -42,6 +43,7 @@ pub(crate) struct Inner {
     pub(crate) space: Arc<DiskSpace>,
     pub(crate) nonce: [u8; 16],
     pub(crate) resolver: Arc<Resolver>,
+    pub(crate) announcers: Announcers,
     identity: RwLock<Option<Identity>>,
     /// The log as it was read when the disk was judged, until it is opened.
     recovered: Mutex<Option<Recovered>>,
@@ -118,6 +120,7 @@ impl Handle {
             space,
             nonce: random_id(),
             resolver: Arc::default(),
+            announcers: Announcers::default(),
             identity: RwLock::new(identity),
             recovered: Mutex::new(inspection.log),
             opened: RwLock::new(None),
@@ -454,32 +457,6 @@ impl Handle {
         status
     }
 
-    /// Who this master is and in which start, with the nonce of the request.
-    ///
-    /// *Errors*: `InvalidArgument` for a nonce that does not have 16 bytes.
-    pub(crate) fn probe_answer(&self, request: wire::ProbeRequest) -> Result<wire::ProbeResponse> {
-        check_id("nonce of a probe", &request.nonce)?;
-        let identity = self.identity();
-        let leader = self.running().and_then(|running| {
-            let id = running.look(|m| m.current_leader)?;
-            running.net.book.get(id).map(|node| node.raft_address)
-        });
-        Ok(wire::ProbeResponse {
-            nonce: request.nonce,
-            boot: identity.as_ref().map_or(0, |identity| identity.boot),
-            boot_nonce: identity.as_ref().map(|_| self.0.nonce.to_vec().into()).unwrap_or_default(),
-            state: identity.as_ref().map_or("empty", |identity| identity.stage.name()).to_owned(),
-            cluster_uuid: identity.as_ref().map(|i| i.cluster_bytes().to_vec().into()).unwrap_or_default(),
-            member_id: identity.as_ref().map_or(0, |identity| identity.member_id),
-            incarnation: identity.as_ref().map(|i| i.incarnation_bytes().to_vec().into()).unwrap_or_default(),
-            peers: self.0.config.peers.clone(),
-            grpc_address: self.grpc_address(),
-            raft_address: self.raft_address(),
-            leader_raft_address: leader.unwrap_or_default(),
-            now_ns: now_ns(),
-        })
-    }
-
     /// What a leader knows a member to have stored.
     pub(super) fn acknowledged_by(&self, id: u64) -> u64 {
         let Some(running) = self.running() else { return 0 };
@@ -494,6 +471,9 @@ impl Handle {
         check_id("incarnation", &request.incarnation)?;
         check_address("Raft address", &request.raft_address)?;
         check_address("gRPC address", &request.grpc_address)?;
-        membership::admit(&self.must_run()?, &self.0.config, request).await
+        // Without the phase of this master: a disk that is joining shows the answer as its own phase, and two of them that ask each
+        // other would make it longer each time.
+        let not_serving = || Error::unavailable("the master that was asked does not serve yet");
+        membership::admit(&self.running().ok_or_else(not_serving)?, &self.0.config, request).await
     }
 }

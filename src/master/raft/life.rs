@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::join_all;
 use jindofs_proto::raft::v1 as wire;
 use openraft::async_runtime::watch::WatchReceiver;
 
@@ -79,14 +78,10 @@ impl Handle {
         self.0.config.peers.iter().filter(|peer| **peer != own).cloned().collect()
     }
 
-    /// An empty disk joins a cluster that one of its configured peers is a member of; it never makes one.
+    /// An empty disk joins a cluster that it belongs to; it never makes one.
     async fn look_for_a_cluster(&self) -> Result<()> {
         self.set_phase("empty: waiting to be provisioned, or for a peer that is a member");
-        let probes =
-            self.other_peers().into_iter().map(|peer| async move { self.0.resolver.probe(&peer, PROBE).await });
-        let answers = join_all(probes).await;
-        let member = answers.into_iter().flatten().find(|answer| answer.state == Stage::Member.name());
-        if let Some(cluster) = member.and_then(|answer| <[u8; 16]>::try_from(answer.cluster_uuid.as_ref()).ok()) {
+        if let Some(cluster) = self.find_cluster().await {
             let _alone = self.0.life.lock().await;
             if self.identity().is_none() {
                 failpoint_io("join.begin")?;
@@ -170,7 +165,9 @@ impl Handle {
             raft_address: self.raft_address(),
             grpc_address: self.grpc_address(),
         };
-        let mut ask: Vec<String> = self.other_peers();
+        // The last one is asked first: configured peers before those that have announced themselves.
+        let mut ask = self.0.announcers.of_cluster(identity.cluster_bytes());
+        ask.extend(self.other_peers());
         let mut asked = BTreeSet::new();
         let mut last = Error::unavailable("no peer answers");
         while let Some(address) = ask.pop() {
@@ -182,7 +179,10 @@ impl Handle {
                 Ok(answer) if !answer.leader_raft_address.is_empty() => ask.push(answer.leader_raft_address),
                 Ok(answer) => last = Error::unavailable(answer.message),
                 Err(error) if error.kind == ErrorKind::FailedPrecondition => return Err(error),
-                Err(error) => last = error,
+                Err(error) => {
+                    self.0.announcers.forget(&address);
+                    last = error;
+                }
             }
         }
         Err(last)

@@ -8,6 +8,7 @@ mod ballast;
 mod compaction;
 mod confirm;
 mod current;
+mod discovery;
 mod disk_parts;
 mod disk_space;
 mod founding;

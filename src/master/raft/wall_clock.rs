@@ -226,7 +226,8 @@ async fn ask(
             _ => running.net.resolver.connect(&node.raft_address, ASK_TIMEOUT).await.ok()?,
         };
         let asked = Instant::now();
-        let answer = client.probe(ProbeRequest { nonce: random_id().to_vec().into() }).await.ok()?.into_inner();
+        let request = ProbeRequest { nonce: random_id().to_vec().into(), ..ProbeRequest::default() };
+        let answer = client.probe(request).await.ok()?.into_inner();
         let took = asked.elapsed();
         let is_this_disk = answer.member_id == id && answer.incarnation == node.incarnation;
         // A slow answer, also one that waited while this process stood still, says little about the time.

@@ -192,11 +192,21 @@ impl Resolver {
     ///
     /// *Errors*: `Unavailable`.
     pub(crate) async fn probe(&self, address: &str, timeout: Duration) -> Result<ProbeResponse> {
+        self.probe_with(address, ProbeRequest::default(), timeout).await
+    }
+
+    /// As [`Resolver::probe`], with what else the request says.
+    pub(crate) async fn probe_with(
+        &self,
+        address: &str,
+        request: ProbeRequest,
+        timeout: Duration,
+    ) -> Result<ProbeResponse> {
         let nonce = random_id();
         let ask = async {
             let client = self.connect(address, timeout).await?;
             let mut client = client.max_decoding_message_size(PROBE_BYTES_MAX);
-            let request = ProbeRequest { nonce: nonce.to_vec().into() };
+            let request = ProbeRequest { nonce: nonce.to_vec().into(), ..request };
             let answer = client.probe(request).await.map_err(|status| from_status(&status))?.into_inner();
             check_probe(&answer, &nonce).map(|()| answer)
         };

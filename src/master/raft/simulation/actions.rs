@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use super::super::handle::Handle;
 use super::checks::expected;
 use super::disk::{self, Fault};
 use super::machine::{End, Machine};
@@ -12,7 +13,7 @@ use crate::runtime::simulated::{self, Random};
 
 /// Something the script does at a time.
 #[derive(Debug)]
-enum Step {
+pub(super) enum Step {
     /// Asks the first master to found the cluster.
     Found,
     /// Chooses the next action.
@@ -23,11 +24,21 @@ enum Step {
     Heal(Vec<(usize, usize)>),
     /// Ends slow links.
     Hurry(Vec<(usize, usize)>),
+    /// Lets masters join on the machines that have none.
+    Add,
+    /// Removes the masters of these machines.
+    Remove([usize; 2]),
+    /// Puts an empty disk into a machine.
+    LoseDisk(usize),
 }
+
+/// What is done when, in nanoseconds since the start.
+pub(super) type Plan = Vec<(u64, Step)>;
 
 /// See the module.
 pub(super) struct Script {
     random: Random,
+    plan: Option<Plan>,
     steps: BTreeMap<u64, Step>,
     next: u64,
     over: bool,
@@ -42,9 +53,10 @@ pub(super) struct Script {
 }
 
 impl Script {
-    pub(super) fn new(seed: u64) -> Script {
+    pub(super) fn new(seed: u64, plan: Option<Plan>) -> Script {
         Script {
             random: Random::new(seed),
+            plan,
             steps: BTreeMap::new(),
             next: 1,
             over: false,
@@ -82,6 +94,9 @@ impl Script {
 
     pub(super) fn begin(&mut self, _machines: &[Machine]) {
         self.after(S / 2, Step::Found);
+        if let Some(plan) = self.plan.take() {
+            return plan.into_iter().for_each(|(at, step)| self.after(at, step));
+        }
         let first = self.random.between(3 * S, 10 * S);
         self.after(first, Step::Choose);
     }
@@ -106,6 +121,9 @@ impl Script {
                 machines[host].power_on();
                 machines[host].start();
             }
+            Some(Step::Add) => self.add(machines),
+            Some(Step::Remove(leaving)) => self.remove(machines, leaving),
+            Some(Step::LoseDisk(host)) => self.lose_disk(machines, host),
             Some(Step::Start(_)) | None => {}
             Some(Step::Heal(links)) => links.into_iter().for_each(|(from, to)| net(|net| net.heal(from, to))),
             Some(Step::Hurry(links)) => {
@@ -252,18 +270,24 @@ impl Script {
         if !self.is_sound(machines) {
             return;
         }
-        let leader = machines.iter().find(|m| m.handle().is_some_and(|handle| handle.is_leader()));
-        let Some((host, handle)) = leader.and_then(|m| Some((m.host, m.handle()?))) else { return };
-        let expected = expected(machines).unwrap_or_default();
-        if expected.len() > FOUNDERS {
+        if expected(machines).unwrap_or_default().len() > FOUNDERS {
             let first = self.host();
-            let leaving = [first, (first + 1 + self.host() % (HOSTS - 1)) % HOSTS];
-            let leaving: Vec<String> = leaving.iter().map(|host| machines[*host].raft_address()).collect();
-            self.note(format!("remove {leaving:?}"));
-            return machines[host].spawn(async move {
-                drop(handle.remove_members(Vec::new(), leaving).await);
-            });
+            let second = (first + 1 + self.host() % (HOSTS - 1)) % HOSTS;
+            return self.remove(machines, [first, second]);
         }
+        self.add(machines);
+    }
+
+    fn remove(&mut self, machines: &[Machine], leaving: [usize; 2]) {
+        let Some((host, handle)) = leader(machines) else { return };
+        let leaving: Vec<String> = leaving.iter().map(|host| machines[*host].raft_address()).collect();
+        self.note(format!("remove {leaving:?}"));
+        machines[host].spawn(async move { drop(handle.remove_members(Vec::new(), leaving).await) });
+    }
+
+    fn add(&mut self, machines: &[Machine]) {
+        let Some((host, handle)) = leader(machines) else { return };
+        let expected = expected(machines).unwrap_or_default();
         self.grown = true;
         let joining: Vec<usize> = (0..HOSTS).filter(|at| !expected.contains(&machines[*at].raft_address())).collect();
         self.note(format!("add {joining:?}"));
@@ -313,14 +337,18 @@ impl Script {
         self.kill(machines, host, false);
         let part = self.random.below(8);
         let name = ["wal", "state", "snapshots", "IDENTITY"].get(usize::try_from(part).unwrap_or(9));
-        let Some(name) = name else {
-            self.note(format!("lose the disk of {host}"));
-            return machines[host].wipe();
-        };
+        let Some(name) = name else { return self.lose_disk(machines, host) };
         self.note(format!("lose {name} of {host}"));
         let path = machines[host].dir().join(name);
         let _ = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
         disk::settle(&machines[host].dir());
+    }
+
+    fn lose_disk(&mut self, machines: &mut [Machine], host: usize) {
+        self.altered[host] = true;
+        self.kill(machines, host, false);
+        self.note(format!("lose the disk of {host}"));
+        machines[host].wipe();
     }
 
     /// The process of a machine ended by itself.
@@ -363,6 +391,12 @@ impl Script {
             }
         }
     }
+}
+
+/// The machine whose master leads, and its handle.
+fn leader(machines: &[Machine]) -> Option<(usize, Handle)> {
+    let mut handles = machines.iter().filter_map(|machine| Some((machine.host, machine.handle()?)));
+    handles.find(|(_, handle)| handle.is_leader())
 }
 
 fn is_disk_error(why: &str) -> bool {

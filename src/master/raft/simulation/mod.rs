@@ -12,6 +12,7 @@ mod disk;
 mod log;
 mod machine;
 mod net;
+mod planned;
 mod run;
 mod seeds;
 mod trace;

@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use super::actions::Script;
+use super::actions::{Plan, Script};
 use super::checks::{self, Checks};
 use super::clients::{Client, send_replies};
 use super::disk;
@@ -43,10 +43,11 @@ pub(super) struct Run {
     settled: bool,
 }
 
-/// Runs a seed in the current directory, on a thread that runs nothing else.
+/// Runs a seed in the current directory, on a thread that runs nothing else. A plan says which faults there are; without one the
+/// seed does.
 ///
 /// Panics with what must not happen.
-pub(super) fn run(seed: u64) -> Report {
+pub(super) fn run(seed: u64, plan: Option<Plan>) -> Report {
     let mut random = Random::new(seed);
     simulated::enter(random.next());
     disk::install(random.next(), random.chance(50));
@@ -56,7 +57,7 @@ pub(super) fn run(seed: u64) -> Report {
         machines: (0..HOSTS).map(|host| Machine::new(host, FOUNDERS)).collect(),
         clients: (0..CLIENTS).map(Client::new).collect(),
         checks: Checks::default(),
-        script: Script::new(random.next()),
+        script: Script::new(random.next(), plan),
         random: Random::new(random.next()),
         settled: false,
     };

@@ -154,7 +154,7 @@ fn planted_faults_are_found() {
 #[ignore = "one run of one seed, for the test above and for people"]
 fn one_run() -> ExitCode {
     run_here(|seed| {
-        let report = run::run(seed);
+        let report = run::run(seed, None);
         format!(
             "hash {:016x} events {} acknowledged {} applied {} simulated {} ms; {}",
             report.hash,
