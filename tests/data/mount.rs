@@ -162,6 +162,10 @@ async fn a_master_started_elsewhere_on_its_volume_brings_the_same_files_back() {
         std::fs::write(site.local.join(name), name).expect("written");
     }
     site.put("d/object", b"object").await;
+    // All of it is known before it is listed: the links of a directory are those of what is known below it.
+    for directory in ["/local", "/s3", "/s3/d"] {
+        site.ctl_ok(&["fs", "ls", directory]);
+    }
     let list = || {
         let output = std::process::Command::new("ls").args(["-lR", "--time-style=full-iso"]).arg(&site.mnt).output();
         String::from_utf8(output.expect("ls runs").stdout).expect("text")

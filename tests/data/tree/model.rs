@@ -354,7 +354,15 @@ impl Model {
                 let content = self.nodes[node].newest().clone();
                 self.staged.insert(
                     key,
-                    Staged { content, base: newest, from: newest, dirty: false, new: false, appended: true, unlinked: true },
+                    Staged {
+                        content,
+                        base: newest,
+                        from: newest,
+                        dirty: false,
+                        new: false,
+                        appended: true,
+                        unlinked: true,
+                    },
                 );
             } else if !opened.is_empty() {
                 self.lost.insert(key);
