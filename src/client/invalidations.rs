@@ -3,7 +3,7 @@
 //!
 //! *Promises.* Between the first event of a stream and its end, the client is told every change that the master
 //! applies. The first event of each stream says that changes were lost, whatever the master says. A stream that is
-//! silent for [`SILENCE_TIMEOUT`] is given up: a master that is alive and up to date sends an event every few seconds.
+//! silent for `SILENCE_TIMEOUT` is given up: a master that is alive and up to date sends an event every few seconds.
 //! The client is not told the changes between two streams: the age of what is cached then is bounded by its time to
 //! live.
 

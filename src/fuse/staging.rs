@@ -444,13 +444,22 @@ impl Staging {
     /// What is staged of a file is forgotten if it is not what is there any more: somebody else has stored another version,
     /// which `attr` names, after ours was stored.
     pub(super) fn drop_superseded(&self, attr: &Attr) {
-        let staged = self.ready(attr.inode).filter(|staged| !staged.is_apart());
-        // While somebody has the turn, what is staged and what is known of it may differ.
-        let Some(turn) = staged.and_then(|staged| staged.try_turn()) else { return };
-        let differs = version_of(&turn.base().version_token) != version_of(&attr.version_token);
-        if differs && !turn.staged.is_apart() {
+        if let Some(turn) = self.superseded(attr) {
             self.remove(turn);
         }
+    }
+
+    /// The version of what [`Staging::drop_superseded`] would forget.
+    pub(super) fn superseded_base(&self, attr: &Attr) -> Option<Attr> {
+        self.superseded(attr).map(|turn| turn.base().clone())
+    }
+
+    fn superseded(&self, attr: &Attr) -> Option<Turn> {
+        let staged = self.ready(attr.inode).filter(|staged| !staged.is_apart())?;
+        // While somebody has the turn, what is staged and what is known of it may differ.
+        let turn = staged.try_turn()?;
+        let differs = version_of(&turn.base().version_token) != version_of(&attr.version_token);
+        (differs && !turn.staged.is_apart()).then_some(turn)
     }
 
     /// Attributes as handles of a node see them: with length and time of what is not stored yet.

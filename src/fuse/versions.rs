@@ -47,11 +47,14 @@ impl Fs {
     /// True for a node that goes on with `newest`: one that is written or locked, or that the version only extends. What is
     /// staged and not stored stays what it was made from.
     pub(super) fn may_move(&self, node: u64, newest: &Attr) -> bool {
+        self.is_behind(node, newest) && self.goes_on(node, newest)
+    }
+
+    fn goes_on(&self, node: u64, newest: &Attr) -> bool {
         let Some(open) = self.nodes.open_node(node) else { return false };
-        self.is_behind(node, newest)
-            && (open.is_written
-                || self.locks.are_held_through(&self.nodes.handles(node))
-                || open.attr.is_some_and(|attr| extends(newest, &attr)))
+        open.is_written
+            || self.locks.are_held_through(&self.nodes.handles(node))
+            || open.attr.is_some_and(|attr| extends(newest, &attr))
     }
 
     /// Moves all handles of a node to the version `newest`, and drops its pages before it returns: not to be called by who answers a
@@ -107,7 +110,9 @@ impl Fs {
     /// What a node is to show, without asking anybody; `None` if a master has to be asked, or it has to move first.
     pub(super) fn attr_of_node_now(&self, node: u64) -> Option<Known> {
         let known = self.attr_now(inode_of(node))?;
-        if self.may_move(node, &known.attr) { None } else { Some(self.view_of(node, known)) }
+        let has_other = || self.staging.superseded_base(&known.attr).is_some() && self.goes_on(node, &known.attr);
+        let moves = self.may_move(node, &known.attr) || has_other();
+        if moves { None } else { Some(self.view_of(node, known)) }
     }
 
     /// What a node is to show. A node whose handles go on with the newest version moves to it.
@@ -115,6 +120,10 @@ impl Fs {
     /// *Errors*: those of the masters.
     pub(super) async fn attr_of_node(self: &Arc<Self>, node: u64) -> Result<Known> {
         let known = self.attr(inode_of(node)).await?;
+        if self.goes_on(node, &known.attr) && !self.is_unrecorded(inode_of(node)) {
+            // What is staged and was stored before others have stored another version.
+            self.staging.drop_superseded(&known.attr);
+        }
         if self.may_move(node, &known.attr) {
             // The kernel asks for attributes while it holds no page of the node.
             if let Err(error) = self.move_node(node, &known.attr).await {
@@ -126,9 +135,14 @@ impl Fs {
 
     /// The attributes of the version that a node stands for.
     pub(super) fn view_of(&self, node: u64, known: Known) -> Known {
-        let Some(open) = self.nodes.open_node(node).filter(|_| self.staging.ready_for(node).is_none()) else {
-            return known;
-        };
+        if self.staging.ready_for(node).is_some() {
+            // The length of one version is never shown with pages of another.
+            return match self.staging.superseded_base(&known.attr) {
+                Some(attr) if !self.is_unrecorded(inode_of(node)) => Known { attr, ..known },
+                _ => known,
+            };
+        }
+        let Some(open) = self.nodes.open_node(node) else { return known };
         match open.attr {
             Some(attr) if !same_version(&attr, &known.attr) => Known { attr, ..known },
             _ => known,

@@ -144,7 +144,7 @@ impl Invalidations {
         self.published.send_replace(next);
     }
 
-    /// Subscribes to the changes that are applied from now on; `None` if there are [`SUBSCRIBERS_MAX`] subscribers.
+    /// Subscribes to the changes that are applied from now on; `None` if there are `SUBSCRIBERS_MAX` subscribers.
     pub fn subscribe(self: &Arc<Self>) -> Option<Subscription> {
         let count = |count: usize| (count < SUBSCRIBERS_MAX).then_some(count + 1);
         self.subscribers.fetch_update(Ordering::AcqRel, Ordering::Acquire, count).ok()?;

@@ -355,3 +355,43 @@ async fn an_object_that_is_replaced_behind_the_mount_is_never_mixed_with_what_wa
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handle_that_may_write_never_reads_the_end_of_one_version_in_the_length_of_another() {
+    if !fuse_works("a_handle_that_may_write_never_reads_the_end_of_one_version_in_the_length_of_another") {
+        return;
+    }
+    let zero = ("fuse.attr-ttl".to_owned(), "0s".to_owned());
+    let (site, second) = writable_twice(1, |dev| dev.settings.push(zero.clone())).await;
+    for directory in ["local", "s3"] {
+        for (round, (old, new)) in [(5000, 1), (5000, 5000), (2 * PAGE, PAGE)].into_iter().enumerate() {
+            let name = format!("{directory}/f{round}");
+            let (here, there) = (site.mnt.join(&name), second.join(&name));
+            off(move || {
+                let (old, new) = (content(old, 1), content(new, 2));
+                let held =
+                    OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&here).expect("made");
+                fs::write(&here, &old).expect("stored");
+                assert!(read_all(&held, old.len()).expect("read") == old, "{name}");
+                fs::write(&there, &new).expect("replaced by another mount");
+                let mut looked = Vec::new();
+                for look in ["by nobody", "by its name"] {
+                    if look == "by its name" {
+                        fs::metadata(&here).expect("stat");
+                    }
+                    let mut bytes = vec![0; 3 * PAGE];
+                    let length = held.read_at(&mut bytes, 0).expect("read");
+                    bytes.truncate(length);
+                    assert!(bytes == old || bytes == new, "{name}, looked at {look}: {length} bytes of none");
+                    looked.push(length);
+                }
+                wait_for(&format!("{name} is the newest one"), PATIENCE, || {
+                    (held.metadata().expect("fstat").len() == new.len() as u64).then_some(())
+                });
+                assert!(read_all(&held, new.len()).expect("read") == new, "{name}: {looked:?}");
+            })
+            .await;
+        }
+    }
+    site.cluster.assert_no_panic();
+}

@@ -2,7 +2,7 @@
 //! so that no command can leave one out. Nothing here writes a row: replicas without subscribers do not derive changes.
 //!
 //! *Transactions of one log entry.* Every client has read the state before the transaction or the state after it, so
-//! only rows that differ between the two are changes ([`derive`]).
+//! only rows that differ between the two are changes ([`derive()`]).
 //!
 //! *Transactions of several log entries.* Another master may have applied the same entries one by one, so a client may
 //! have read a state between two of them. A name that was absent before and after the transaction may be cached as

@@ -210,7 +210,10 @@ impl Model {
         let opened = &node.versions[handle.opened];
         match self.staged.get(&(mount, handle.node)) {
             Some(staged) if handle.opened < staged.from => vec![opened, node.newest(), &staged.content],
-            Some(staged) if !staged.is_apart() && staged.base != node.version() => vec![&staged.content, node.newest()],
+            // Also when its name went after that.
+            Some(staged) if !staged.is_changed() && staged.base != node.version() => {
+                vec![&staged.content, node.newest()]
+            }
             Some(staged) => vec![&staged.content],
             None if handle.opened != node.version() => vec![opened, node.newest()],
             None => vec![opened],

@@ -80,7 +80,12 @@ pub(super) struct Staged {
 impl Staged {
     /// True if handles see what others do not.
     pub(super) fn is_apart(&self) -> bool {
-        self.dirty && !self.new || self.unlinked
+        self.is_changed() || self.unlinked
+    }
+
+    /// True if it holds what no version does.
+    pub(super) fn is_changed(&self) -> bool {
+        self.dirty && !self.new
     }
 
     /// True if it waits to be stored.
