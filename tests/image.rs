@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use crate::support::ROOT;
 use crate::support::cluster::binary;
 
 fn pack(archive: &Path, arguments: &[&str]) -> Output {
     let binaries = binary("jindofs").parent().expect("a directory").to_owned();
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/image/pack");
-    Command::new(script).arg(binaries).arg(archive).args(arguments).output().expect("python3 runs")
+    Command::new(format!("{ROOT}/deploy/image/pack")).arg(binaries).arg(archive).args(arguments).output().expect("python3 runs")
 }
 
 /// Unpacks the one layer of an archive.
