@@ -8,7 +8,12 @@ use crate::support::cluster::binary;
 
 fn pack(archive: &Path, arguments: &[&str]) -> Output {
     let binaries = binary("jindofs").parent().expect("a directory").to_owned();
-    Command::new(format!("{ROOT}/deploy/image/pack")).arg(binaries).arg(archive).args(arguments).output().expect("python3 runs")
+    Command::new(format!("{ROOT}/deploy/image/pack"))
+        .arg(binaries)
+        .arg(archive)
+        .args(arguments)
+        .output()
+        .expect("python3 runs")
 }
 
 /// Unpacks the one layer of an archive.

@@ -25,7 +25,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Once;
 use std::time::Duration;
 
-use crate::support::poll;
+use crate::support::{ROOT, poll};
 
 /// Nodes of the cluster that the tests bring along.
 const NODES: [&str; 3] = ["n1", "n2", "n3"];
@@ -99,8 +99,8 @@ impl Drop for Namespace {
 fn define_resources() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        let definitions = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/crd.yaml");
-        ok(&kubectl(&["apply", "--server-side", "--force-conflicts", "-f", definitions]));
+        let definitions = format!("{ROOT}/deploy/crd.yaml");
+        ok(&kubectl(&["apply", "--server-side", "--force-conflicts", "-f", &definitions]));
         ok(&kubectl(&[
             "wait",
             "--for=condition=Established",
