@@ -247,8 +247,8 @@ impl Fs {
         }
     }
 
-    /// The error for a directory that is gone: `Stale` only if another one has its path by now, since not everybody who is told
-    /// that looks the path up again.
+    /// The error for a directory that is gone: `Stale` only if another directory has its path by now, since not every caller looks
+    /// the path up again after `Stale`.
     pub(super) async fn gone_directory(&self, inode: u64) -> Error {
         let path = self.inodes.path_below(ROOT_INODE, inode);
         self.forget_path(inode);

@@ -449,14 +449,14 @@ impl Staging {
         }
     }
 
-    /// The version of what [`Staging::drop_superseded`] would forget.
+    /// Attributes of the staged version that [`Staging::drop_superseded`] would forget.
     pub(super) fn superseded_base(&self, attr: &Attr) -> Option<Attr> {
         self.superseded(attr).map(|turn| turn.base().clone())
     }
 
     fn superseded(&self, attr: &Attr) -> Option<Turn> {
         let staged = self.ready(attr.inode).filter(|staged| !staged.is_apart())?;
-        // While somebody has the turn, what is staged and what is known of it may differ.
+        // While another task holds the turn, the staged content and the known attributes may differ.
         let turn = staged.try_turn()?;
         let differs = version_of(&turn.base().version_token) != version_of(&attr.version_token);
         (differs && !turn.staged.is_apart()).then_some(turn)

@@ -164,7 +164,6 @@ fn plugin_directory(kubelet: &Path) -> PathBuf {
 fn launch(kubelet: &Path) -> Child {
     let port = free_port();
     let runtime = kubelet.with_file_name("runtime mnt");
-    // Built beside the others: it belongs to the same workspace.
     let mut plugin = Command::new(binary("jindofs-operator"))
         .args(["csi-node", "--node", "here", "--driver", DRIVER, "--http-port", &port.to_string(), "--kubelet-dir"])
         .arg(kubelet)

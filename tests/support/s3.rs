@@ -44,7 +44,6 @@ pub struct Control {
     lists: AtomicU64,
     parts: AtomicU64,
     refused: AtomicU64,
-    fail_next: AtomicU64,
     /// (requests that are answered before, requests that fail then, how)
     failure: Mutex<(u64, u64, Option<S3ErrorCode>)>,
     refusal: Mutex<Option<S3ErrorCode>>,
@@ -93,7 +92,7 @@ impl Control {
 
     /// The next `count` requests are answered with 503 SlowDown.
     pub fn fail_next(&self, count: u64) {
-        self.fail_next.store(count, Ordering::SeqCst);
+        self.fail_later(0, count, S3ErrorCode::SlowDown);
     }
 
     /// After `passed` requests the next `count` fail with this error.
@@ -139,11 +138,6 @@ impl Control {
     fn gate(&self) -> S3Result<()> {
         if let Some(code) = self.refusal.lock().unwrap_or_else(PoisonError::into_inner).clone() {
             return Err(code.into());
-        }
-        let take = |left: u64| left.checked_sub(1);
-        if self.fail_next.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_ok() {
-            self.refused.fetch_add(1, Ordering::SeqCst);
-            return Err(s3_error!(SlowDown));
         }
         if let Some(code) = self.failure() {
             self.refused.fetch_add(1, Ordering::SeqCst);

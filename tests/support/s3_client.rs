@@ -1,4 +1,4 @@
-//! The client of the S3 server of the tests, for whoever does not need the server itself.
+//! The client of the S3 server of the tests: a program that includes this file needs no dependency of the server.
 
 pub const ACCESS_KEY: &str = "test-access-key";
 pub const SECRET_KEY: &str = "test-secret-key";

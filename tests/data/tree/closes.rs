@@ -87,7 +87,8 @@ impl Model {
         self.locks.close(slot, mount, node);
         self.maps.remove(&slot);
         self.handles.remove(&slot);
-        // What is refused once more behind the last close of somebody who may write is given up, whoever reads it.
+        // The client stores the content once more behind the last close of a writer. If the store refuses that too, the client
+        // drops the content, although readers still have the file open.
         if self.handles_of(mount, node).any(|handle| handle.writes) {
             return Ok(None);
         }
