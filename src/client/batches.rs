@@ -8,7 +8,7 @@
 //! never waits for an under-storage, does not wait long for a batch that does. Group commit, as databases do it, one step
 //! further out.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -33,19 +33,9 @@ const LINGER: Duration = Duration::from_millis(5);
 const RESERVE: u32 = 8192;
 const RESERVE_BELOW: u64 = 4096;
 
-/// A directory in which a batch has created something.
-#[derive(Debug)]
-pub struct Grown {
-    /// As it is after the batch.
-    pub directory: Attr,
-    /// How many names came by the batch.
-    pub came: u64,
-    /// When the batch was sent.
-    pub asked: Instant,
-}
-
-/// To be told of every directory that has grown, before those who wait for the batch are.
-pub type Observer = Box<dyn Fn(Grown) + Send + Sync>;
+/// To be told of every directory that a batch has changed, as it is after that, and when the batch was sent; before those who wait
+/// for the batch are told.
+pub type Observer = Box<dyn Fn(Attr, Instant) + Send + Sync>;
 
 /// Is told what came of an operation, on a thread that serves: it must not block.
 type Told = Box<dyn FnOnce(Result<MutationResponse>) + Send>;
@@ -252,7 +242,9 @@ impl Batches {
         };
         match sent {
             Ok((results, directories)) => {
-                self.observe(&items, &results, directories, asked);
+                if let Some(observer) = &self.observer {
+                    directories.into_iter().for_each(|directory| observer(directory, asked));
+                }
                 for (item, result) in items.into_iter().zip(results) {
                     (item.told)(result);
                 }
@@ -262,22 +254,6 @@ impl Batches {
                     (item.told)(Err(error.clone()));
                 }
             }
-        }
-    }
-
-    fn observe(&self, items: &[Item], results: &[Result<MutationResponse>], directories: Vec<Attr>, asked: Instant) {
-        let Some(observer) = &self.observer else { return };
-        let mut came: HashMap<u64, u64> = HashMap::new();
-        for (item, result) in items.iter().zip(results) {
-            if let (Op::Create(request), Ok(MutationResponse { attr: Some(attr), .. })) = (&item.op, result)
-                && attr.inode == request.inode
-            {
-                *came.entry(attr.parent).or_default() += 1;
-            }
-        }
-        for directory in directories {
-            let came = came.get(&directory.inode).copied().unwrap_or(0);
-            observer(Grown { directory, came, asked });
         }
     }
 

@@ -13,10 +13,8 @@ use jindofs_proto::v1::batch_op::Op;
 use jindofs_proto::v1::{Attr, CreateRequest, FileType, MutationResponse};
 use tokio::runtime::Handle;
 
-use crate::client::batches::Grown;
 use crate::client::namespace::{at_entry, at_inode};
 use crate::client::writer::Begun;
-use crate::config::meta_policy::is_read_once;
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::now_ns;
 use crate::types::check_name;
@@ -94,15 +92,9 @@ impl Fs {
             && (directory.mount_id == 0 || below().is_some_and(|mount| !mount.read_only))
     }
 
-    /// True if the masters have just said that there is no such name, or have said so of everything that came since the
-    /// directory was made here.
+    /// True if nothing is remembered of such a name: the kernel has looked it up before, and was told so by a master.
     fn is_surely_absent(&self, at: Name<'_>) -> bool {
-        match self.listings.get(at.0, at.1, self.ttl) {
-            // The kernel has looked it up before, and was told so by a master.
-            Seen::Unknown => true,
-            Seen::Absent(_) => self.listings.is_own(at.0),
-            Seen::Entry(_) => false,
-        }
+        !matches!(self.listings.get(at.0, at.1, self.ttl), Seen::Entry(_))
     }
 
     fn send(self: &Arc<Self>, at: Name<'_>, attr: &Attr, on: &Handle) {
@@ -246,20 +238,6 @@ impl Fs {
             (Err(_), Some(instead)) => Ok(instead),
             (Err(error), None) => Err(error),
         }
-    }
-
-    /// True for a directory whose version counts all changes of its names. Where metadata is read again, names come by the
-    /// under-storage, and nobody counts them before they are looked for.
-    pub(super) fn counts(&self, directory: &Attr) -> bool {
-        directory.mount_id == 0 || self.mounts.known(directory.mount_id).is_some_and(|mount| is_read_once(&mount))
-    }
-
-    /// A batch of ours has been applied.
-    pub(super) fn has_grown(&self, grown: Grown) {
-        let Grown { directory, came, asked } = grown;
-        let counted = self.counts(&directory);
-        self.listings.grew(&directory, came, asked, counted);
-        self.inodes.renew(Known::new(directory, asked));
     }
 }
 

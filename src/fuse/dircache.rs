@@ -18,19 +18,6 @@ const ENTRIES_MAX: usize = 200_000;
 const DIRECTORIES: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
 /// Names asked for one by one before the whole directory is listed.
 const STREAK: u32 = 4;
-/// As many before all names are learnt of one in which we make files; twice as many each time that was in vain.
-const STREAK_OF_MAKERS: u32 = 64;
-const DOUBLINGS: u32 = 10;
-
-/// What is to be found out of a directory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Wanted {
-    Nothing,
-    /// Everything that is in it.
-    Entries,
-    /// All its names, and its version.
-    Names,
-}
 
 /// What a remembered listing says of a name.
 #[derive(Debug)]
@@ -54,12 +41,6 @@ struct Directory {
     listing: Option<Instant>,
     /// We have changed it: whoever makes many files looks each of their names up, and would have all of them listed each time.
     changed: bool,
-    /// Its version, with all changes of names that we know of: all names that it has are known, or being learnt.
-    own: Option<u64>,
-    /// When that was found out of one that was not made here.
-    learnt: Option<Instant>,
-    /// How often its names were learnt.
-    lessons: u32,
 }
 
 impl Directory {
@@ -71,9 +52,6 @@ impl Directory {
             misses: 0,
             listing: None,
             changed: false,
-            own: None,
-            learnt: None,
-            lessons: 0,
         }
     }
 }
@@ -124,53 +102,6 @@ impl DirCache {
         inner.entries = 0;
     }
 
-    /// We have made a directory, and asked for it at `asked`: nothing is in it.
-    pub(super) fn born(&self, directory: &Attr, asked: Instant) {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = Some(directory.version);
-        inner
-            .renew(directory.inode, Directory { since: asked, changed: true, complete: true, own, ..Directory::new() });
-    }
-
-    /// By a change of ours that was begun at `asked`, and nothing else of it, `name` is in a directory now, or not any more.
-    pub(super) fn changed_name(&self, directory: u64, name: &[u8], is_there: bool, asked: Instant) {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.changes += 1;
-        let counted = inner.change(directory, |known| {
-            // Whether a version that was learnt meanwhile counts this change is not known.
-            let counts = known.own.is_some() && known.learnt.is_none_or(|learnt| learnt < asked);
-            if counts {
-                known.own = known.own.map(|version| version + 1);
-                match is_there {
-                    true => drop(known.entries.insert(name.into(), None)),
-                    false => drop(known.entries.remove(name)),
-                }
-            }
-            counts
-        });
-        if !counted {
-            inner.renew(directory, Directory { changed: true, ..Directory::new() });
-        }
-    }
-
-    /// A master was asked at `asked` what a directory is like: of one that is ours, of the version that we know, all we know of
-    /// its names was right then.
-    pub(super) fn confirm(&self, directory: &Attr, asked: Instant) {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = inner.directories.peek_mut(&directory.inode).filter(|known| known.own.is_some()) {
-            // Of another version it may be because of what we have just told the masters ourselves.
-            if known.own == Some(directory.version) {
-                known.since = known.since.max(asked);
-            }
-        }
-    }
-
-    /// True for a directory of which all names are known, or being learnt, and in which nobody else has changed one since.
-    pub(super) fn is_own(&self, directory: u64) -> bool {
-        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.directories.peek(&directory).is_some_and(|known| known.own.is_some())
-    }
-
     /// A name came, or is of something that has changed, by us: there is one, and nothing else is known of it.
     pub(super) fn came(&self, directory: u64, name: &[u8]) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
@@ -180,26 +111,6 @@ impl DirCache {
             known.changed = true;
             true
         });
-    }
-
-    /// `count` names that we have told of came into a directory, whose attributes afterwards are these; it was asked for at
-    /// `asked`. As every change raises the version of a directory by one, we know whether anybody else has changed it; then
-    /// everything is forgotten. Otherwise, and if all changes are `counted`, what is known was right at `asked`.
-    pub(super) fn grew(&self, directory: &Attr, count: u64, asked: Instant, counted: bool) {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(known) = inner.directories.get_mut(&directory.inode) else { return };
-        let Some(own) = known.own else { return };
-        // An answer that was overtaken: its names came before the version was learnt.
-        if directory.version <= own {
-            return;
-        }
-        if own + count != directory.version {
-            return inner.renew(directory.inode, Directory { changed: true, ..Directory::new() });
-        }
-        known.own = Some(directory.version);
-        if counted {
-            known.since = asked;
-        }
     }
 
     /// What is remembered of a name, at most `ttl` old.
@@ -217,62 +128,23 @@ impl DirCache {
         }
     }
 
-    /// To be told that a name had to be asked for. What this caller should now find out.
-    pub(super) fn missed(&self, directory: u64, ttl: Duration) -> Wanted {
+    /// Notes that a master had to be asked for a name. True if the whole directory is to be listed now.
+    pub(super) fn missed(&self, directory: u64, ttl: Duration) -> bool {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let known = inner.entry(directory);
-        if known.own.is_some() || known.listing.is_some() {
-            return Wanted::Nothing;
+        if known.listing.is_some() {
+            return false;
         }
         if known.since.elapsed() >= ttl {
             inner.renew(directory, Directory::new());
-            return Wanted::Nothing;
+            return false;
         }
         known.misses += 1;
-        let wanted = match known.changed {
-            true if known.misses >= STREAK_OF_MAKERS << known.lessons.min(DOUBLINGS) => Wanted::Names,
-            false if known.misses >= STREAK && !known.complete => Wanted::Entries,
-            _ => return Wanted::Nothing,
-        };
-        known.listing = Some(Instant::now());
+        let wanted = !known.changed && !known.complete && known.misses >= STREAK;
+        if wanted {
+            known.listing = Some(Instant::now());
+        }
         wanted
-    }
-
-    /// Begins to learn the names of a directory; what comes by us from now on is known. To be told what the masters say of it
-    /// after everything that was on its way has come.
-    pub(super) fn begin_names(&self, directory: u64) -> Instant {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let begun = inner.begin(directory);
-        let known = inner.entry(directory);
-        (known.changed, known.lessons) = (true, known.lessons + 1);
-        begun
-    }
-
-    /// Of this version a directory was at `asked`: whatever is listed from now on is all it has, as far as it is not changed by
-    /// others. False if it was changed meanwhile so that all of it is in vain.
-    pub(super) fn learns(&self, directory: &Attr, begun: Instant, asked: Instant) -> bool {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = inner.directories.peek_mut(&directory.inode).filter(|known| known.listing == Some(begun));
-        let Some(known) = known else { return false };
-        (known.own, known.learnt, known.since) = (Some(directory.version), Some(Instant::now()), asked);
-        true
-    }
-
-    /// Adds names of the listing begun at `begun`; what is known already of one stays. False if the listing is in vain.
-    pub(super) fn add_names(&self, directory: u64, begun: Instant, page: &[Entry], end: bool) -> bool {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.change(directory, |known| {
-            if known.listing != Some(begun) || known.own.is_none() {
-                return false;
-            }
-            for entry in page {
-                known.entries.entry(entry.name.as_ref().into()).or_default();
-            }
-            if end {
-                (known.complete, known.listing) = (true, None);
-            }
-            true
-        })
     }
 
     /// Begins a listing; pages are added with the returned time.
@@ -305,9 +177,7 @@ impl DirCache {
     pub(super) fn first_page(&self, directory: u64, asked: (u64, Instant), page: &[Entry], end: bool) {
         let since = {
             let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-            let own = inner.directories.peek(&directory).is_some_and(|known| known.own.is_some());
-            // To know all names is worth more than to know what some of them stand for.
-            if inner.changes != asked.0 || own {
+            if inner.changes != asked.0 {
                 return;
             }
             // As old as the question: changes that were told since then invalidate it.
@@ -321,8 +191,7 @@ impl DirCache {
     pub(super) fn ended(&self, directory: u64, since: Instant) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = inner.directories.get_mut(&directory).filter(|known| known.listing == Some(since)) {
-            // Half of the names are of no use.
-            (known.listing, known.misses, known.own) = (None, 0, None);
+            (known.listing, known.misses) = (None, 0);
         }
     }
 
@@ -365,9 +234,8 @@ impl Inner {
     /// Forgets what is remembered of a directory.
     fn renew(&mut self, directory: u64, fresh: Directory) {
         let known = self.entry(directory);
-        let dropped = known.entries.len();
-        *known = Directory { lessons: known.lessons, ..fresh };
-        self.entries -= dropped;
+        let dropped = std::mem::replace(known, fresh);
+        self.entries -= dropped.entries.len();
     }
 
     fn shrink(&mut self) {

@@ -23,7 +23,7 @@ use crate::types::ROOT_INODE;
 use crate::ufs::Registry;
 
 use super::creates::Creates;
-use super::dircache::{DirCache, Seen, Wanted};
+use super::dircache::{DirCache, Seen};
 use super::directory::Directory;
 use super::endings::Endings;
 use super::handles::{FileHandle, Handles};
@@ -178,11 +178,9 @@ impl Fs {
 
     /// The entry `name` of a directory.
     pub(super) async fn lookup(self: &Arc<Self>, parent: u64, name: &[u8]) -> Result<Known> {
-        let (this, wanted) = (self.clone(), self.listings.missed(parent, self.ttl));
-        match wanted {
-            Wanted::Nothing => {}
-            Wanted::Entries => drop(tokio::spawn(async move { this.remember_listing(parent).await })),
-            Wanted::Names => drop(tokio::spawn(async move { this.learn_names(parent).await })),
+        if self.listings.missed(parent, self.ttl) {
+            let this = self.clone();
+            tokio::spawn(async move { this.remember_listing(parent).await });
         }
         let asked = self.ask(at_entry(parent, name), self.inodes.get_named(parent, name)).await;
         match asked {
@@ -201,24 +199,6 @@ impl Fs {
         };
         self.read_all(directory, add).await;
         self.listings.ended(directory, since);
-    }
-
-    /// Learns all names of a directory in which this mount makes files: no master need be asked for each new one then.
-    async fn learn_names(&self, directory: u64) {
-        let begun = self.listings.begin_names(directory);
-        // What comes after this was begun is noted by it, and what was on its way before is listed.
-        self.settled(directory).await;
-        let asked = Instant::now();
-        if let Ok(attr) = self.hasty.lookup(at_inode(directory)).await
-            && self.counts(&attr)
-            && self.listings.learns(&attr, begun, asked)
-        {
-            let add = |page: &[Entry], end| {
-                self.listings.add_names(directory, begun, page, end) && !self.listings.is_full(directory)
-            };
-            self.read_all(directory, add).await;
-        }
-        self.listings.ended(directory, begun);
     }
 
     /// Lists a directory for as long as `add` wants more; it is told whether a page is the last one.
@@ -269,12 +249,8 @@ impl Fs {
             // Why it could not be made is for its close to say.
             let _ = self.made_at_last(&making).await;
         }
-        let asked = Instant::now();
         match self.ask(at_inode(inode), known.clone()).await {
             Ok(news) => {
-                if news.since >= asked && self.counts(&news.attr) {
-                    self.listings.confirm(&news.attr, asked);
-                }
                 self.inodes.renew(news.clone());
                 Ok(self.newest(news))
             }
@@ -423,9 +399,9 @@ pub(super) fn with_name(directory: Attr) -> Result<Attr> {
 /// Small changes of this mount, as few entries of the log.
 fn batches(patient: &Arc<Namespace>, fs: &Weak<Fs>) -> Arc<Batches> {
     let fs = fs.clone();
-    let observer = move |grown| {
+    let observer = move |directory, asked| {
         if let Some(fs) = fs.upgrade() {
-            fs.has_grown(grown);
+            fs.inodes.renew(Known::new(directory, asked));
         }
     };
     Batches::new(patient.clone(), Some(Box::new(observer)))

@@ -66,15 +66,6 @@ impl Fs {
         self.listings.changed(directory);
     }
 
-    /// A change of ours of one name, begun at `asked`, was answered: it `is_there` now, or is not any more, if it was made.
-    fn changed_name<T>(&self, at: Name<'_>, is_there: bool, asked: Instant, answer: &Result<T>) {
-        self.inodes.changed(at.0);
-        match answer {
-            Ok(_) => self.listings.changed_name(at.0, at.1, is_there, asked),
-            Err(_) => self.listings.changed(at.0),
-        }
-    }
-
     /// What came of a change in a directory. One that is gone was maybe made again by others: the kernel looks its path up again.
     async fn done_in<T>(&self, directory: u64, done: Result<T>) -> Result<T> {
         let Err(error) = done else { return done };
@@ -98,9 +89,8 @@ impl Fs {
         // Never one that exists: nobody has checked yet whether the caller may open it.
         let request = CreateRequest { exclusive: true, ..made.request(at) };
         self.settled(at.0).await;
-        let asked = Instant::now();
         let attr = self.done_in(at.0, self.patient.create(request).await).await;
-        self.changed_name(at, true, asked, &attr);
+        self.changed(at.0);
         attr.map_err(|error| match error.kind {
             // The kernel looks the name up again, and opens what it finds.
             ErrorKind::AlreadyExists if !exclusive => Error { kind: ErrorKind::Stale, ..error },
@@ -229,11 +219,9 @@ impl Fs {
             parents: false,
         };
         self.settled(at.0).await;
-        let asked = Instant::now();
         let attr = self.done_in(at.0, self.patient.mkdir(request).await).await;
-        self.changed_name(at, true, asked, &attr);
+        self.changed(at.0);
         let attr = attr?;
-        self.listings.born(&attr, asked);
         Ok(Known::new(attr, Instant::now()))
     }
 
@@ -251,9 +239,8 @@ impl Fs {
             gid: made.gid,
         };
         self.settled(at.0).await;
-        let asked = Instant::now();
         let attr = self.done_in(at.0, self.patient.symlink(request).await).await;
-        self.changed_name(at, true, asked, &attr);
+        self.changed(at.0);
         Ok(Known::new(attr?, Instant::now()))
     }
 
@@ -266,9 +253,8 @@ impl Fs {
         if let Some(known) = self.inodes.get_named(at.0, at.1) {
             self.settled(known.attr.inode).await;
         }
-        let asked = Instant::now();
         let removed = self.done_in(at.0, self.patient.rmdir(at_entry(at.0, at.1), false).await).await;
-        self.changed_name(at, false, asked, &removed);
+        self.changed(at.0);
         removed?;
         self.inodes.removed(at.0, at.1);
         Ok(())
@@ -284,9 +270,8 @@ impl Fs {
             Some(known) => self.keep_for_handles(&known.attr).await,
             None => None,
         };
-        let asked = Instant::now();
         let removed = self.done_in(at.0, self.patient.unlink(at_entry(at.0, at.1)).await).await;
-        self.changed_name(at, false, asked, &removed);
+        self.changed(at.0);
         if removed.is_ok() {
             self.inodes.removed(at.0, at.1);
         }
