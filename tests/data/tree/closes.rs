@@ -14,6 +14,8 @@ pub(super) enum Behind {
     Stored(Id),
     /// This content may be stored, or be given up: the file is the old one then.
     MayBeStored(Id, Vec<u8>),
+    /// The handles of a mount may have moved to the newest version before a change, which makes this of it.
+    MayHaveMoved(Slot, Vec<u8>),
 }
 
 impl Model {

@@ -80,7 +80,7 @@ impl Model {
             // What these consist of is judged.
             Action::Rollback(..) | Action::Kill | Action::KillDuring(_) | Action::WithFault(..) => Ok(()),
         }
-        .map(|()| None)
+        .map(|()| self.may_have_moved.take().map(|(slot, content)| Behind::MayHaveMoved(slot, content)))
     }
 
     fn at(&self, path: &Path, follow: bool) -> Result<Found, Errno> {
@@ -113,6 +113,7 @@ impl Model {
                         new: true,
                         appended: true,
                         unlinked: false,
+                        maybe_from: None,
                     };
                     self.staged.insert((mount, node), staged);
                 }
@@ -152,7 +153,7 @@ impl Model {
         slot: Slot,
         code: Option<Errno>,
         appends: bool,
-        how: impl FnOnce(&Handle, &mut Vec<u8>),
+        how: impl Fn(&Handle, &mut Vec<u8>),
     ) -> Verdict {
         let (mount, handle) = (self.mounts[slot.0], self.handles[&slot].clone());
         let key = (mount, handle.node);
@@ -163,6 +164,13 @@ impl Model {
         let moves = !self.staged.contains_key(&key) && newest != handle.opened;
         allow(code, if moves || self.is_stale(mount, handle.node) { &EITHER } else { &DONE })?;
         if code.is_none() {
+            // A mount that knows of the newest version by then goes on from that.
+            let superseded = |staged: &&Staged| !staged.is_apart() && staged.base != newest;
+            self.may_have_moved = self.staged.get(&key).filter(superseded).map(|_| {
+                let mut content = self.nodes[handle.node].newest().clone();
+                how(&handle, &mut content);
+                (slot, content)
+            });
             let version = if moves { self.move_handles(mount, &handle) } else { handle.opened };
             self.change(mount, handle.node, version, appends, |content| how(&handle, content));
         }
@@ -178,6 +186,24 @@ impl Model {
             }
         }
         newest
+    }
+
+    /// A change that was made to `content`, as the mount shows, was maybe made from the newest version. False if that is neither
+    /// what it makes of that, `from_newest`, nor what it makes of the version before.
+    pub(super) fn found_changed(&mut self, slot: Slot, content: &[u8], from_newest: &[u8]) -> bool {
+        let (mount, handle) = (self.mounts[slot.0], self.handles[&slot].clone());
+        let newest = self.nodes[handle.node].version();
+        let has_moved = content == from_newest;
+        let staged = self.staged.get_mut(&(mount, handle.node)).expect("it was changed");
+        if content == staged.content {
+            staged.maybe_from = has_moved.then_some(newest);
+            return true;
+        }
+        if has_moved {
+            (staged.content, staged.base, staged.from) = (content.to_vec(), newest, newest);
+            self.move_handles(mount, &handle);
+        }
+        has_moved
     }
 
     fn write(&mut self, slot: Slot, at: usize, bytes: Bytes, code: Option<Errno>) -> Verdict {
@@ -286,8 +312,10 @@ impl Model {
             return allow(code, &DONE);
         }
         let due = self.staged.get(&(mount, node)).filter(|staged| staged.dirty && !staged.unlinked);
-        let Some(staged) = due else { return allow(code, &DONE) };
-        let stale = self.differs(node, staged.base);
+        if due.is_none() {
+            return allow(code, &DONE);
+        }
+        let stale = self.is_stale(mount, node);
         if stale && code.is_none() && self.append_again(mount, node) {
             self.stored(mount, node);
             return Ok(());

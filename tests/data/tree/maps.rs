@@ -21,7 +21,10 @@ impl Model {
         let Some(handle) = self.handles.get(&slot).filter(|handle| handle.reads && handle.writes) else { return true };
         let (mount, node) = (self.mounts[slot.0], handle.node);
         let is_behind = match self.staged.get(&(mount, node)) {
-            Some(staged) => !staged.unlinked && staged.base != self.nodes[node].version(),
+            // What the handle shows, of a version that is older than what is staged here, is not certain.
+            Some(staged) => {
+                handle.opened < staged.from || !staged.unlinked && staged.base != self.nodes[node].version()
+            }
             None => handle.opened != self.nodes[node].version(),
         };
         self.nodes[node].area == Area::Outside || self.lost.contains(&(mount, node)) || is_behind

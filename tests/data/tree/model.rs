@@ -75,6 +75,8 @@ pub(super) struct Staged {
     /// Nothing was changed but that something came behind its end.
     pub(super) appended: bool,
     pub(super) unlinked: bool,
+    /// It may as well be made from this version: nothing tells.
+    pub(super) maybe_from: Option<usize>,
 }
 
 impl Staged {
@@ -133,6 +135,8 @@ pub(super) struct Model {
     pub(super) locks: Locks,
     /// Mount of each client.
     pub(super) mounts: Vec<usize>,
+    /// A handle that may have moved to the newest version before its last change, and the content then.
+    pub(super) may_have_moved: Option<(Slot, Vec<u8>)>,
 }
 
 impl Model {
@@ -219,11 +223,12 @@ impl Model {
 
     /// True if what is staged cannot be stored any more: somebody else has stored another content.
     pub(super) fn is_stale(&self, mount: usize, node: Id) -> bool {
-        self.staged.get(&(mount, node)).is_some_and(|staged| self.differs(node, staged.base))
+        let is_certain = |staged: &&Staged| staged.maybe_from != Some(self.nodes[node].version());
+        self.staged.get(&(mount, node)).filter(is_certain).is_some_and(|staged| self.differs(node, staged.base))
     }
 
-    /// True if others have stored the content again that what is staged was made from: whether that is another version depends on
-    /// the store.
+    /// True if it is not certain whether what is staged is made from the newest version: nothing tells, or others have stored the
+    /// content again that it was made from, and whether that is another version depends on the store.
     pub(super) fn has_same_base(&self, mount: usize, node: Id) -> bool {
         let is_superseded = |staged: &Staged| staged.is_due() && staged.base != self.nodes[node].version();
         self.staged.get(&(mount, node)).is_some_and(is_superseded) && !self.is_stale(mount, node)
@@ -280,6 +285,7 @@ impl Model {
             new: false,
             appended: true,
             unlinked: false,
+            maybe_from: None,
         });
         staged.appended &= appends;
         how(&mut staged.content);
@@ -367,6 +373,7 @@ impl Model {
                         new: false,
                         appended: true,
                         unlinked: true,
+                        maybe_from: None,
                     },
                 );
             } else if !opened.is_empty() {

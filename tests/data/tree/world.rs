@@ -130,6 +130,15 @@ impl World {
                 }
                 Ok(())
             }
+            Some(Behind::MayHaveMoved(slot, from_newest)) => {
+                let path = model.path_of(model.handles[&slot].node).ok_or("a file without a name moves nowhere")?;
+                let shown =
+                    self.get(self.mounts[client], &path).map_err(|errno| format!("{path:?} is lost: {errno}"))?;
+                match model.found_changed(slot, &shown, &from_newest) {
+                    true => Ok(()),
+                    false => Err(format!("{path:?} shows {} bytes that were made of no version", shown.len())),
+                }
+            }
         }
     }
 
