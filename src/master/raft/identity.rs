@@ -214,13 +214,16 @@ impl MetaDir {
 
     /// Moves everything of a retired disk into a sub-directory of its own, the identity last, so that a crash in
     /// between repeats the move. What a move before has left under both of its names stays in both directories.
+    ///
+    /// *Errors*: what the file system says. A part that cannot be looked at is not taken for one that is gone: without
+    /// IDENTITY it would make the next start refuse the disk.
     pub(crate) fn set_aside(&self, identity: &Identity) -> Result<()> {
         let aside = self.path.join(format!("retired-{}-{}", identity.member_id, identity.incarnation));
         fs::create_dir_all(&aside)?;
         for name in ["wal", "state", "snapshots", FILE] {
             let from = self.path.join(name);
-            if from.exists() {
-                fs::rename(&from, free_name(&aside, name))?;
+            if from.try_exists()? {
+                fs::rename(&from, free_name(&aside, name)?)?;
             }
             sync_dir(&aside)?;
             sync_dir(&self.path)?;
@@ -236,14 +239,14 @@ impl MetaDir {
 }
 
 /// `name` in a directory, or `name.1`, `name.2` and so on where it is taken.
-fn free_name(dir: &Path, name: &str) -> PathBuf {
+fn free_name(dir: &Path, name: &str) -> io::Result<PathBuf> {
     let mut path = dir.join(name);
     let mut number = 0;
-    while path.exists() {
+    while path.try_exists()? {
         number += 1;
         path = dir.join(format!("{name}.{number}"));
     }
-    path
+    Ok(path)
 }
 
 fn tree_bytes(dir: &Path, depth: u32) -> u64 {
@@ -304,6 +307,17 @@ mod tests {
             assert!(matches!(dir.load().expect("read"), Part::Missing));
             assert!(!dir.wal().exists() && !dir.state().exists());
         }
+    }
+
+    #[test]
+    fn the_identity_of_a_retired_disk_stays_as_long_as_a_part_of_it_cannot_be_looked_at() {
+        let temp = tempfile::tempdir().expect("tempdir");
+        let dir = MetaDir::open(temp.path()).expect("open");
+        let identity = member(&dir);
+        // A link to itself: every look at it fails, as with a disk that does not answer.
+        std::os::unix::fs::symlink("wal", dir.wal()).expect("link");
+        dir.set_aside(&identity).expect_err("the log cannot be looked at");
+        assert!(matches!(dir.load().expect("read"), Part::Present(found) if found == identity));
     }
 
     #[test]
