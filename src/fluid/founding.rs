@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use jindofs_proto::v1::MemberStatus;
 use uuid::Uuid;
 
 use crate::client::admin;
@@ -50,17 +51,55 @@ pub async fn found(config: &MasterConfig) {
     }
 }
 
+/// What follows from the state of the own master.
+#[derive(Debug, PartialEq, Eq)]
+enum NextStep {
+    /// Nothing is certain yet.
+    Wait,
+    Found,
+    /// It belongs to a cluster.
+    Done,
+}
+
+fn next_step(own: &MemberStatus) -> NextStep {
+    if own.state.starts_with(EMPTY) {
+        return NextStep::Found;
+    }
+    // One that asks a cluster to admit it is empty again if that cluster does not.
+    let is_settled = own.id != 0 && !own.state.starts_with(STARTING);
+    if is_settled { NextStep::Done } else { NextStep::Wait }
+}
+
 /// True once this master needs nobody to found anything.
 async fn attempt(channel: &MasterChannel, address: &str, uuid: Uuid) -> Result<bool, Error> {
     let status = admin::status(channel, address, BUDGET).await?;
-    let state = status.self_.map(|own| own.state).unwrap_or_default();
-    if state.starts_with(STARTING) {
-        return Ok(false);
-    }
-    if !state.starts_with(EMPTY) {
-        return Ok(true);
+    match next_step(&status.self_.unwrap_or_default()) {
+        NextStep::Wait => return Ok(false),
+        NextStep::Done => return Ok(true),
+        NextStep::Found => {}
     }
     admin::provision(channel, address, uuid.into_bytes(), FOUNDING).await?;
     tracing::info!(cluster = %uuid.simple(), "the cluster is founded");
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_master_that_no_cluster_has_admitted_may_yet_have_to_found_one() {
+        for (id, state, expected) in [
+            (0, "starting", NextStep::Wait),
+            (0, "empty: waiting to be provisioned, or for a peer that is a member", NextStep::Found),
+            (0, "joining: no peer answers", NextStep::Wait),
+            (4, "joining: catching up", NextStep::Done),
+            (1, "founding", NextStep::Done),
+            (4, "starting", NextStep::Wait),
+            (4, "serving", NextStep::Done),
+        ] {
+            let own = MemberStatus { id, state: state.to_owned(), ..MemberStatus::default() };
+            assert_eq!(next_step(&own), expected, "{id} {state}");
+        }
+    }
 }

@@ -38,12 +38,16 @@ pub(crate) enum PlantedFault {
     DamageCutOff,
     /// An empty disk knows no masters but those that it is configured with.
     AnnouncersIgnored,
+    /// A member without a leader offers a place to an empty disk, which believes it.
+    PlaceWithoutLeader,
+    /// A disk that no cluster admits goes on asking for ever.
+    JoiningForGood,
 }
 
 #[cfg(test)]
 impl PlantedFault {
     /// All of them.
-    pub(crate) const ALL: [PlantedFault; 17] = [
+    pub(crate) const ALL: [PlantedFault; 19] = [
         PlantedFault::AckBeforeSync,
         PlantedFault::VoteNotSynced,
         PlantedFault::TruncationNotSynced,
@@ -61,6 +65,8 @@ impl PlantedFault {
         PlantedFault::SegmentNotSynced,
         PlantedFault::DamageCutOff,
         PlantedFault::AnnouncersIgnored,
+        PlantedFault::PlaceWithoutLeader,
+        PlantedFault::JoiningForGood,
     ];
 }
 

@@ -126,6 +126,30 @@ async fn founder_killed_in_any_gap_finishes_at_its_next_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn peer_killed_while_it_promises_to_join_what_is_founded_promises_again_at_its_next_start() {
+    for point in ["promise.begin", "promise.recorded"] {
+        let cluster = Cluster::start_with(3, |options| {
+            options.provision = false;
+            let env = [("JINDOFS_FAILPOINTS".to_owned(), format!("{point}=kill"))].into();
+            options.env.insert("master-1".to_owned(), env);
+        });
+        provision(&cluster, "master-0", UUID).await.expect_err("a peer dies before it has said that it promises");
+        let ended = cluster.dev.wait_end("master-1", PATIENCE);
+        ended.unwrap_or_else(|error| panic!("{point} was not reached: {error}"));
+        cluster.dev.set_env("master-1", "JINDOFS_FAILPOINTS", None).expect("set");
+        cluster.dev.restart("master-1").expect("restarted");
+        assert_all_empty(&cluster);
+        // Also another cluster may be founded now: nothing was recorded of the first one.
+        provision(&cluster, "master-0", [0x43; 16]).await.expect("founded");
+        cluster.wait_whole();
+        for (name, status) in cluster.statuses() {
+            assert_eq!(status.cluster_uuid, [0x43; 16][..], "{point}: {name}");
+            assert!(!cluster.meta_dir(&name).join("PROMISE").exists(), "{point}: the promise of {name} is fulfilled");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn joiner_and_replacement_killed_in_any_gap_finish_at_their_next_start() {
     let cluster = Cluster::start(3);
     let client = cluster.client();

@@ -7,6 +7,7 @@
 //! [`confirm`]: super::confirm
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -301,10 +302,14 @@ impl Handle {
     /// disk before they are believed.
     ///
     /// *Errors*: `InvalidArgument` for what no member can say; `Unavailable` while it cannot be judged: announce it again.
-    pub(crate) async fn judge_announcement(&self, news: wire::AnnounceRequest) -> Result<wire::AnnounceResponse> {
+    pub(crate) async fn judge_announcement(
+        &self,
+        news: wire::AnnounceRequest,
+        sender: Option<IpAddr>,
+    ) -> Result<wire::AnnounceResponse> {
         let claim = Claim::from_wire(&news)?;
         let Some(opened) = self.opened() else {
-            self.0.announcers.note(&news);
+            self.0.discovery.announcers.note(&news, sender);
             return Err(self.not_ready());
         };
         let judged = self.judge_claim(&opened, &claim, &news).await;

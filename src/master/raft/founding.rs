@@ -1,19 +1,27 @@
-//! Founding: the one way a cluster comes into being, asked for once, on the first master of the list.
+//! Founding: the one way a cluster comes into being, asked for once, on the first master of the list. All the others must be
+//! empty, and [promise](super::promise) to join what is founded and nothing else.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
+use jindofs_proto::raft::v1 as wire;
 use jindofs_proto::store::v1::command::Command as Kind;
 use jindofs_proto::store::v1::{Found, Member};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::runtime::failpoint_io;
+use crate::runtime::{die, failpoint_io};
 
+use super::disk_space::is_out_of_space;
 use super::handle::Handle;
 use super::identity::{Identity, Stage};
 use super::life::{BEAT, PROBE};
 use super::membership;
+use super::promise::Attempt;
+
+/// Longest wait for the promises of the peers. A peer may be in the middle of a look at others, which takes up to three times
+/// as long as it waits for one answer.
+const PROMISE_TIMEOUT: Duration = Duration::from_secs(15);
 
 impl Handle {
     /// Founds a cluster with the uuid the caller stored, or finishes doing so.
@@ -69,9 +77,32 @@ impl Handle {
                  more losses than the odd one below it"
             ));
         }
+        // Before the peers are asked to promise anything: as long as one of them stands in the way nothing is written.
+        self.probe_empty_peers().await?;
+        let (_shown, attempt) = self.0.discovery.begin_attempt(uuid);
+        self.collect_promises(&attempt).await?;
+        failpoint_io("found.begin")?;
+        // The founder is member 1: the index of the first leader's blank entry, which admits nobody else.
+        if let Err(error) = self.set_identity(Identity::new(Stage::Founding, uuid, 1)) {
+            if !is_out_of_space(&error) {
+                // The file may hold the founding by now, while this master would tell its peers that it is empty.
+                die(&format!("the founding cannot be recorded: {error}"));
+            }
+            return Err(error);
+        }
+        failpoint_io("found.recorded")?;
+        Ok(())
+    }
+
+    /// The answers of the other configured masters, which must all be there, empty, and configured as this one.
+    ///
+    /// *Errors*: `Unavailable` or `FailedPrecondition` with the peer that stands in the way.
+    async fn probe_empty_peers(&self) -> Result<Vec<(String, wire::ProbeResponse)>> {
+        let refuse = |why: String| Err(Error::new(ErrorKind::FailedPrecondition, format!("not founded: {why}")));
         let peers = self.other_peers();
         let answers = join_all(peers.iter().map(|peer| self.0.resolver.probe(peer, PROBE))).await;
-        for (peer, answer) in peers.iter().zip(answers) {
+        let mut empty = Vec::new();
+        for (peer, answer) in peers.into_iter().zip(answers) {
             // A peer that does not answer is not an empty peer.
             let answer =
                 answer.map_err(|error| error.context(format!("not founded: master {peer} must answer first")))?;
@@ -86,12 +117,28 @@ impl Handle {
                 let cluster = uuid::Uuid::from_slice(&answer.cluster_uuid).unwrap_or_default().simple();
                 return refuse(format!("master {peer} is not empty: it is {} of cluster {cluster}", answer.state));
             }
+            empty.push((peer, answer));
         }
-        failpoint_io("found.begin")?;
-        // The founder is member 1: the index of the first leader's blank entry, which admits nobody else.
-        self.set_identity(Identity::new(Stage::Founding, uuid, 1))?;
-        failpoint_io("found.recorded")?;
-        Ok(())
+        Ok(empty)
+    }
+
+    /// Waits until every other configured master has promised to join what this attempt founds, and nothing else.
+    ///
+    /// *Errors*: as [`Handle::probe_empty_peers`]; `Unavailable` if one does not promise.
+    async fn collect_promises(&self, attempt: &Attempt) -> Result<()> {
+        let deadline = Instant::now() + PROMISE_TIMEOUT;
+        loop {
+            let answers = self.probe_empty_peers().await?;
+            let is_missing = |answer: &wire::ProbeResponse| answer.promised_attempt != attempt.nonce[..];
+            let Some((peer, _)) = answers.iter().find(|(_, answer)| is_missing(answer)) else { return Ok(()) };
+            if Instant::now() > deadline {
+                return Err(Error::unavailable(format!(
+                    "not founded: master {peer} does not promise to join this cluster and no other. It may be of an older \
+                     release, or busy: all masters need one release; call again"
+                )));
+            }
+            tokio::time::sleep(BEAT / 4).await;
+        }
     }
 
     /// Every step may have happened before a crash; each is repeated without harm.

@@ -17,7 +17,7 @@ use crate::runtime::{random_id, spawn_blocking};
 
 use super::admission;
 use super::compaction;
-use super::discovery::Announcers;
+use super::discovery::Discovery;
 use super::disk_parts::{self, DiskVerdict, Part};
 use super::disk_space::{DiskLimits, DiskSpace};
 use super::identity::{Identity, MetaDir, Stage};
@@ -25,6 +25,7 @@ use super::inspection::inspect;
 use super::membership;
 use super::node::Running;
 use super::peers::Peers;
+use super::promise::Promise;
 use super::snapshot::Transfers;
 use super::state_machine::StateMachine;
 use super::types::Membership;
@@ -43,7 +44,7 @@ pub(crate) struct Inner {
     pub(crate) space: Arc<DiskSpace>,
     pub(crate) nonce: [u8; 16],
     pub(crate) resolver: Arc<Resolver>,
-    pub(crate) announcers: Announcers,
+    pub(crate) discovery: Discovery,
     identity: RwLock<Option<Identity>>,
     /// The log as it was read when the disk was judged, until it is opened.
     recovered: Mutex<Option<Recovered>>,
@@ -114,13 +115,18 @@ impl Handle {
             identity.boot = identity.boot.checked_add(1).ok_or_else(|| dir.refuse("its boot counter is exhausted"))?;
             space.at_start(|| dir.store(identity))?;
         }
+        let promise = match &identity {
+            // Fulfilled, or void: the identity says where the disk belongs.
+            Some(_) => Promise::remove(&dir).map(|()| None)?,
+            None => Promise::load(&dir)?,
+        };
         Ok(Handle(Arc::new(Inner {
             config,
             dir,
             space,
             nonce: random_id(),
             resolver: Arc::default(),
-            announcers: Announcers::default(),
+            discovery: Discovery::new(promise),
             identity: RwLock::new(identity),
             recovered: Mutex::new(inspection.log),
             opened: RwLock::new(None),
@@ -175,6 +181,16 @@ impl Handle {
         *self.0.recovered.lock().unwrap_or_else(PoisonError::into_inner) = None;
         write(&self.0.identity, None);
         self.0.leadership.send_replace(None);
+        self.0.discovery.forget_silence();
+    }
+
+    /// Makes a disk that no cluster has admitted an empty one again, on the disk first.
+    ///
+    /// *Errors*: `Internal` for a disk that may have voted.
+    pub(super) fn forget_joining(&self, identity: &Identity) -> Result<()> {
+        self.0.dir.remove_unadmitted(identity)?;
+        write(&self.0.identity, None);
+        Ok(())
     }
 
     pub(crate) fn running(&self) -> Option<Arc<Running>> {
@@ -446,8 +462,10 @@ impl Handle {
             disk_full: self.0.space.usage().full,
             ..MemberStatus::default()
         };
+        // A cluster that has not admitted this disk may never do so: nothing is to be concluded from it, such as that it lives.
+        let joined = self.identity().filter(|identity| !identity.is_unadmitted());
         let mut status = StatusResponse {
-            cluster_uuid: self.cluster_uuid().map(|uuid| uuid.to_vec().into()).unwrap_or_default(),
+            cluster_uuid: joined.map(|identity| identity.cluster_bytes().to_vec().into()).unwrap_or_default(),
             ..StatusResponse::default()
         };
         if let Some(running) = self.running() {

@@ -2,8 +2,9 @@
 //!
 //! The file has a state that only moves forward, each step by fsync and rename: `founding` (the cluster's uuid is stored
 //! before the log is initialised) or `joining` (the incarnation is stored before the first request to join), then
-//! `member`, then `retired`. A start in `founding` or `joining` repeats that step. Whether the file belongs to the data
-//! beside it is decided in [`disk_parts`](super::disk_parts).
+//! `member`, then `retired`. A start in `founding` or `joining` repeats that step. One step back exists: a disk that is
+//! `joining` and was never admitted has no log, and becomes empty again when the cluster does not admit it. Whether the
+//! file belongs to the data beside it is decided in [`disk_parts`](super::disk_parts).
 
 use std::fs::{self, File};
 use std::io;
@@ -132,6 +133,12 @@ impl Identity {
     pub(crate) fn incarnation_bytes(&self) -> [u8; 16] {
         *self.incarnation.as_bytes()
     }
+
+    /// True for a disk that no cluster has admitted, as far as it knows. It has no member id, and a log is opened only for
+    /// one: it has never voted and acknowledged nothing.
+    pub(crate) fn is_unadmitted(&self) -> bool {
+        self.stage == Stage::Joining && self.member_id == 0 && self.log_boot == 0
+    }
 }
 
 /// The metadata directory of one master, locked for this process.
@@ -212,15 +219,37 @@ impl MetaDir {
         record_file::write(&file, identity).map_err(|error| Error::from(error).context(file.display()))
     }
 
+    /// Makes a disk that no cluster has admitted an empty one. Its incarnation is never used again: a new one is drawn for
+    /// each identity.
+    ///
+    /// *Errors*: `Internal` for a disk that may have voted; what the file system says otherwise.
+    ///
+    /// *Durability*: the file is gone for good on return.
+    pub(crate) fn remove_unadmitted(&self, identity: &Identity) -> Result<()> {
+        if !identity.is_unadmitted() {
+            return Err(Error::internal(format!("the identity of {} must not be removed", identity.owner())));
+        }
+        let file = self.path.join(FILE);
+        let removed = match fs::remove_file(&file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        };
+        let removed = removed.and_then(|()| sync_dir(&self.path));
+        removed.map_err(|error| Error::from(error).context(file.display()))
+    }
+
     /// Moves everything of a retired disk into a sub-directory of its own, the identity last, so that a crash in
     /// between repeats the move. What a move before has left under both of its names stays in both directories.
+    ///
+    /// *Errors*: what the file system says. A part that cannot be looked at is not taken for one that is gone: without
+    /// IDENTITY it would make the next start refuse the disk.
     pub(crate) fn set_aside(&self, identity: &Identity) -> Result<()> {
         let aside = self.path.join(format!("retired-{}-{}", identity.member_id, identity.incarnation));
         fs::create_dir_all(&aside)?;
         for name in ["wal", "state", "snapshots", FILE] {
             let from = self.path.join(name);
-            if from.exists() {
-                fs::rename(&from, free_name(&aside, name))?;
+            if from.try_exists()? {
+                fs::rename(&from, free_name(&aside, name)?)?;
             }
             sync_dir(&aside)?;
             sync_dir(&self.path)?;
@@ -236,14 +265,14 @@ impl MetaDir {
 }
 
 /// `name` in a directory, or `name.1`, `name.2` and so on where it is taken.
-fn free_name(dir: &Path, name: &str) -> PathBuf {
+fn free_name(dir: &Path, name: &str) -> io::Result<PathBuf> {
     let mut path = dir.join(name);
     let mut number = 0;
-    while path.exists() {
+    while path.try_exists()? {
         number += 1;
         path = dir.join(format!("{name}.{number}"));
     }
-    path
+    Ok(path)
 }
 
 fn tree_bytes(dir: &Path, depth: u32) -> u64 {
@@ -304,6 +333,42 @@ mod tests {
             assert!(matches!(dir.load().expect("read"), Part::Missing));
             assert!(!dir.wal().exists() && !dir.state().exists());
         }
+    }
+
+    #[test]
+    fn the_identity_of_a_retired_disk_stays_as_long_as_a_part_of_it_cannot_be_looked_at() {
+        let temp = tempfile::tempdir().expect("tempdir");
+        let dir = MetaDir::open(temp.path()).expect("open");
+        let identity = member(&dir);
+        // A link to itself: every look at it fails, as with a disk that does not answer.
+        std::os::unix::fs::symlink("wal", dir.wal()).expect("link");
+        dir.set_aside(&identity).expect_err("the log cannot be looked at");
+        assert!(matches!(dir.load().expect("read"), Part::Present(found) if found == identity));
+    }
+
+    #[test]
+    fn only_a_disk_that_no_cluster_has_admitted_loses_its_identity_and_the_next_one_has_another_incarnation() {
+        let temp = tempfile::tempdir().expect("tempdir");
+        let dir = MetaDir::open(temp.path()).expect("open");
+        let joining = Identity::new(Stage::Joining, [7; 16], 0);
+        let bound = [
+            Identity { stage: Stage::Member, ..joining.clone() },
+            Identity { stage: Stage::Founding, ..joining.clone() },
+            Identity { member_id: 4, ..joining.clone() },
+            // A log was opened: it may hold a vote.
+            Identity { log_boot: 1, ..joining.clone() },
+        ];
+        for identity in bound {
+            dir.store(&identity).expect("stored");
+            dir.remove_unadmitted(&identity).expect_err("it may have voted");
+            assert!(matches!(dir.load().expect("read"), Part::Present(found) if found == identity));
+        }
+        dir.store(&joining).expect("stored");
+        dir.remove_unadmitted(&joining).expect("removed");
+        assert!(matches!(dir.load().expect("read"), Part::Missing));
+        // Killed behind the removal, before anybody knew of it.
+        dir.remove_unadmitted(&joining).expect("repeated");
+        assert_ne!(Identity::new(Stage::Joining, [7; 16], 0).incarnation, joining.incarnation);
     }
 
     #[test]

@@ -73,7 +73,7 @@ fn inspect_state(dir: &MetaDir) -> io::Result<Part<StatePart>> {
         Part::Damaged(why) => return Ok(Part::Damaged(why)),
     };
     let path = dir.state().join(current.number.to_string());
-    if !Store::is_begun(&path) {
+    if !Store::is_begun(&path)? {
         return Ok(Part::Missing);
     }
     let found = Store::open_read_only(&path).map_err(|error| error.to_string()).and_then(|store| {
@@ -89,4 +89,23 @@ fn inspect_state(dir: &MetaDir) -> io::Result<Part<StatePart>> {
             None => Part::Damaged("it does not name the member it belongs to".to_owned()),
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_that_cannot_be_looked_at_is_no_missing_one() {
+        let temp = tempfile::tempdir().expect("tempdir");
+        let dir = MetaDir::open(temp.path()).expect("open");
+        let state = dir.state().join("0");
+        std::fs::create_dir_all(&state).expect("mkdir");
+        current::write(&dir.state(), &current::Current::begun(0)).expect("written");
+        assert!(matches!(inspect(&dir).expect("begun by nobody").parts.state, Part::Missing));
+        // A link to itself: every look at it fails, as with a disk that does not answer.
+        std::os::unix::fs::symlink("CURRENT", state.join("CURRENT")).expect("link");
+        Store::is_begun(&state).expect_err("nobody knows: a start would delete what was not begun");
+        inspect(&dir).expect_err("nobody knows");
+    }
 }

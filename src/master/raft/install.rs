@@ -154,7 +154,7 @@ impl StateMachine {
     fn place(&self, snapshot: &SnapshotDir, without_room: WithoutRoom) -> io::Result<(u64, Store)> {
         let number = self.0.store.read().unwrap_or_else(PoisonError::into_inner).0 + 1;
         let target = self.0.dir.join(number.to_string());
-        let remove_earlier = || match target.exists() {
+        let remove_earlier = || match target.try_exists()? {
             // An earlier attempt failed behind this point.
             true => fs::remove_dir_all(&target),
             false => Ok(()),

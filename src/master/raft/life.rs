@@ -4,12 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jindofs_proto::raft::v1 as wire;
 use openraft::async_runtime::watch::WatchReceiver;
 
-use crate::error::{Error, ErrorKind, Result};
-use crate::master::state::query;
-use crate::runtime::{Shutdown, die, failpoint_io, spawn_blocking};
+use crate::error::{Error, Result};
+use crate::runtime::{Shutdown, die, spawn_blocking};
 
 use super::admission;
 use super::announce::Welcome;
@@ -78,22 +76,6 @@ impl Handle {
         self.0.config.peers.iter().filter(|peer| **peer != own).cloned().collect()
     }
 
-    /// An empty disk joins a cluster that it belongs to; it never makes one.
-    async fn look_for_a_cluster(&self) -> Result<()> {
-        self.set_phase("empty: waiting to be provisioned, or for a peer that is a member");
-        if let Some(cluster) = self.find_cluster().await {
-            let _alone = self.0.life.lock().await;
-            if self.identity().is_none() {
-                failpoint_io("join.begin")?;
-                self.set_identity(Identity::new(Stage::Joining, cluster, 0))?;
-                failpoint_io("join.recorded")?;
-            }
-            return Ok(());
-        }
-        tokio::time::sleep(BEAT).await;
-        Ok(())
-    }
-
     pub(super) fn own_node(&self, identity: &Identity) -> Node {
         Node {
             raft_address: self.raft_address(),
@@ -113,91 +95,6 @@ impl Handle {
         running.net.book.set(identity.member_id, &self.own_node(identity));
         self.set_running(running.clone());
         Ok(running)
-    }
-
-    /// Asks to be admitted, catches up as a learner, and becomes a member once the state itself says so.
-    async fn join(&self, mut identity: Identity) -> Result<()> {
-        self.set_phase("joining: asking to be admitted");
-        match self.ask_admission(&identity).await {
-            Ok(0) => {
-                tokio::time::sleep(BEAT).await;
-                return Ok(());
-            }
-            Ok(id) if identity.member_id == 0 => {
-                identity.member_id = id;
-                failpoint_io("join.admitted")?;
-                self.set_identity(identity.clone())?;
-                failpoint_io("join.numbered")?;
-            }
-            Ok(id) if id != identity.member_id => {
-                return Err(Error::internal(format!("admitted as {id} after {}", identity.member_id)));
-            }
-            Ok(_) => {}
-            Err(error) if error.kind == ErrorKind::FailedPrecondition && identity.member_id != 0 => {
-                tracing::warn!(%error, "this disk was replaced before it became a member");
-                return self.retire(identity).await;
-            }
-            Err(error) => {
-                self.set_phase(format!("joining: {error}"));
-                tokio::time::sleep(BEAT * 2).await;
-                return Ok(());
-            }
-        }
-        let running = self.start_raft(&identity).await?;
-        self.set_phase("joining: catching up");
-        running.wait_applied(identity.member_id).await.or_else(|error| match error.kind {
-            ErrorKind::Unavailable => Ok(()),
-            _ => Err(error),
-        })?;
-        let known = query::members(&running.machine.store().view())?;
-        if known.iter().any(|member| member.id == identity.member_id) {
-            failpoint_io("join.caught-up")?;
-            self.change_identity(|identity| identity.stage = Stage::Member)?;
-            failpoint_io("join.member")?;
-        }
-        Ok(())
-    }
-
-    async fn ask_admission(&self, identity: &Identity) -> Result<u64> {
-        let request = wire::AdmitRequest {
-            cluster_uuid: identity.cluster_bytes().to_vec().into(),
-            incarnation: identity.incarnation_bytes().to_vec().into(),
-            raft_address: self.raft_address(),
-            grpc_address: self.grpc_address(),
-        };
-        // The last one is asked first: configured peers before those that have announced themselves.
-        let mut ask = self.0.announcers.of_cluster(identity.cluster_bytes());
-        ask.extend(self.other_peers());
-        let mut asked = BTreeSet::new();
-        let mut last = Error::unavailable("no peer answers");
-        while let Some(address) = ask.pop() {
-            if !asked.insert(address.clone()) {
-                continue;
-            }
-            match self.admit_at(&address, &request).await {
-                Ok(answer) if answer.member_id != 0 => return Ok(answer.member_id),
-                Ok(answer) if !answer.leader_raft_address.is_empty() => ask.push(answer.leader_raft_address),
-                Ok(answer) => last = Error::unavailable(answer.message),
-                Err(error) if error.kind == ErrorKind::FailedPrecondition => return Err(error),
-                Err(error) => {
-                    self.0.announcers.forget(&address);
-                    last = error;
-                }
-            }
-        }
-        Err(last)
-    }
-
-    async fn admit_at(&self, address: &str, request: &wire::AdmitRequest) -> Result<wire::AdmitResponse> {
-        let call = async {
-            let mut client = self.0.resolver.connect(address, Duration::from_secs(1)).await?;
-            let answer = client.admit(request.clone()).await;
-            answer.map(tonic::Response::into_inner).map_err(|status| crate::rpc::status::from_status(&status))
-        };
-        let limit = self.0.config.election_max * 4 + PROBE;
-        tokio::time::timeout(limit, call)
-            .await
-            .unwrap_or_else(|_| Err(Error::unavailable(format!("master {address} does not answer"))))
     }
 
     /// Before a member's Raft starts, a majority of each set of voters must confirm that its disk is the one they know, and
@@ -321,7 +218,7 @@ impl Handle {
         }
     }
 
-    async fn retire(&self, identity: Identity) -> Result<()> {
+    pub(super) async fn retire(&self, identity: Identity) -> Result<()> {
         tracing::warn!(member = identity.member_id, "this disk was replaced: it is set aside");
         if let Some(running) = self.running() {
             running.machine.close();

@@ -2,9 +2,11 @@
 
 mod admission;
 mod announce;
+mod announcers;
 mod append;
 mod apply;
 mod ballast;
+mod choice;
 mod compaction;
 mod confirm;
 mod current;
@@ -17,6 +19,7 @@ mod identity;
 mod inspection;
 mod install;
 mod integrity;
+mod joining;
 mod life;
 mod membership;
 mod network;
@@ -24,6 +27,7 @@ mod node;
 mod operate;
 mod peers;
 mod progress;
+mod promise;
 mod queue;
 mod quorum;
 mod read_gate;

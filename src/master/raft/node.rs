@@ -403,6 +403,16 @@ impl Running {
         })
     }
 
+    /// True while this member knows a leader that lives: one that it has heard a moment ago, or itself, answered by a quorum
+    /// a moment ago.
+    pub(super) fn knows_living_leader(&self) -> bool {
+        match self.look(|m| m.current_leader) {
+            Some(id) if id == self.net.me.id => self.leading().is_some() && self.is_heard_by_quorum(self.lease * 2),
+            Some(id) => self.is_heard(id),
+            None => false,
+        }
+    }
+
     /// As [`Running::leading`], from a change that was just announced.
     pub(crate) fn leading_in(&self, seen: &RaftServerMetrics<TypeConfig>) -> Option<u64> {
         let leads = seen.current_leader == Some(self.net.me.id) && seen.state == openraft::ServerState::Leader;

@@ -154,7 +154,9 @@ impl Raft for RaftService {
         &self,
         request: Request<wire::AnnounceRequest>,
     ) -> Result<Response<wire::AnnounceResponse>, Status> {
-        self.0.judge_announcement(request.into_inner()).await.map(Response::new).map_err(|error| to_status(&error))
+        let sender = request.remote_addr().map(|address| address.ip().to_canonical());
+        let judged = self.0.judge_announcement(request.into_inner(), sender).await;
+        judged.map(Response::new).map_err(|error| to_status(&error))
     }
 
     async fn admit(&self, request: Request<wire::AdmitRequest>) -> Result<Response<wire::AdmitResponse>, Status> {

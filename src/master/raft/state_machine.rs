@@ -107,7 +107,7 @@ impl StateMachine {
             let path = item?.path();
             let is_current = path == dir.join(number.to_string());
             // Without RocksDB's own pointer what is left there is no database: a new one must not begin among its files.
-            if path.is_dir() && !(is_current && Store::is_begun(&path)) {
+            if path.is_dir() && !(is_current && Store::is_begun(&path)?) {
                 fs::remove_dir_all(path)?;
             }
         }

@@ -108,7 +108,13 @@ fn check_probe(answer: &ProbeResponse, nonce: &[u8]) -> Result<()> {
     if answer.nonce != nonce {
         return malformed("does not repeat its nonce");
     }
-    let ids = [&answer.cluster_uuid, &answer.incarnation, &answer.boot_nonce];
+    let ids = [
+        &answer.cluster_uuid,
+        &answer.incarnation,
+        &answer.boot_nonce,
+        &answer.founding_attempt,
+        &answer.promised_attempt,
+    ];
     if ids.into_iter().any(|id| !matches!(id.len(), 0 | 16)) {
         return malformed("holds an id that does not have 16 bytes");
     }
@@ -351,6 +357,7 @@ mod tests {
         check_probe(&good, &[8; 16]).expect_err("another nonce");
         let bad = [
             ProbeResponse { boot_nonce: vec![1; 17].into(), ..good.clone() },
+            ProbeResponse { promised_attempt: vec![1; 17].into(), ..good.clone() },
             ProbeResponse { raft_address: "h".repeat(256), ..good.clone() },
             ProbeResponse { peers: vec!["h:1".to_owned(); 65], ..good.clone() },
         ];

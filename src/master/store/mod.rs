@@ -52,7 +52,8 @@ impl Store {
         let fail = |what: &str, error: &dyn std::fmt::Display| {
             StoreError(format!("{what} the state store {}: {error}", dir.display()))
         };
-        let fresh = !dir.join("CURRENT").exists();
+        // A disk that does not answer must not look like an empty one: a new store would begin among the files of the old.
+        let fresh = !dir.join("CURRENT").try_exists().map_err(|error| fail("look at", &error))?;
         if fresh {
             std::fs::create_dir_all(dir).map_err(|error| fail("create", &error))?;
         } else {
@@ -66,8 +67,10 @@ impl Store {
 
     /// False for a directory without a store, and for one in which a crash came before every table was made: nothing has
     /// ever been committed to it. A store whose tables cannot be listed counts as begun: opening it tells the damage.
-    pub fn is_begun(dir: &Path) -> bool {
-        dir.join("CURRENT").exists() && options::has_all_tables(dir)
+    ///
+    /// *Errors*: the directory cannot be looked at. The caller deletes what was not begun.
+    pub fn is_begun(dir: &Path) -> std::io::Result<bool> {
+        Ok(dir.join("CURRENT").try_exists()? && options::has_all_tables(dir))
     }
 
     /// Opens the store in `dir` to look at it: nothing in the directory changes, and every commit fails.

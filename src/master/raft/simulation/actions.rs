@@ -30,7 +30,16 @@ pub(super) enum Step {
     Remove([usize; 2]),
     /// Puts an empty disk into a machine.
     LoseDisk(usize),
+    /// Configures the masters on these machines with each other and with nobody else, each with an empty disk.
+    SetUp([usize; 3]),
+    /// Asks the first of these masters to found a cluster that was not there before.
+    FoundAnew([usize; 3]),
 }
+
+/// The cluster that every run begins with.
+const FIRST_CLUSTER: [u8; 16] = [9; 16];
+/// The one that a plan may found in its place.
+const SECOND_CLUSTER: [u8; 16] = [8; 16];
 
 /// What is done when, in nanoseconds since the start.
 pub(super) type Plan = Vec<(u64, Step)>;
@@ -110,7 +119,9 @@ impl Script {
     /// A step is due.
     pub(super) fn act(&mut self, number: u64, machines: &mut [Machine]) {
         match self.steps.remove(&number) {
-            Some(Step::Found) => self.found(machines),
+            Some(Step::Found) => self.found(machines, 0, FIRST_CLUSTER, Step::Found),
+            Some(Step::FoundAnew(hosts)) => self.found(machines, hosts[0], SECOND_CLUSTER, Step::FoundAnew(hosts)),
+            Some(Step::SetUp(hosts)) => self.set_up(machines, hosts),
             Some(Step::Choose) if self.over => {}
             Some(Step::Choose) => {
                 self.choose(machines);
@@ -132,15 +143,32 @@ impl Script {
         }
     }
 
-    fn found(&mut self, machines: &[Machine]) {
-        let Some(handle) = machines[0].handle() else { return self.after(S, Step::Found) };
-        if handle.member_id() != 0 && handle.store().is_some() && handle.running().is_some() {
+    /// Asks a master to found a cluster, and again with the step `again` until it is a member.
+    fn found(&mut self, machines: &[Machine], host: usize, cluster: [u8; 16], again: Step) {
+        let Some(handle) = machines[host].handle() else { return self.after(S, again) };
+        let is_member = handle.member_id() != 0 && handle.store().is_some() && handle.running().is_some();
+        if is_member && handle.cluster_uuid() == Some(cluster) {
             return;
         }
-        machines[0].spawn(async move {
-            let _ = handle.provision([9; 16]).await;
+        machines[host].spawn(async move {
+            let _ = handle.provision(cluster).await;
         });
-        self.after(3 * S, Step::Found);
+        self.after(3 * S, again);
+    }
+
+    fn set_up(&mut self, machines: &mut [Machine], hosts: [usize; 3]) {
+        self.note(format!("set up {hosts:?} anew"));
+        for host in hosts {
+            self.altered[host] = true;
+            if machines[host].is_running() {
+                machines[host].kill();
+            }
+            machines[host].wipe();
+            machines[host].peers = hosts.to_vec();
+            // Until then a leader that was left alone has noticed that no quorum answers it.
+            let delay = self.random.between(4 * S, 6 * S);
+            self.after(delay, Step::Start(host));
+        }
     }
 
     /// All members run and are ready, and no disk was changed by hand since: one may be changed.

@@ -12,15 +12,17 @@ use super::machine::Machine;
 use super::net::net;
 use crate::master::state::query;
 
+type Cluster = [u8; 16];
+
 /// What was seen so far.
 #[derive(Debug, Default)]
 pub(super) struct Checks {
-    /// Disk of the member that led, by term and member.
-    leaders: BTreeMap<(u64, u64), [u8; 16]>,
-    /// Term and checksum of every entry that some member has applied.
-    history: BTreeMap<u64, (u64, u32)>,
-    /// By machine and start, the last entry that was compared.
-    compared: BTreeMap<(usize, u64), u64>,
+    /// Disk of the member that led, by cluster, term and member.
+    leaders: BTreeMap<(Cluster, u64, u64), [u8; 16]>,
+    /// Term and checksum of every entry that some member has applied, by cluster and index.
+    history: BTreeMap<(Cluster, u64), (u64, u32)>,
+    /// By machine, start and cluster, the last entry that was compared.
+    compared: BTreeMap<(usize, u64, Cluster), u64>,
 }
 
 impl Checks {
@@ -31,7 +33,7 @@ impl Checks {
         let Some(running) = machine.handle().and_then(|handle| handle.running()) else { return };
         let Some(term) = running.leading() else { return };
         let (member, disk) = (running.net.me.id, running.net.me.incarnation);
-        let first = *self.leaders.entry((term, member)).or_insert_with(|| {
+        let first = *self.leaders.entry((running.net.me.cluster, term, member)).or_insert_with(|| {
             net(|net| net.trace.note(format_args!("leader of {term} is {member}")));
             disk
         });
@@ -43,7 +45,8 @@ impl Checks {
         for machine in machines {
             let Some(opened) = machine.handle().and_then(|handle| handle.opened()) else { continue };
             let applied = *opened.machine.applied().borrow();
-            let from = self.compared.entry((machine.host, machine.starts)).or_insert(0);
+            let cluster = opened.net.me.cluster;
+            let from = self.compared.entry((machine.host, machine.starts, cluster)).or_insert(0);
             let begin = (*from + 1).max(opened.log.purged().map_or(0, |id| id.index) + 1);
             if begin > applied {
                 continue;
@@ -52,7 +55,7 @@ impl Checks {
             for entry in entries {
                 let bytes = types::entry_to_wire(&entry).encode_to_vec();
                 let seen = (entry.log_id.leader_id.term, crc32c::crc32c(&bytes));
-                let known = *self.history.entry(entry.log_id.index).or_insert(seen);
+                let known = *self.history.entry((cluster, entry.log_id.index)).or_insert(seen);
                 assert_eq!(
                     known, seen,
                     "two histories: machine {} has applied another entry {} than one before it",
@@ -64,7 +67,7 @@ impl Checks {
     }
 
     pub(super) fn applied(&self) -> u64 {
-        self.history.last_key_value().map_or(0, |(index, _)| *index)
+        self.history.keys().map(|(_, index)| *index).max().unwrap_or(0)
     }
 }
 

@@ -50,7 +50,8 @@ pub(super) enum End {
 
 pub(super) struct Machine {
     pub(super) host: usize,
-    founders: usize,
+    /// The machines whose masters it is configured with; the first one founds.
+    pub(super) peers: Vec<usize>,
     /// Number of the directory that is the disk now.
     generation: u64,
     process: Option<Process>,
@@ -67,11 +68,42 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The settings of the master on a machine, with the masters on the machines `peers`.
+pub(in crate::master::raft) fn config(meta_dir: PathBuf, host: usize, peers: &[usize]) -> MasterConfig {
+    MasterConfig {
+        meta_dir,
+        peers: peers.iter().map(|host| format!("{}:8103", address(*host))).collect(),
+        host: address(host),
+        bind: address(host),
+        grpc_port: 8101,
+        raft_port: 8103,
+        http_port: 8104,
+        heartbeat: Duration::from_millis(200),
+        election_min: Duration::from_millis(600),
+        election_max: Duration::from_millis(1200),
+        auto_replace: true,
+        snapshot_log_bytes: 96 << 10,
+        keep_log_bytes: 16 << 10,
+        keep_log_for_learners_bytes: 64 << 10,
+        snapshot_send_bytes_per_second: 0,
+        scrub_bytes_per_second: 0,
+        scrub_interval: Duration::from_secs(3600),
+        inflight_bytes: 64 << 20,
+        clock_skew_max: Duration::from_secs(5),
+        disk_reserve_bytes: 64 << 20,
+        ballast_bytes: 0,
+        block_cache_bytes: 1 << 20,
+        write_buffer_bytes: 4 << 20,
+        session_ttl: Duration::from_secs(3600),
+        worker_timeout: Duration::from_secs(3600),
+    }
+}
+
 impl Machine {
-    pub(super) fn new(host: usize, founders: usize) -> Machine {
+    pub(super) fn new(host: usize, peers: Vec<usize>) -> Machine {
         Machine {
             host,
-            founders,
+            peers,
             generation: 0,
             process: None,
             busy_until: 0,
@@ -92,33 +124,7 @@ impl Machine {
     }
 
     fn config(&self) -> MasterConfig {
-        MasterConfig {
-            meta_dir: self.dir(),
-            peers: (0..self.founders).map(|host| format!("{}:8103", address(host))).collect(),
-            host: address(self.host),
-            bind: address(self.host),
-            grpc_port: 8101,
-            raft_port: 8103,
-            http_port: 8104,
-            heartbeat: Duration::from_millis(200),
-            election_min: Duration::from_millis(600),
-            election_max: Duration::from_millis(1200),
-            auto_replace: true,
-            snapshot_log_bytes: 96 << 10,
-            keep_log_bytes: 16 << 10,
-            keep_log_for_learners_bytes: 64 << 10,
-            snapshot_send_bytes_per_second: 0,
-            scrub_bytes_per_second: 0,
-            scrub_interval: Duration::from_secs(3600),
-            inflight_bytes: 64 << 20,
-            clock_skew_max: Duration::from_secs(5),
-            disk_reserve_bytes: 64 << 20,
-            ballast_bytes: 0,
-            block_cache_bytes: 1 << 20,
-            write_buffer_bytes: 4 << 20,
-            session_ttl: Duration::from_secs(3600),
-            worker_timeout: Duration::from_secs(3600),
-        }
+        config(self.dir(), self.host, &self.peers)
     }
 
     pub(super) fn is_running(&self) -> bool {

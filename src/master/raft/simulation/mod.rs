@@ -17,5 +17,5 @@ mod run;
 mod seeds;
 mod trace;
 
-pub(in crate::master::raft) use machine::sync_delay as disk_delay;
+pub(in crate::master::raft) use machine::{config as master_config, sync_delay as disk_delay};
 pub(in crate::master::raft) use net::Connector;

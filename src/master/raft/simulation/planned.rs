@@ -9,6 +9,8 @@ use super::seeds::{run_apart, run_here};
 use crate::runtime::planted::PlantedFault;
 
 const LAST_FOUNDER: &str = "master::raft::simulation::planned::last_founder";
+const LONE_MEMBER: &str = "master::raft::simulation::planned::lone_member";
+const LOST_CLUSTER: &str = "master::raft::simulation::planned::lost_cluster";
 
 /// All masters are configured with the founders. Two of those leave for two others, and the third one loses its disk: none of the
 /// masters that it is configured with is a member.
@@ -30,4 +32,54 @@ fn a_lost_disk_is_replaced_also_when_no_configured_peer_is_a_member_any_more() {
 #[ignore = "the run of the test above"]
 fn last_founder() -> ExitCode {
     run_here(the_last_founder_loses_its_disk)
+}
+
+/// Machines 0 and 1 are set up for a new cluster together with machine 3, while the third master of the old cluster still runs
+/// on machine 2 and announces itself to them. It expects masters at both addresses, and has no leader.
+fn a_cluster_is_founded_beside_a_lone_member(seed: u64) -> String {
+    let hosts = [0, 1, 3];
+    let plan = vec![(10 * S, Step::SetUp(hosts)), (20 * S, Step::FoundAnew(hosts))];
+    let report = run::run(seed, Some(plan));
+    format!("{} ms; {}", report.simulated_ns / 1_000_000, report.actions)
+}
+
+#[test]
+fn a_member_without_a_leader_draws_no_empty_disk_away_from_the_founding_of_another_cluster() {
+    let run = run_apart(LONE_MEMBER, 1, None).unwrap_or_else(|why| panic!("{why}"));
+    assert!(run.contains("set up [0, 1, 3] anew"), "{run}");
+    let why = run_apart(LONE_MEMBER, 1, Some(PlantedFault::PlaceWithoutLeader)).expect_err("the old cluster has them");
+    assert!(why.contains("does not recover: nobody leads"), "{why}");
+}
+
+#[test]
+#[ignore = "the run of the test above"]
+fn lone_member() -> ExitCode {
+    run_here(a_cluster_is_founded_beside_a_lone_member)
+}
+
+/// Two of three masters lose their disks and ask the third one, which has no quorum, to be admitted. Then that one loses its
+/// disk too, and another cluster is founded on the same machines.
+fn a_cluster_is_founded_where_one_was_lost(seed: u64) -> String {
+    let plan = vec![
+        (8 * S, Step::LoseDisk(1)),
+        (8 * S, Step::LoseDisk(2)),
+        (18 * S, Step::LoseDisk(0)),
+        (25 * S, Step::FoundAnew([0, 1, 2])),
+    ];
+    let report = run::run(seed, Some(plan));
+    format!("{} ms; {}", report.simulated_ns / 1_000_000, report.actions)
+}
+
+#[test]
+fn disks_that_a_lost_cluster_never_admits_are_empty_again_and_another_one_is_founded_with_them() {
+    let run = run_apart(LOST_CLUSTER, 1, None).unwrap_or_else(|why| panic!("{why}"));
+    assert!(run.contains("lose the disk of 0"), "{run}");
+    let why = run_apart(LOST_CLUSTER, 1, Some(PlantedFault::JoiningForGood)).expect_err("they wait for it for ever");
+    assert!(why.contains("does not recover: nobody leads"), "{why}");
+}
+
+#[test]
+#[ignore = "the run of the test above"]
+fn lost_cluster() -> ExitCode {
+    run_here(a_cluster_is_founded_where_one_was_lost)
 }

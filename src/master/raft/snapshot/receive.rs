@@ -52,7 +52,7 @@ impl Incoming {
         fs::create_dir_all(dir)?;
         let id = crc32c::crc32c(&manifest.encode());
         let path = dir.join(format!("{INCOMING}{}-{id:08x}", name_of(manifest.meta.last_log_id.as_ref())));
-        if !path.exists() {
+        if !path.try_exists()? {
             fs::create_dir(&path)?;
         }
         let mut incoming = Incoming { path, manifest, verified: BTreeSet::new(), open: None, received: 0 };
@@ -122,7 +122,7 @@ impl Incoming {
             if !candidate || sum(&from).ok() != Some(expected) {
                 continue;
             }
-            if to.exists() {
+            if to.try_exists()? {
                 fs::remove_file(&to)?;
             }
             if fs::hard_link(&from, &to).is_ok() {
