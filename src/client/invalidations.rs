@@ -2,8 +2,10 @@
 //! any master, and it is renewed when it ends.
 //!
 //! *Promises.* Between the first event of a stream and its end, the client is told every change that the master
-//! applies. The first event of each stream says that changes were lost, whatever the master says. A stream that is
-//! silent for `SILENCE_TIMEOUT` is given up: a master that is alive and up to date sends an event every few seconds.
+//! applies. The first event of each stream says that changes were lost, whatever the master says. A stream without a
+//! heartbeat for `HEARTBEAT_TIMEOUT` is given up, also if changes come: a master that is alive, up to date, and not behind
+//! in telling what it has applied, sends one every few seconds. A heartbeat that speaks for changes which did not come says that
+//! changes were lost.
 //! The client is not told the changes between two streams: the age of what is cached then is bounded by its time to
 //! live.
 
@@ -18,8 +20,8 @@ use crate::rpc::channel::{MasterChannel, invalidation, judge};
 
 /// Longest wait for a master to accept a subscription.
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(3);
-/// Longest time between two events: a master sends one every three seconds.
-const SILENCE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest time between two heartbeats: a master sends one every three seconds.
+const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause before the next master is tried; doubled after each stream that did not last.
 const RETRY_DELAY: Duration = Duration::from_millis(50);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(5);
@@ -70,11 +72,10 @@ impl Subscriber {
                 return Err(error);
             }
         };
-        let mut is_first = true;
+        let mut progress = Progress::new(Instant::now());
         loop {
-            let mut event = next_event(&mut stream).await.map_err(|error| error.context(&address))?;
-            event.lost |= std::mem::take(&mut is_first);
-            on_event(event);
+            let event = next_event(&mut stream, progress.deadline()).await.map_err(|error| error.context(&address))?;
+            on_event(progress.checked(event, Instant::now()));
         }
     }
 
@@ -100,16 +101,56 @@ fn pause_after(age: Duration, delay: &mut Duration, random: f64) -> Duration {
     pause
 }
 
+/// True for an event that names no change.
+pub fn is_heartbeat(event: &InvalidationEvent) -> bool {
+    let InvalidationEvent { lost, inodes, names, directories, position: _ } = event;
+    !lost && inodes.is_empty() && names.is_empty() && directories.is_empty()
+}
+
+/// How far a stream has come.
+#[derive(Debug)]
+struct Progress {
+    /// When the client last knew that it has been told everything.
+    current: Instant,
+    is_first: bool,
+    /// Position of the last event; `None` with a master of an older release.
+    position: Option<u64>,
+}
+
+impl Progress {
+    /// Of a stream that begins.
+    fn new(now: Instant) -> Progress {
+        Progress { current: now, is_first: true, position: None }
+    }
+
+    /// When the stream is given up.
+    fn deadline(&self) -> Instant {
+        self.current + HEARTBEAT_TIMEOUT
+    }
+
+    /// The event, which says that changes were lost also where the client finds that.
+    fn checked(&mut self, mut event: InvalidationEvent, now: Instant) -> InvalidationEvent {
+        let is_heartbeat = is_heartbeat(&event);
+        let has_gap = is_heartbeat && event.position != self.position;
+        event.lost |= std::mem::take(&mut self.is_first) || has_gap;
+        if is_heartbeat || event.lost {
+            self.current = now;
+        }
+        self.position = event.position;
+        event
+    }
+}
+
 /// The next event of a stream.
 ///
-/// *Errors*: the stream has ended, or nothing came in time.
-async fn next_event(stream: &mut Streaming<InvalidationEvent>) -> Result<InvalidationEvent> {
-    match tokio::time::timeout(SILENCE_TIMEOUT, stream.message()).await {
+/// *Errors*: the stream has ended, or nothing came until `deadline`.
+async fn next_event(stream: &mut Streaming<InvalidationEvent>, deadline: Instant) -> Result<InvalidationEvent> {
+    match tokio::time::timeout_at(deadline.into(), stream.message()).await {
         Ok(Ok(Some(event))) => Ok(event),
         Ok(Ok(None)) => Err(Error::unavailable("the stream has ended")),
         Ok(Err(status)) => Err(judge(&status).0),
         Err(_) => {
-            let message = format!("nothing was heard for {} s", SILENCE_TIMEOUT.as_secs());
+            let message = format!("no heartbeat has come for {} s", HEARTBEAT_TIMEOUT.as_secs());
             Err(Error::new(ErrorKind::Timeout, message))
         }
     }
@@ -144,6 +185,52 @@ impl Candidates {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn heartbeat(position: Option<u64>) -> InvalidationEvent {
+        InvalidationEvent { position, ..InvalidationEvent::default() }
+    }
+
+    fn change(position: Option<u64>) -> InvalidationEvent {
+        InvalidationEvent { inodes: vec![5], position, ..InvalidationEvent::default() }
+    }
+
+    #[test]
+    fn changes_without_a_heartbeat_do_not_keep_a_stream() {
+        let began = Instant::now();
+        let mut progress = Progress::new(began);
+        assert!(progress.checked(change(Some(4)), began).lost, "the first event of a stream");
+        let later = began + HEARTBEAT_TIMEOUT / 2;
+        assert!(!progress.checked(change(Some(5)), later).lost);
+        assert_eq!(progress.deadline(), began + HEARTBEAT_TIMEOUT, "it may be far behind");
+        assert!(!progress.checked(heartbeat(Some(5)), later).lost);
+        assert_eq!(progress.deadline(), later + HEARTBEAT_TIMEOUT);
+        // A master that is behind gives up what it has not told.
+        let last = later + HEARTBEAT_TIMEOUT / 2;
+        progress.checked(InvalidationEvent { lost: true, ..heartbeat(Some(9)) }, last);
+        assert_eq!(progress.deadline(), last + HEARTBEAT_TIMEOUT);
+    }
+
+    #[test]
+    fn a_heartbeat_that_speaks_for_changes_which_did_not_come_is_a_loss() {
+        let now = Instant::now();
+        let mut progress = Progress::new(now);
+        progress.checked(heartbeat(Some(4)), now);
+        assert!(!progress.checked(heartbeat(Some(4)), now).lost);
+        assert!(!progress.checked(change(Some(6)), now).lost);
+        assert!(progress.checked(heartbeat(Some(7)), now).lost);
+        assert!(!progress.checked(heartbeat(Some(7)), now).lost, "told once");
+    }
+
+    #[test]
+    fn heartbeats_of_an_older_release_have_no_position_and_are_believed() {
+        let now = Instant::now();
+        let mut progress = Progress::new(now);
+        progress.checked(heartbeat(None), now);
+        assert!(!progress.checked(change(None), now).lost);
+        let later = now + HEARTBEAT_TIMEOUT / 2;
+        assert!(!progress.checked(heartbeat(None), later).lost);
+        assert_eq!(progress.deadline(), later + HEARTBEAT_TIMEOUT);
+    }
 
     #[test]
     fn masters_are_asked_in_turn_and_one_of_an_older_release_not_for_a_minute() {

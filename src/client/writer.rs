@@ -20,7 +20,7 @@ use super::mounts::Mounts;
 use super::namespace::{Namespace, at_entry, at_inode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::{Fail, failpoint, failpoint_io, now_ns};
-use crate::ufs::{Content, Entry, Expected, NewAttr, Registry, Sent, Ufs, Upload};
+use crate::ufs::{Content, Deadline, Entry, Expected, NewAttr, Registry, Sent, Ufs, Upload};
 
 /// How long the error of a write waits for a master to find out what came of it.
 const LOOK: Duration = Duration::from_secs(2);
@@ -113,14 +113,13 @@ impl Writer {
     }
 
     /// Stores the whole content of a file below a mount. `attr` names the file and the version that `content` was made from.
-    /// `begun` is the announcement, if it was made already. Returns the attributes of the new version.
+    /// `begun` is the announcement, `deadline` when the under-storage is given up. Returns the attributes of the new version.
     ///
     /// Not cancel-safe: dropped half-way it leaves the file to nobody else until the session ends.
     ///
     /// *Errors*: `Stale` when the file is of another version by now; `Busy`; what the under-storage says; `OutcomeUnknown`.
-    pub async fn store(&self, attr: &Attr, begun: Option<Begun>, content: Content) -> Result<Attr> {
-        let begun = self.begun(attr, begun, false).await?;
-        let stored = self.put(&begun, attr, content).await?;
+    pub async fn store(&self, attr: &Attr, begun: Begun, content: Content, deadline: &Deadline) -> Result<Attr> {
+        let stored = self.put(&begun, attr, content, deadline).await?;
         self.end(attr, &begun, stored).await
     }
 
@@ -133,11 +132,11 @@ impl Writer {
     pub async fn store_behind(
         &self,
         attr: &Attr,
-        begun: Option<Begun>,
+        begun: Begun,
         content: Content,
+        deadline: &Deadline,
     ) -> Result<(Attr, Option<End>)> {
-        let begun = self.begun(attr, begun, attr.version_token.is_empty()).await?;
-        let mut stored = self.put(&begun, attr, content).await?;
+        let mut stored = self.put(&begun, attr, content, deadline).await?;
         if !begun.end_behind || !self.is_still_ours(&begun) {
             return Ok((self.end(attr, &begun, stored).await?, None));
         }
@@ -245,13 +244,6 @@ impl Writer {
         }
     }
 
-    async fn begun(&self, attr: &Attr, begun: Option<Begun>, end_behind: bool) -> Result<Begun> {
-        match begun {
-            Some(begun) => Ok(begun),
-            None => self.begin(attr, end_behind).await,
-        }
-    }
-
     /// Tells the masters that the content of a file is going to be stored; with `end_behind` that its end may come later.
     ///
     /// *Errors*: `Stale` when the file is of another version by now; `Busy`. Nothing was stored then.
@@ -323,9 +315,9 @@ impl Writer {
     }
 
     /// Brings content to the under-storage; after an error nobody waits for it any more.
-    async fn put(&self, begun: &Begun, attr: &Attr, content: Content) -> Result<StoredContent> {
+    async fn put(&self, begun: &Begun, attr: &Attr, content: Content, deadline: &Deadline) -> Result<StoredContent> {
         let (extends_base, ctime_ns) = (content.extends, content.times.map_or(0, |times| times.ctime_ns));
-        match self.put_once(begun, &attr.version_token, content).await {
+        match self.put_once(begun, &attr.version_token, content, deadline).await {
             Ok(Entry { token, size, mtime_ns, .. }) => {
                 Ok(StoredContent { version_token: token.into(), size, mtime_ns, ctime_ns, extends_base })
             }
@@ -336,11 +328,11 @@ impl Writer {
         }
     }
 
-    async fn put_once(&self, begun: &Begun, base: &[u8], content: Content) -> Result<Entry> {
+    async fn put_once(&self, begun: &Begun, base: &[u8], content: Content, deadline: &Deadline) -> Result<Entry> {
         let storage = self.storage_of(begun).await?;
         failpoint_io("write.begun")?;
         let attr = new_attr(&begun.attr);
-        let entry = storage.put(&begun.ufs_path, content, expected(base), attr, begun.intent).await?;
+        let entry = storage.put(&begun.ufs_path, content, expected(base), attr, begun.intent, deadline).await?;
         failpoint_io("write.stored")?;
         Ok(entry)
     }

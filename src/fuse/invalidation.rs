@@ -21,6 +21,7 @@ use std::time::Instant;
 use jindofs_proto::v1::InvalidationEvent;
 use tokio::sync::Notify;
 
+use crate::client::invalidations::is_heartbeat;
 use crate::types::ROOT_INODE;
 
 use super::fs::Fs;
@@ -88,8 +89,7 @@ impl Invalidation {
     }
 
     fn accept(&self, event: &InvalidationEvent) {
-        if *event == InvalidationEvent::default() {
-            // A sign of life.
+        if is_heartbeat(event) {
             return;
         }
         self.marks.mark(event);

@@ -2,6 +2,7 @@
 
 mod adapter;
 mod answer;
+mod attempt;
 mod attributes;
 mod behind;
 mod creates;

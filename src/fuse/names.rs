@@ -15,7 +15,7 @@ use crate::client::writer::Begun;
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::source::source_of;
 use crate::types::version_of;
-use crate::ufs::Content;
+use crate::ufs::{Content, Deadline};
 
 use super::fs::{Fs, with_name};
 use super::inodes::Known;
@@ -160,7 +160,10 @@ impl Fs {
         let begun = self.writer.begin(&attr, false).await;
         let intent = begun.as_ref().ok().map(Begun::intent);
         let stored = match begun {
-            Ok(begun) => self.writer.store(&attr, Some(begun), Content::in_memory(Bytes::new())).await,
+            Ok(begun) => {
+                let nothing = Content::in_memory(Bytes::new());
+                self.writer.store(&attr, begun, nothing, &Deadline::for_store()).await
+            }
             Err(error) => Err(error),
         };
         match stored {

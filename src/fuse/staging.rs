@@ -23,18 +23,17 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use jindofs_proto::v1::Attr;
-use tokio::runtime::Handle;
 use tokio::sync::OwnedMutexGuard;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::now_ns;
 use crate::types::version_of;
-use crate::ufs::{Content, Upload};
+use crate::ufs::Content;
 
 use super::nodes::inode_of;
 
 use appends::Changes;
-use sending::{Head, Senders, Sending};
+use sending::{Senders, Sending};
 use spool::Room;
 pub(super) use spool::{Place, Spool};
 use unsaved::{Unsaved, UnsavedCell};
@@ -269,28 +268,6 @@ impl Turn {
     /// The content; it stays as it is for as long as the turn is ours.
     pub(super) fn content(&self) -> Result<Content> {
         Ok(self.spool()?.content())
-    }
-
-    /// Begins to send what is staged, if it is long and not on its way yet; `upload` begins the object.
-    pub(super) fn send_ahead<F>(&mut self, senders: &Senders, upload: impl FnOnce(&Attr) -> Option<F>, on: &Handle)
-    where
-        F: Future<Output = Result<Option<Upload>>> + Send + 'static,
-    {
-        let work = &mut *self.work;
-        if work.sending.is_none()
-            && !self.staged.is_unlinked()
-            && let Some(spool) = self.staged.spool.get()
-        {
-            work.sending = Sending::start(senders, spool, work.grown, || upload(&work.base), on);
-        }
-    }
-
-    /// What was sent of it before the end, which is now.
-    pub(super) async fn head(&mut self) -> Head {
-        match self.work.sending.take() {
-            Some(sending) => sending.end().await,
-            None => Head::default(),
-        }
     }
 
     /// It is stored: `attr` is of the new version.

@@ -10,16 +10,15 @@ use std::time::Instant;
 
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
-use jindofs_proto::v1::{Attr, FileType, Mount, SetAttrRequest};
+use jindofs_proto::v1::{Attr, FileType, SetAttrRequest};
 use tokio::runtime::Handle;
 
 use crate::client::namespace::at_inode;
-use crate::client::writer::{Begun, new_attr};
 use crate::client::{OpenFile, Reader};
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::source::source_of;
 use crate::types::version_of;
-use crate::ufs::{Content, Sent, Times, Upload};
+use crate::ufs::Upload;
 
 use super::fs::Fs;
 use super::inodes::Known;
@@ -295,53 +294,8 @@ impl Fs {
         Ok(true)
     }
 
-    async fn store_once(self: &Arc<Self>, turn: &mut Turn, how: Storing) -> Result<()> {
-        // Taken once: what is in memory is copied.
-        let content = turn.is_due().then(|| turn.content()).transpose()?;
-        let prepared = self.prepared(turn, content.as_ref());
-        let is_due = turn.is_due();
-        let (begun, prepared) = tokio::join!(self.made_of(turn, is_due), prepared);
-        let begun = begun?;
-        let Some(content) = content.filter(|_| turn.is_due()) else { return Ok(()) };
-        self.recorded(turn.inode()).await;
-        let head = turn.head().await;
-        let (sent, extends) = (prepared.unwrap_or_else(|| head.sent.clone()), turn.extends_base());
-        let content = Content { sent, extends, times: self.times_of_unwritten(turn), ..content };
-        let behind = how == Storing::Behind && content.is_in_memory() && self.endings.have_room();
-        let begun = match begun {
-            Some(begun) => Ok(begun),
-            None if how == Storing::AtOnce => self.writer.begin_at_once(turn.base(), false).await,
-            None => self.writer.begin(turn.base(), behind && turn.base().version_token.is_empty()).await,
-        };
-        let intent = begun.as_ref().ok().map(Begun::intent);
-        let stored = match begun {
-            Ok(begun) if behind => self.writer.store_behind(turn.base(), Some(begun), content).await,
-            Ok(begun) => self.writer.store(turn.base(), Some(begun), content).await.map(|attr| (attr, None)),
-            Err(error) => Err(error),
-        };
-        if let Some(intent) = intent.filter(|_| stored.is_err()) {
-            // Some or all of it may be there.
-            turn.doubt(intent);
-        }
-        head.sent.give_up().await;
-        let stored = stored.map(|(attr, end)| {
-            if let Some(end) = end {
-                self.record_behind(&attr, end);
-            }
-            attr
-        });
-        self.stored(turn, stored).await
-    }
-
-    /// The times that handles see of a file that was never written: to store it behind its last close changes nothing of it.
-    fn times_of_unwritten(&self, turn: &Turn) -> Option<Times> {
-        let known = self.inodes.get(turn.inode()).filter(|_| !turn.is_written())?;
-        let seen = self.staging.overlay(turn.node(), &known.attr);
-        Some(Times { mtime_ns: seen.mtime_ns, ctime_ns: seen.ctime_ns })
-    }
-
     /// Notes what came of storing what was written.
-    async fn stored(&self, turn: &mut Turn, stored: Result<Attr>) -> Result<()> {
+    pub(super) async fn stored(&self, turn: &mut Turn, stored: Result<Attr>) -> Result<()> {
         match stored {
             Ok(attr) => self.note_new_version(turn, attr),
             Err(error) if error.kind == ErrorKind::Stale => {
@@ -368,29 +322,6 @@ impl Fs {
     async fn others_have_stored(&self, made: &Attr) -> bool {
         let there = self.patient.lookup(at_inode(made.inode)).await;
         there.is_ok_and(|attr| version_of(&attr.version_token) != version_of(&made.version_token))
-    }
-
-    /// What can be done of storing a small file while it is being made, which takes the masters as long.
-    fn prepared<'s>(
-        &'s self,
-        turn: &Turn,
-        content: Option<&Content>,
-    ) -> impl Future<Output = Option<Sent>> + Send + use<'s> {
-        let base = turn.base();
-        let content = content.filter(|content| content.is_in_memory()).cloned();
-        let place = self.creates.get(base.inode).and_then(|_| self.place_of(base));
-        let attr = new_attr(base);
-        async move {
-            let ((mount, path), content) = place.zip(content)?;
-            Some(self.writer.prepare(&mount, &path, attr, content).await)
-        }
-    }
-
-    /// The mount of a file and its path there, as far as is known.
-    fn place_of(&self, attr: &Attr) -> Option<(Mount, Vec<u8>)> {
-        let mount = self.mounts.known(attr.mount_id)?;
-        let path = self.inodes.path_below(mount.root_inode, attr.inode)?;
-        Some((mount, path))
     }
 
     /// The file of `turn` has new attributes by a change of ours; its content is still what is staged.

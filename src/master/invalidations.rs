@@ -86,9 +86,14 @@ fn cost_of(set: &Bytes) -> usize {
 }
 
 fn encode(set: ChangeSet) -> Bytes {
-    let names = set.names.into_iter().map(|(parent, name)| DirEntry { parent, name }).collect();
-    let event = InvalidationEvent { lost: false, inodes: set.inodes, names, directories: set.directories };
-    event.encode_to_vec().into()
+    let ChangeSet { inodes, names, directories } = set;
+    let names = names.into_iter().map(|(parent, name)| DirEntry { parent, name }).collect();
+    InvalidationEvent { inodes, names, directories, ..InvalidationEvent::default() }.encode_to_vec().into()
+}
+
+/// The part of an event that says how far it goes; alone it is a heartbeat.
+pub fn encode_position(position: u64) -> Bytes {
+    InvalidationEvent { position: Some(position), ..InvalidationEvent::default() }.encode_to_vec().into()
 }
 
 impl Default for Invalidations {
@@ -166,7 +171,10 @@ impl Invalidations {
         let next = ring.next();
         let Some(position) = position.filter(|position| *position >= ring.first) else {
             let lost = InvalidationEvent { lost: true, ..InvalidationEvent::default() };
-            return Some((Batch { lost: true, events: vec![lost.encode_to_vec().into()] }, next));
+            return Some((
+                Batch { lost: true, events: vec![lost.encode_to_vec().into(), encode_position(next)] },
+                next,
+            ));
         };
         let skipped = usize::try_from(position - ring.first).unwrap_or(usize::MAX);
         let mut bytes = 0;
@@ -176,9 +184,13 @@ impl Invalidations {
             fits
         };
         let left = ring.sets.range(skipped.min(ring.sets.len())..);
-        let events: Vec<_> = left.take(BATCH_SETS_MAX).take_while(has_room).cloned().collect();
+        let mut events: Vec<_> = left.take(BATCH_SETS_MAX).take_while(has_room).cloned().collect();
+        if events.is_empty() {
+            return None;
+        }
         let next = position + events.len() as u64;
-        (!events.is_empty()).then_some((Batch { lost: false, events }, next))
+        events.push(encode_position(next));
+        Some((Batch { lost: false, events }, next))
     }
 }
 
@@ -224,6 +236,23 @@ impl Subscription {
         }
     }
 
+    /// Number of the next set that will be published.
+    pub fn published(&self) -> u64 {
+        self.invalidations.ring().next()
+    }
+
+    /// Number of the next set that will be told; `None` before the batch that says that changes were lost.
+    pub fn told(&self) -> Option<u64> {
+        self.position
+    }
+
+    /// Gives up what was published and not told: the next batch says that changes were lost.
+    pub fn skip(&mut self) {
+        if self.position.take().is_some() {
+            counter!("jindofs_master_invalidations_lost_total").increment(1);
+        }
+    }
+
     fn take(&mut self) -> Option<Batch> {
         let (batch, next) = self.invalidations.batch_at(self.position)?;
         if batch.lost && self.position.is_some() {
@@ -254,7 +283,7 @@ mod tests {
     fn told(subscription: &mut Subscription) -> Option<(bool, Vec<u64>)> {
         let batch = subscription.next().now_or_never()?;
         let event = InvalidationEvent::decode(batch.events.concat().as_slice()).expect("parts are a message");
-        assert_eq!(event.lost, batch.lost);
+        assert_eq!((event.lost, event.position), (batch.lost, subscription.told()));
         Some((event.lost, event.inodes))
     }
 
@@ -331,7 +360,8 @@ mod tests {
         let set = ChangeSet { inodes: vec![5, 6], names: vec![(1, Bytes::from_static(b"a"))], directories: vec![7] };
         let event = InvalidationEvent::decode(encode(set)).expect("a message");
         let names = vec![DirEntry { parent: 1, name: "a".into() }];
-        let expected = InvalidationEvent { lost: false, inodes: vec![5, 6], names, directories: vec![7] };
+        let expected =
+            InvalidationEvent { inodes: vec![5, 6], names, directories: vec![7], ..InvalidationEvent::default() };
         assert_eq!(event, expected);
     }
 
@@ -345,6 +375,20 @@ mod tests {
         assert_eq!(told(&mut subscription), Some((true, vec![])));
         all.publish(Changes::All);
         assert_eq!((told(&mut subscription), told(&mut subscription)), (Some((true, vec![])), None));
+    }
+
+    #[test]
+    fn what_is_given_up_is_told_as_a_loss_and_the_changes_after_it_one_by_one() {
+        let all = Arc::<Invalidations>::default();
+        let mut subscription = all.subscribe().expect("taken");
+        assert_eq!(told(&mut subscription), Some((true, vec![])));
+        all.publish(inode(5));
+        assert!(subscription.told().is_some_and(|told| told < subscription.published()));
+        subscription.skip();
+        assert_eq!(told(&mut subscription), Some((true, vec![])));
+        assert_eq!(subscription.told(), Some(subscription.published()));
+        all.publish(inode(6));
+        assert_eq!(told(&mut subscription), Some((false, vec![6])));
     }
 
     #[test]

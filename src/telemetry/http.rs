@@ -8,6 +8,7 @@ use axum::routing::get;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
 
+use super::series;
 use crate::error::{Error, Result};
 use crate::runtime::Shutdown;
 
@@ -54,7 +55,7 @@ pub async fn serve(listener: TcpListener, probe: Arc<dyn Probe>, stop: Shutdown)
                 }
             }),
         )
-        .route("/metrics", get(|| async move { figures.figures() + &registry().render() }));
+        .route("/metrics", get(|| async move { figures.figures() + &series::render() + &registry().render() }));
     axum::serve(listener, router)
         .with_graceful_shutdown(stop.cancelled_owned())
         .await

@@ -1,6 +1,7 @@
 //! Logs and metrics. One line per event on stderr: constant lower-case messages, values as fields.
 
 pub mod http;
+pub mod series;
 
 use tracing_subscriber::EnvFilter;
 

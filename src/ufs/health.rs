@@ -2,10 +2,9 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use metrics::{Gauge, gauge};
-
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::now_ns;
+use crate::telemetry::series::Series;
 
 /// Why an under-storage does not serve, and since when.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,7 +19,7 @@ pub struct Outage {
 pub(super) struct Health {
     uri: String,
     state: Mutex<State>,
-    available: Gauge,
+    available: Series,
 }
 
 #[derive(Debug, Default)]
@@ -39,8 +38,7 @@ impl std::fmt::Debug for Health {
 impl Health {
     /// Of an under-storage that was not asked yet.
     pub(super) fn new(uri: &str) -> Health {
-        let available = gauge!("jindofs_ufs_available", "ufs" => uri.to_owned());
-        available.set(1.0);
+        let available = Series::new("jindofs_ufs_available", "ufs", uri, 1.0);
         Health { uri: uri.to_owned(), state: Mutex::default(), available }
     }
 

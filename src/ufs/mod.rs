@@ -5,6 +5,7 @@
 
 mod bucket;
 mod content;
+mod deadline;
 mod early;
 mod health;
 mod local;
@@ -20,6 +21,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 
 pub use content::{Content, Source, Times};
+pub use deadline::Deadline;
 pub use early::Sent;
 pub use health::Outage;
 pub use options::{Options, validate};
@@ -154,10 +156,12 @@ pub trait Ufs: Send + Sync + std::fmt::Debug {
     fn read<'a>(&'a self, path: &'a [u8], token: &'a [u8], offset: u64, length: u64) -> BoxFuture<'a, Result<Bytes>>;
 
     /// Stores the whole content of a file: readers see the old one or the new one, never a part. `intent` names the attempt:
-    /// what it leaves behind when it is cut off, [`Ufs::clean`] removes.
+    /// what it leaves behind when it is cut off, [`Ufs::clean`] removes. A store that is reached over a network is given up at
+    /// `deadline`; a disk cannot be.
     ///
-    /// *Errors*: `Stale` when something else is there than expected, `NoSpace`, `PermissionDenied` and the like: nothing was
-    /// changed. `OutcomeUnknown` when it may have been stored all the same.
+    /// *Errors*: `Stale` when something else is there than expected, `Unavailable`, `NoSpace`, `PermissionDenied` and the like:
+    /// nothing was changed. `Timeout` when nothing was there when it was looked for, and it may still be stored late.
+    /// `OutcomeUnknown` when it may have been stored all the same.
     ///
     /// *Durability*: on `Ok` it survives a power cut, as far as the under-storage does.
     fn put<'a>(
@@ -167,6 +171,7 @@ pub trait Ufs: Send + Sync + std::fmt::Debug {
         expected: Expected<'a>,
         attr: NewAttr,
         intent: u64,
+        deadline: &'a Deadline,
     ) -> BoxFuture<'a, Result<Entry>>;
 
     /// Begins to send content before its end is known; `None` where nothing is gained by that. A put that is given it takes it

@@ -1,6 +1,6 @@
 //! One connection per under-storage, shared by all who read it, made anew when its secrets change.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -73,6 +73,13 @@ impl Registry {
         Ok(ufs)
     }
 
+    /// Forgets the under-storages that are not `mounted`, and with them their outages and metrics.
+    pub fn retain<'m>(&self, mounted: impl IntoIterator<Item = (&'m str, &'m Options)>) {
+        let mounted: HashSet<(&str, &Options)> = mounted.into_iter().collect();
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        opened.retain(|(uri, options), _| mounted.contains(&(uri.as_str(), options)));
+    }
+
     /// Asks an under-storage whether it answers.
     ///
     /// *Errors*: those of [`Registry::open`] and [`Ufs::check`]; `Timeout` when it has not answered within `patience`.
@@ -98,5 +105,23 @@ impl Registry {
     fn health(&self, uri: &str, options: &Options) -> Option<Arc<Health>> {
         let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
         opened.get(&(uri.to_owned(), options.clone())).map(|known| known.health.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_outage_of_an_under_storage_ends_with_its_last_mount() {
+        let (registry, options) = (Registry::default(), Options::new());
+        let uris = ["local:///nowhere/removed", "local:///nowhere/mounted"];
+        for uri in uris {
+            registry.check(uri, &options, Duration::from_secs(15)).await.expect_err("there is no such directory");
+            assert!(registry.outage(uri, &options).is_some());
+        }
+        registry.retain([(uris[1], &options)]);
+        assert!(registry.outage(uris[0], &options).is_none() && !registry.is_in_doubt(uris[0], &options));
+        assert!(registry.outage(uris[1], &options).is_some(), "it is mounted");
     }
 }

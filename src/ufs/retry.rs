@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 
 use super::health::Health;
-use super::{AttrChange, Content, Entry, Expected, Listing, NewAttr, Sent, Space, Ufs, Upload};
+use super::{AttrChange, Content, Deadline, Entry, Expected, Listing, NewAttr, Sent, Space, Ufs, Upload};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Pauses between attempts; together they are shorter than what a reader waits for one worker.
@@ -45,22 +45,39 @@ pub(super) async fn again<T, F: Future<Output = Result<T>>>(attempt: impl Fn() -
     attempt().await
 }
 
-/// Content is stored again only while nothing was stored. Who then finds another version than expected may have found
-/// what an attempt before has stored late: that is not known to be a refusal.
-async fn store_again<T, F: Future<Output = Result<T>>>(attempt: impl Fn() -> F) -> Result<T> {
+/// As [`again`], as part of the storing of a file: not after its deadline.
+pub(super) async fn again_until<T, F: Future<Output = Result<T>>>(
+    deadline: &Deadline,
+    attempt: impl Fn() -> F,
+) -> Result<T> {
+    let once = || async { deadline.bound(attempt()).await.unwrap_or_else(|| Err(deadline.passed())) };
+    for pause in PAUSES {
+        match once().await {
+            Err(error) if error.is_retryable() && deadline.has_room_for(pause) => wait(pause, &error).await,
+            done => return done,
+        }
+    }
+    once().await
+}
+
+/// Stores content again, until `deadline`, only while nothing was stored. An attempt that finds another version than expected
+/// is refused, unless one before it may have been carried out late: then that may be what it has found.
+async fn store_again<T, F: Future<Output = Result<T>>>(deadline: &Deadline, attempt: impl Fn() -> F) -> Result<T> {
     let mut pauses = PAUSES.into_iter();
-    let mut repeated = false;
+    let mut may_be_late = false;
     loop {
         let error = match attempt().await {
             Err(error) => error,
             stored => return stored,
         };
         match (error.kind, pauses.next()) {
-            (ErrorKind::Unavailable | ErrorKind::Timeout, Some(pause)) => wait(pause, &error).await,
-            (ErrorKind::Stale, _) if repeated => return Err(Error { kind: ErrorKind::OutcomeUnknown, ..error }),
+            (ErrorKind::Unavailable | ErrorKind::Timeout, Some(pause)) if deadline.has_room_for(pause) => {
+                wait(pause, &error).await;
+            }
+            (ErrorKind::Stale, _) if may_be_late => return Err(Error { kind: ErrorKind::OutcomeUnknown, ..error }),
             _ => return Err(error),
         }
-        repeated = true;
+        may_be_late |= error.kind == ErrorKind::Timeout;
     }
 }
 
@@ -94,9 +111,11 @@ impl<U: Ufs> Ufs for Retry<U> {
         expected: Expected<'a>,
         attr: NewAttr,
         intent: u64,
+        deadline: &'a Deadline,
     ) -> BoxFuture<'a, Result<Entry>> {
         Box::pin(async move {
-            let stored = store_again(move || self.inner.put(path, content.clone(), expected, attr, intent)).await;
+            let attempt = || self.inner.put(path, content.clone(), expected, attr, intent, deadline);
+            let stored = store_again(deadline, attempt).await;
             self.health.note(&stored);
             stored
         })
@@ -187,7 +206,8 @@ mod tests {
     async fn stored_after(attempts: &[Result<(), ErrorKind>]) -> (Result<(), ErrorKind>, usize) {
         let left = RefCell::new(attempts.iter());
         let next = || left.borrow_mut().next().copied().unwrap_or(Err(ErrorKind::Internal));
-        let stored = store_again(|| std::future::ready(next().map_err(|kind| Error::new(kind, "told")))).await;
+        let attempt = || std::future::ready(next().map_err(|kind| Error::new(kind, "told")));
+        let stored = store_again(&Deadline::for_store(), attempt).await;
         let left = left.borrow().len();
         (stored.map_err(|error| error.kind), left)
     }
@@ -199,6 +219,21 @@ mod tests {
         assert_eq!(stored_after(&[Err(Timeout), Ok(())]).await, (Ok(()), 0));
         assert_eq!(stored_after(&[Err(OutcomeUnknown), Ok(())]).await, (Err(OutcomeUnknown), 1));
         assert_eq!(stored_after(&[Err(Stale), Ok(())]).await, (Err(Stale), 1));
-        assert_eq!(stored_after(&[Err(Unavailable), Err(Stale), Ok(())]).await, (Err(OutcomeUnknown), 1));
+        assert_eq!(stored_after(&[Err(Timeout), Err(Stale), Ok(())]).await, (Err(OutcomeUnknown), 1));
+        assert_eq!(stored_after(&[Err(Timeout), Err(Unavailable), Err(Stale)]).await, (Err(OutcomeUnknown), 0));
+        assert_eq!(
+            stored_after(&[Err(Unavailable), Err(Stale), Ok(())]).await,
+            (Err(Stale), 1),
+            "what was refused before anything was done cannot come late"
+        );
+    }
+
+    #[tokio::test]
+    async fn nothing_is_tried_after_the_deadline_however_deep_the_attempts_are_nested() {
+        let (began, deadline) = (std::time::Instant::now(), Deadline::within(Duration::from_millis(300)));
+        let inner = || std::future::pending::<Result<()>>();
+        let stored = store_again(&deadline, || again_until(&deadline, inner)).await;
+        assert_eq!(stored.expect_err("no answer").kind, ErrorKind::Unavailable);
+        assert!(began.elapsed() < Duration::from_secs(15), "five attempts of five, each of which hangs for ever");
     }
 }

@@ -15,7 +15,7 @@ use tokio::sync::Mutex;
 use super::bucket::{Bucket, check_key, with_causes};
 use super::options::{Options, value};
 use super::oss::Keys;
-use super::{AttrChange, Content, Entry, Expected, Listing, NewAttr, Ufs, Upload};
+use super::{AttrChange, Content, Deadline, Entry, Expected, Listing, NewAttr, Ufs, Upload};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Keys are renewed when they have less than this left.
@@ -207,8 +207,12 @@ impl Ufs for RoleBucket {
         expected: Expected<'a>,
         attr: NewAttr,
         intent: u64,
+        deadline: &'a Deadline,
     ) -> BoxFuture<'a, Result<Entry>> {
-        Box::pin(async move { self.bucket().await?.put(path, content, expected, attr, intent).await })
+        Box::pin(async move {
+            let bucket = deadline.bound(self.bucket()).await.unwrap_or_else(|| Err(deadline.passed()))?;
+            bucket.put(path, content, expected, attr, intent, deadline).await
+        })
     }
 
     fn begin<'a>(&'a self, path: &'a [u8], expected: Expected<'a>) -> BoxFuture<'a, Result<Option<Upload>>> {

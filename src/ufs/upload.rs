@@ -4,10 +4,15 @@
 //! Nothing of it is seen before it is closed, on the condition that the file is then still what it was expected to be when
 //! this began. Given up it leaves nothing behind but parts, which the store removes.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use opendal::Writer;
 
 use super::Expected;
+
+/// Longest wait for a store to be told that an upload is given up: it removes what is left of it by itself.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The beginning of an object. To be ended by whoever puts the whole of it, or given up.
 pub struct Upload {
@@ -59,8 +64,10 @@ impl Upload {
 
     /// Gives up what was sent; what cannot be given up is removed by the store in time.
     pub async fn abort(mut self) {
-        if let Err(error) = self.writer.abort().await {
-            tracing::debug!(key = self.key, %error, "an upload is not given up");
+        match tokio::time::timeout(ABORT_TIMEOUT, self.writer.abort()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(key = self.key, %error, "an upload is not given up"),
+            Err(_) => tracing::debug!(key = self.key, "an upload is not given up: the store does not answer"),
         }
     }
 }

@@ -5,22 +5,33 @@ use std::fs::{OpenOptions, Permissions};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use serde_json::json;
 
 use super::writes::{names, off, stored, writable};
 use super::{Site, content};
+use crate::support::agent::{Agent, encode};
 use crate::support::cluster::PATIENCE;
-use crate::support::{fuse_works, rounds, seed, wait_for, wait_until};
+use crate::support::{fuse_works, poll, rounds, seed, wait_for, wait_until};
 
 /// Steps of the leader in one [`life`] that can be counted on.
 const STEPS: u64 = 20;
+/// How long a process that was killed may still be listed as running.
+const REAPED: Duration = Duration::from_secs(1);
+/// Pause between two looks whether it is.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+fn is_down(site: &Site, process: &str) -> bool {
+    site.cluster.dev.process(process).expect("a process").pid.is_none()
+}
 
 /// Waits until a process has died by itself.
 pub(super) fn wait_down(site: &Site, process: &str) {
-    let gone = || site.cluster.dev.process(process).expect("a process").pid.is_none().then_some(());
-    wait_for(&format!("{process} dies at its failpoint"), PATIENCE, gone);
+    wait_for(&format!("{process} dies at its failpoint"), PATIENCE, || is_down(site, process).then_some(()));
 }
 
 /// Sets failpoints of a process that is down.
@@ -60,9 +71,7 @@ async fn a_leader_that_dies_at_any_step_of_a_change_is_a_pause_for_the_mount() {
         site.cluster.wait_whole();
         let id = site.cluster.member_id(&victim).to_string();
         site.ctl_ok(&["cluster", "transfer-leader", &id]);
-        let mnt = site.mnt.clone();
-        off(move || ["local", "s3"].iter().for_each(|storage| life(&mnt.join(storage)))).await;
-        wait_down(&site, &victim);
+        live_until_down(&site, &victim, &id).await;
         arm(&site, &victim, None);
         site.cluster.dev.launch(&victim).expect("launched");
         site.cluster.wait_whole();
@@ -74,21 +83,58 @@ async fn a_leader_that_dies_at_any_step_of_a_change_is_a_pause_for_the_mount() {
     site.cluster.assert_no_panic();
 }
 
+/// Has lives led until the victim, which is member `id` and leads, has died of its steps.
+async fn live_until_down(site: &Site, victim: &str, id: &str) {
+    let deadline = Instant::now() + 2 * PATIENCE;
+    loop {
+        let mnt = site.mnt.clone();
+        off(move || ["local", "s3"].iter().for_each(|storage| life(&mnt.join(storage)))).await;
+        if poll(POLL_INTERVAL, REAPED, || is_down(site, victim).then_some(())).is_some() {
+            return;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "{victim} has not come to its failpoint; leader: {:?}",
+            site.cluster.leader()
+        );
+        // On a busy machine an election has given the lead to another master before the step was reached: that one has made
+        // the rest. The command fails if the victim dies right now.
+        let moved = site.ctl(&["cluster", "transfer-leader", id]);
+        println!("{victim} is to lead once more: {}", String::from_utf8_lossy(&moved.stderr));
+    }
+}
+
 /// Kills the client at a point of storing `path`, and mounts again. To cut a file off by its name would store it once more.
+///
+/// A process of its own writes. What the test itself has open is inherited by every process that any test starts meanwhile;
+/// that closes what it has inherited, and each close stores what was written until then: a part of the content.
 async fn die_storing(site: &Site, point: &str, path: &str, bytes: &[u8]) {
     site.cluster.dev.kill("fuse-0").expect("killed");
     arm(site, "fuse-0", Some(&format!("{point}=kill")));
     site.cluster.dev.restart("fuse-0").expect("mounted");
-    let (at, bytes) = (site.mnt.join(path), bytes.to_vec());
+    let (at, half) = (site.mnt.join(path), bytes.len() / 2);
+    let (first, rest) = (encode(&bytes[..half]), encode(&bytes[half..]));
     let written = off(move || {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(at)?;
-        file.write_all(&bytes)?;
-        file.sync_all()
+        let mut agent = Agent::start();
+        agent.call(&json!(["open", "f", at, libc::O_WRONLY | libc::O_CREAT, 0o644])).expect("open");
+        agent.call(&json!(["write", "f", 0, first])).expect("staged");
+        // As another test may do at any time.
+        assert!(Command::new("true").status().expect("true runs").success());
+        agent.call(&json!(["write", "f", half, rest])).expect("staged");
+        agent.call(&json!(["fsync", "f"]))
     });
     assert!(written.await.is_err(), "the client has died at {point}");
     wait_down(site, "fuse-0");
     arm(site, "fuse-0", None);
     site.cluster.dev.restart("fuse-0").expect("mounted");
+}
+
+/// What a file is, for the message of a failure: its length, its first bytes, and how far it is the new content.
+fn shape(found: &Option<Vec<u8>>, new: &[u8]) -> String {
+    let Some(found) = found else { return "no file".to_owned() };
+    let same = found.iter().zip(new).take_while(|(one, other)| one == other).count();
+    let first = &found[..found.len().min(16)];
+    format!("{} bytes ({first:02x?}...), of which the first {same} are those of the new content", found.len())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -111,7 +157,12 @@ async fn a_client_that_dies_at_any_step_of_storing_leaves_the_old_file_or_the_ne
                 die_storing(&site, point, &path, &new).await;
                 let found = stored(&site, &path).await;
                 let after = if point == "write.stored" { Some(&new) } else { before };
-                assert!(found.as_ref() == after, "{path}: the old file or the new one");
+                assert!(
+                    found.as_ref() == after,
+                    "{path}: {} instead of {}",
+                    shape(&found, &new),
+                    shape(&after.cloned(), &new)
+                );
                 // What the mount shows is that, once the session of the dead client has ended.
                 let name = format!("/{path}");
                 wait_until(&format!("{path} is what is stored"), PATIENCE, || {

@@ -31,6 +31,7 @@ mod remount;
 mod requests;
 mod rivals;
 mod sessions;
+mod silent;
 mod space;
 mod start;
 mod storms;

@@ -67,8 +67,10 @@ impl Control {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn count(&self, what: &'static str) {
+    /// Counts a request. One that comes while the store is silent fails once it speaks again: its client may be gone by then.
+    async fn asked(&self, what: &'static str) -> S3Result<()> {
         *self.requests.lock().unwrap_or_else(PoisonError::into_inner).entry(what).or_default() += 1;
+        if self.troubles.outlasted_silence().await { Err(s3_error!(ServiceUnavailable)) } else { Ok(()) }
     }
 
     /// Listings so far.
@@ -222,7 +224,7 @@ impl S3 for Front {
     }
 
     async fn put_object(&self, req: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
-        self.control.count("PUT");
+        self.control.asked("PUT").await?;
         self.before(&req, Kind::Put, &req.input.bucket, &req.input.key).await?;
         if req.input.key.ends_with('/') {
             self.control.markers().insert((req.input.bucket, req.input.key));
@@ -233,7 +235,7 @@ impl S3 for Front {
     }
 
     async fn head_object(&self, req: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
-        self.control.count("HEAD");
+        self.control.asked("HEAD").await?;
         self.control.gate()?;
         let HeadObjectInput { bucket, key, .. } = &req.input;
         if key.ends_with('/') {
@@ -256,7 +258,7 @@ impl S3 for Front {
     }
 
     async fn copy_object(&self, req: S3Request<CopyObjectInput>) -> S3Result<S3Response<CopyObjectOutput>> {
-        self.control.count("COPY");
+        self.control.asked("COPY").await?;
         if let CopySource::Bucket { bucket, key, .. } = &req.input.copy_source {
             self.before(&req, Kind::Copy, bucket, key).await?;
             self.is_no_directory(bucket, key)?;
@@ -266,7 +268,7 @@ impl S3 for Front {
     }
 
     async fn delete_object(&self, req: S3Request<DeleteObjectInput>) -> S3Result<S3Response<DeleteObjectOutput>> {
-        self.control.count("DELETE");
+        self.control.asked("DELETE").await?;
         self.before(&req, Kind::Delete, &req.input.bucket, &req.input.key).await?;
         if req.input.key.ends_with('/') {
             self.control.markers().remove(&(req.input.bucket, req.input.key));
@@ -287,13 +289,13 @@ impl S3 for Front {
         &self,
         req: S3Request<CreateMultipartUploadInput>,
     ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
-        self.control.count("BEGIN");
+        self.control.asked("BEGIN").await?;
         self.control.gate()?;
         self.inner.create_multipart_upload(req).await
     }
 
     async fn upload_part(&self, req: S3Request<UploadPartInput>) -> S3Result<S3Response<UploadPartOutput>> {
-        self.control.count("PART");
+        self.control.asked("PART").await?;
         self.before(&req, Kind::Part, &req.input.bucket, &req.input.key).await?;
         let stored = self.inner.upload_part(req).await?;
         self.control.parts.fetch_add(1, Ordering::SeqCst);
@@ -304,7 +306,7 @@ impl S3 for Front {
         &self,
         req: S3Request<CompleteMultipartUploadInput>,
     ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
-        self.control.count("COMPLETE");
+        self.control.asked("COMPLETE").await?;
         self.before(&req, Kind::Complete, &req.input.bucket, &req.input.key).await?;
         let _alone = self.changing(&req.input.bucket, &req.input.key).await;
         self.inner.complete_multipart_upload(req).await
@@ -318,7 +320,7 @@ impl S3 for Front {
     }
 
     async fn get_object(&self, req: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
-        self.control.count("GET");
+        self.control.asked("GET").await?;
         {
             let mut gets = self.control.gets.lock().unwrap_or_else(PoisonError::into_inner);
             *gets.entry(req.input.key.clone()).or_default() += 1;
@@ -337,7 +339,7 @@ impl S3 for Front {
     }
 
     async fn list_objects_v2(&self, req: S3Request<ListObjectsV2Input>) -> S3Result<S3Response<ListObjectsV2Output>> {
-        self.control.count("LIST");
+        self.control.asked("LIST").await?;
         self.control.lists.fetch_add(1, Ordering::SeqCst);
         self.control.gate()?;
         let (prefix, bucket) = (req.input.prefix.clone().unwrap_or_default(), req.input.bucket.clone());

@@ -31,6 +31,7 @@ pub struct Troubles {
     foreign: Places<Vec<u8>>,
     held: Places<Arc<Gate>>,
     denied: Mutex<HashSet<(Kind, String)>>,
+    silent: watch::Sender<bool>,
 }
 
 #[derive(Debug)]
@@ -85,6 +86,20 @@ impl Troubles {
         } else {
             places.remove(&place)
         };
+    }
+
+    /// From now on connections are accepted and nothing is answered, or everything is again.
+    pub fn silence(&self, is_silent: bool) {
+        self.silent.send_replace(is_silent);
+    }
+
+    /// Waits while nothing is answered; true if that was so.
+    pub(super) async fn outlasted_silence(&self) -> bool {
+        let mut silent = self.silent.subscribe();
+        let was_silent = *silent.borrow();
+        // The sender lives as long as this.
+        let _ = silent.wait_for(|silent| !silent).await;
+        was_silent
     }
 
     /// True if a request is to be answered with 403.

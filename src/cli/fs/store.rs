@@ -14,7 +14,7 @@ use crate::client::namespace::{Namespace, at_path};
 use crate::client::{Batches, Writer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::split_parent;
-use crate::ufs::{Content, Registry};
+use crate::ufs::{Content, Deadline, Registry};
 
 /// Stands for standard input.
 const STDIN: &str = "-";
@@ -26,13 +26,19 @@ fn writer(namespace: &Arc<Namespace>) -> Writer {
     Writer::new(namespace.clone(), Batches::new(namespace.clone(), None), Arc::new(mounts), Registry::default())
 }
 
+async fn store(namespace: &Arc<Namespace>, attr: &Attr, content: Content) -> Result<()> {
+    let writer = writer(namespace);
+    let begun = writer.begin(attr, false).await?;
+    writer.store(attr, begun, content, &Deadline::for_store()).await.map(drop)
+}
+
 /// Makes an empty file; below a mount it is stored at once.
 pub(super) async fn create(namespace: &Arc<Namespace>, path: Vec<u8>) -> Result<()> {
     let attr = make(namespace, &path, MODE).await?;
     if attr.mount_id == 0 {
         return Ok(());
     }
-    writer(namespace).store(&attr, None, Content::in_memory(Bytes::new())).await.map(drop)
+    store(namespace, &attr, Content::in_memory(Bytes::new())).await
 }
 
 /// Stores a local file, or what comes on standard input, as one file below a mount: a new one, or in the place of an old one.
@@ -40,7 +46,7 @@ pub(super) async fn put(namespace: &Arc<Namespace>, from: &Path, path: Vec<u8>) 
     let (file, mode) = open(from).map_err(|error| error.context(from.display()))?;
     let length = file.metadata()?.len();
     let attr = target(namespace, &path, mode).await?;
-    writer(namespace).store(&attr, None, Content::in_file(Arc::new(file), length)).await.map(drop)
+    store(namespace, &attr, Content::in_file(Arc::new(file), length)).await
 }
 
 /// The file to replace, or a new one.

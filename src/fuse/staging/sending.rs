@@ -4,14 +4,15 @@
 
 use std::sync::Arc;
 
+use jindofs_proto::v1::Attr;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::error::Result;
-use crate::ufs::{Sent, Upload};
+use crate::ufs::{Deadline, Sent, Upload};
 
-use super::Spool;
+use super::{Spool, Turn};
 
 /// Most files that are sent at a time: each holds a few parts in memory.
 const FILES: usize = 2;
@@ -67,17 +68,58 @@ impl Sending {
         Some(Sending { spool: spool.clone(), stop, task })
     }
 
-    /// What was sent of content that is still the same. To be called while nobody changes it.
-    pub(super) async fn end(self) -> Head {
-        let Sending { spool, stop, task } = self;
+    /// What was sent of content that is still the same. To be called while nobody changes it. A part that is under way is
+    /// waited for until shortly before `deadline`.
+    pub(super) async fn end(self, deadline: &Deadline) -> Head {
+        let Sending { spool, stop, mut task } = self;
         // It may have ended by itself.
         let _ = stop.send(());
-        let Ok(Some((upload, permit))) = task.await else { return Head::default() };
+        let Some(ended) = deadline.bound_attempt(&mut task).await else {
+            tracing::info!("a store does not answer: what was sent before the end is given up");
+            task.abort();
+            return Head::default();
+        };
+        let Ok(Some((upload, permit))) = ended else { return Head::default() };
         if upload.sent() > spool.kept() {
             upload.abort().await;
             return Head::default();
         }
+        deadline.extend();
         Head { sent: Sent::by(upload), _permit: Some(permit) }
+    }
+}
+
+impl Turn {
+    /// Begins to send what is staged, if it is long and not on its way yet; `upload` begins the object.
+    pub(in crate::fuse) fn send_ahead<F>(
+        &mut self,
+        senders: &Senders,
+        upload: impl FnOnce(&Attr) -> Option<F>,
+        on: &Handle,
+    ) where
+        F: Future<Output = Result<Option<Upload>>> + Send + 'static,
+    {
+        let work = &mut *self.work;
+        if work.sending.is_none()
+            && !self.staged.is_unlinked()
+            && let Some(spool) = self.staged.spool.get()
+        {
+            work.sending = Sending::start(senders, spool, work.grown, || upload(&work.base), on);
+        }
+    }
+
+    /// What was sent of it before the end, which is now.
+    pub(in crate::fuse) async fn head(&mut self, deadline: &Deadline) -> Head {
+        match self.work.sending.take() {
+            Some(sending) => sending.end(deadline).await,
+            None => Head::default(),
+        }
+    }
+
+    /// Gives up what was sent of it.
+    pub(in crate::fuse) fn without_head(&mut self) -> Head {
+        self.work.sending = None;
+        Head::default()
     }
 }
 
@@ -112,4 +154,31 @@ async fn send(
     }
     upload.abort().await;
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+    use std::time::{Duration, Instant};
+
+    use super::super::Place;
+    use super::super::tests::{MIB, bench};
+    use super::*;
+
+    #[tokio::test]
+    async fn a_store_that_takes_no_part_before_the_end_does_not_hold_up_the_close() {
+        let bench = bench(64 * MIB as u64);
+        let mut turn = bench.staged(1, &[]).await;
+        turn.write(Place::End, &vec![1; GROWN as usize]).expect("staged");
+        let never = |_: &Attr| Some(pending::<Result<Option<Upload>>>());
+        turn.send_ahead(&bench.staging.senders, never, &Handle::current());
+        assert!(turn.work.sending.is_some(), "it is being sent");
+        let (began, deadline) = (Instant::now(), Deadline::within(Duration::from_millis(200)));
+        let _head = turn.head(&deadline).await;
+        assert!(began.elapsed() < Duration::from_secs(15));
+        // Nobody sends any more: as many others can.
+        let permits = bench.staging.senders.0.clone();
+        let freed = tokio::time::timeout(Duration::from_secs(15), permits.acquire_many(FILES as u32)).await;
+        freed.expect("the sender is gone").expect("never closed").forget();
+    }
 }

@@ -1,13 +1,13 @@
 use super::*;
 
-const MIB: usize = 1 << 20;
+pub(super) const MIB: usize = 1 << 20;
 
-struct Bench {
-    staging: Staging,
+pub(super) struct Bench {
+    pub(super) staging: Staging,
     _dir: tempfile::TempDir,
 }
 
-fn bench(limit: u64) -> Bench {
+pub(super) fn bench(limit: u64) -> Bench {
     let dir = tempfile::tempdir().expect("tempdir");
     let staging = Staging::new(dir.path().join("a/staging"), limit);
     staging.prepare().expect("a directory");
@@ -20,7 +20,7 @@ fn attr(inode: u64, token: &'static [u8], size: u64) -> Attr {
 
 impl Bench {
     /// An inode that is staged with `content`, clean.
-    async fn staged(&self, inode: u64, content: &[u8]) -> Turn {
+    pub(super) async fn staged(&self, inode: u64, content: &[u8]) -> Turn {
         let spool = self.staging.blank();
         spool.write(Place::End, content).expect("written");
         let mut turn = self.staging.turn(inode).await;

@@ -26,11 +26,12 @@ pub(super) async fn run(parts: Parts, stop: Shutdown) {
     }
 }
 
-/// Every master looks at those that it has found to fail itself.
+/// Every master looks at those that it has found to fail itself, and forgets those that are not mounted any more.
 async fn once(parts: &Parts) -> Result<()> {
     let Some(store) = parts.handle.store() else { return Ok(()) };
     let mounts = query::mounts(&store.view())?.0;
     drop(store);
+    parts.storage.retain(mounts.iter().map(|mount| (mount.ufs_uri.as_str(), &mount.options)));
     let in_doubt = mounts.iter().filter(|mount| parts.storage.is_in_doubt(&mount.ufs_uri, &mount.options));
     join_all(in_doubt.map(async |mount| {
         if let Err(error) = parts.storage.check(&mount.ufs_uri, &mount.options, CHECK_TIMEOUT).await {

@@ -1,10 +1,11 @@
 //! `jindofs.v1.Invalidation`: the changes that this replica applies, for clients that cache the tree.
 
 mod confirmation;
+mod feed;
 mod wire;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::stream::{self, BoxStream};
 use futures::{FutureExt, StreamExt, TryStreamExt};
@@ -13,11 +14,12 @@ use tonic::Status;
 
 use super::Parts;
 use crate::error::{Error, ErrorKind, Result};
-use crate::master::invalidations::{Batch, Invalidations, Subscription};
+use crate::master::invalidations::Invalidations;
 use crate::master::raft::Handle;
 use crate::rpc::status::to_status;
 use crate::runtime::Shutdown;
 use confirmation::{Confirmation, Timing};
+use feed::{Feed, Next};
 use wire::EncodedEvent;
 
 pub(super) use wire::InvalidationServer;
@@ -29,6 +31,9 @@ const TIMING: Timing = Timing {
     retry_delay: Duration::from_millis(500),
     unconfirmed_max: Duration::from_secs(8),
 };
+/// Longest time for which a heartbeat waits for changes that are told before it. With the time between two confirmations it is
+/// shorter than that after which a client gives up a stream without heartbeats.
+const BACKLOG_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -42,11 +47,8 @@ pub(super) struct InvalidationService {
 struct Subscriber {
     handle: Handle,
     source: Arc<Invalidations>,
-    subscription: Subscription,
-    confirmation: Confirmation,
+    feed: Feed,
     stop: Shutdown,
-    /// When the next batch may be taken: a subscriber of a busy master takes many changes at once.
-    not_before: Instant,
 }
 
 impl InvalidationService {
@@ -65,8 +67,8 @@ impl InvalidationService {
             async move { handle.read().await.map(drop) }.boxed()
         };
         let confirmation = Confirmation::new(Box::new(ask), TIMING);
-        let (stop, not_before) = (self.stop.clone(), Instant::now());
-        let subscriber = Subscriber { handle, source, subscription, confirmation, stop, not_before };
+        let feed = Feed::new(source.clone(), subscription, confirmation, BACKLOG_TIMEOUT);
+        let subscriber = Subscriber { handle, source, feed, stop: self.stop.clone() };
         let events = stream::try_unfold(subscriber, |mut subscriber| async move {
             let event = subscriber.next().await?;
             Ok(Some((event, subscriber)))
@@ -85,30 +87,27 @@ impl InvalidationService {
 }
 
 impl Subscriber {
-    /// The next event: changes, or a sign that the master is alive and up to date. The master is confirmed beside, so
-    /// that changes neither wait for the confirmation nor hide that there is none.
+    /// The next event: changes, or a heartbeat. The master is confirmed beside, so that changes neither wait for the
+    /// confirmation nor hide that there is none.
     ///
     /// *Errors*: `Unavailable` for a replica that may be cut off from the others, or whose disk was set aside.
     async fn next(&mut self) -> Result<EncodedEvent> {
-        tokio::select! {
-            biased;
-            () = self.stop.cancelled() => Err(Error::unavailable("this master is about to end")),
-            confirmed = self.confirmation.next() => {
-                confirmed?;
-                if !self.handle.invalidations().is_some_and(|source| Arc::ptr_eq(&source, &self.source)) {
-                    return Err(Error::unavailable("this master has begun anew"));
+        loop {
+            let next = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return Err(Error::unavailable("this master is about to end")),
+                next = self.feed.next() => next?,
+            };
+            match next {
+                Next::Event(event) => return Ok(event),
+                Next::Confirmed => {
+                    if !self.handle.invalidations().is_some_and(|source| Arc::ptr_eq(&source, &self.source)) {
+                        return Err(Error::unavailable("this master has begun anew"));
+                    }
+                    // The changes that were acknowledged before the confirmation began are published by now.
+                    self.feed.owe_heartbeat();
                 }
-                Ok(EncodedEvent::default())
-            }
-            batch = next_batch(&mut self.subscription, self.not_before) => {
-                self.not_before = Instant::now() + self.source.batch_interval(batch.bytes());
-                Ok(EncodedEvent(batch.events))
             }
         }
     }
-}
-
-async fn next_batch(subscription: &mut Subscription, not_before: Instant) -> Batch {
-    tokio::time::sleep_until(not_before.into()).await;
-    subscription.next().await
 }

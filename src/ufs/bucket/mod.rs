@@ -3,6 +3,9 @@
 
 mod change;
 mod put;
+#[cfg(test)]
+mod tests;
+mod verdict;
 
 use std::sync::Once;
 use std::sync::atomic::AtomicBool;
@@ -15,15 +18,17 @@ use opendal::layers::TimeoutLayer;
 use opendal::{Builder, EntryMode, Metadata, Operator};
 
 use super::options::{self, Options, Owner};
-use super::{AttrChange, Content, Entry, Expected, Kind, Listing, NewAttr, Ufs, Upload, saturated_ns, stale, tidy};
+use super::{
+    AttrChange, Content, Deadline, Entry, Expected, Kind, Listing, NewAttr, Ufs, Upload, saturated_ns, stale, tidy,
+};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Longest wait for an answer without a body.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for the next bytes of a body.
 const IO_TIMEOUT: Duration = Duration::from_secs(20);
-/// Longest wait for content to be taken: the parts under way and the whole they become, or a copy of
-/// [`change::COPY_MAX`] bytes on the store's side at 43 MiB/s.
+/// Longest wait for one request that changes something: a copy of [`change::COPY_MAX`] bytes on the store's side at 43 MiB/s.
+/// What stores content has a [`Deadline`], which ends before.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(120);
 /// Longest etag that is believed, bytes: a hash, its count of parts, and quotes take a tenth of it.
 const ETAG_MAX: usize = 1024;
@@ -322,8 +327,9 @@ impl Ufs for Bucket {
         expected: Expected<'a>,
         _attr: NewAttr,
         _intent: u64,
+        deadline: &'a Deadline,
     ) -> BoxFuture<'a, Result<Entry>> {
-        Box::pin(async move { self.put_now(path, &content, expected).await })
+        Box::pin(async move { self.put_now(path, &content, expected, deadline).await })
     }
 
     fn begin<'a>(&'a self, path: &'a [u8], expected: Expected<'a>) -> BoxFuture<'a, Result<Option<Upload>>> {
@@ -387,24 +393,5 @@ impl Ufs for Bucket {
 
     fn check(&self) -> BoxFuture<'_, Result<bool>> {
         Box::pin(self.check_now())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_path_that_no_key_expresses_is_refused_before_it_is_changed() {
-        for path in [&b""[..], b"a/ b", b"a /b", b"\xff"] {
-            assert_eq!(key_to_change(path).expect_err("no key").kind, ErrorKind::InvalidArgument);
-        }
-        assert_eq!(key_to_change("a/\u{e4} b".as_bytes()), Ok("a/\u{e4} b"));
-        let long = "x".repeat(KEY_MAX - 5);
-        check_key("/data/", long.as_bytes()).expect("as long as a key can be");
-        check_key("/", format!("{long}/name").as_bytes()).expect("nothing comes before it");
-        for (prefix, path) in [("data", format!("{long}x")), ("/", format!("{long}/names"))] {
-            assert_eq!(check_key(prefix, path.as_bytes()).expect_err("longer").kind, ErrorKind::NameTooLong);
-        }
     }
 }

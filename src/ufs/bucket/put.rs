@@ -5,12 +5,13 @@ use std::sync::atomic::Ordering;
 
 use opendal::Metadata;
 
-use super::{Bucket, is_gone, key_to_change};
+use super::verdict::Verdict;
+use super::{Bucket, key_to_change};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::{failpoint_io, now_ns};
 use crate::ufs::early::Early;
-use crate::ufs::retry::again;
-use crate::ufs::{Content, Entry, Expected, Kind, Upload, stale};
+use crate::ufs::retry::again_until;
+use crate::ufs::{Content, Deadline, Entry, Expected, Kind, Upload, stale};
 
 /// Content up to this many bytes is one request; more is sent in parts of it, unless there were too many then.
 pub(super) const PART: u64 = 8 << 20;
@@ -18,27 +19,46 @@ pub(super) const PART: u64 = 8 << 20;
 const PARTS_MAX: u64 = 10_000;
 /// Parts of one object under way at once. With those that wait, a put holds about seven parts in memory.
 const CONCURRENT: usize = 4;
+/// Most parts that were sent and that the store may not have taken: those under way, and two that wait.
+const UNDER_WAY: u64 = CONCURRENT as u64 + 2;
 
 /// Bytes of a part of an object of `length` bytes.
 fn part_size(length: u64) -> u64 {
     PART.max(length.div_ceil(PARTS_MAX))
 }
 
+/// Content to be stored, and where.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Put<'a> {
+    path: &'a [u8],
+    key: &'a str,
+    content: &'a Content,
+    expected: Expected<'a>,
+    deadline: &'a Deadline,
+}
+
 impl Bucket {
-    pub(super) async fn put_now(&self, path: &[u8], content: &Content, expected: Expected<'_>) -> Result<Entry> {
+    pub(super) async fn put_now(
+        &self,
+        path: &[u8],
+        content: &Content,
+        expected: Expected<'_>,
+        deadline: &Deadline,
+    ) -> Result<Entry> {
         let key = key_to_change(path)?;
+        let put = Put { path, key, content, expected, deadline };
         let Some(Early::Upload(upload)) = content.sent.take() else {
-            return self.put_whole(path, key, content, expected).await;
+            return self.put_whole(put).await;
         };
         if !upload.is_for(key, expected) || upload.sent() > content.length || content.length > upload.part() * PARTS_MAX
         {
-            upload.abort().await;
-            return self.put_whole(path, key, content, expected).await;
+            deadline.bound(upload.abort()).await;
+            return self.put_whole(put).await;
         }
-        match self.finish(path, upload, content, expected).await {
+        match self.finish(put, upload).await {
             Err(error) if of_the_upload(error.kind) => {
                 tracing::info!(key, %error, "what was sent before the end is of no use, and is sent again");
-                let stored = self.put_whole(path, key, content, expected).await;
+                let stored = self.put_whole(put).await;
                 stored.map_err(|error| match error.kind {
                     // The first attempt may have come through all the same.
                     ErrorKind::Stale => Error { kind: ErrorKind::OutcomeUnknown, ..error },
@@ -55,16 +75,17 @@ impl Bucket {
         self.upload(path, key_to_change(path)?, 0, expected, condition).await
     }
 
-    async fn put_whole(&self, path: &[u8], key: &str, content: &Content, expected: Expected<'_>) -> Result<Entry> {
-        let condition = self.condition(expected);
-        // Told before much is sent. What is one request is told by its condition, or by the look right before it.
-        if content.length > PART {
-            self.must_be(path, expected).await?;
+    async fn put_whole(&self, put: Put<'_>) -> Result<Entry> {
+        let condition = self.condition(put.expected);
+        // The refusal is known before much is sent. One request is refused by its condition, or by the look right before it.
+        if put.content.length > PART {
+            let found = put.deadline.bound(self.must_be(put.path, put.expected)).await;
+            found.unwrap_or_else(|| Err(self.late(put)))?;
         }
-        match self.store(path, key, content, expected, condition).await {
+        match self.store(put, condition).await {
             Err(error) if error.kind == ErrorKind::Unsupported && condition.is_some() => {
                 tracing::info!(%error, "an object store refuses conditions: it is looked at instead");
-                let stored = self.store(path, key, content, expected, None).await?;
+                let stored = self.store(put, None).await?;
                 self.unconditional.store(true, Ordering::Relaxed);
                 Ok(stored)
             }
@@ -83,17 +104,17 @@ impl Bucket {
     }
 
     /// As [`Bucket::must_be`], by one request unless the store is busy: a directory of the name is not noticed.
-    async fn must_still_be(&self, path: &[u8], key: &str, expected: Expected<'_>) -> Result<()> {
-        again(|| self.look_for(path, key, expected)).await
+    async fn must_still_be(&self, put: Put<'_>) -> Result<()> {
+        again_until(put.deadline, || self.look_for(put)).await
     }
 
-    async fn look_for(&self, path: &[u8], key: &str, expected: Expected<'_>) -> Result<()> {
-        let found = match self.operator.stat(key).await {
+    async fn look_for(&self, put: Put<'_>) -> Result<()> {
+        let found = match self.operator.stat(put.key).await {
             Ok(found) => Some(found.etag().unwrap_or_default().as_bytes().to_vec()),
             Err(error) if error.kind() == opendal::ErrorKind::NotFound => None,
-            Err(error) => return Err(self.failed(key, &error)),
+            Err(error) => return Err(self.failed(put.key, &error)),
         };
-        if found == expected.owned() { Ok(()) } else { Err(stale(path)) }
+        if found == put.expected.owned() { Ok(()) } else { Err(stale(put.path)) }
     }
 
     /// What the store can be told to expect.
@@ -106,47 +127,37 @@ impl Bucket {
         (can && !self.unconditional.load(Ordering::Relaxed)).then_some(expected)
     }
 
-    async fn store(
-        &self,
-        path: &[u8],
-        key: &str,
-        content: &Content,
-        expected: Expected<'_>,
-        condition: Option<Expected<'_>>,
-    ) -> Result<Entry> {
-        let upload = self.upload(path, key, content.length, expected, condition).await?;
-        self.finish(path, upload, content, expected).await
+    async fn store(&self, put: Put<'_>, condition: Option<Expected<'_>>) -> Result<Entry> {
+        let upload = self.upload(put.path, put.key, put.content.length, put.expected, condition).await?;
+        self.finish(put, upload).await
     }
 
     /// Sends what is left, and puts the whole in place.
-    async fn finish(
-        &self,
-        path: &[u8],
-        mut upload: Upload,
-        content: &Content,
-        expected: Expected<'_>,
-    ) -> Result<Entry> {
-        let sent = match self.send(path, &mut upload, content).await {
-            Ok(()) if !upload.conditional => self.must_still_be(path, &upload.key, expected).await,
+    async fn finish(&self, put: Put<'_>, mut upload: Upload) -> Result<Entry> {
+        let sent = match self.send(put, &mut upload).await {
+            Ok(()) if !upload.conditional => self.must_still_be(put).await,
             sent => sent,
         };
         if let Err(error) = sent {
-            upload.abort().await;
+            put.deadline.bound(upload.abort()).await;
             return Err(error);
         }
-        match upload.writer.close().await {
-            Ok(written) => match version_of_one_request(&upload, &written) {
-                Some(etag) => {
-                    let mtime = content.times.map_or_else(now_ns, |times| times.mtime_ns);
-                    Ok(self.file(name_of(&upload.key), etag, content.length, mtime))
-                }
-                None => self.stored(&upload.key, &written, content.length).await,
-            },
-            Err(error) => {
-                let key = upload.key.clone();
-                // Before the look: then nothing is under way any more.
-                upload.abort().await;
-                Err(self.not_closed(path, &key, expected, &error).await)
+        let written = match put.deadline.bound_attempt(upload.writer.close()).await {
+            Some(Ok(written)) => written,
+            failed => {
+                // The upload is given up before the look, so that nothing is under way any more.
+                put.deadline.bound(upload.abort()).await;
+                return Err(self.not_closed(put, failed.and_then(|closed| closed.err())).await);
+            }
+        };
+        match version_of_one_request(&upload, &written) {
+            Some(etag) => {
+                let mtime = put.content.times.map_or_else(now_ns, |times| times.mtime_ns);
+                Ok(self.file(name_of(put.key), etag, put.content.length, mtime))
+            }
+            None => {
+                put.deadline.extend();
+                self.stored(put, &written).await
             }
         }
     }
@@ -171,56 +182,57 @@ impl Bucket {
         Ok(Upload::new(writer, key, expected, condition.is_some(), part))
     }
 
-    async fn send(&self, path: &[u8], upload: &mut Upload, content: &Content) -> Result<()> {
-        while upload.sent() < content.length {
-            let length = upload.part().min(content.length - upload.sent());
-            let part = content.part(upload.sent(), length).await?;
-            upload.send(part).await.map_err(|error| self.refused(path, &upload.key, &error))?;
+    async fn send(&self, put: Put<'_>, upload: &mut Upload) -> Result<()> {
+        while upload.sent() < put.content.length {
+            let length = upload.part().min(put.content.length - upload.sent());
+            let part = put.content.part(upload.sent(), length).await?;
+            let sent = put.deadline.bound_attempt(upload.send(part)).await.ok_or_else(|| self.late(put))?;
+            sent.map_err(|error| self.refused(put.path, put.key, &error))?;
+            put.deadline.has_taken(upload.sent().saturating_sub(upload.part() * UNDER_WAY));
             failpoint_io("bucket.part")?;
         }
         Ok(())
     }
 
     /// The object as others see it.
-    async fn stored(&self, key: &str, written: &Metadata, length: u64) -> Result<Entry> {
+    async fn stored(&self, put: Put<'_>, written: &Metadata) -> Result<Entry> {
+        let key = put.key;
         let unknown = |why: String| {
             let message = format!("under-storage {key} in {}: what was stored is not found: {why}", self.place);
             Error::new(ErrorKind::OutcomeUnknown, message)
         };
         let look = || async { self.operator.stat(key).await.map_err(|error| self.failed(key, &error)) };
-        let found = again(look).await.map_err(|error| unknown(error.message))?;
+        let found = again_until(put.deadline, look).await.map_err(|error| unknown(error.message))?;
         let entry = self.entry(name_of(key), &found, false).ok_or_else(|| unknown("it has no etag".to_owned()))?;
         // Told with quotes here and without them there.
         let same = |etag: &str| found.etag().is_some_and(|other| other.trim_matches('"') == etag.trim_matches('"'));
-        if entry.size != length || !written.etag().is_none_or(same) {
+        if entry.size != put.content.length || !written.etag().is_none_or(same) {
             return Err(unknown("another writer has replaced it".to_owned()));
         }
         Ok(entry)
     }
 
-    /// The last request was refused, or nobody knows.
-    async fn not_closed(&self, path: &[u8], key: &str, expected: Expected<'_>, error: &opendal::Error) -> Error {
-        let told = self.refused(path, key, error);
-        let definite = matches!(
-            told.kind,
-            ErrorKind::Stale
-                | ErrorKind::NoSpace
-                | ErrorKind::NameTooLong
-                | ErrorKind::PermissionDenied
-                | ErrorKind::Unsupported
-        );
-        if definite || is_gone(error) {
+    /// What came of the last request, which has failed with `error`, or was not answered in time.
+    ///
+    /// Returns the error that it was refused with; `Timeout` where nothing is there now, though the request may still be
+    /// carried out; `OutcomeUnknown`.
+    async fn not_closed(&self, put: Put<'_>, error: Option<opendal::Error>) -> Error {
+        let told = error.as_ref().map_or_else(|| self.late(put), |error| self.refused(put.path, put.key, error));
+        let verdict = error.map_or(Verdict::MayBeStored, |error| Verdict::of(&error, told.kind));
+        if verdict == Verdict::NotStored {
             return told;
         }
-        // A busy store refuses a request before it does anything. Often it is too busy to be looked at as well.
-        let is_busy = error.kind() == opendal::ErrorKind::RateLimited;
-        let look = || self.must_be(path, expected);
-        match if is_busy { look().await } else { again(look).await } {
-            Ok(()) => return told,
-            Err(look) if is_busy && look.is_retryable() => return told,
-            Err(_) => {}
+        match again_until(put.deadline, || self.look_for(put)).await {
+            Ok(()) if told.is_retryable() => Error { kind: ErrorKind::Timeout, ..told },
+            Ok(()) => told,
+            Err(_) => Error { kind: ErrorKind::OutcomeUnknown, ..told }.context("it may have been stored all the same"),
         }
-        Error { kind: ErrorKind::OutcomeUnknown, ..told }.context("it may have been stored all the same")
+    }
+
+    /// The store has not answered in time.
+    fn late(&self, put: Put<'_>) -> Error {
+        let place = format!("under-storage {} in {}: {}", put.key, self.place, self.check_endpoint);
+        put.deadline.passed().context(place)
     }
 
     fn refused(&self, path: &[u8], key: &str, error: &opendal::Error) -> Error {

@@ -24,7 +24,8 @@ use rustix::io::Errno;
 use self::place::is_temporary;
 use super::early::Early;
 use super::{
-    AttrChange, Content, Entry, Expected, Kind, Listing, NewAttr, Sent, Space, Ufs, blocking, saturated_ns, stale, tidy,
+    AttrChange, Content, Deadline, Entry, Expected, Kind, Listing, NewAttr, Sent, Space, Ufs, blocking, saturated_ns,
+    stale, tidy,
 };
 use crate::error::{Error, ErrorKind, Result};
 
@@ -253,6 +254,7 @@ impl Ufs for Local {
         expected: Expected<'a>,
         attr: NewAttr,
         intent: u64,
+        _deadline: &'a Deadline,
     ) -> BoxFuture<'a, Result<Entry>> {
         let (this, path, expected) = (self.clone(), path.to_vec(), expected.owned());
         Box::pin(blocking(move || this.put_now(&path, &content, Expected::of(&expected), attr, intent)))
