@@ -127,6 +127,17 @@ pub(super) struct OpenNode {
     pub(super) is_written: bool,
 }
 
+impl OpenNode {
+    /// True if `newest` is of a newer version than the node stands for.
+    pub(super) fn is_behind(&self, newest: &Attr) -> bool {
+        match &self.attr {
+            Some(attr) => supersedes(newest, attr),
+            // Of a handle of the process before only the hash of its version is known, which has no order.
+            None => self.version != version_of(&newest.version_token),
+        }
+    }
+}
+
 /// All nodes that are open, or whose pages are known.
 #[derive(Debug, Default)]
 pub(super) struct Nodes {
@@ -378,6 +389,21 @@ fn choose(file: &File, newest: &Attr) -> u64 {
 pub(super) fn extends(newest: &Attr, old: &Attr) -> bool {
     let is_newer = newest.version > old.version && newest.size >= old.size;
     is_newer && newest.prefix_since != 0 && newest.prefix_since <= old.version && !old.version_token.is_empty()
+}
+
+/// True if `attr` is of an older version of its inode than `other`. Answers of the masters overtake each other: what was read
+/// before a version was stored may arrive after it.
+///
+/// The masters count the versions of an inode. A rename in an object store is a copy, which gives the content another token at
+/// the same version, and raises `prefix_since` beyond that.
+pub(super) fn is_older(attr: &Attr, other: &Attr) -> bool {
+    (attr.version, attr.prefix_since) < (other.version, other.prefix_since)
+}
+
+/// True if `newest` is of another version of the content than `old`, and of no older one. Only then it may take the place of
+/// `old`.
+pub(super) fn supersedes(newest: &Attr, old: &Attr) -> bool {
+    !same_version(newest, old) && !is_older(newest, old)
 }
 
 /// True if both are of one version of the content.

@@ -28,10 +28,9 @@ use tokio::sync::OwnedMutexGuard;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::now_ns;
-use crate::types::version_of;
 use crate::ufs::{Content, Upload};
 
-use super::nodes::inode_of;
+use super::nodes::{inode_of, supersedes};
 
 use appends::Changes;
 use sending::{Head, Senders, Sending};
@@ -441,7 +440,7 @@ impl Staging {
         }
     }
 
-    /// What is staged of a file is forgotten if it is not what is there any more: somebody else has stored another version,
+    /// What is staged of a file is forgotten if it is not what is there any more: somebody else has stored a newer version,
     /// which `attr` names, after ours was stored.
     pub(super) fn drop_superseded(&self, attr: &Attr) {
         if let Some(turn) = self.superseded(attr) {
@@ -458,8 +457,7 @@ impl Staging {
         let staged = self.ready(attr.inode).filter(|staged| !staged.is_apart())?;
         // While another task holds the turn, the staged content and the known attributes may differ.
         let turn = staged.try_turn()?;
-        let differs = version_of(&turn.base().version_token) != version_of(&attr.version_token);
-        (differs && !turn.staged.is_apart()).then_some(turn)
+        (supersedes(attr, turn.base()) && !turn.staged.is_apart()).then_some(turn)
     }
 
     /// Attributes as handles of a node see them: with length and time of what is not stored yet.

@@ -1,5 +1,8 @@
 //! Which version the handles of a node go on with, and what is shown of a node that stays behind.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use jindofs_proto::v1::Attr;
@@ -37,11 +40,14 @@ impl Fs {
         self.staging.changed_node(newest.inode).unwrap_or_else(|| self.nodes.choose(newest))
     }
 
-    /// True if a node that is open stands for another version than `newest`, and nothing of it is staged.
+    /// True if a node that is open stands for an older version than `newest`, and nothing of it is staged.
     pub(super) fn is_behind(&self, node: u64, newest: &Attr) -> bool {
-        let open = self.nodes.open_node(node);
-        open.is_some_and(|open| open.version != version_of(&newest.version_token))
-            && self.staging.ready_for(node).is_none()
+        self.nodes.open_node(node).is_some_and(|open| open.is_behind(newest)) && self.staging.ready_for(node).is_none()
+    }
+
+    /// True unless a node that is open stands for another version than `attr`, be it an older or a newer one.
+    pub(super) fn may_stand_for(&self, node: u64, attr: &Attr) -> bool {
+        self.nodes.open_node(node).is_none_or(|open| open.version == version_of(&attr.version_token))
     }
 
     /// True for a node that goes on with `newest`: one that is written or locked, or that the version only extends. What is

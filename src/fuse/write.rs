@@ -201,7 +201,8 @@ impl Fs {
             // The write that brings us here may hold pages.
             self.drop_pages_later(node);
         }
-        if self.is_behind(node, attr) {
+        if !self.may_stand_for(node, attr) {
+            // Also for an older version: the attributes were read before the one that the node stands for was stored.
             return Err(other_version(turn.inode()));
         }
         let content = self.staging.blank();

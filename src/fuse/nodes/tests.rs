@@ -135,6 +135,27 @@ async fn who_follows_what_is_appended_shares_its_node_with_who_opens_the_newest(
 }
 
 #[test]
+fn a_version_supersedes_only_older_ones_by_the_count_of_the_masters() {
+    let at = |version, prefix_since, token: &str| Attr { version, prefix_since, ..attr(token) };
+    assert!(supersedes(&at(3, 3, "b"), &at(2, 1, "a")) && !supersedes(&at(2, 1, "a"), &at(3, 3, "b")));
+    assert!(!supersedes(&at(3, 1, "a"), &at(2, 1, "a")), "only attributes have changed");
+    assert!(supersedes(&at(4, 4, "a"), &at(3, 3, "b")), "rolled back");
+    let (before, moved) = (at(3, 1, "a"), at(3, 4, "b"));
+    assert!(
+        supersedes(&moved, &before) && !supersedes(&before, &moved),
+        "a copy of an object store at the same version"
+    );
+    let open = |attr| OpenNode { version: version_of(b"b"), attr, is_written: true };
+    assert!(
+        open(Some(at(2, 1, "b"))).is_behind(&at(3, 3, "c")) && !open(Some(at(2, 1, "b"))).is_behind(&at(1, 1, "a"))
+    );
+    assert!(
+        open(None).is_behind(&at(1, 1, "a")) && !open(None).is_behind(&at(1, 1, "b")),
+        "nothing but the hash is known"
+    );
+}
+
+#[test]
 fn a_version_extends_those_since_which_content_was_only_appended() {
     let at = |version, size, prefix_since| Attr { version, size, prefix_since, ..attr("t") };
     assert!(extends(&at(9, 20, 4), &at(4, 10, 4)) && extends(&at(9, 20, 4), &at(6, 10, 1)));

@@ -142,6 +142,19 @@ async fn what_is_stored_gives_way_to_a_newer_version_and_what_is_not_does_not() 
 }
 
 #[tokio::test]
+async fn what_was_stored_stays_when_an_answer_comes_that_was_read_before() {
+    let bench = bench(1 << 30);
+    let at = |version, token, size| Attr { version, ..attr(1, token, size) };
+    let mut turn = bench.staged(1, b"new").await;
+    turn.stored(at(2, b"v2", 3));
+    drop(turn);
+    bench.staging.drop_superseded(&at(1, b"v1", 9));
+    assert_eq!(bench.read(1), b"new");
+    bench.staging.drop_superseded(&at(3, b"v3", 9));
+    assert!(bench.staging.ready(1).is_none());
+}
+
+#[tokio::test]
 async fn a_new_file_waits_to_be_stored_and_gives_way_to_what_others_store_until_it_is_written() {
     let bench = bench(1 << 30);
     for written in [false, true] {

@@ -1,0 +1,102 @@
+use jindofs_proto::v1::FileType;
+
+use super::super::nodes::{Joined, Opening};
+use super::super::staging::Place;
+use super::*;
+use crate::client::mounts::Mounts;
+use crate::client::reader::Reader;
+use crate::config::source::FlagValue;
+use crate::config::{FuseConfig, Role, Settings};
+use crate::rpc::channel::MasterChannel;
+use crate::rpc::source::source_of;
+
+/// A mount that no kernel asks, and whose masters do not answer.
+struct Bench {
+    fs: Arc<Fs>,
+    number: u64,
+    _dir: tempfile::TempDir,
+}
+
+/// Attributes of a file of which everything tells the version.
+fn attr(version: u64) -> Attr {
+    let token = format!("version {version}").into_bytes().into();
+    let mtime_ns = i64::try_from(version).expect("small");
+    let mut attr = Attr {
+        inode: 5,
+        mode: 0o644,
+        version,
+        version_token: token,
+        size: version * 1000,
+        mtime_ns,
+        ..Attr::default()
+    };
+    attr.set_type(FileType::File);
+    attr
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let [mount, staging] = ["mnt", "staging"].map(|name| dir.path().join(name));
+        let given = [
+            "fs.jindocache.namespace.rpc.address=127.0.0.1:1".to_owned(),
+            "fs.jindocache.rpc.timeout=1s".to_owned(),
+            "fuse.attr-ttl=60s".to_owned(),
+            "fuse.writable=true".to_owned(),
+            format!("fuse.mount={}", mount.display()),
+            format!("fuse.staging.dir={}", staging.display()),
+        ];
+        let flags: Vec<_> = given.iter().map(|text| FlagValue::from_set(text).expect("KEY=VALUE")).collect();
+        let settings = Settings::load(Role::Fuse, None, &|_| None, &flags).expect("loads");
+        let config = FuseConfig::from_settings(&settings).expect("valid");
+        let channel = MasterChannel::new(&config.client);
+        let mounts = Arc::new(Mounts::new(channel.clone()));
+        let reader = Reader::new(channel.clone(), mounts.clone(), None);
+        let fs = Fs::new(&config, channel, mounts, reader);
+        fs.staging.prepare().expect("a directory");
+        Bench { fs, number: 0, _dir: dir }
+    }
+
+    /// Opens a handle of a node for a version.
+    fn open(&mut self, node: u64, attr: &Attr, writes: bool) {
+        self.number += 1;
+        let (number, file) = (self.number, self.fs.reader.open(source_of(attr, Vec::new())));
+        self.fs.handles.add_file(number, node, file.source.version, writes).expect("noted");
+        let joined = self.fs.nodes.join(node, Opening { number, file, attr: attr.clone(), writes, direct: false });
+        assert!(matches!(joined, Joined::Here(_)));
+    }
+
+    /// The turn of a node whose content is staged, and is that of the version `base`.
+    async fn staged(&self, node: u64, base: &Attr) -> Turn {
+        let content = self.fs.staging.blank();
+        let bytes = vec![u8::try_from(base.version).expect("small"); usize::try_from(base.size).expect("small")];
+        content.write(Place::End, &bytes).expect("written");
+        let mut turn = self.fs.staging.turn(node).await;
+        turn.begin(base.clone(), content);
+        turn
+    }
+
+    /// What a node reads: its version, if all of that is there, staged or stored.
+    fn read(&self, node: u64) -> u64 {
+        match self.fs.staging.ready_for(node) {
+            Some(staged) => u64::from(staged.read(0, 1).expect("read")[0]),
+            None => self.fs.nodes.file(node).expect("open").source.length / 1000,
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_was_overtaken_moves_no_node_and_takes_nothing_away_that_was_stored_since() {
+    let mut bench = Bench::new();
+    bench.open(5, &attr(2), true);
+    let fs = bench.fs.clone();
+    assert!(!fs.is_behind(5, &attr(1)) && !fs.may_move(5, &attr(1)), "read before the version was stored");
+    assert!(!fs.may_stand_for(5, &attr(1)), "and no change is made from it");
+    assert!(!fs.is_behind(5, &attr(2)) && fs.may_stand_for(5, &attr(2)));
+    assert!(fs.is_behind(5, &attr(3)) && fs.may_move(5, &attr(3)));
+    drop(bench.staged(5, &attr(2)).await);
+    fs.staging.drop_superseded(&attr(1));
+    assert_eq!(bench.read(5), 2);
+    fs.staging.drop_superseded(&attr(3));
+    assert!(fs.staging.ready_for(5).is_none());
+}
