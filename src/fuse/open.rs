@@ -157,8 +157,10 @@ impl Fs {
             if mode.writes {
                 self.check_changeable(&attr).await?;
             }
-            if self.writable {
-                self.staging.drop_superseded(&attr);
+            if self.writable
+                && let Some(moved) = self.give_way(&attr, true).await?
+            {
+                self.drop_pages(moved).await?;
             }
             if let Some(opened) = self.join_staged(node, mode.writes)? {
                 return Ok(opened);

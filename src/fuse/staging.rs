@@ -9,6 +9,7 @@
 mod appends;
 mod sending;
 mod spool;
+mod superseded;
 #[cfg(test)]
 mod tests;
 mod unsaved;
@@ -30,7 +31,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::now_ns;
 use crate::ufs::{Content, Upload};
 
-use super::nodes::{inode_of, supersedes};
+use super::nodes::inode_of;
 
 use appends::Changes;
 use sending::{Head, Senders, Sending};
@@ -66,6 +67,8 @@ pub(super) struct Staged {
     /// The content, once it is here; until then readers read as if nothing was staged.
     spool: OnceLock<Arc<Spool>>,
     work: Arc<tokio::sync::Mutex<Work>>,
+    /// That of `work`, for those who do not have the turn.
+    base: Mutex<Arc<Attr>>,
     unsaved: UnsavedCell,
     /// What is written through these handles is stored as another inode, which was made elsewhere at the same time.
     elsewhere: AtomicBool,
@@ -85,6 +88,7 @@ impl Staged {
             node,
             spool: OnceLock::new(),
             work: Arc::default(),
+            base: Mutex::default(),
             unsaved: UnsavedCell::new(),
             elsewhere: AtomicBool::new(false),
             unlinked: AtomicBool::new(false),
@@ -132,7 +136,7 @@ impl Staged {
     }
 
     /// The turn; `None` if it is not staged any more when it is ours.
-    async fn turn(self: Arc<Self>) -> Option<Turn> {
+    pub(super) async fn turn(self: Arc<Self>) -> Option<Turn> {
         let work = self.work.clone().lock_owned().await;
         (!work.gone).then_some(Turn { staged: self, work })
     }
@@ -309,6 +313,7 @@ impl Turn {
 
     fn set_base(&mut self, base: Attr) {
         self.staged.mtime_ns.store(base.mtime_ns, Ordering::Release);
+        self.staged.publish_base(&base);
         self.work.base = base;
     }
 
@@ -438,26 +443,6 @@ impl Staging {
             turn.begin(base, self.blank());
             turn.made_in(session);
         }
-    }
-
-    /// What is staged of a file is forgotten if it is not what is there any more: somebody else has stored a newer version,
-    /// which `attr` names, after ours was stored.
-    pub(super) fn drop_superseded(&self, attr: &Attr) {
-        if let Some(turn) = self.superseded(attr) {
-            self.remove(turn);
-        }
-    }
-
-    /// Attributes of the staged version that [`Staging::drop_superseded`] would forget.
-    pub(super) fn superseded_base(&self, attr: &Attr) -> Option<Attr> {
-        self.superseded(attr).map(|turn| turn.base().clone())
-    }
-
-    fn superseded(&self, attr: &Attr) -> Option<Turn> {
-        let staged = self.ready(attr.inode).filter(|staged| !staged.is_apart())?;
-        // While another task holds the turn, the staged content and the known attributes may differ.
-        let turn = staged.try_turn()?;
-        (supersedes(attr, turn.base()) && !turn.staged.is_apart()).then_some(turn)
     }
 
     /// Attributes as handles of a node see them: with length and time of what is not stored yet.

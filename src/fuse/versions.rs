@@ -8,7 +8,7 @@ use std::sync::Arc;
 use jindofs_proto::v1::Attr;
 
 use crate::client::OpenFile;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::types::version_of;
 
 use super::fs::Fs;
@@ -61,6 +61,43 @@ impl Fs {
         open.is_written
             || self.locks.are_held_through(&self.nodes.handles(node))
             || open.attr.is_some_and(|attr| extends(newest, &attr))
+    }
+
+    /// What of a file is staged and stored gives way to the version `newest` that others have stored since, if it is that of an
+    /// older one. Its node moves first, if it goes on with `newest`, and what is staged goes then: a reader finds the one or
+    /// the other. If another task has the turn, this `waits` for it, or leaves all as it is. The node whose pages are to be
+    /// dropped.
+    ///
+    /// *Errors*: `Timeout` if the turn is not given up in time; those of finding the content.
+    pub(super) async fn give_way(self: &Arc<Self>, newest: &Attr, waits: bool) -> Result<Option<u64>> {
+        let Some(staged) = self.staging.superseded(newest).filter(|_| !self.is_unrecorded(newest.inode)) else {
+            return Ok(None);
+        };
+        let turn = match staged.try_turn() {
+            None if waits => self.in_time(newest.inode, staged.turn()).await?,
+            turn => turn,
+        };
+        let Some(turn) = turn.filter(|turn| turn.gives_way_to(newest)) else { return Ok(None) };
+        let node = turn.node();
+        let goes_on = self.goes_on(node, newest);
+        let pages = if goes_on { self.move_in_turn(&turn, newest).await? } else { Pages::Kept };
+        self.staging.remove(turn);
+        Ok((pages == Pages::ToDrop).then_some(node))
+    }
+
+    /// As [`Fs::give_way`], with pages dropped later: the request that is answered may hold them.
+    pub(super) async fn give_way_behind(self: &Arc<Self>, newest: &Attr) -> Result<()> {
+        if let Some(moved) = self.give_way(newest, true).await? {
+            self.drop_pages_later(moved);
+        }
+        Ok(())
+    }
+
+    /// Waits for another task that changes a file, as long as for an answer of the masters: that is what it waits for itself.
+    async fn in_time<T>(&self, inode: u64, work: impl Future<Output = T>) -> Result<T> {
+        let Some(wait) = self.channel.timeout() else { return Ok(work.await) };
+        let late = |_| Error::new(ErrorKind::Timeout, format!("inode {inode} is changed for longer than {wait:?}"));
+        tokio::time::timeout(wait, work).await.map_err(late)
     }
 
     /// Moves all handles of a node to the version `newest`, and drops its pages before it returns: not to be called by who answers a
@@ -116,7 +153,7 @@ impl Fs {
     /// What a node is to show, without asking anybody; `None` if a master has to be asked, or it has to move first.
     pub(super) fn attr_of_node_now(&self, node: u64) -> Option<Known> {
         let known = self.attr_now(inode_of(node))?;
-        let has_other = || self.staging.superseded_base(&known.attr).is_some() && self.goes_on(node, &known.attr);
+        let has_other = || self.staging.superseded(&known.attr).is_some() && self.goes_on(node, &known.attr);
         let moves = self.may_move(node, &known.attr) || has_other();
         if moves { None } else { Some(self.view_of(node, known)) }
     }
@@ -126,30 +163,33 @@ impl Fs {
     /// *Errors*: those of the masters.
     pub(super) async fn attr_of_node(self: &Arc<Self>, node: u64) -> Result<Known> {
         let known = self.attr(inode_of(node)).await?;
-        if self.goes_on(node, &known.attr) && !self.is_unrecorded(inode_of(node)) {
-            // What is staged and was stored before others have stored another version.
-            self.staging.drop_superseded(&known.attr);
-        }
-        if self.may_move(node, &known.attr) {
-            // The kernel asks for attributes while it holds no page of the node.
-            if let Err(error) = self.move_node(node, &known.attr).await {
-                tracing::debug!(node, %error, "an open file keeps its version: the newest one cannot be found");
-            }
+        // The kernel asks for attributes while it holds no page of the node.
+        if let Err(error) = self.follow(node, &known.attr).await {
+            tracing::debug!(node, %error, "an open file keeps its version: the newest one cannot be found");
         }
         Ok(self.view_of(node, known))
     }
 
-    /// The attributes of the version that a node stands for.
-    pub(super) fn view_of(&self, node: u64, known: Known) -> Known {
-        if self.staging.ready_for(node).is_some() {
-            // The length of one version is never shown with pages of another.
-            return match self.staging.superseded_base(&known.attr) {
-                Some(attr) if !self.is_unrecorded(inode_of(node)) => Known { attr, ..known },
-                _ => known,
-            };
+    /// Moves a node to the version `newest`, if it goes on with that and no other task is changing the file.
+    async fn follow(self: &Arc<Self>, node: u64, newest: &Attr) -> Result<()> {
+        if self.goes_on(node, newest)
+            && let Some(moved) = self.give_way(newest, false).await?
+        {
+            self.drop_pages(moved).await?;
         }
-        let Some(open) = self.nodes.open_node(node) else { return known };
-        match open.attr {
+        if self.may_move(node, newest) { self.move_node(node, newest).await } else { Ok(()) }
+    }
+
+    /// The attributes of the version that a node stands for, as a whole: the length of one version is never shown with pages of
+    /// another, whoever changes the file meanwhile.
+    pub(super) fn view_of(&self, node: u64, known: Known) -> Known {
+        let version = match self.staging.ready_for(node) {
+            // What is not stored yet is shown by `Staging::overlay`.
+            Some(staged) if staged.is_apart() => None,
+            Some(staged) => Some(Attr::clone(&staged.base())),
+            None => self.nodes.open_node(node).and_then(|open| open.attr),
+        };
+        match version {
             Some(attr) if !same_version(&attr, &known.attr) => Known { attr, ..known },
             _ => known,
         }

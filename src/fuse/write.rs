@@ -142,7 +142,7 @@ impl Fs {
         let is_clean = self.staging.ready_for(node).is_some_and(|staged| !staged.is_apart());
         if is_clean && !self.is_unrecorded(inode_of(node)) {
             let attr = self.ask_attr(inode_of(node)).await?.attr;
-            self.staging.drop_superseded(&attr);
+            self.give_way_behind(&attr).await?;
         }
         Ok(())
     }
@@ -438,7 +438,7 @@ impl Fs {
         }
         let handle = number.and_then(|number| self.handles.file(number));
         if handle.is_none() {
-            self.staging.drop_superseded(&attr);
+            self.give_way_behind(&attr).await?;
         }
         // By its name it is the file that is being written, or was and is not stored, if it is.
         let written = || self.staging.changed_node(inode).or_else(|| self.nodes.written(inode));

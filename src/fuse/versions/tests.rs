@@ -1,3 +1,5 @@
+use std::time::Instant;
+
 use jindofs_proto::v1::FileType;
 
 use super::super::nodes::{Joined, Opening};
@@ -95,8 +97,63 @@ async fn an_answer_that_was_overtaken_moves_no_node_and_takes_nothing_away_that_
     assert!(!fs.is_behind(5, &attr(2)) && fs.may_stand_for(5, &attr(2)));
     assert!(fs.is_behind(5, &attr(3)) && fs.may_move(5, &attr(3)));
     drop(bench.staged(5, &attr(2)).await);
-    fs.staging.drop_superseded(&attr(1));
+    fs.give_way(&attr(1), true).await.expect("nothing to do");
     assert_eq!(bench.read(5), 2);
-    fs.staging.drop_superseded(&attr(3));
+    assert!(fs.staging.ready_for(5).is_some());
+    fs.give_way(&attr(3), true).await.expect("gone");
     assert!(fs.staging.ready_for(5).is_none());
+    assert_eq!(bench.read(5), 3);
+}
+
+#[tokio::test]
+async fn a_file_that_another_task_changes_is_shown_as_one_version_as_a_whole_and_moves_after_that() {
+    let mut bench = Bench::new();
+    bench.open(5, &attr(2), true);
+    let fs = bench.fs.clone();
+    let turn = bench.staged(5, &attr(2)).await;
+    fs.inodes.entered(1, b"f", Known::new(attr(3), Instant::now()));
+    let shown = fs.attr_of_node(5).await.expect("known").attr;
+    assert_eq!((shown.size, shown.mtime_ns, bench.read(5)), (2000, 2, 2));
+    assert!(fs.attr_of_node_now(5).is_none(), "it moves as soon as it can");
+    drop(turn);
+    assert_eq!(fs.attr_of_node(5).await.expect("known").attr.size, 3000);
+    assert!(fs.staging.ready_for(5).is_none());
+    assert_eq!(bench.read(5), 3);
+}
+
+#[tokio::test]
+async fn what_is_staged_gives_way_when_another_task_is_done_with_it_and_not_before_its_node_has_moved() {
+    let mut bench = Bench::new();
+    bench.open(5, &attr(2), true);
+    let fs = bench.fs.clone();
+    let turn = bench.staged(5, &attr(2)).await;
+    assert_eq!(fs.give_way(&attr(3), true).await.expect_err("held").kind, ErrorKind::Timeout);
+    assert_eq!(bench.read(5), 2);
+    drop(turn);
+    let lies_below_a_mount = Attr { mount_id: 1, ..attr(3) };
+    fs.give_way(&lies_below_a_mount, true).await.expect_err("no master tells where its content is");
+    assert!(fs.staging.ready_for(5).is_some(), "readers go on with it");
+    let turn = fs.staging.turn_of_ready(5).await.expect("staged");
+    let newest = attr(3);
+    let mut gives_way = std::pin::pin!(fs.give_way(&newest, true));
+    assert!(futures::poll!(gives_way.as_mut()).is_pending());
+    drop(turn);
+    gives_way.await.expect("gone");
+    assert!(fs.staging.ready_for(5).is_none());
+    assert_eq!(bench.read(5), 3);
+}
+
+#[tokio::test]
+async fn what_is_written_while_it_is_waited_for_does_not_give_way() {
+    let mut bench = Bench::new();
+    bench.open(5, &attr(2), true);
+    let fs = bench.fs.clone();
+    let mut turn = bench.staged(5, &attr(2)).await;
+    let newest = attr(3);
+    let mut gives_way = std::pin::pin!(fs.give_way(&newest, true));
+    assert!(futures::poll!(gives_way.as_mut()).is_pending());
+    turn.write(Place::At(0), b"x").expect("written");
+    drop(turn);
+    gives_way.await.expect("nothing to do");
+    assert_eq!(bench.read(5), u64::from(b'x'), "its close is told");
 }
