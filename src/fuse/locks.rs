@@ -228,12 +228,11 @@ impl Fs {
             // Stored with what comes next; told then if others were first.
             return Ok(());
         }
-        if let Some(moved) = self.give_way(&newest, true).await? {
-            self.drop_pages(moved).await?;
-        }
+        self.give_way(&newest, true).await?;
         if self.may_move(node, &newest) {
             self.move_node(node, &newest).await?;
         }
+        self.stale_pages_dropped(node, self.channel.timeout()).await?;
         match self.is_behind(node, &newest) {
             true => Err(Error::new(ErrorKind::Stale, format!("inode {inode} was replaced since it was opened"))),
             false => Ok(()),

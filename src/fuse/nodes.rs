@@ -12,16 +12,20 @@
 //!
 //! *Lock order.* One shard at a time, and nothing else is locked while one is held.
 
+mod stale;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jindofs_proto::v1::Attr;
 
 use crate::client::OpenFile;
 use crate::types::version_of;
+
+use stale::Leftover;
 
 const SHARDS: usize = 16;
 /// Bits of a node number that hold the inode; masters count inodes from one.
@@ -92,6 +96,8 @@ struct Node {
     attr: Option<Attr>,
     /// Version of the pages that the kernel may hold.
     pages: Option<u64>,
+    /// Those that it is to drop.
+    leftover: Option<Leftover>,
     /// Lookups that the kernel counts, of a secondary node.
     lookups: u64,
 }
@@ -105,9 +111,16 @@ impl Node {
         self.handles.values().any(|writes| *writes)
     }
 
+    fn stand_for(&mut self, file: &Arc<OpenFile>, attr: &Attr, keeps_pages: bool) -> Vec<u64> {
+        self.version = file.source.version;
+        self.pages = self.pages.filter(|_| keeps_pages).map(|_| self.version);
+        (self.file, self.attr) = (Some(file.clone()), Some(attr.clone()));
+        self.handles.keys().copied().collect()
+    }
+
     /// The pages that a new handle finds.
     fn pages(&mut self, direct: bool) -> PageCache {
-        let same = self.pages.replace(self.version) == Some(self.version);
+        let same = self.pages.replace(self.version) == Some(self.version) && self.leftover.is_none();
         match (direct, same) {
             (true, _) => PageCache::Bypass,
             (false, true) => PageCache::Keep,
@@ -142,6 +155,8 @@ impl OpenNode {
 #[derive(Debug, Default)]
 pub(super) struct Nodes {
     shards: [Mutex<HashMap<u64, File>>; SHARDS],
+    /// How often nodes have moved.
+    moves: AtomicU64,
 }
 
 impl Nodes {
@@ -267,6 +282,10 @@ impl Nodes {
             return false;
         }
         known.file = None;
+        if known.leftover.take().is_some() {
+            // The kernel drops them with the next open.
+            known.pages = None;
+        }
         if is_secondary(node) && known.lookups == 0 || known.pages.is_none() && !is_secondary(node) {
             file.remove(&place_of(node));
         }
@@ -351,16 +370,24 @@ impl Nodes {
         open.max_by_key(|(_, known)| known.is_written()).map(|(place, _)| node_at(inode, *place))
     }
 
-    /// All handles of a node go on with another version, whose pages have to be dropped unless it `extends` what they had.
+    /// All handles of a node go on with another version: the kernel's pages are stale, unless it only extends what they had.
     /// The handles that have to be noted anew.
-    pub(super) fn move_to(&self, node: u64, file: &Arc<OpenFile>, attr: &Attr, extends: bool) -> Vec<u64> {
+    pub(super) fn move_to(&self, node: u64, file: &Arc<OpenFile>, attr: &Attr) -> Vec<u64> {
+        let pages = self.next_move(true);
         self.with(node, |known| {
-            known.version = file.source.version;
-            known.pages = known.pages.filter(|_| extends).map(|_| known.version);
-            (known.file, known.attr) = (Some(file.clone()), Some(attr.clone()));
-            known.handles.keys().copied().collect()
+            let grows = known.attr.as_ref().is_some_and(|old| extends(attr, old));
+            if !grows {
+                known.spoil(pages);
+            }
+            known.stand_for(file, attr, grows)
         })
         .unwrap_or_default()
+    }
+
+    /// What the handles of a node share, and the kernel's pages hold, is another version now. The handles that have to be noted
+    /// anew.
+    pub(super) fn note_stored(&self, node: u64, file: &Arc<OpenFile>, attr: &Attr) -> Vec<u64> {
+        self.with(node, |known| known.stand_for(file, attr, true)).unwrap_or_default()
     }
 
     /// What the pages of a node hold was given up.

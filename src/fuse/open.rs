@@ -157,10 +157,9 @@ impl Fs {
             if mode.writes {
                 self.check_changeable(&attr).await?;
             }
-            if self.writable
-                && let Some(moved) = self.give_way(&attr, true).await?
-            {
-                self.drop_pages(moved).await?;
+            if self.writable {
+                self.give_way(&attr, true).await?;
+                self.stale_pages_dropped(node, self.channel.timeout()).await?;
             }
             if let Some(opened) = self.join_staged(node, mode.writes)? {
                 return Ok(opened);

@@ -16,6 +16,7 @@ mod unsaved;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -403,6 +404,16 @@ impl Staging {
             }
             self.remove(turn);
         }
+    }
+
+    /// As [`Staging::turn`], if nothing of the file is staged: otherwise another task may have the turn for long.
+    pub(super) fn try_turn(&self, node: u64) -> Option<Turn> {
+        let mut table = self.table();
+        let Entry::Vacant(vacant) = table.entry(inode_of(node)) else { return None };
+        let staged = vacant.insert(Arc::new(Staged::new(node))).clone();
+        self.count.store(table.len(), Ordering::Release);
+        let work = staged.work.clone().try_lock_owned().ok()?;
+        Some(Turn { staged, work })
     }
 
     /// The turn of an inode that is staged.

@@ -4,6 +4,7 @@
 mod tests;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jindofs_proto::v1::Attr;
 
@@ -16,12 +17,8 @@ use super::inodes::Known;
 use super::nodes::{extends, inode_of, same_version};
 use super::staging::Turn;
 
-/// What is to come of the pages that the kernel has of a node which has moved.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Pages {
-    Kept,
-    ToDrop,
-}
+/// How long who looks at attributes waits for the kernel to drop pages: after that they are those of the version before.
+const DROP_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Fs {
     /// The kernel looks a file up: the node that it is told. Its lookup is counted.
@@ -65,31 +62,24 @@ impl Fs {
 
     /// What of a file is staged and stored gives way to the version `newest` that others have stored since, if it is that of an
     /// older one. Its node moves first, if it goes on with `newest`, and what is staged goes then: a reader finds the one or
-    /// the other. If another task has the turn, this `waits` for it, or leaves all as it is. The node whose pages are to be
-    /// dropped.
+    /// the other. If another task has the turn, this `waits` for it, or leaves all as it is. It does not wait for the kernel.
     ///
     /// *Errors*: `Timeout` if the turn is not given up in time; those of finding the content.
-    pub(super) async fn give_way(self: &Arc<Self>, newest: &Attr, waits: bool) -> Result<Option<u64>> {
+    pub(super) async fn give_way(self: &Arc<Self>, newest: &Attr, waits: bool) -> Result<()> {
         let Some(staged) = self.staging.superseded(newest).filter(|_| !self.is_unrecorded(newest.inode)) else {
-            return Ok(None);
+            return Ok(());
         };
         let turn = match staged.try_turn() {
             None if waits => self.in_time(newest.inode, staged.turn()).await?,
             turn => turn,
         };
-        let Some(turn) = turn.filter(|turn| turn.gives_way_to(newest)) else { return Ok(None) };
+        let Some(turn) = turn.filter(|turn| turn.gives_way_to(newest)) else { return Ok(()) };
         let node = turn.node();
-        let goes_on = self.goes_on(node, newest);
-        let pages = if goes_on { self.move_in_turn(&turn, newest).await? } else { Pages::Kept };
-        self.staging.remove(turn);
-        Ok((pages == Pages::ToDrop).then_some(node))
-    }
-
-    /// As [`Fs::give_way`], with pages dropped later: the request that is answered may hold them.
-    pub(super) async fn give_way_behind(self: &Arc<Self>, newest: &Attr) -> Result<()> {
-        if let Some(moved) = self.give_way(newest, true).await? {
-            self.drop_pages_later(moved);
+        if self.goes_on(node, newest) {
+            self.move_in_turn(&turn, newest).await?;
         }
+        self.staging.remove(turn);
+        self.drop_stale_pages(node);
         Ok(())
     }
 
@@ -100,62 +90,59 @@ impl Fs {
         tokio::time::timeout(wait, work).await.map_err(late)
     }
 
-    /// Moves all handles of a node to the version `newest`, and drops its pages before it returns: not to be called by who answers a
-    /// request that holds pages.
+    /// Moves all handles of a node to the version `newest`, and waits until the kernel has dropped its pages.
     ///
-    /// *Errors*: those of finding the content.
+    /// *Errors*: those of finding the content; `Timeout`.
     pub(super) async fn move_node(self: &Arc<Self>, node: u64, newest: &Attr) -> Result<()> {
-        // What a mapping has written and the kernel still keeps is of the version before: it comes now, and is `Stale`.
-        self.drop_pages(node).await?;
-        if self.move_handles(node, newest).await? == Pages::ToDrop {
-            self.drop_pages(node).await?;
-        }
-        Ok(())
+        let turn = self.in_time(newest.inode, self.staging.turn(node)).await?;
+        self.move_handles(turn, newest).await?;
+        self.stale_pages_dropped(node, self.channel.timeout()).await
     }
 
-    /// Drops the pages of a node before it returns.
-    pub(super) async fn drop_pages(self: &Arc<Self>, node: u64) -> Result<()> {
-        let this = self.clone();
-        let dropped = tokio::task::spawn_blocking(move || this.kernel.drop_pages(node)).await;
-        dropped.map_err(|error| Error::internal(format!("dropping pages: {error}")))
-    }
-
-    /// As [`Fs::move_node`]; what comes of its pages is for the caller, as the kernel waits for requests that are under way.
-    async fn move_handles(&self, node: u64, newest: &Attr) -> Result<Pages> {
-        let turn = self.staging.turn(node).await;
+    /// As [`Fs::move_node`], without waiting for the kernel; nothing happens where something is staged.
+    async fn move_handles(self: &Arc<Self>, turn: Turn, newest: &Attr) -> Result<()> {
         if turn.is_ready() {
-            return Ok(Pages::Kept);
+            return Ok(());
         }
+        let node = turn.node();
         let moved = self.move_in_turn(&turn, newest).await;
         self.staging.remove(turn);
+        self.drop_stale_pages(node);
         moved
     }
 
-    /// As [`Fs::move_handles`], where nothing is staged and nobody else can begin to.
-    pub(super) async fn move_in_turn(&self, turn: &Turn, newest: &Attr) -> Result<Pages> {
-        let node = turn.node();
+    /// As [`Fs::move_handles`], where nothing is staged and nobody else can begin to. The caller has the stale pages dropped
+    /// after that: the kernel must not read them again from what the node had before.
+    pub(super) async fn move_in_turn(&self, turn: &Turn, newest: &Attr) -> Result<()> {
         let file = self.open_version(newest).await?;
-        let grows = self.nodes.open_node(node).and_then(|open| open.attr).is_some_and(|attr| extends(newest, &attr));
-        let numbers = self.nodes.move_to(node, &file, newest, grows);
-        self.handles.note_version(&numbers, node, file.source.version);
-        // With a new length the kernel drops them itself.
-        Ok(if grows { Pages::Kept } else { Pages::ToDrop })
+        let numbers = self.nodes.move_to(turn.node(), &file, newest);
+        self.handles.note_version(&numbers, turn.node(), file.source.version);
+        Ok(())
     }
 
     /// What the handles of `turn` have, and the kernel's pages hold, is the version `attr` now, or made from it.
     pub(super) fn note_stored(&self, turn: &Turn, attr: &Attr) {
         let file = self.open_source_now(attr);
-        let node = turn.node();
-        let numbers = self.nodes.move_to(node, &file, attr, true);
-        self.handles.note_version(&numbers, node, file.source.version);
+        let numbers = self.nodes.note_stored(turn.node(), &file, attr);
+        self.handles.note_version(&numbers, turn.node(), file.source.version);
     }
 
     /// What a node is to show, without asking anybody; `None` if a master has to be asked, or it has to move first.
     pub(super) fn attr_of_node_now(&self, node: u64) -> Option<Known> {
         let known = self.attr_now(inode_of(node))?;
-        let has_other = || self.staging.superseded(&known.attr).is_some() && self.goes_on(node, &known.attr);
-        let moves = self.may_move(node, &known.attr) || has_other();
-        if moves { None } else { Some(self.view_of(node, known)) }
+        if self.is_to_follow(node, &known.attr) { None } else { Some(self.view_of(node, known)) }
+    }
+
+    /// True for a node that goes on with `newest` and does not stand for it yet, or whose pages the kernel has not dropped yet.
+    fn is_to_follow(&self, node: u64, newest: &Attr) -> bool {
+        let has_other = || self.staging.superseded(newest).is_some() && self.goes_on(node, newest);
+        self.may_move(node, newest) || has_other() || self.nodes.stale_pages(node).is_some()
+    }
+
+    /// True while what is shown of a node is not to be kept by the kernel, as it is about to be another version.
+    pub(super) fn is_moving(&self, node: u64) -> bool {
+        let known = || self.inodes.get(inode_of(node));
+        self.nodes.is_open(node) && known().is_some_and(|known| self.is_to_follow(node, &known.attr))
     }
 
     /// What a node is to show. A node whose handles go on with the newest version moves to it.
@@ -172,12 +159,32 @@ impl Fs {
 
     /// Moves a node to the version `newest`, if it goes on with that and no other task is changing the file.
     async fn follow(self: &Arc<Self>, node: u64, newest: &Attr) -> Result<()> {
-        if self.goes_on(node, newest)
-            && let Some(moved) = self.give_way(newest, false).await?
-        {
-            self.drop_pages(moved).await?;
+        if self.goes_on(node, newest) {
+            self.give_way(newest, false).await?;
         }
-        if self.may_move(node, newest) { self.move_node(node, newest).await } else { Ok(()) }
+        if self.may_move(node, newest)
+            && let Some(turn) = self.staging.try_turn(node)
+        {
+            self.move_handles(turn, newest).await?;
+        }
+        self.stale_pages_dropped(node, Some(DROP_TIMEOUT)).await
+    }
+
+    /// What a node shows to who has just changed it. It moves later, if it has to: the kernel may wait for this answer before
+    /// it lets go of a page.
+    ///
+    /// *Errors*: those of the masters.
+    pub(super) async fn attr_of_changed_node(self: &Arc<Self>, node: u64) -> Result<Known> {
+        let known = self.attr(inode_of(node)).await?;
+        if self.is_to_follow(node, &known.attr) {
+            let (this, newest) = (self.clone(), known.attr.clone());
+            tokio::spawn(async move {
+                if let Err(error) = this.follow(node, &newest).await {
+                    tracing::debug!(node, %error, "an open file that was changed keeps its version for now");
+                }
+            });
+        }
+        Ok(self.view_of(node, known))
     }
 
     /// The attributes of the version that a node stands for, as a whole: the length of one version is never shown with pages of
@@ -207,15 +214,7 @@ impl Fs {
         if !self.may_move(node, &newest) {
             return None;
         }
-        if self.move_handles(node, &newest).await.ok()? == Pages::ToDrop {
-            self.drop_pages_later(node);
-        }
+        self.move_handles(self.staging.turn(node).await, &newest).await.ok()?;
         self.nodes.file(node)
-    }
-
-    /// Has the pages of a node dropped by somebody who holds none of them.
-    pub(super) fn drop_pages_later(self: &Arc<Self>, node: u64) {
-        let this = self.clone();
-        tokio::task::spawn_blocking(move || this.kernel.drop_pages(node));
     }
 }

@@ -1,6 +1,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
+
 use super::*;
 use crate::client::mounts::Mounts;
 use crate::client::reader::Reader;
@@ -79,14 +81,42 @@ async fn a_file_that_is_written_has_one_node_and_moves_as_a_whole() {
     assert_eq!(bench.nodes.written(5), Some(other));
     assert_eq!(bench.nodes.enter(&attr("ccc")), other, "whatever the newest version is");
     assert_eq!(bench.open(other, "ccc", false).1, Joined::Elsewhere);
-    let moved = bench.nodes.move_to(other, &bench.file("ccc"), &attr("ccc"), false);
+    let moved = bench.nodes.move_to(other, &bench.file("ccc"), &attr("ccc"));
     assert_eq!(moved.len(), 2, "all its handles");
     assert_eq!(bench.open(other, "ccc", false).1, DROP);
-    let stored = bench.nodes.move_to(other, &bench.file("dddd"), &attr("dddd"), true);
+    let stored = bench.nodes.note_stored(other, &bench.file("dddd"), &attr("dddd"));
     assert_eq!(stored.len(), 3);
     assert_eq!(bench.open(other, "dddd", false).1, KEEP, "pages hold what was written");
     bench.nodes.lose_pages(other);
     assert_eq!(bench.open(other, "dddd", false).1, DROP);
+}
+
+#[tokio::test]
+async fn pages_of_a_node_that_has_moved_are_stale_until_those_of_its_last_move_are_dropped() {
+    let mut bench = Bench::new();
+    let (number, _) = bench.open(5, "a", true);
+    assert!(bench.nodes.stale_pages(5).is_none() && bench.nodes.dropping(5).is_none());
+    bench.nodes.move_to(5, &bench.file("bb"), &attr("bb"));
+    let first = bench.nodes.stale_pages(5).expect("of the version before");
+    let mut dropping = bench.nodes.dropping(5).expect("not yet");
+    bench.nodes.move_to(5, &bench.file("ccc"), &attr("ccc"));
+    bench.nodes.dropped(5, first);
+    let second = bench.nodes.stale_pages(5).expect("read again before the second move");
+    assert!(second != first && bench.nodes.has_replaced_pages(5));
+    assert!(dropping.changed().now_or_never().is_none());
+    let again = [bench.open(5, "ccc", false).1, bench.open(5, "ccc", false).1];
+    assert_eq!(again, [DROP, DROP], "nobody is told to keep them");
+    bench.nodes.dropped(5, second);
+    assert!(dropping.changed().now_or_never().is_some_and(|sent| sent.is_err()));
+    assert_eq!(bench.open(5, "ccc", false).1, KEEP);
+    bench.nodes.spoil(5, false);
+    assert!(bench.nodes.stale_pages(5).is_some() && !bench.nodes.has_replaced_pages(5), "out of place");
+    let mut dropping = bench.nodes.dropping(5).expect("not yet");
+    for number in number..=bench.number {
+        bench.nodes.leave(5, number);
+    }
+    assert!(dropping.changed().now_or_never().is_some(), "the next open drops them");
+    assert_eq!(bench.open(5, "ccc", false).1, DROP);
 }
 
 #[tokio::test]

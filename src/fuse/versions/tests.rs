@@ -1,9 +1,12 @@
 use std::time::Instant;
 
+use futures::FutureExt;
 use jindofs_proto::v1::FileType;
+use tokio::runtime::Handle;
 
 use super::super::nodes::{Joined, Opening};
 use super::super::staging::Place;
+use super::super::write::Write;
 use super::*;
 use crate::client::mounts::Mounts;
 use crate::client::reader::Reader;
@@ -156,4 +159,47 @@ async fn what_is_written_while_it_is_waited_for_does_not_give_way() {
     drop(turn);
     gives_way.await.expect("nothing to do");
     assert_eq!(bench.read(5), u64::from(b'x'), "its close is told");
+}
+
+#[tokio::test]
+async fn pages_that_a_mapping_has_changed_are_refused_until_the_kernel_has_dropped_those_of_the_version_before() {
+    let mut bench = Bench::new();
+    bench.open(5, &attr(2), true);
+    let fs = bench.fs.clone();
+    drop(bench.staged(5, &attr(3)).await);
+    let page = Write { place: Place::At(0), offset: 0, from_pages: true, data: b"x" };
+    fs.nodes.move_to(5, &fs.reader.open(source_of(&attr(3), Vec::new())), &attr(3));
+    assert!(fs.write_now(5, page, &Handle::current()).is_none());
+    assert_eq!(fs.write(5, page).await.expect_err("of the version before").kind, ErrorKind::Stale);
+    assert!(fs.write_now(5, Write { from_pages: false, ..page }, &Handle::current()).is_some(), "has all its bytes");
+    let stale = fs.nodes.stale_pages(5).expect("no kernel has dropped them");
+    fs.nodes.dropped(5, stale);
+    fs.write_now(5, page, &Handle::current()).expect("read since").expect("written");
+}
+
+#[tokio::test]
+async fn who_looks_at_attributes_waits_for_pages_to_be_dropped_and_who_changes_them_does_not() {
+    let mut bench = Bench::new();
+    bench.open(5, &attr(2), true);
+    let fs = bench.fs.clone();
+    fs.inodes.entered(1, b"f", Known::new(attr(3), Instant::now()));
+    let changed = fs.attr_of_changed_node(5).now_or_never().expect("at once").expect("known");
+    assert_eq!(changed.attr.size, 2000, "the kernel may still have its pages");
+    let moved = async {
+        while bench.read(5) != 3 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), moved).await.expect("it moves after that");
+    fs.stale_pages_dropped(5, None).await.expect("dropped");
+    fs.nodes.spoil(5, true);
+    assert!(fs.is_moving(5), "the kernel keeps no attributes");
+    assert!(fs.attr_of_changed_node(5).now_or_never().is_some());
+    assert!(fs.attr_of_node_now(5).is_none());
+    let limit = Some(Duration::from_millis(1));
+    assert_eq!(fs.stale_pages_dropped(5, limit).await.expect_err("nobody drops them").kind, ErrorKind::Timeout);
+    fs.drop_stale_pages(5);
+    fs.stale_pages_dropped(5, None).await.expect("dropped");
+    assert_eq!(fs.attr_of_node(5).await.expect("known").attr.size, 3000);
+    assert!(!fs.is_moving(5));
 }

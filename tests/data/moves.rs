@@ -1,0 +1,56 @@
+//! Files whose handles go on with what another mount stores, while the kernel has pages and a length of what they had before.
+
+use std::fs;
+use std::sync::mpsc::channel;
+
+use serde_json::json;
+
+use super::content;
+use super::writes::{off, writable_twice};
+use crate::support::agent::{Agent, encode};
+use crate::support::cluster::PATIENCE;
+use crate::support::{fuse_works, wait_for};
+
+const PAGE: usize = 4096;
+
+/// Has the kernel ask for attributes whenever somebody looks at them.
+fn ask_always(dev: &mut jindofs::dev::DevOptions) {
+    dev.settings.push(("fuse.attr-ttl".into(), "0s".into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_truncate_of_a_file_with_changed_pages_returns_though_another_mount_stores_it_meanwhile() {
+    if !fuse_works("a_truncate_of_a_file_with_changed_pages_returns_though_another_mount_stores_it_meanwhile") {
+        return;
+    }
+    // Between the store of the truncated file and the answer to the kernel.
+    let (site, second) = writable_twice(1, |dev| {
+        ask_always(dev);
+        let slow = ("JINDOFS_FAILPOINTS".into(), "fuse.setattr.changed=1*sleep(5000)".into());
+        dev.env.insert("fuse-0".into(), [slow].into());
+    })
+    .await;
+    let (here, there) = (site.mnt.join("local/f"), second.join("local/f"));
+    let (old, new) = (content(3 * PAGE, 1), content(2 * PAGE + 7, 2));
+    off(move || {
+        let [mut holder, mut cutter, mut reader] = [Agent::start(), Agent::start(), Agent::start()];
+        fs::write(&here, &old).expect("stored");
+        holder.call(&json!(["open", "f", here, libc::O_RDWR, 0])).expect("open");
+        holder.call(&json!(["change_map", "f", 5, encode(b"changed")])).expect("mapped");
+        let cut = json!(["truncate", here, 5000]);
+        cutter.begin(&cut);
+        wait_for("the truncated file is stored", PATIENCE, || (fs::metadata(&there).ok()?.len() == 5000).then_some(()));
+        fs::write(&there, &new).expect("stored by the other mount");
+        let (tell, told) = channel();
+        std::thread::spawn(move || tell.send(cutter.finish(&cut)));
+        let truncated = told.recv_timeout(PATIENCE).expect("it returns");
+        assert_eq!(truncated.map(drop), Ok(()));
+        wait_for("the newest version is seen", PATIENCE, || (reader.get(&here).ok()? == new).then_some(()));
+        // What the mapping had changed was of a version that is gone.
+        let _ = holder.call(&json!(["fsync", "f"]));
+        let _ = holder.call(&json!(["close", "f"]));
+        assert!(fs::read(&there).expect("read") == new && reader.get(&here).expect("read") == new);
+    })
+    .await;
+    site.cluster.assert_no_panic();
+}
