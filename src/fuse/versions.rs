@@ -105,7 +105,8 @@ impl Fs {
             return Ok(());
         }
         let node = turn.node();
-        let moved = self.move_in_turn(&turn, newest).await;
+        // Another task may have moved it while this one waited for the turn.
+        let moved = if self.may_move(node, newest) { self.move_in_turn(&turn, newest).await } else { Ok(()) };
         self.staging.remove(turn);
         self.drop_stale_pages(node);
         moved
@@ -202,19 +203,23 @@ impl Fs {
         }
     }
 
-    /// Another source for what a node of a stale file reads: where it was moved to, or the newest version if the node goes on
-    /// with that.
-    pub(super) async fn source_instead(self: &Arc<Self>, node: u64, file: &OpenFile) -> Option<Arc<OpenFile>> {
+    /// Another source for what a node of a stale file reads: what another read or a look at its attributes has moved it to,
+    /// where the file was moved to, or the newest version if the node goes on with that.
+    pub(super) async fn source_instead(self: &Arc<Self>, node: u64, file: &Arc<OpenFile>) -> Option<Arc<OpenFile>> {
         let inode = inode_of(node);
+        let has_moved = || self.nodes.file(node).filter(|now| !Arc::ptr_eq(now, file));
+        if let Some(moved) = has_moved() {
+            return Some(moved);
+        }
         if let Some(moved) = self.moved(inode, &file.source).await {
             self.nodes.relocate(node, moved.clone());
             return Some(moved);
         }
         let newest = self.ask_attr(inode).await.ok()?.attr;
-        if !self.may_move(node, &newest) {
-            return None;
+        if self.may_move(node, &newest) {
+            let turn = self.in_time(inode, self.staging.turn(node)).await.ok()?;
+            self.move_handles(turn, &newest).await.ok()?;
         }
-        self.move_handles(self.staging.turn(node).await, &newest).await.ok()?;
-        self.nodes.file(node)
+        has_moved()
     }
 }

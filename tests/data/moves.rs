@@ -1,12 +1,13 @@
 //! Files whose handles go on with what another mount stores, while the kernel has pages and a length of what they had before.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
 use std::sync::mpsc::channel;
 
 use serde_json::json;
 
-use super::content;
 use super::writes::{off, writable_twice};
+use super::{BLOCK, content};
 use crate::support::agent::{Agent, encode};
 use crate::support::cluster::PATIENCE;
 use crate::support::{fuse_works, wait_for};
@@ -52,5 +53,37 @@ async fn a_truncate_of_a_file_with_changed_pages_returns_though_another_mount_st
         assert!(fs::read(&there).expect("read") == new && reader.get(&here).expect("read") == new);
     })
     .await;
+    site.cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_of_a_version_that_is_gone_go_on_together_with_the_newest_one_and_none_is_refused() {
+    const READERS: usize = 8;
+    if !fuse_works("reads_of_a_version_that_is_gone_go_on_together_with_the_newest_one_and_none_is_refused") {
+        return;
+    }
+    // The mount learns of the newest version by its reads only.
+    let (site, second) = writable_twice(1, |dev| dev.settings.push(("fuse.attr-ttl".into(), "60s".into()))).await;
+    for directory in ["local", "s3"] {
+        let (here, there) = (site.mnt.join(directory).join("f"), second.join(directory).join("f"));
+        off(move || {
+            let (old, new) = (content(4 * BLOCK, 1), content(4 * BLOCK, 2));
+            fs::write(&there, &old).expect("stored");
+            let held = OpenOptions::new().read(true).write(true).open(&here).expect("open");
+            fs::write(&there, &new).expect("replaced, and nothing was read before");
+            let part = new.len() / READERS;
+            let (held, new) = (&held, &new);
+            let read = move |number: usize| {
+                let mut bytes = vec![0; part];
+                let read = held.read_exact_at(&mut bytes, (number * part) as u64);
+                read.unwrap_or_else(|why| panic!("{directory}, part {number}: {why}"));
+                assert!(bytes == new[number * part..][..part], "{directory}, part {number}");
+            };
+            std::thread::scope(|scope| {
+                (0..READERS).for_each(|number| drop(scope.spawn(move || read(number))));
+            });
+        })
+        .await;
+    }
     site.cluster.assert_no_panic();
 }

@@ -203,3 +203,14 @@ async fn who_looks_at_attributes_waits_for_pages_to_be_dropped_and_who_changes_t
     assert_eq!(fs.attr_of_node(5).await.expect("known").attr.size, 3000);
     assert!(!fs.is_moving(5));
 }
+
+#[tokio::test]
+async fn a_read_of_a_version_that_is_gone_goes_on_with_what_its_node_was_moved_to_by_another_read() {
+    let mut bench = Bench::new();
+    bench.open(5, &attr(2), true);
+    let fs = bench.fs.clone();
+    let before = fs.nodes.file(5).expect("open");
+    fs.nodes.move_to(5, &fs.reader.open(source_of(&attr(3), Vec::new())), &attr(3));
+    let instead = fs.source_instead(5, &before).await.expect("it has moved");
+    assert_eq!(instead.source.version, version_of(&attr(3).version_token));
+}
