@@ -118,8 +118,7 @@ pub(super) fn enter(fs: &Fs, parent: u64, name: &[u8], known: Known, reply: Repl
 }
 
 pub(super) fn show(fs: &Fs, node: u64, known: Known, reply: ReplyAttr) {
-    let may_be_kept = fs.is_expired_by_events(inode_of(node)) && !fs.is_moving(node);
-    let ttl = if may_be_kept { fs.ttl_of(&known) } else { Duration::ZERO };
+    let ttl = if fs.is_expired_by_events(inode_of(node)) { fs.ttl_of(&known) } else { Duration::ZERO };
     reply.attr(&ttl, &attributes(fs, node, &known.attr));
 }
 

@@ -189,7 +189,11 @@ impl Fs {
         let asked = self.ask(at_entry(parent, name), self.inodes.get_named(parent, name)).await;
         match asked {
             Err(error) if error.kind == ErrorKind::Stale => Err(self.gone_directory(parent).await),
-            asked => asked,
+            Ok(known) => {
+                self.follow_by_name(&known.attr).await;
+                Ok(known)
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -299,7 +303,7 @@ impl Fs {
     /// How long the kernel may keep what is known. While masters are away it asks again soon, and is told the same.
     pub(super) fn ttl_of(&self, known: &Known) -> Duration {
         // What differs from what the masters know changes without them.
-        if self.staging.is_apart(known.attr.inode) || self.creates.get(known.attr.inode).is_some() {
+        if known.passing || self.staging.is_apart(known.attr.inode) || self.creates.get(known.attr.inode).is_some() {
             return Duration::ZERO;
         }
         // A master has told a change while the answer was on its way.

@@ -236,7 +236,7 @@ impl Fs {
             (is_unmade || is_locked) && self.nodes.is_open(node)
         });
         if is_removed && self.nodes.is_open(node) {
-            self.spoil_pages(node, true);
+            self.spoil_pages(node, 0, true);
         }
         true
     }

@@ -26,6 +26,7 @@ use crate::client::OpenFile;
 use crate::types::version_of;
 
 use stale::Leftover;
+pub(super) use stale::StalePages;
 
 const SHARDS: usize = 16;
 /// Bits of a node number that hold the inode; masters count inodes from one.
@@ -370,16 +371,14 @@ impl Nodes {
         open.max_by_key(|(_, known)| known.is_written()).map(|(place, _)| node_at(inode, *place))
     }
 
-    /// All handles of a node go on with another version: the kernel's pages are stale, unless it only extends what they had.
-    /// The handles that have to be noted anew.
+    /// All handles of a node go on with another version: the kernel's pages are stale, or the last one and what comes behind if
+    /// it only extends what they had. The handles that have to be noted anew.
     pub(super) fn move_to(&self, node: u64, file: &Arc<OpenFile>, attr: &Attr) -> Vec<u64> {
-        let pages = self.next_move(true);
         self.with(node, |known| {
-            let grows = known.attr.as_ref().is_some_and(|old| extends(attr, old));
-            if !grows {
-                known.spoil(pages);
-            }
-            known.stand_for(file, attr, grows)
+            let old = known.attr.clone();
+            let kept = old.as_ref().filter(|old| extends(attr, old)).map(|old| old.size);
+            known.spoil(self.spoilt(kept.unwrap_or(0), kept.is_none()), old);
+            known.stand_for(file, attr, kept.is_some())
         })
         .unwrap_or_default()
     }
@@ -387,7 +386,11 @@ impl Nodes {
     /// What the handles of a node share, and the kernel's pages hold, is another version now. The handles that have to be noted
     /// anew.
     pub(super) fn note_stored(&self, node: u64, file: &Arc<OpenFile>, attr: &Attr) -> Vec<u64> {
-        self.with(node, |known| known.stand_for(file, attr, true)).unwrap_or_default()
+        self.with(node, |known| {
+            known.leftover.iter_mut().for_each(Leftover::show_newest);
+            known.stand_for(file, attr, true)
+        })
+        .unwrap_or_default()
     }
 
     /// What the pages of a node hold was given up.

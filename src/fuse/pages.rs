@@ -14,7 +14,12 @@ use std::time::Duration;
 use crate::error::{Error, ErrorKind, Result};
 
 use super::fs::Fs;
-use super::nodes::inode_of;
+use super::kernel_cache::KernelCache;
+use super::nodes::{StalePages, inode_of};
+use super::write::Write;
+
+/// How long the last byte of a version is waited for.
+const LAST_BYTE_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Fs {
     /// Has the kernel drop the pages of a node that are stale, if there are any. Does not wait.
@@ -24,31 +29,56 @@ impl Fs {
         }
     }
 
-    /// The pages that the kernel has of a node are not what it stands for, or are out of place: has them dropped. Does not wait.
-    pub(super) fn spoil_pages(self: &Arc<Self>, node: u64, are_replaced: bool) {
-        self.nodes.spoil(node, are_replaced);
+    /// The pages that the kernel has of a node are not what it stands for, or are out of place, from a byte on: has them
+    /// dropped. Does not wait.
+    pub(super) fn spoil_pages(self: &Arc<Self>, node: u64, from: u64, are_replaced: bool) {
+        self.nodes.spoil(node, from, are_replaced);
         self.drop_pages_later(node);
     }
 
     fn drop_pages_later(self: &Arc<Self>, node: u64) {
         let this = self.clone();
-        tokio::task::spawn_blocking(move || this.drop_pages_now(node));
-    }
-
-    fn drop_pages_now(&self, node: u64) {
-        // Looked up first: what becomes stale from here on is dropped by another call.
-        let stale = self.nodes.stale_pages(node);
-        self.kernel.drop_pages(node);
-        if let Some(stale) = stale {
-            self.nodes.dropped(node, stale);
-        }
+        tokio::spawn(async move {
+            if let Err(error) = this.drop_pages(node).await {
+                tracing::warn!(node, %error, "the kernel keeps pages of another version");
+            }
+        });
     }
 
     /// Drops the pages of a node before it returns.
     pub(super) async fn drop_pages(self: &Arc<Self>, node: u64) -> Result<()> {
+        // Looked up first: what becomes stale from here on is dropped by another call.
+        let stale = self.nodes.stale_pages(node);
+        let from = stale.map_or(0, |stale| stale.from);
+        let dropped = self.tell_kernel(move |kernel| kernel.drop_pages(node, from)).await;
+        if let Some(stale) = stale {
+            self.show_longer(node, stale).await;
+            self.nodes.dropped(node, stale);
+        }
+        dropped
+    }
+
+    /// Tells the kernel the new end of a file that is only read and has become longer, before anybody else is told. From
+    /// answers to what it has asked for before pages were dropped the kernel takes no length: who was told a new one could map
+    /// what it does not let be reached. Best effort.
+    async fn show_longer(self: &Arc<Self>, node: u64, stale: StalePages) {
+        let Some(file) = self.nodes.longer(node, stale).filter(|_| self.staging.ready_for(node).is_none()) else {
+            return;
+        };
+        let last = file.source.length - 1;
+        // Nobody opens the file to write before this has ended.
+        let byte = tokio::time::timeout(LAST_BYTE_TIMEOUT, self.reader.read(&file, last, 1)).await;
+        let Some(byte) = byte.ok().and_then(Result::ok).and_then(|bytes| bytes.first().copied()) else { return };
+        if let Err(error) = self.tell_kernel(move |kernel| kernel.set_last_byte(node, last, byte)).await {
+            tracing::debug!(node, %error, "the kernel learns a length when it asks for it");
+        }
+    }
+
+    /// On a thread that answers no request.
+    async fn tell_kernel(self: &Arc<Self>, tell: impl FnOnce(&KernelCache) + Send + 'static) -> Result<()> {
         let this = self.clone();
-        let dropped = tokio::task::spawn_blocking(move || this.drop_pages_now(node)).await;
-        dropped.map_err(|error| Error::internal(format!("dropping pages: {error}")))
+        let told = tokio::task::spawn_blocking(move || tell(&this.kernel)).await;
+        told.map_err(|error| Error::internal(format!("dropping pages: {error}")))
     }
 
     /// Waits until the kernel has dropped the stale pages of a node; for ever without a limit.
@@ -68,7 +98,10 @@ impl Fs {
     /// Refuses pages that a mapping has changed, if they are of another version than a node stands for.
     ///
     /// *Errors*: `Stale`; those of the masters.
-    pub(super) async fn check_changed_pages(self: &Arc<Self>, node: u64) -> Result<()> {
+    pub(super) async fn check_changed_pages(self: &Arc<Self>, node: u64, write: &Write<'_>) -> Result<()> {
+        if !write.from_pages {
+            return Ok(());
+        }
         let is_staged = self.staging.ready_for(node).is_some();
         if self.nodes.has_replaced_pages(node)
             || !is_staged && self.is_behind(node, &self.attr(inode_of(node)).await?.attr)

@@ -17,7 +17,7 @@ use super::inodes::Known;
 use super::nodes::{extends, inode_of, same_version};
 use super::staging::Turn;
 
-/// How long who looks at attributes waits for the kernel to drop pages: after that they are those of the version before.
+/// How long who looks at attributes waits for the kernel to drop pages.
 const DROP_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Fs {
@@ -140,26 +140,60 @@ impl Fs {
         self.may_move(node, newest) || has_other() || self.nodes.stale_pages(node).is_some()
     }
 
-    /// True while what is shown of a node is not to be kept by the kernel, as it is about to be another version.
-    pub(super) fn is_moving(&self, node: u64) -> bool {
-        let known = || self.inodes.get(inode_of(node));
-        self.nodes.is_open(node) && known().is_some_and(|known| self.is_to_follow(node, &known.attr))
-    }
-
-    /// What a node is to show. A node whose handles go on with the newest version moves to it.
+    /// What a node is to show. A node whose handles go on with the newest version moves to it, and shows it to those who ask
+    /// after that: dropping pages, the kernel forgets lengths that it has asked for before, and who was told one could map what
+    /// the kernel does not let it reach.
     ///
     /// *Errors*: those of the masters.
     pub(super) async fn attr_of_node(self: &Arc<Self>, node: u64) -> Result<Known> {
-        let known = self.attr(inode_of(node)).await?;
-        // The kernel asks for attributes while it holds no page of the node.
-        if let Err(error) = self.follow(node, &known.attr).await {
-            tracing::debug!(node, %error, "an open file keeps its version: the newest one cannot be found");
+        let (shown, newest) = self.shown_and_newest(node).await?;
+        if let Some(newest) = newest {
+            // The kernel asks for attributes while it holds no page of the node.
+            self.follow(node, &newest).await;
         }
-        Ok(self.view_of(node, known))
+        Ok(shown)
     }
 
-    /// Moves a node to the version `newest`, if it goes on with that and no other task is changing the file.
-    async fn follow(self: &Arc<Self>, node: u64, newest: &Attr) -> Result<()> {
+    /// As [`Fs::attr_of_node`], to who has just changed it: the kernel may wait for this answer before it lets go of a page.
+    ///
+    /// *Errors*: those of the masters.
+    pub(super) async fn attr_of_changed_node(self: &Arc<Self>, node: u64) -> Result<Known> {
+        let (shown, newest) = self.shown_and_newest(node).await?;
+        if let Some(newest) = newest {
+            let this = self.clone();
+            tokio::spawn(async move { this.follow(node, &newest).await });
+        }
+        Ok(shown)
+    }
+
+    /// What a node shows now, and the version that it is to follow to, if it is.
+    async fn shown_and_newest(self: &Arc<Self>, node: u64) -> Result<(Known, Option<Attr>)> {
+        let known = self.attr(inode_of(node)).await?;
+        let newest = self.is_to_follow(node, &known.attr).then(|| known.attr.clone());
+        let shown = self.view_of(node, known);
+        Ok((Known { passing: newest.is_some(), ..shown }, newest))
+    }
+
+    /// A file is looked up by its name: its node follows before that is answered.
+    pub(super) async fn follow_by_name(self: &Arc<Self>, newest: &Attr) {
+        if !self.nodes.is_inode_open(newest.inode) {
+            return;
+        }
+        let node = self.choose_node(newest);
+        if self.is_to_follow(node, newest) {
+            self.follow(node, newest).await;
+        }
+    }
+
+    /// Moves a node to the version `newest`, if it goes on with that and no other task is changing the file, and waits a moment
+    /// until the kernel has dropped its pages.
+    async fn follow(self: &Arc<Self>, node: u64, newest: &Attr) {
+        if let Err(error) = self.try_to_follow(node, newest).await {
+            tracing::debug!(node, %error, "an open file keeps its version for now");
+        }
+    }
+
+    async fn try_to_follow(self: &Arc<Self>, node: u64, newest: &Attr) -> Result<()> {
         if self.goes_on(node, newest) {
             self.give_way(newest, false).await?;
         }
@@ -171,31 +205,14 @@ impl Fs {
         self.stale_pages_dropped(node, Some(DROP_TIMEOUT)).await
     }
 
-    /// What a node shows to who has just changed it. It moves later, if it has to: the kernel may wait for this answer before
-    /// it lets go of a page.
-    ///
-    /// *Errors*: those of the masters.
-    pub(super) async fn attr_of_changed_node(self: &Arc<Self>, node: u64) -> Result<Known> {
-        let known = self.attr(inode_of(node)).await?;
-        if self.is_to_follow(node, &known.attr) {
-            let (this, newest) = (self.clone(), known.attr.clone());
-            tokio::spawn(async move {
-                if let Err(error) = this.follow(node, &newest).await {
-                    tracing::debug!(node, %error, "an open file that was changed keeps its version for now");
-                }
-            });
-        }
-        Ok(self.view_of(node, known))
-    }
-
-    /// The attributes of the version that a node stands for, as a whole: the length of one version is never shown with pages of
-    /// another, whoever changes the file meanwhile.
+    /// The attributes of the version that a node stands for, as a whole, or of the one before as long as the kernel has pages
+    /// of that: the length of one version is never shown with pages of another, whoever changes the file meanwhile.
     pub(super) fn view_of(&self, node: u64, known: Known) -> Known {
         let version = match self.staging.ready_for(node) {
             // What is not stored yet is shown by `Staging::overlay`.
             Some(staged) if staged.is_apart() => None,
             Some(staged) => Some(Attr::clone(&staged.base())),
-            None => self.nodes.open_node(node).and_then(|open| open.attr),
+            None => self.nodes.shown(node),
         };
         match version {
             Some(attr) if !same_version(&attr, &known.attr) => Known { attr, ..known },

@@ -23,7 +23,7 @@ use crate::ufs::{Content, Sent, Times, Upload};
 
 use super::fs::Fs;
 use super::inodes::Known;
-use super::nodes::{inode_of, same_version};
+use super::nodes::{extends, inode_of, same_version};
 use super::open::other_version;
 use super::staging::{Place, Spool, Turn};
 
@@ -119,14 +119,10 @@ impl Fs {
         if write.place == Place::End {
             self.find_end(node).await?;
         }
-        if write.from_pages {
-            self.check_changed_pages(node).await?;
-        }
+        self.check_changed_pages(node, &write).await?;
         let mut turn = self.stage(node, u64::MAX).await?;
-        if write.from_pages {
-            // To stage the newest version may have moved the node to it.
-            self.check_changed_pages(node).await?;
-        }
+        // To stage the newest version may have moved the node to it.
+        self.check_changed_pages(node, &write).await?;
         self.write_in_turn(&mut turn, write)
     }
 
@@ -134,7 +130,7 @@ impl Fs {
         let at = turn.write(write.place, write.data)?;
         if at != write.offset {
             // The kernel took its own end of the file for where it is appended, and keeps a page with it there.
-            self.spoil_pages(turn.node(), false);
+            self.spoil_pages(turn.node(), at.min(write.offset), false);
         }
         Ok(())
     }
@@ -292,9 +288,10 @@ impl Fs {
             content.write(Place::End, &piece)?;
         }
         self.note_stored(turn, &newest);
+        let is_replaced = !extends(&newest, turn.base());
         turn.append_to(newest, &content)?;
         // Pages hold what was written behind the old end.
-        self.spoil_pages(turn.node(), true);
+        self.spoil_pages(turn.node(), if is_replaced { 0 } else { from }, is_replaced);
         Ok(true)
     }
 
@@ -458,7 +455,7 @@ impl Fs {
         let is_refused = done.is_err() && !was_due;
         let is_removed = self.staging.remove_unless(turn, || !is_refused && (was_due || self.nodes.is_open(node)));
         if is_removed && is_refused {
-            self.spoil_pages(node, true);
+            self.spoil_pages(node, 0, true);
         }
         done
     }

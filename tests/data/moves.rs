@@ -1,7 +1,9 @@
 //! Files whose handles go on with what another mount stores, while the kernel has pages and a length of what they had before.
 
 use std::fs::{self, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
+use std::process::{Command, Stdio};
 use std::sync::mpsc::channel;
 
 use serde_json::json;
@@ -84,6 +86,81 @@ async fn reads_of_a_version_that_is_gone_go_on_together_with_the_newest_one_and_
             });
         })
         .await;
+    }
+    site.cluster.assert_no_panic();
+}
+
+/// Reads a file that grows, as a whole and by a mapping, from the length that it is given on until all of it is seen: each time
+/// it must be the beginning of what it is going to be.
+const READER: &str = r#"
+import ctypes, mmap, os, sys
+path, expected, length = sys.argv[1], open(sys.argv[2], "rb").read(), int(sys.argv[3])
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+file = os.open(path, os.O_RDONLY)
+at = libc.mmap(None, len(expected), mmap.PROT_READ, mmap.MAP_SHARED, file, 0)
+assert at != ctypes.c_void_p(-1).value, os.strerror(ctypes.get_errno())
+mapped = (ctypes.c_char * len(expected)).from_address(at)
+
+def check(how, seen, size):
+    if len(seen) < size:
+        sys.exit(f"{how}: {len(seen)} bytes where {size} are shown")
+    for place, (one, other) in enumerate(zip(seen, expected)):
+        if one != other:
+            sys.exit(f"{how}: byte {place} of {len(seen)} is {one} instead of {other}; {size} are shown")
+
+def look():
+    size = os.fstat(file).st_size
+    check("mapped", mapped[:size], size)
+    check("read", os.pread(file, len(expected) + 1, 0), size)
+    return size
+
+assert look() == length
+print("ready", flush=True)
+while look() < len(expected):
+    pass
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_mount_has_appended_is_never_read_as_zeros_once_it_is_seen() {
+    if !fuse_works("what_another_mount_has_appended_is_never_read_as_zeros_once_it_is_seen") {
+        return;
+    }
+    let (site, second) = writable_twice(1, ask_always).await;
+    let expected = site.dir.path().join("expected");
+    for directory in ["local", "s3"] {
+        for (round, (old, new)) in
+            [(1, 5000), (5000, 3 * PAGE), (PAGE, PAGE + 1), (PAGE - 1, PAGE)].into_iter().enumerate()
+        {
+            let name = format!("{directory}/f{round}");
+            let (here, there, expected) = (site.mnt.join(&name), second.join(&name), expected.clone());
+            off(move || {
+                // No byte is zero.
+                let bytes: Vec<u8> = content(new, 3).into_iter().map(|byte| byte | 1).collect();
+                fs::write(&expected, &bytes).expect("written");
+                fs::write(&there, &bytes[..old]).expect("stored");
+                let mut readers = [(); 3].map(|()| {
+                    let mut command = Command::new("python3");
+                    command.args(["-c", READER]).arg(&here).arg(&expected).arg(old.to_string());
+                    command.stdout(Stdio::piped()).spawn().expect("python3")
+                });
+                for reader in &mut readers {
+                    let mut line = String::new();
+                    let output = reader.stdout.as_mut().expect("piped");
+                    BufReader::new(output).read_line(&mut line).expect("it says when it has read");
+                    assert_eq!(line, "ready\n", "{name}");
+                }
+                let mut file = OpenOptions::new().append(true).open(&there).expect("open");
+                file.write_all(&bytes[old..]).expect("appended");
+                file.sync_all().expect("stored");
+                for reader in &mut readers {
+                    let ended = wait_for(&format!("{name} is seen"), PATIENCE, || reader.try_wait().expect("waited"));
+                    assert!(ended.success(), "{name}: from {old} to {new} bytes");
+                }
+            })
+            .await;
+        }
     }
     site.cluster.assert_no_panic();
 }

@@ -109,7 +109,7 @@ async fn pages_of_a_node_that_has_moved_are_stale_until_those_of_its_last_move_a
     bench.nodes.dropped(5, second);
     assert!(dropping.changed().now_or_never().is_some_and(|sent| sent.is_err()));
     assert_eq!(bench.open(5, "ccc", false).1, KEEP);
-    bench.nodes.spoil(5, false);
+    bench.nodes.spoil(5, 0, false);
     assert!(bench.nodes.stale_pages(5).is_some() && !bench.nodes.has_replaced_pages(5), "out of place");
     let mut dropping = bench.nodes.dropping(5).expect("not yet");
     for number in number..=bench.number {
@@ -117,6 +117,30 @@ async fn pages_of_a_node_that_has_moved_are_stale_until_those_of_its_last_move_a
     }
     assert!(dropping.changed().now_or_never().is_some(), "the next open drops them");
     assert_eq!(bench.open(5, "ccc", false).1, DROP);
+}
+
+#[tokio::test]
+async fn a_node_that_has_moved_shows_the_length_before_until_the_pages_from_that_end_on_are_dropped() {
+    let mut bench = Bench::new();
+    bench.open(5, "a", false);
+    let at = |token, size| Attr { size, prefix_since: 1, ..attr(token) };
+    bench.nodes.note_stored(5, &bench.file("a"), &at("a", 5000));
+    assert_eq!(bench.nodes.shown(5).expect("open").size, 5000);
+    bench.nodes.move_to(5, &bench.reader.open(source_of(&at("bb", 9000), Vec::new())), &at("bb", 9000));
+    let stale = bench.nodes.stale_pages(5).expect("the last page ends with zeros");
+    assert_eq!((stale.from, stale.are_replaced), (5000, false));
+    assert_eq!(bench.nodes.shown(5).expect("open").size, 5000);
+    assert_eq!(bench.nodes.longer(5, stale).expect("the kernel is to know").source.length, 9000);
+    bench.nodes.dropped(5, stale);
+    assert_eq!(bench.nodes.shown(5).expect("open").size, 9000);
+    bench.nodes.move_to(5, &bench.file("ccc"), &at("ccc", 9999));
+    bench.nodes.move_to(5, &bench.file("dddd"), &Attr { prefix_since: 4, ..at("dddd", 7) });
+    let stale = bench.nodes.stale_pages(5).expect("all of them");
+    assert_eq!((stale.from, stale.are_replaced), (0, true));
+    assert!(bench.nodes.longer(5, stale).is_none(), "it is shorter");
+    assert_eq!(bench.nodes.shown(5).expect("open").size, 9000, "the first that the kernel has pages of");
+    bench.nodes.note_stored(5, &bench.file("eeeee"), &at("eeeee", 8));
+    assert_eq!(bench.nodes.shown(5).expect("open").size, 8, "it was written here, and seen");
 }
 
 #[tokio::test]

@@ -119,6 +119,8 @@ async fn a_file_that_another_task_changes_is_shown_as_one_version_as_a_whole_and
     assert_eq!((shown.size, shown.mtime_ns, bench.read(5)), (2000, 2, 2));
     assert!(fs.attr_of_node_now(5).is_none(), "it moves as soon as it can");
     drop(turn);
+    let before = fs.attr_of_node(5).await.expect("known");
+    assert!(before.attr.size == 2000 && before.passing && fs.ttl_of(&before).is_zero(), "by the kernel's pages");
     assert_eq!(fs.attr_of_node(5).await.expect("known").attr.size, 3000);
     assert!(fs.staging.ready_for(5).is_none());
     assert_eq!(bench.read(5), 3);
@@ -192,16 +194,16 @@ async fn who_looks_at_attributes_waits_for_pages_to_be_dropped_and_who_changes_t
     };
     tokio::time::timeout(Duration::from_secs(60), moved).await.expect("it moves after that");
     fs.stale_pages_dropped(5, None).await.expect("dropped");
-    fs.nodes.spoil(5, true);
-    assert!(fs.is_moving(5), "the kernel keeps no attributes");
-    assert!(fs.attr_of_changed_node(5).now_or_never().is_some());
+    fs.nodes.spoil(5, 0, true);
+    let passing = fs.attr_of_changed_node(5).now_or_never().expect("at once").expect("known");
+    assert!(fs.ttl_of(&passing).is_zero(), "the kernel keeps no attributes");
     assert!(fs.attr_of_node_now(5).is_none());
     let limit = Some(Duration::from_millis(1));
     assert_eq!(fs.stale_pages_dropped(5, limit).await.expect_err("nobody drops them").kind, ErrorKind::Timeout);
     fs.drop_stale_pages(5);
     fs.stale_pages_dropped(5, None).await.expect("dropped");
-    assert_eq!(fs.attr_of_node(5).await.expect("known").attr.size, 3000);
-    assert!(!fs.is_moving(5));
+    let shown = fs.attr_of_node(5).await.expect("known");
+    assert!(shown.attr.size == 3000 && !shown.passing);
 }
 
 #[tokio::test]
@@ -213,4 +215,19 @@ async fn a_read_of_a_version_that_is_gone_goes_on_with_what_its_node_was_moved_t
     fs.nodes.move_to(5, &fs.reader.open(source_of(&attr(3), Vec::new())), &attr(3));
     let instead = fs.source_instead(5, &before).await.expect("it has moved");
     assert_eq!(instead.source.version, version_of(&attr(3).version_token));
+}
+
+#[tokio::test]
+async fn the_length_of_a_version_is_shown_when_the_pages_of_the_one_before_are_dropped_and_not_earlier() {
+    let mut bench = Bench::new();
+    bench.open(5, &attr(2), false);
+    let fs = bench.fs.clone();
+    let newest = Attr { prefix_since: 1, ..attr(3) };
+    fs.nodes.move_to(5, &fs.reader.open(source_of(&newest, Vec::new())), &newest);
+    let shown = || fs.view_of(5, Known::new(newest.clone(), Instant::now())).attr.size;
+    assert_eq!((shown(), bench.read(5)), (2000, 3), "what is read behind the old end is there before it is seen");
+    assert!(fs.is_to_follow(5, &newest));
+    fs.drop_stale_pages(5);
+    fs.stale_pages_dropped(5, None).await.expect("dropped");
+    assert_eq!(shown(), 3000);
 }
