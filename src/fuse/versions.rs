@@ -215,7 +215,7 @@ impl Fs {
             None => self.nodes.shown(node),
         };
         match version {
-            Some(attr) if !same_version(&attr, &known.attr) => Known { attr, ..known },
+            Some(attr) if !same_version(&attr, &known.attr) => Known { attr: of_version(known.attr, attr), ..known },
             _ => known,
         }
     }
@@ -239,4 +239,11 @@ impl Fs {
         }
         has_moved()
     }
+}
+
+/// Attributes of a file for who has `version` of its content: length and time of modification are those of the content, and
+/// mode, owner, links and time of change those of the file.
+fn of_version(newest: Attr, version: Attr) -> Attr {
+    let Attr { size, mtime_ns, version, version_token, prefix_since, .. } = version;
+    Attr { size, mtime_ns, version, version_token, prefix_since, ..newest }
 }

@@ -1,8 +1,8 @@
 //! Files whose handles go on with what another mount stores, while the kernel has pages and a length of what they had before.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::channel;
 
@@ -161,6 +161,32 @@ async fn what_another_mount_has_appended_is_never_read_as_zeros_once_it_is_seen(
             })
             .await;
         }
+    }
+    site.cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handle_that_keeps_its_version_shows_the_mode_and_owner_that_the_file_gets() {
+    if !fuse_works("a_handle_that_keeps_its_version_shows_the_mode_and_owner_that_the_file_gets") {
+        return;
+    }
+    let (site, second) = writable_twice(1, |_| {}).await;
+    for directory in ["local", "s3"] {
+        let (here, there) = (site.mnt.join(directory).join("f"), second.join(directory).join("f"));
+        off(move || {
+            fs::write(&there, "old content").expect("stored");
+            let held = File::open(&here).expect("open");
+            let before = held.metadata().expect("fstat");
+            fs::write(&there, "new").expect("replaced");
+            fs::set_permissions(&there, Permissions::from_mode(0o604)).expect("chmod");
+            std::os::unix::fs::chown(&there, Some(7), Some(8)).expect("chown");
+            let seen = wait_for("the mode of the file is shown", PATIENCE, || {
+                held.metadata().ok().filter(|seen| (seen.mode() & 0o777, seen.uid(), seen.gid()) == (0o604, 7, 8))
+            });
+            assert_eq!((seen.len(), seen.mtime_nsec()), (11, before.mtime_nsec()), "{directory}: of its version");
+            assert_eq!(seen.ino(), before.ino());
+        })
+        .await;
     }
     site.cluster.assert_no_panic();
 }

@@ -231,3 +231,16 @@ async fn the_length_of_a_version_is_shown_when_the_pages_of_the_one_before_are_d
     fs.stale_pages_dropped(5, None).await.expect("dropped");
     assert_eq!(shown(), 3000);
 }
+
+#[tokio::test]
+async fn a_node_that_stays_behind_shows_the_length_of_its_version_and_the_mode_of_the_file() {
+    let mut bench = Bench::new();
+    bench.open(5, &attr(2), false);
+    let newest = Attr { mode: 0o600, uid: 7, gid: 8, nlink: 0, ctime_ns: 99, ..attr(3) };
+    let shown = bench.fs.view_of(5, Known::new(newest, Instant::now())).attr;
+    assert_eq!(shown, Attr { mode: 0o600, uid: 7, gid: 8, nlink: 0, ctime_ns: 99, ..attr(2) });
+    drop(bench.staged(5, &attr(2)).await);
+    let newest = Attr { mode: 0o640, ..attr(4) };
+    let shown = bench.fs.view_of(5, Known::new(newest, Instant::now())).attr;
+    assert_eq!(shown, Attr { mode: 0o640, ..attr(2) }, "what is staged is that version, too");
+}
