@@ -159,7 +159,7 @@ impl Filesystem for Adapter {
         let Some(reply) = waiting else { return };
         let fs = self.fs.clone();
         self.runtime.spawn(async move {
-            match fs.read(inode.0, &file, offset, length).await {
+            match fs.read(inode.0, &file, offset, size).await {
                 Ok(bytes) => reply.data(&bytes),
                 Err(error) => reply.error(failed("read", inode.0, &error)),
             }

@@ -6,6 +6,7 @@ use jindofs_proto::v1::{Attr, SetAttrRequest};
 
 use crate::client::namespace::at_inode;
 use crate::error::Result;
+use crate::runtime::failpoint;
 
 use super::fs::Fs;
 use super::inodes::Known;
@@ -60,7 +61,8 @@ impl Fs {
             true => self.change_elsewhere(inode, known_as, &change).await?,
             false => {}
         }
-        self.attr_of_node(node).await
+        failpoint("fuse.setattr.changed");
+        self.attr_of_changed_node(node).await
     }
 
     /// The file of this name was made elsewhere at the same time, as `known_as`: that is the one that stays.

@@ -39,6 +39,8 @@ use super::staging::Staging;
 
 /// How long masters are waited for where something older can serve.
 const HASTY: Duration = Duration::from_secs(2);
+/// Most sources that a read goes on with, one after the other, where each is replaced while it is read.
+const MOVES: usize = 4;
 /// Pause between two looks whether masters are back.
 const PROBE: Duration = Duration::from_millis(500);
 
@@ -185,7 +187,11 @@ impl Fs {
         let asked = self.ask(at_entry(parent, name), self.inodes.get_named(parent, name)).await;
         match asked {
             Err(error) if error.kind == ErrorKind::Stale => Err(self.gone_directory(parent).await),
-            asked => asked,
+            Ok(known) => {
+                self.follow_by_name(&known.attr).await;
+                Ok(known)
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -273,7 +279,7 @@ impl Fs {
     /// How long the kernel may keep what is known. While masters are away it asks again soon, and is told the same.
     pub(super) fn ttl_of(&self, known: &Known) -> Duration {
         // What differs from what the masters know changes without them.
-        if self.staging.is_apart(known.attr.inode) || self.creates.get(known.attr.inode).is_some() {
+        if known.passing || self.staging.is_apart(known.attr.inode) || self.creates.get(known.attr.inode).is_some() {
             return Duration::ZERO;
         }
         // A master has told a change while the answer was on its way.
@@ -283,20 +289,34 @@ impl Fs {
         known.fresh_for(self.ttl).unwrap_or(PROBE.min(self.ttl))
     }
 
-    /// Reads a range of what a node stands for that is not here yet.
-    pub(super) async fn read(self: &Arc<Self>, node: u64, file: &OpenFile, offset: u64, length: u64) -> Result<Bytes> {
-        let read = self.reader.read(file, offset, length).await;
-        if let Err(error) = &read
-            && error.kind == ErrorKind::Stale
-        {
+    /// Reads up to `size` bytes of what a node stands for that are not here yet; fewer at its end. All of them are of one
+    /// version: where that is gone, they are read again from what the node stands for then.
+    ///
+    /// *Errors*: `Stale` for a node that stays with a version which is gone; those of reading.
+    pub(super) async fn read(
+        self: &Arc<Self>,
+        node: u64,
+        file: &Arc<OpenFile>,
+        offset: u64,
+        size: u32,
+    ) -> Result<Bytes> {
+        let mut file = file.clone();
+        let mut moves = 0;
+        loop {
+            let read = self.reader.read(&file, offset, u64::from(size)).await;
+            if moves == MOVES || !read.as_ref().is_err_and(|error| error.kind == ErrorKind::Stale) {
+                return read;
+            }
+            moves += 1;
             // The next open sees the new version.
             self.found_stale(&file.source);
-            if let Some(instead) = self.source_instead(node, file).await {
-                let length = length.min(instead.source.length.saturating_sub(offset));
-                return self.reader.read(&instead, offset, length).await;
+            let instead = self.source_instead(node, &file).await;
+            if let Some(staged) = self.staging.ready_for(node) {
+                return staged.read(offset, size).map(Bytes::from);
             }
+            let Some(instead) = instead else { return read };
+            file = instead;
         }
-        read
     }
 
     /// Notes a read, and fetches ahead of a sequential reader.

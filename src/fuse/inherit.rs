@@ -32,7 +32,7 @@ impl Fs {
             return Ok(Bytes::new());
         }
         self.read_ahead(&handle, &file, offset, length, &tokio::runtime::Handle::current());
-        self.read(handle.node, &file, offset, length).await
+        self.read(handle.node, &file, offset, size).await
     }
 
     async fn open_inherited(self: &Arc<Self>, number: u64) -> Result<(Arc<FileHandle>, Arc<OpenFile>)> {

@@ -26,12 +26,14 @@ pub(super) struct Known {
     pub(super) since: Instant,
     /// Found out to be wrong: to be asked for again whatever its age.
     pub(super) expired: bool,
+    /// Of a version that is about to be left: the kernel is not to keep it.
+    pub(super) passing: bool,
 }
 
 impl Known {
     /// Attributes as an answer brought them; `since` is when it was asked for.
     pub(super) fn new(attr: Attr, since: Instant) -> Known {
-        Known { attr, since, expired: false }
+        Known { attr, since, expired: false, passing: false }
     }
 
     /// Time left until they must be asked for again; `None` when it is over.

@@ -48,10 +48,16 @@ impl KernelCache {
         self.notify("attributes", node, |kernel| (&kernel.device).write_all(&expire_inode(node)))
     }
 
-    /// The pages and attributes of a node are dropped. Blocks while requests for pages of the node are under way: never to be
-    /// called on a thread that answers one.
-    pub(super) fn drop_pages(&self, node: u64) {
-        self.notify("pages", node, |kernel| kernel.notifier.inval_inode(INodeNo(node), 0, 0));
+    /// The attributes of a node are dropped, and its pages from that of the byte `from` on. Blocks while requests for these
+    /// pages are under way: never to be called on a thread that answers one.
+    pub(super) fn drop_pages(&self, node: u64, from: u64) {
+        let from = i64::try_from(from).unwrap_or(i64::MAX);
+        self.notify("pages", node, |kernel| kernel.notifier.inval_inode(INodeNo(node), from, 0));
+    }
+
+    /// The last byte of a file that is longer by now than the kernel knows. Blocks while a request for its page is under way.
+    pub(super) fn set_last_byte(&self, node: u64, offset: u64, byte: u8) {
+        self.notify("a length", node, |kernel| kernel.notifier.store(INodeNo(node), offset, &[byte]));
     }
 
     /// Names of a directory have to be looked up again. Blocks while names of the directory are changed.

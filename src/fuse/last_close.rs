@@ -236,7 +236,7 @@ impl Fs {
             (is_unmade || is_locked) && self.nodes.is_open(node)
         });
         if is_removed && self.nodes.is_open(node) {
-            self.drop_pages_later(node);
+            self.spoil_pages(node, 0, true);
         }
         true
     }

@@ -209,7 +209,7 @@ impl Fs {
     /// the names beside it.
     ///
     /// *Errors*: `Stale` for what is written here and not stored, made from a version that others have replaced; those of finding
-    /// the newest version.
+    /// the newest version, and of [`Fs::give_way`].
     async fn make_current(self: &Arc<Self>, node: u64) -> Result<()> {
         let inode = inode_of(node);
         self.watch_names_beside(inode).await?;
@@ -228,10 +228,11 @@ impl Fs {
             // Stored with what comes next; told then if others were first.
             return Ok(());
         }
-        self.staging.drop_superseded(&newest);
+        self.give_way(&newest, true).await?;
         if self.may_move(node, &newest) {
             self.move_node(node, &newest).await?;
         }
+        self.stale_pages_dropped(node, self.channel.timeout()).await?;
         match self.is_behind(node, &newest) {
             true => Err(Error::new(ErrorKind::Stale, format!("inode {inode} was replaced since it was opened"))),
             false => Ok(()),

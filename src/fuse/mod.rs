@@ -24,6 +24,7 @@ mod mountpoint;
 mod names;
 mod nodes;
 mod open;
+mod pages;
 mod saved;
 mod session;
 mod space;

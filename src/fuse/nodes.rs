@@ -12,16 +12,21 @@
 //!
 //! *Lock order.* One shard at a time, and nothing else is locked while one is held.
 
+mod stale;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jindofs_proto::v1::Attr;
 
 use crate::client::OpenFile;
 use crate::types::version_of;
+
+use stale::Leftover;
+pub(super) use stale::StalePages;
 
 const SHARDS: usize = 16;
 /// Bits of a node number that hold the inode; masters count inodes from one.
@@ -92,6 +97,8 @@ struct Node {
     attr: Option<Attr>,
     /// Version of the pages that the kernel may hold.
     pages: Option<u64>,
+    /// Those that it is to drop.
+    leftover: Option<Leftover>,
     /// Lookups that the kernel counts, of a secondary node.
     lookups: u64,
 }
@@ -105,9 +112,16 @@ impl Node {
         self.handles.values().any(|writes| *writes)
     }
 
+    fn stand_for(&mut self, file: &Arc<OpenFile>, attr: &Attr, keeps_pages: bool) -> Vec<u64> {
+        self.version = file.source.version;
+        self.pages = self.pages.filter(|_| keeps_pages).map(|_| self.version);
+        (self.file, self.attr) = (Some(file.clone()), Some(attr.clone()));
+        self.handles.keys().copied().collect()
+    }
+
     /// The pages that a new handle finds.
     fn pages(&mut self, direct: bool) -> PageCache {
-        let same = self.pages.replace(self.version) == Some(self.version);
+        let same = self.pages.replace(self.version) == Some(self.version) && self.leftover.is_none();
         match (direct, same) {
             (true, _) => PageCache::Bypass,
             (false, true) => PageCache::Keep,
@@ -127,10 +141,23 @@ pub(super) struct OpenNode {
     pub(super) is_written: bool,
 }
 
+impl OpenNode {
+    /// True if `newest` is of a newer version than the node stands for.
+    pub(super) fn is_behind(&self, newest: &Attr) -> bool {
+        match &self.attr {
+            Some(attr) => supersedes(newest, attr),
+            // Of a handle of the process before only the hash of its version is known, which has no order.
+            None => self.version != version_of(&newest.version_token),
+        }
+    }
+}
+
 /// All nodes that are open, or whose pages are known.
 #[derive(Debug, Default)]
 pub(super) struct Nodes {
     shards: [Mutex<HashMap<u64, File>>; SHARDS],
+    /// How often nodes have moved.
+    moves: AtomicU64,
 }
 
 impl Nodes {
@@ -256,6 +283,10 @@ impl Nodes {
             return false;
         }
         known.file = None;
+        if known.leftover.take().is_some() {
+            // The kernel drops them with the next open.
+            known.pages = None;
+        }
         if is_secondary(node) && known.lookups == 0 || known.pages.is_none() && !is_secondary(node) {
             file.remove(&place_of(node));
         }
@@ -340,14 +371,24 @@ impl Nodes {
         open.max_by_key(|(_, known)| known.is_written()).map(|(place, _)| node_at(inode, *place))
     }
 
-    /// All handles of a node go on with another version, whose pages have to be dropped unless it `extends` what they had.
-    /// The handles that have to be noted anew.
-    pub(super) fn move_to(&self, node: u64, file: &Arc<OpenFile>, attr: &Attr, extends: bool) -> Vec<u64> {
+    /// All handles of a node go on with another version: the kernel's pages are stale, or the last one and what comes behind if
+    /// it only extends what they had. The handles that have to be noted anew.
+    pub(super) fn move_to(&self, node: u64, file: &Arc<OpenFile>, attr: &Attr) -> Vec<u64> {
         self.with(node, |known| {
-            known.version = file.source.version;
-            known.pages = known.pages.filter(|_| extends).map(|_| known.version);
-            (known.file, known.attr) = (Some(file.clone()), Some(attr.clone()));
-            known.handles.keys().copied().collect()
+            let old = known.attr.clone();
+            let kept = old.as_ref().filter(|old| extends(attr, old)).map(|old| old.size);
+            known.spoil(self.spoilt(kept.unwrap_or(0), kept.is_none()), old);
+            known.stand_for(file, attr, kept.is_some())
+        })
+        .unwrap_or_default()
+    }
+
+    /// What the handles of a node share, and the kernel's pages hold, is another version now. The handles that have to be noted
+    /// anew.
+    pub(super) fn note_stored(&self, node: u64, file: &Arc<OpenFile>, attr: &Attr) -> Vec<u64> {
+        self.with(node, |known| {
+            known.leftover.iter_mut().for_each(Leftover::show_newest);
+            known.stand_for(file, attr, true)
         })
         .unwrap_or_default()
     }
@@ -378,6 +419,21 @@ fn choose(file: &File, newest: &Attr) -> u64 {
 pub(super) fn extends(newest: &Attr, old: &Attr) -> bool {
     let is_newer = newest.version > old.version && newest.size >= old.size;
     is_newer && newest.prefix_since != 0 && newest.prefix_since <= old.version && !old.version_token.is_empty()
+}
+
+/// True if `attr` is of an older version of its inode than `other`. Answers of the masters overtake each other: what was read
+/// before a version was stored may arrive after it.
+///
+/// The masters count the versions of an inode. A rename in an object store is a copy, which gives the content another token at
+/// the same version, and raises `prefix_since` beyond that.
+pub(super) fn is_older(attr: &Attr, other: &Attr) -> bool {
+    (attr.version, attr.prefix_since) < (other.version, other.prefix_since)
+}
+
+/// True if `newest` is of another version of the content than `old`, and of no older one. Only then it may take the place of
+/// `old`.
+pub(super) fn supersedes(newest: &Attr, old: &Attr) -> bool {
+    !same_version(newest, old) && !is_older(newest, old)
 }
 
 /// True if both are of one version of the content.

@@ -17,7 +17,7 @@ use crate::types::{ROOT_INODE, version_of};
 
 use super::fs::Fs;
 use super::inodes::DEPTH_MAX;
-use super::nodes::{Joined, Opening, PageCache, inode_of};
+use super::nodes::{Joined, Opening, PageCache, inode_of, supersedes};
 use super::staging::Turn;
 
 /// How often a file is opened again that gets another version at this very moment.
@@ -132,7 +132,7 @@ impl Fs {
         }
         // Without an answer it goes on with what it has, and is told when that is stored.
         let Ok(newest) = self.hasty.lookup(at_inode(turn.base().inode)).await else { return };
-        if !newest.version_token.is_empty() && newest.version_token != turn.base().version_token {
+        if !newest.version_token.is_empty() && supersedes(&newest, turn.base()) {
             turn.rebase(newest);
         }
     }
@@ -158,7 +158,8 @@ impl Fs {
                 self.check_changeable(&attr).await?;
             }
             if self.writable {
-                self.staging.drop_superseded(&attr);
+                self.give_way(&attr, true).await?;
+                self.stale_pages_dropped(node, self.channel.timeout()).await?;
             }
             if let Some(opened) = self.join_staged(node, mode.writes)? {
                 return Ok(opened);
@@ -293,6 +294,10 @@ impl Fs {
     /// A handle for `file`; `None` where the node stands for another version, or another version was stored here meanwhile.
     fn join(&self, node: u64, file: Arc<OpenFile>, attr: &Attr, writes: bool) -> Result<Option<Opened>> {
         let version = file.source.version;
+        if version != version_of(&attr.version_token) {
+            // The content was asked for after the attributes.
+            return Ok(None);
+        }
         // Writes go through the page cache: mappings must see them.
         let direct = !writes && self.is_large(&file.source) && file.is_local();
         let number = self.handles.number();

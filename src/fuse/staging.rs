@@ -9,12 +9,14 @@
 mod appends;
 mod sending;
 mod spool;
+mod superseded;
 #[cfg(test)]
 mod tests;
 mod unsaved;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -27,7 +29,6 @@ use tokio::sync::OwnedMutexGuard;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::now_ns;
-use crate::types::version_of;
 use crate::ufs::Content;
 
 use super::nodes::inode_of;
@@ -66,6 +67,8 @@ pub(super) struct Staged {
     /// The content, once it is here; until then readers read as if nothing was staged.
     spool: OnceLock<Arc<Spool>>,
     work: Arc<tokio::sync::Mutex<Work>>,
+    /// That of `work`, for those who do not have the turn.
+    base: Mutex<Arc<Attr>>,
     unsaved: UnsavedCell,
     /// What is written through these handles is stored as another inode, which was made elsewhere at the same time.
     elsewhere: AtomicBool,
@@ -85,6 +88,7 @@ impl Staged {
             node,
             spool: OnceLock::new(),
             work: Arc::default(),
+            base: Mutex::default(),
             unsaved: UnsavedCell::new(),
             elsewhere: AtomicBool::new(false),
             unlinked: AtomicBool::new(false),
@@ -132,7 +136,7 @@ impl Staged {
     }
 
     /// The turn; `None` if it is not staged any more when it is ours.
-    async fn turn(self: Arc<Self>) -> Option<Turn> {
+    pub(super) async fn turn(self: Arc<Self>) -> Option<Turn> {
         let work = self.work.clone().lock_owned().await;
         (!work.gone).then_some(Turn { staged: self, work })
     }
@@ -287,6 +291,7 @@ impl Turn {
 
     fn set_base(&mut self, base: Attr) {
         self.staged.mtime_ns.store(base.mtime_ns, Ordering::Release);
+        self.staged.publish_base(&base);
         self.work.base = base;
     }
 
@@ -378,6 +383,16 @@ impl Staging {
         }
     }
 
+    /// As [`Staging::turn`], if nothing of the file is staged: otherwise another task may have the turn for long.
+    pub(super) fn try_turn(&self, node: u64) -> Option<Turn> {
+        let mut table = self.table();
+        let Entry::Vacant(vacant) = table.entry(inode_of(node)) else { return None };
+        let staged = vacant.insert(Arc::new(Staged::new(node))).clone();
+        self.count.store(table.len(), Ordering::Release);
+        let work = staged.work.clone().try_lock_owned().ok()?;
+        Some(Turn { staged, work })
+    }
+
     /// The turn of an inode that is staged.
     pub(super) async fn turn_of_ready(&self, inode: u64) -> Option<Turn> {
         self.ready(inode)?.turn().await
@@ -416,27 +431,6 @@ impl Staging {
             turn.begin(base, self.blank());
             turn.made_in(session);
         }
-    }
-
-    /// What is staged of a file is forgotten if it is not what is there any more: somebody else has stored another version,
-    /// which `attr` names, after ours was stored.
-    pub(super) fn drop_superseded(&self, attr: &Attr) {
-        if let Some(turn) = self.superseded(attr) {
-            self.remove(turn);
-        }
-    }
-
-    /// Attributes of the staged version that [`Staging::drop_superseded`] would forget.
-    pub(super) fn superseded_base(&self, attr: &Attr) -> Option<Attr> {
-        self.superseded(attr).map(|turn| turn.base().clone())
-    }
-
-    fn superseded(&self, attr: &Attr) -> Option<Turn> {
-        let staged = self.ready(attr.inode).filter(|staged| !staged.is_apart())?;
-        // While another task holds the turn, the staged content and the known attributes may differ.
-        let turn = staged.try_turn()?;
-        let differs = version_of(&turn.base().version_token) != version_of(&attr.version_token);
-        (differs && !turn.staged.is_apart()).then_some(turn)
     }
 
     /// Attributes as handles of a node see them: with length and time of what is not stored yet.

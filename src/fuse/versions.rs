@@ -1,11 +1,15 @@
 //! Which version the handles of a node go on with, and what is shown of a node that stays behind.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
+use std::time::Duration;
 
 use jindofs_proto::v1::Attr;
 
 use crate::client::OpenFile;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::types::version_of;
 
 use super::fs::Fs;
@@ -13,12 +17,8 @@ use super::inodes::Known;
 use super::nodes::{extends, inode_of, same_version};
 use super::staging::Turn;
 
-/// What is to come of the pages that the kernel has of a node which has moved.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Pages {
-    Kept,
-    ToDrop,
-}
+/// How long who looks at attributes waits for the kernel to drop pages.
+const DROP_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Fs {
     /// The kernel looks a file up: the node that it is told. Its lookup is counted.
@@ -37,11 +37,14 @@ impl Fs {
         self.staging.changed_node(newest.inode).unwrap_or_else(|| self.nodes.choose(newest))
     }
 
-    /// True if a node that is open stands for another version than `newest`, and nothing of it is staged.
+    /// True if a node that is open stands for an older version than `newest`, and nothing of it is staged.
     pub(super) fn is_behind(&self, node: u64, newest: &Attr) -> bool {
-        let open = self.nodes.open_node(node);
-        open.is_some_and(|open| open.version != version_of(&newest.version_token))
-            && self.staging.ready_for(node).is_none()
+        self.nodes.open_node(node).is_some_and(|open| open.is_behind(newest)) && self.staging.ready_for(node).is_none()
+    }
+
+    /// True unless a node that is open stands for another version than `attr`, be it an older or a newer one.
+    pub(super) fn may_stand_for(&self, node: u64, attr: &Attr) -> bool {
+        self.nodes.open_node(node).is_none_or(|open| open.version == version_of(&attr.version_token))
     }
 
     /// True for a node that goes on with `newest`: one that is written or locked, or that the version only extends. What is
@@ -57,119 +60,190 @@ impl Fs {
             || open.attr.is_some_and(|attr| extends(newest, &attr))
     }
 
-    /// Moves all handles of a node to the version `newest`, and drops its pages before it returns: not to be called by who answers a
-    /// request that holds pages.
+    /// What of a file is staged and stored gives way to the version `newest` that others have stored since, if it is that of an
+    /// older one. Its node moves first, if it goes on with `newest`, and what is staged goes then: a reader finds the one or
+    /// the other. If another task has the turn, this `waits` for it, or leaves all as it is. It does not wait for the kernel.
     ///
-    /// *Errors*: those of finding the content.
-    pub(super) async fn move_node(self: &Arc<Self>, node: u64, newest: &Attr) -> Result<()> {
-        // What a mapping has written and the kernel still keeps is of the version before: it comes now, and is `Stale`.
-        self.drop_pages(node).await?;
-        if self.move_handles(node, newest).await? == Pages::ToDrop {
-            self.drop_pages(node).await?;
+    /// *Errors*: `Timeout` if the turn is not given up in time; those of finding the content.
+    pub(super) async fn give_way(self: &Arc<Self>, newest: &Attr, waits: bool) -> Result<()> {
+        let Some(staged) = self.staging.superseded(newest).filter(|_| !self.is_unrecorded(newest.inode)) else {
+            return Ok(());
+        };
+        let turn = match staged.try_turn() {
+            None if waits => self.in_time(newest.inode, staged.turn()).await?,
+            turn => turn,
+        };
+        let Some(turn) = turn.filter(|turn| turn.gives_way_to(newest)) else { return Ok(()) };
+        let node = turn.node();
+        if self.goes_on(node, newest) {
+            self.move_in_turn(&turn, newest).await?;
         }
+        self.staging.remove(turn);
+        self.drop_stale_pages(node);
         Ok(())
     }
 
-    /// Drops the pages of a node before it returns.
-    pub(super) async fn drop_pages(self: &Arc<Self>, node: u64) -> Result<()> {
-        let this = self.clone();
-        let dropped = tokio::task::spawn_blocking(move || this.kernel.drop_pages(node)).await;
-        dropped.map_err(|error| Error::internal(format!("dropping pages: {error}")))
+    /// Waits for another task that changes a file, as long as for an answer of the masters: that is what it waits for itself.
+    async fn in_time<T>(&self, inode: u64, work: impl Future<Output = T>) -> Result<T> {
+        let Some(wait) = self.channel.timeout() else { return Ok(work.await) };
+        let late = |_| Error::new(ErrorKind::Timeout, format!("inode {inode} is changed for longer than {wait:?}"));
+        tokio::time::timeout(wait, work).await.map_err(late)
     }
 
-    /// As [`Fs::move_node`]; what comes of its pages is for the caller, as the kernel waits for requests that are under way.
-    async fn move_handles(&self, node: u64, newest: &Attr) -> Result<Pages> {
-        let turn = self.staging.turn(node).await;
+    /// Moves all handles of a node to the version `newest`, and waits until the kernel has dropped its pages.
+    ///
+    /// *Errors*: those of finding the content; `Timeout`.
+    pub(super) async fn move_node(self: &Arc<Self>, node: u64, newest: &Attr) -> Result<()> {
+        let turn = self.in_time(newest.inode, self.staging.turn(node)).await?;
+        self.move_handles(turn, newest).await?;
+        self.stale_pages_dropped(node, self.channel.timeout()).await
+    }
+
+    /// As [`Fs::move_node`], without waiting for the kernel; nothing happens where something is staged.
+    async fn move_handles(self: &Arc<Self>, turn: Turn, newest: &Attr) -> Result<()> {
         if turn.is_ready() {
-            return Ok(Pages::Kept);
+            return Ok(());
         }
-        let moved = self.move_in_turn(&turn, newest).await;
+        let node = turn.node();
+        // Another task may have moved it while this one waited for the turn.
+        let moved = if self.may_move(node, newest) { self.move_in_turn(&turn, newest).await } else { Ok(()) };
         self.staging.remove(turn);
+        self.drop_stale_pages(node);
         moved
     }
 
-    /// As [`Fs::move_handles`], where nothing is staged and nobody else can begin to.
-    pub(super) async fn move_in_turn(&self, turn: &Turn, newest: &Attr) -> Result<Pages> {
-        let node = turn.node();
+    /// As [`Fs::move_handles`], where nothing is staged and nobody else can begin to. The caller has the stale pages dropped
+    /// after that: the kernel must not read them again from what the node had before.
+    pub(super) async fn move_in_turn(&self, turn: &Turn, newest: &Attr) -> Result<()> {
         let file = self.open_version(newest).await?;
-        let grows = self.nodes.open_node(node).and_then(|open| open.attr).is_some_and(|attr| extends(newest, &attr));
-        let numbers = self.nodes.move_to(node, &file, newest, grows);
-        self.handles.note_version(&numbers, node, file.source.version);
-        // With a new length the kernel drops them itself.
-        Ok(if grows { Pages::Kept } else { Pages::ToDrop })
+        let numbers = self.nodes.move_to(turn.node(), &file, newest);
+        self.handles.note_version(&numbers, turn.node(), file.source.version);
+        Ok(())
     }
 
     /// What the handles of `turn` have, and the kernel's pages hold, is the version `attr` now, or made from it.
     pub(super) fn note_stored(&self, turn: &Turn, attr: &Attr) {
         let file = self.open_source_now(attr);
-        let node = turn.node();
-        let numbers = self.nodes.move_to(node, &file, attr, true);
-        self.handles.note_version(&numbers, node, file.source.version);
+        let numbers = self.nodes.note_stored(turn.node(), &file, attr);
+        self.handles.note_version(&numbers, turn.node(), file.source.version);
     }
 
     /// What a node is to show, without asking anybody; `None` if a master has to be asked, or it has to move first.
     pub(super) fn attr_of_node_now(&self, node: u64) -> Option<Known> {
         let known = self.attr_now(inode_of(node))?;
-        let has_other = || self.staging.superseded_base(&known.attr).is_some() && self.goes_on(node, &known.attr);
-        let moves = self.may_move(node, &known.attr) || has_other();
-        if moves { None } else { Some(self.view_of(node, known)) }
+        if self.is_to_follow(node, &known.attr) { None } else { Some(self.view_of(node, known)) }
     }
 
-    /// What a node is to show. A node whose handles go on with the newest version moves to it.
+    /// True for a node that goes on with `newest` and does not stand for it yet, or whose pages the kernel has not dropped yet.
+    fn is_to_follow(&self, node: u64, newest: &Attr) -> bool {
+        let has_other = || self.staging.superseded(newest).is_some() && self.goes_on(node, newest);
+        self.may_move(node, newest) || has_other() || self.nodes.stale_pages(node).is_some()
+    }
+
+    /// What a node is to show. A node whose handles go on with the newest version moves to it, and shows it to those who ask
+    /// after that: dropping pages, the kernel forgets lengths that it has asked for before, and who was told one could map what
+    /// the kernel does not let it reach.
     ///
     /// *Errors*: those of the masters.
     pub(super) async fn attr_of_node(self: &Arc<Self>, node: u64) -> Result<Known> {
-        let known = self.attr(inode_of(node)).await?;
-        if self.goes_on(node, &known.attr) && !self.is_unrecorded(inode_of(node)) {
-            // What is staged and was stored before others have stored another version.
-            self.staging.drop_superseded(&known.attr);
-        }
-        if self.may_move(node, &known.attr) {
+        let (shown, newest) = self.shown_and_newest(node).await?;
+        if let Some(newest) = newest {
             // The kernel asks for attributes while it holds no page of the node.
-            if let Err(error) = self.move_node(node, &known.attr).await {
-                tracing::debug!(node, %error, "an open file keeps its version: the newest one cannot be found");
-            }
+            self.follow(node, &newest).await;
         }
-        Ok(self.view_of(node, known))
+        Ok(shown)
     }
 
-    /// The attributes of the version that a node stands for.
-    pub(super) fn view_of(&self, node: u64, known: Known) -> Known {
-        if self.staging.ready_for(node).is_some() {
-            // The length of one version is never shown with pages of another.
-            return match self.staging.superseded_base(&known.attr) {
-                Some(attr) if !self.is_unrecorded(inode_of(node)) => Known { attr, ..known },
-                _ => known,
-            };
+    /// As [`Fs::attr_of_node`], to who has just changed it: the kernel may wait for this answer before it lets go of a page.
+    ///
+    /// *Errors*: those of the masters.
+    pub(super) async fn attr_of_changed_node(self: &Arc<Self>, node: u64) -> Result<Known> {
+        let (shown, newest) = self.shown_and_newest(node).await?;
+        if let Some(newest) = newest {
+            let this = self.clone();
+            tokio::spawn(async move { this.follow(node, &newest).await });
         }
-        let Some(open) = self.nodes.open_node(node) else { return known };
-        match open.attr {
-            Some(attr) if !same_version(&attr, &known.attr) => Known { attr, ..known },
+        Ok(shown)
+    }
+
+    /// What a node shows now, and the version that it is to follow to, if it is.
+    async fn shown_and_newest(self: &Arc<Self>, node: u64) -> Result<(Known, Option<Attr>)> {
+        let known = self.attr(inode_of(node)).await?;
+        let newest = self.is_to_follow(node, &known.attr).then(|| known.attr.clone());
+        let shown = self.view_of(node, known);
+        Ok((Known { passing: newest.is_some(), ..shown }, newest))
+    }
+
+    /// A file is looked up by its name: its node follows before that is answered.
+    pub(super) async fn follow_by_name(self: &Arc<Self>, newest: &Attr) {
+        if !self.nodes.is_inode_open(newest.inode) {
+            return;
+        }
+        let node = self.choose_node(newest);
+        if self.is_to_follow(node, newest) {
+            self.follow(node, newest).await;
+        }
+    }
+
+    /// Moves a node to the version `newest`, if it goes on with that and no other task is changing the file, and waits a moment
+    /// until the kernel has dropped its pages.
+    async fn follow(self: &Arc<Self>, node: u64, newest: &Attr) {
+        if let Err(error) = self.try_to_follow(node, newest).await {
+            tracing::debug!(node, %error, "an open file keeps its version for now");
+        }
+    }
+
+    async fn try_to_follow(self: &Arc<Self>, node: u64, newest: &Attr) -> Result<()> {
+        if self.goes_on(node, newest) {
+            self.give_way(newest, false).await?;
+        }
+        if self.may_move(node, newest)
+            && let Some(turn) = self.staging.try_turn(node)
+        {
+            self.move_handles(turn, newest).await?;
+        }
+        self.stale_pages_dropped(node, Some(DROP_TIMEOUT)).await
+    }
+
+    /// The attributes of the version that a node stands for, as a whole, or of the one before as long as the kernel has pages
+    /// of that: the length of one version is never shown with pages of another, whoever changes the file meanwhile.
+    pub(super) fn view_of(&self, node: u64, known: Known) -> Known {
+        let version = match self.staging.ready_for(node) {
+            // What is not stored yet is shown by `Staging::overlay`.
+            Some(staged) if staged.is_apart() => None,
+            Some(staged) => Some(Attr::clone(&staged.base())),
+            None => self.nodes.shown(node),
+        };
+        match version {
+            Some(attr) if !same_version(&attr, &known.attr) => Known { attr: of_version(known.attr, attr), ..known },
             _ => known,
         }
     }
 
-    /// Another source for what a node of a stale file reads: where it was moved to, or the newest version if the node goes on
-    /// with that.
-    pub(super) async fn source_instead(self: &Arc<Self>, node: u64, file: &OpenFile) -> Option<Arc<OpenFile>> {
+    /// Another source for what a node of a stale file reads: what another read or a look at its attributes has moved it to,
+    /// where the file was moved to, or the newest version if the node goes on with that.
+    pub(super) async fn source_instead(self: &Arc<Self>, node: u64, file: &Arc<OpenFile>) -> Option<Arc<OpenFile>> {
         let inode = inode_of(node);
+        let has_moved = || self.nodes.file(node).filter(|now| !Arc::ptr_eq(now, file));
+        if let Some(moved) = has_moved() {
+            return Some(moved);
+        }
         if let Some(moved) = self.moved(inode, &file.source).await {
             self.nodes.relocate(node, moved.clone());
             return Some(moved);
         }
         let newest = self.ask_attr(inode).await.ok()?.attr;
-        if !self.may_move(node, &newest) {
-            return None;
+        if self.may_move(node, &newest) {
+            let turn = self.in_time(inode, self.staging.turn(node)).await.ok()?;
+            self.move_handles(turn, &newest).await.ok()?;
         }
-        if self.move_handles(node, &newest).await.ok()? == Pages::ToDrop {
-            self.drop_pages_later(node);
-        }
-        self.nodes.file(node)
+        has_moved()
     }
+}
 
-    /// Has the pages of a node dropped by somebody who holds none of them.
-    pub(super) fn drop_pages_later(self: &Arc<Self>, node: u64) {
-        let this = self.clone();
-        tokio::task::spawn_blocking(move || this.kernel.drop_pages(node));
-    }
+/// Attributes of a file for who has `version` of its content: length and time of modification are those of the content, and
+/// mode, owner, links and time of change those of the file.
+fn of_version(newest: Attr, version: Attr) -> Attr {
+    let Attr { size, mtime_ns, version, version_token, prefix_since, .. } = version;
+    Attr { size, mtime_ns, version, version_token, prefix_since, ..newest }
 }

@@ -22,10 +22,9 @@ use crate::ufs::Upload;
 
 use super::fs::Fs;
 use super::inodes::Known;
-use super::nodes::{inode_of, same_version};
+use super::nodes::{extends, inode_of, same_version};
 use super::open::other_version;
 use super::staging::{Place, Spool, Turn};
-use super::versions::Pages;
 
 /// Bytes of a file brought here at a time, one block.
 const STEP: u64 = crate::types::BLOCK_SIZE as u64;
@@ -89,6 +88,9 @@ impl Fs {
 
     /// Writes, if the file is staged and nobody is at work on it.
     pub(super) fn write_now(self: &Arc<Self>, node: u64, write: Write<'_>, on: &Handle) -> Option<Result<()>> {
+        if write.from_pages && self.nodes.has_replaced_pages(node) {
+            return None;
+        }
         let mut turn = self.staging.ready_for(node)?.try_turn()?;
         if write.place == Place::End && !turn.is_dirty() {
             // Others may have appended since.
@@ -116,14 +118,10 @@ impl Fs {
         if write.place == Place::End {
             self.find_end(node).await?;
         }
-        if write.from_pages && self.staging.ready_for(node).is_none() {
-            let newest = self.attr(inode_of(node)).await?.attr;
-            if self.is_behind(node, &newest) {
-                let message = format!("inode {} was replaced since the page was written", inode_of(node));
-                return Err(Error::new(ErrorKind::Stale, message));
-            }
-        }
+        self.check_changed_pages(node, &write).await?;
         let mut turn = self.stage(node, u64::MAX).await?;
+        // To stage the newest version may have moved the node to it.
+        self.check_changed_pages(node, &write).await?;
         self.write_in_turn(&mut turn, write)
     }
 
@@ -131,7 +129,7 @@ impl Fs {
         let at = turn.write(write.place, write.data)?;
         if at != write.offset {
             // The kernel took its own end of the file for where it is appended, and keeps a page with it there.
-            self.drop_pages_later(turn.node());
+            self.spoil_pages(turn.node(), at.min(write.offset), false);
         }
         Ok(())
     }
@@ -141,7 +139,7 @@ impl Fs {
         let is_clean = self.staging.ready_for(node).is_some_and(|staged| !staged.is_apart());
         if is_clean && !self.is_unrecorded(inode_of(node)) {
             let attr = self.ask_attr(inode_of(node)).await?.attr;
-            self.staging.drop_superseded(&attr);
+            self.give_way(&attr, true).await?;
         }
         Ok(())
     }
@@ -196,11 +194,12 @@ impl Fs {
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
         self.check_changeable(attr).await?;
-        if self.may_move(node, attr) && self.move_in_turn(turn, attr).await? == Pages::ToDrop {
-            // The write that brings us here may hold pages.
-            self.drop_pages_later(node);
+        if self.may_move(node, attr) {
+            self.move_in_turn(turn, attr).await?;
+            self.drop_stale_pages(node);
         }
-        if self.is_behind(node, attr) {
+        if !self.may_stand_for(node, attr) {
+            // Also for an older version: the attributes were read before the one that the node stands for was stored.
             return Err(other_version(turn.inode()));
         }
         let content = self.staging.blank();
@@ -288,9 +287,10 @@ impl Fs {
             content.write(Place::End, &piece)?;
         }
         self.note_stored(turn, &newest);
+        let is_replaced = !extends(&newest, turn.base());
         turn.append_to(newest, &content)?;
         // Pages hold what was written behind the old end.
-        self.drop_pages_later(turn.node());
+        self.spoil_pages(turn.node(), if is_replaced { 0 } else { from }, is_replaced);
         Ok(true)
     }
 
@@ -368,7 +368,7 @@ impl Fs {
         }
         let handle = number.and_then(|number| self.handles.file(number));
         if handle.is_none() {
-            self.staging.drop_superseded(&attr);
+            self.give_way(&attr, true).await?;
         }
         // By its name it is the file that is being written, or was and is not stored, if it is.
         let written = || self.staging.changed_node(inode).or_else(|| self.nodes.written(inode));
@@ -386,7 +386,7 @@ impl Fs {
         let is_refused = done.is_err() && !was_due;
         let is_removed = self.staging.remove_unless(turn, || !is_refused && (was_due || self.nodes.is_open(node)));
         if is_removed && is_refused {
-            self.drop_pages_later(node);
+            self.spoil_pages(node, 0, true);
         }
         done
     }

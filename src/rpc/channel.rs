@@ -95,6 +95,11 @@ impl MasterChannel {
         MasterChannel { inner: self.inner.clone(), timeout: Some(timeout) }
     }
 
+    /// How long a call is repeated; `None` for ever.
+    pub fn timeout(&self) -> Option<Duration> {
+        self.timeout
+    }
+
     /// Sends `op` to the leader, wherever it is, until it answers or the deadline passes. `op` must build the same request
     /// each time. `what` names the call in error messages.
     ///

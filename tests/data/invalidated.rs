@@ -182,6 +182,26 @@ async fn what_others_change_in_the_under_storage_is_seen_once_a_refresh_has_foun
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_link_that_others_lead_elsewhere_is_seen_so_once_a_refresh_has_found_it() {
+    if !fuse_works("a_link_that_others_lead_elsewhere_is_seen_so_once_a_refresh_has_found_it") {
+        return;
+    }
+    let (site, _) = pair(1, |_| {}).await;
+    let (link, ours) = (site.local.join("link"), site.mnt.join("local/link"));
+    for target in ["one", "two", "one"] {
+        let _ = std::fs::remove_file(&link);
+        std::os::unix::fs::symlink(target, &link).expect("linked");
+        site.ctl_ok(&["fs", "refresh", "/local"]);
+        let ours = ours.clone();
+        see(&format!("the link leads to {target}"), move || {
+            (std::fs::read_link(&ours).ok()?.as_os_str() == target).then_some(())
+        })
+        .await;
+    }
+    site.cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_mount_whose_master_is_killed_is_told_by_another_one_and_has_missed_nothing() {
     if !fuse_works("a_mount_whose_master_is_killed_is_told_by_another_one_and_has_missed_nothing") {
         return;

@@ -21,6 +21,7 @@ mod listings;
 mod locks;
 mod metadata;
 mod mount;
+mod moves;
 mod oss;
 mod prefixes;
 mod programs;

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use super::writes::writable;
@@ -212,4 +213,32 @@ async fn a_directory_that_others_have_filled_stays_and_shows_what_is_in_it() {
     }
     assert!(!site.local.join("d").exists());
     assert!(site.bucket.list_with("").recursive(true).await.expect("listed").is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_that_others_lead_elsewhere_leads_there_on_a_mount_that_has_followed_it() {
+    if !fuse_works("a_link_that_others_lead_elsewhere_leads_there_on_a_mount_that_has_followed_it") {
+        return;
+    }
+    let site = writable(1, |_| {}).await;
+    for name in ["one", "two"] {
+        std::fs::write(site.local.join(name), name).expect("written");
+    }
+    symlink("one", site.local.join("link")).expect("linked");
+    let link = site.mnt.join("local/link");
+    tokio::task::block_in_place(|| {
+        assert_eq!(std::fs::read_link(&link).expect("read").as_os_str(), "one");
+        assert_eq!(std::fs::read(&link).expect("followed"), b"one");
+    });
+    // In one step, as a release is switched over.
+    symlink("two", site.local.join("next")).expect("linked");
+    std::fs::rename(site.local.join("next"), site.local.join("link")).expect("replaced");
+    site.ctl_ok(&["fs", "refresh", "/local"]);
+    tokio::task::block_in_place(|| {
+        wait_for("the link leads to the other file", PATIENCE, || {
+            (std::fs::read_link(&link).ok()?.as_os_str() == "two").then_some(())
+        });
+        assert_eq!(std::fs::read(&link).expect("followed"), b"two");
+    });
+    site.cluster.assert_no_panic();
 }

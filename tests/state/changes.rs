@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use jindofs::master::state::changes::Changes;
 use jindofs::types::ROOT_INODE;
 use jindofs_proto::store::v1::command::Command as Body;
-use jindofs_proto::store::v1::{CloseSession, LoadEntries};
+use jindofs_proto::store::v1::{CloseSession, LoadEntries, UfsEntry};
 use jindofs_proto::v1::batch_op::Op;
 use jindofs_proto::v1::{
-    AddMountRequest, BatchOp, BatchRequest, BeginWriteRequest, CreateRequest, EndWriteRequest, MkdirRequest, Mount,
-    RemoveMountRequest, RenameRequest, RmdirRequest, SetAttrRequest, StoredContent, UnlinkRequest,
+    AddMountRequest, BatchOp, BatchRequest, BeginWriteRequest, CreateRequest, EndWriteRequest, FileType, MkdirRequest,
+    Mount, RemoveMountRequest, RenameRequest, RmdirRequest, SetAttrRequest, StoredContent, UnlinkRequest,
 };
 
 use super::intents::{CLIENT, Tree, at, directory, file, pending};
@@ -283,4 +283,26 @@ fn a_mount_at_the_root_shows_other_entries_there_and_so_does_its_end() {
     assert_eq!(seen(&tree), expected(&[ROOT_INODE], &[(ROOT_INODE, "g")]), "by the number of the root");
     tree.internal(Body::RemoveMount(RemoveMountRequest { op: None, path: b"/".to_vec().into() }));
     assert_eq!(tree.changes, Changes::All);
+}
+
+/// A symbolic link, as an under-storage lists it.
+fn link(name: &str, to: &str) -> UfsEntry {
+    let target = to.as_bytes().to_vec().into();
+    let mut entry = UfsEntry { symlink_target: target, size: to.len() as u64, ..file(name, "link") };
+    entry.set_type(FileType::Symlink);
+    entry
+}
+
+#[test]
+fn a_link_that_others_lead_elsewhere_is_another_inode_of_its_name() {
+    let mut tree = Tree::new("local:///x");
+    let root = tree.lookup("/m").expect("the mount").inode;
+    tree.list(tree.index, &[link("l", "one")]);
+    let before = tree.lookup("/m/l").expect("the link");
+    tree.list(tree.index, &[UfsEntry { mtime_ns: 5, ..link("l", "one") }]);
+    assert_eq!(tree.lookup("/m/l").expect("the link").inode, before.inode, "it leads where it did");
+    tree.list(tree.index, &[link("l", "two")]);
+    let after = tree.lookup("/m/l").expect("the link");
+    assert!(after.inode != before.inode && after.symlink_target == b"two"[..]);
+    assert!(seen(&tree).names.contains(&(root, "l".to_owned())), "clients are told of the name");
 }

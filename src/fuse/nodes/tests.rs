@@ -1,6 +1,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
+
 use super::*;
 use crate::client::mounts::Mounts;
 use crate::client::reader::Reader;
@@ -79,14 +81,66 @@ async fn a_file_that_is_written_has_one_node_and_moves_as_a_whole() {
     assert_eq!(bench.nodes.written(5), Some(other));
     assert_eq!(bench.nodes.enter(&attr("ccc")), other, "whatever the newest version is");
     assert_eq!(bench.open(other, "ccc", false).1, Joined::Elsewhere);
-    let moved = bench.nodes.move_to(other, &bench.file("ccc"), &attr("ccc"), false);
+    let moved = bench.nodes.move_to(other, &bench.file("ccc"), &attr("ccc"));
     assert_eq!(moved.len(), 2, "all its handles");
     assert_eq!(bench.open(other, "ccc", false).1, DROP);
-    let stored = bench.nodes.move_to(other, &bench.file("dddd"), &attr("dddd"), true);
+    let stored = bench.nodes.note_stored(other, &bench.file("dddd"), &attr("dddd"));
     assert_eq!(stored.len(), 3);
     assert_eq!(bench.open(other, "dddd", false).1, KEEP, "pages hold what was written");
     bench.nodes.lose_pages(other);
     assert_eq!(bench.open(other, "dddd", false).1, DROP);
+}
+
+#[tokio::test]
+async fn pages_of_a_node_that_has_moved_are_stale_until_those_of_its_last_move_are_dropped() {
+    let mut bench = Bench::new();
+    let (number, _) = bench.open(5, "a", true);
+    assert!(bench.nodes.stale_pages(5).is_none() && bench.nodes.dropping(5).is_none());
+    bench.nodes.move_to(5, &bench.file("bb"), &attr("bb"));
+    let first = bench.nodes.stale_pages(5).expect("of the version before");
+    let mut dropping = bench.nodes.dropping(5).expect("not yet");
+    bench.nodes.move_to(5, &bench.file("ccc"), &attr("ccc"));
+    bench.nodes.dropped(5, first);
+    let second = bench.nodes.stale_pages(5).expect("read again before the second move");
+    assert!(second != first && bench.nodes.has_replaced_pages(5));
+    assert!(dropping.changed().now_or_never().is_none());
+    let again = [bench.open(5, "ccc", false).1, bench.open(5, "ccc", false).1];
+    assert_eq!(again, [DROP, DROP], "nobody is told to keep them");
+    bench.nodes.dropped(5, second);
+    assert!(dropping.changed().now_or_never().is_some_and(|sent| sent.is_err()));
+    assert_eq!(bench.open(5, "ccc", false).1, KEEP);
+    bench.nodes.spoil(5, 0, false);
+    assert!(bench.nodes.stale_pages(5).is_some() && !bench.nodes.has_replaced_pages(5), "out of place");
+    let mut dropping = bench.nodes.dropping(5).expect("not yet");
+    for number in number..=bench.number {
+        bench.nodes.leave(5, number);
+    }
+    assert!(dropping.changed().now_or_never().is_some(), "the next open drops them");
+    assert_eq!(bench.open(5, "ccc", false).1, DROP);
+}
+
+#[tokio::test]
+async fn a_node_that_has_moved_shows_the_length_before_until_the_pages_from_that_end_on_are_dropped() {
+    let mut bench = Bench::new();
+    bench.open(5, "a", false);
+    let at = |token, size| Attr { size, prefix_since: 1, ..attr(token) };
+    bench.nodes.note_stored(5, &bench.file("a"), &at("a", 5000));
+    assert_eq!(bench.nodes.shown(5).expect("open").size, 5000);
+    bench.nodes.move_to(5, &bench.reader.open(source_of(&at("bb", 9000), Vec::new())), &at("bb", 9000));
+    let stale = bench.nodes.stale_pages(5).expect("the last page ends with zeros");
+    assert_eq!((stale.from, stale.are_replaced), (5000, false));
+    assert_eq!(bench.nodes.shown(5).expect("open").size, 5000);
+    assert_eq!(bench.nodes.longer(5, stale).expect("the kernel is to know").source.length, 9000);
+    bench.nodes.dropped(5, stale);
+    assert_eq!(bench.nodes.shown(5).expect("open").size, 9000);
+    bench.nodes.move_to(5, &bench.file("ccc"), &at("ccc", 9999));
+    bench.nodes.move_to(5, &bench.file("dddd"), &Attr { prefix_since: 4, ..at("dddd", 7) });
+    let stale = bench.nodes.stale_pages(5).expect("all of them");
+    assert_eq!((stale.from, stale.are_replaced), (0, true));
+    assert!(bench.nodes.longer(5, stale).is_none(), "it is shorter");
+    assert_eq!(bench.nodes.shown(5).expect("open").size, 9000, "the first that the kernel has pages of");
+    bench.nodes.note_stored(5, &bench.file("eeeee"), &at("eeeee", 8));
+    assert_eq!(bench.nodes.shown(5).expect("open").size, 8, "it was written here, and seen");
 }
 
 #[tokio::test]
@@ -132,6 +186,27 @@ async fn who_follows_what_is_appended_shares_its_node_with_who_opens_the_newest(
     bench.open(5, "a", false);
     assert_eq!(bench.nodes.enter(&appended), 5);
     assert!(is_secondary(bench.nodes.enter(&attr("bb"))), "a version that replaces it gets a node of its own");
+}
+
+#[test]
+fn a_version_supersedes_only_older_ones_by_the_count_of_the_masters() {
+    let at = |version, prefix_since, token: &str| Attr { version, prefix_since, ..attr(token) };
+    assert!(supersedes(&at(3, 3, "b"), &at(2, 1, "a")) && !supersedes(&at(2, 1, "a"), &at(3, 3, "b")));
+    assert!(!supersedes(&at(3, 1, "a"), &at(2, 1, "a")), "only attributes have changed");
+    assert!(supersedes(&at(4, 4, "a"), &at(3, 3, "b")), "rolled back");
+    let (before, moved) = (at(3, 1, "a"), at(3, 4, "b"));
+    assert!(
+        supersedes(&moved, &before) && !supersedes(&before, &moved),
+        "a copy of an object store at the same version"
+    );
+    let open = |attr| OpenNode { version: version_of(b"b"), attr, is_written: true };
+    assert!(
+        open(Some(at(2, 1, "b"))).is_behind(&at(3, 3, "c")) && !open(Some(at(2, 1, "b"))).is_behind(&at(1, 1, "a"))
+    );
+    assert!(
+        open(None).is_behind(&at(1, 1, "a")) && !open(None).is_behind(&at(1, 1, "b")),
+        "nothing but the hash is known"
+    );
 }
 
 #[test]

@@ -166,7 +166,9 @@ impl Load {
                 if self.younger(row.born_index) || row.intent != 0 {
                     return Ok(());
                 }
-                if row.r#type() == entry.r#type() {
+                // Kernels keep the target of a link for as long as they know its inode: a link that leads elsewhere is another
+                // one.
+                if row.r#type() == entry.r#type() && row.symlink_target == entry.symlink_target {
                     self.refresh(ctx, there.inode, row, entry);
                 } else {
                     self.drop_inode(ctx, &there, row);

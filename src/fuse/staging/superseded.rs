@@ -1,0 +1,37 @@
+//! What is staged and stored, until others store a newer version: then it gives way to that.
+
+use std::sync::{Arc, PoisonError};
+
+use jindofs_proto::v1::Attr;
+
+use super::super::nodes::supersedes;
+use super::{Staged, Staging, Turn};
+
+impl Staged {
+    /// The version that was stored last, or that the content was made from. It is known also while another task has the turn.
+    pub(in crate::fuse) fn base(&self) -> Arc<Attr> {
+        self.base.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn publish_base(&self, base: &Attr) {
+        *self.base.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(base.clone());
+    }
+
+    fn gives_way_to(&self, newest: &Attr) -> bool {
+        !self.is_apart() && supersedes(newest, &self.base())
+    }
+}
+
+impl Turn {
+    /// True if all that is staged is stored, and others have stored the version `newest` since.
+    pub(in crate::fuse) fn gives_way_to(&self, newest: &Attr) -> bool {
+        self.staged.gives_way_to(newest)
+    }
+}
+
+impl Staging {
+    /// What is staged of a file, if it has to give way to the version `newest`. Whoever has its turn may change that.
+    pub(in crate::fuse) fn superseded(&self, newest: &Attr) -> Option<Arc<Staged>> {
+        self.ready(newest.inode).filter(|staged| staged.gives_way_to(newest))
+    }
+}
