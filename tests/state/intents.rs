@@ -126,7 +126,7 @@ impl Tree {
     }
 
     pub(super) fn lookup(&self, path: &str) -> Result<Attr, ErrorKind> {
-        query::lookup(&self.store.view(), &at(path).expect("a target")).map_err(|error| error.kind)
+        query::lookup(&self.store.view(), &at(path).expect("path")).map_err(|f| jindofs::error::Error::from(f).kind)
     }
 
     fn names(&self) -> Vec<String> {

@@ -179,7 +179,7 @@ impl Intents {
             }
         }
         // What only this leader thinks to be so is found out when the command is applied.
-        plan::scope(&self.leaders_store()?.view(), kind)
+        Ok(plan::scope(&self.leaders_store()?.view(), kind)?)
     }
 
     fn may_begin(&self, scope: &Scope, op: Option<&OpId>) -> Result<()> {

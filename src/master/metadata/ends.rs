@@ -13,7 +13,7 @@ use jindofs_proto::v1::Attr;
 use super::Metadata;
 use super::load::convert;
 use crate::error::{Error, ErrorKind, Result};
-use crate::master::state::query;
+use crate::master::state::{Fault, query};
 use crate::rpc::status::from_detail;
 use crate::ufs;
 
@@ -96,7 +96,7 @@ impl Metadata {
     async fn look_at(&self, (intent, inode): Behind) -> Result<()> {
         let store = self.handle.read().await?;
         let (mount, path) = match query::ufs_path(&store.view(), inode) {
-            Err(error) if error.kind == ErrorKind::NotFound => return Ok(()),
+            Err(Fault::Refused(refusal)) if refusal.kind() == ErrorKind::NotFound => return Ok(()),
             place => place?,
         };
         let storage = self.storage.open(&mount.ufs_uri, &mount.options)?;

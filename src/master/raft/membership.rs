@@ -76,7 +76,7 @@ pub(super) fn shape(running: &Running) -> Shape {
 }
 
 pub(super) fn members(running: &Running) -> Result<Vec<Member>> {
-    query::members(&running.machine.store().view())
+    Ok(query::members(&running.machine.store().view())?)
 }
 
 /// Answers a request to join. On a follower: whom to ask instead.

@@ -8,9 +8,10 @@ use jindofs_proto::store::v1::outcome::Outcome as Answer;
 use jindofs_proto::store::v1::{Command, Done, Outcome};
 
 use super::context::Ctx;
-use super::fault::{Fault, Step, detail};
+use super::fault::{Fault, Step};
 use super::session::{self, Gate};
-use super::{StoreError, Txn, content, intent, job, load, lock, member, mount, namespace, purge, worker};
+use super::{Refusal, StoreError, Txn, content, intent, job, load, lock, member, mount, namespace, purge, worker};
+use crate::master::wording;
 
 /// Applies the command of log entry `index`.
 ///
@@ -30,7 +31,7 @@ pub fn apply(txn: &mut dyn Txn, index: u64, command: &Command) -> Result<Outcome
         Some(op) => match session::admit(txn, op) {
             Ok(Gate::Run(ticket)) => Some(ticket),
             Ok(Gate::Answer(outcome)) => return Ok(outcome),
-            Err(Fault::Refused(error)) => return Ok(answer(Answer::Error(detail(error)))),
+            Err(Fault::Refused(refusal)) => return Ok(answer(refused(&refusal))),
             Err(Fault::Store(error)) => return Err(error),
         },
     };
@@ -39,7 +40,7 @@ pub fn apply(txn: &mut dyn Txn, index: u64, command: &Command) -> Result<Outcome
     ctx.reserved = ticket.as_ref().map(|ticket| ticket.reserved().to_vec()).unwrap_or_default();
     let outcome = match run(&mut ctx, body) {
         Ok(body) => answer(body),
-        Err(Fault::Refused(error)) => answer(Answer::Error(detail(error))),
+        Err(Fault::Refused(refusal)) => answer(refused(&refusal)),
         Err(Fault::Store(error)) => return Err(error),
     };
     let reserved = std::mem::take(&mut ctx.reserved);
@@ -52,6 +53,11 @@ pub fn apply(txn: &mut dyn Txn, index: u64, command: &Command) -> Result<Outcome
 
 fn answer(body: Answer) -> Outcome {
     Outcome { outcome: Some(body) }
+}
+
+/// The answer of a command that the rules refuse.
+pub(super) fn refused(refusal: &Refusal) -> Answer {
+    Answer::Error(wording::detail(refusal))
 }
 
 /// The answer of a command that has nothing to say.

@@ -6,8 +6,7 @@ use jindofs_proto::v1::{JobInfo, JobState};
 
 use super::context::Ctx;
 use super::fault::{Step, refuse};
-use super::{StoreError, Table, View, keys, rows};
-use crate::error::ErrorKind;
+use super::{Refusal, StoreError, Table, View, keys, rows};
 use crate::types::NsPath;
 
 /// Most jobs on record; the oldest finished one makes room.
@@ -42,17 +41,17 @@ fn make_room(ctx: &mut Ctx<'_>) -> Step {
             ctx.txn.delete(Table::Job, &keys::id(old.id));
             Ok(())
         }
-        None => refuse(ErrorKind::ResourceExhausted, format!("{JOBS_MAX} jobs are running: cancel one or wait")),
+        None => refuse(Refusal::TooManyJobs { most: JOBS_MAX as u64 }),
     }
 }
 
 /// Records how a job ended. A job that has ended stays as it is.
 pub(super) fn finish(ctx: &mut Ctx<'_>, request: &FinishJob) -> Step<Answer> {
     if !matches!(request.state(), JobState::Done | JobState::Failed | JobState::Cancelled) {
-        return refuse(ErrorKind::InvalidArgument, "a job ends done, failed or cancelled");
+        return refuse(Refusal::BadJobEnd);
     }
     let Some(row) = get(ctx.view(), request.id)? else {
-        return refuse(ErrorKind::NotFound, format!("job {} does not exist", request.id));
+        return refuse(Refusal::NoSuchJob { job: request.id });
     };
     if row.state() != JobState::Running {
         return Ok(Answer::Job(row));

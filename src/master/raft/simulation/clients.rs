@@ -11,7 +11,7 @@ use jindofs_proto::v1::{MkdirRequest, OpId, Target, target};
 use super::machine::Machine;
 use super::net::{Event, MS, S, net};
 use super::run::FOUNDERS;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::master::state::query;
 use crate::runtime::simulated::{self, Random};
 
@@ -110,7 +110,7 @@ impl Client {
                 Some(name) => Said::Read(match handle.read().await {
                     Ok(store) => {
                         let found = query::lookup(&store.view(), &target(&name));
-                        Ok(!found.is_err_and(|error| error.kind == ErrorKind::NotFound))
+                        Ok(!found.is_err_and(|fault| Error::from(fault).kind == ErrorKind::NotFound))
                     }
                     Err(error) => Err(error),
                 }),

@@ -5,17 +5,16 @@ use jindofs_proto::v1::batch_op::Op;
 use jindofs_proto::v1::batch_result::Result as Body;
 use jindofs_proto::v1::{Attr, BatchOp, BatchRequest, BatchResponse, BatchResult, MutationResponse};
 
-use crate::error::ErrorKind;
 use crate::master::state::context::{Begun, Ctx};
-use crate::master::state::fault::{Fault, Step, detail, refuse};
-use crate::master::state::{content, rows};
+use crate::master::state::fault::{Fault, Step, refuse};
+use crate::master::state::{Refusal, content, rows};
+use crate::master::wording;
 use crate::types::BATCH_MAX;
 
 /// Applies a batch.
 pub(crate) fn batch(ctx: &mut Ctx<'_>, request: &BatchRequest) -> Step<Answer> {
     if request.ops.len() > BATCH_MAX {
-        let message = format!("batch of {} operations: at most {BATCH_MAX} are allowed", request.ops.len());
-        return refuse(ErrorKind::InvalidArgument, message);
+        return refuse(Refusal::BatchTooLong { operations: request.ops.len() as u64, most: BATCH_MAX as u64 });
     }
     let mut results = Vec::with_capacity(request.ops.len());
     ctx.batched = true;
@@ -25,7 +24,7 @@ pub(crate) fn batch(ctx: &mut Ctx<'_>, request: &BatchRequest) -> Step<Answer> {
             Ok(Answer::Attr(attr)) => Body::Ok(answered(Some(attr), ctx.begun)),
             Ok(Answer::Pending(_)) => Body::Ok(answered(None, ctx.begun)),
             Ok(_) => Body::Ok(MutationResponse::default()),
-            Err(Fault::Refused(error)) => Body::Error(detail(error)),
+            Err(Fault::Refused(refusal)) => Body::Error(wording::detail(&refusal)),
             Err(fault) => return Err(fault),
         };
         results.push(BatchResult { result: Some(result) });
@@ -55,6 +54,6 @@ fn one(ctx: &mut Ctx<'_>, op: &BatchOp) -> Step<Answer> {
         Some(Op::Rmdir(request)) => super::rmdir(ctx, request),
         Some(Op::BeginWrite(request)) => content::begin_write(ctx, request),
         Some(Op::EndWrite(request)) => content::end_write(ctx, request),
-        None => refuse(ErrorKind::InvalidArgument, "an operation of the batch is empty or of an unknown kind"),
+        None => refuse(Refusal::UnknownOperation),
     }
 }
