@@ -1,13 +1,20 @@
-//! The words of refusals. The core says why it refuses something as data ([`Refusal`]); what people read is made here.
+//! The words of refusals. The core says why it refuses something as data ([`Refusal`]), and stores that; what people read
+//! is made here, where an answer leaves the master. So a text can be changed in any release: no log entry, row, snapshot or
+//! digest depends on it. What a client does depends on the kind alone.
 //!
 //! A text says what is wrong, where, and what to do about it, and names each argument of its reason: the compiler warns
 //! of one that is left out.
 
 use bytes::Bytes;
-use jindofs_proto::v1::ErrorDetail;
+use jindofs_proto::store::v1 as stored;
+use jindofs_proto::store::v1::op_outcome::Outcome as One;
+use jindofs_proto::store::v1::outcome::Outcome as Answer;
+use jindofs_proto::v1::batch_result::Result as Body;
+use jindofs_proto::v1::{BatchResponse, BatchResult, JobInfo, JobState};
 
 use super::state::{Fault, Refusal, StoreError};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind, Result};
+use crate::rpc::status::to_detail;
 use crate::types::{NAME_MAX, PATH_MAX};
 
 /// How an argument appears in a text.
@@ -192,14 +199,66 @@ fn words(refusal: &Refusal) -> String {
     }
 }
 
-/// The form in which an outcome has it.
-pub(super) fn detail(refusal: &Refusal) -> ErrorDetail {
-    ErrorDetail { kind: refusal.kind().into(), message: words(refusal), leader: None }
+/// What people read of a refusal.
+fn text(refusal: &Refusal) -> String {
+    #[cfg(test)]
+    if let Some(reworded) = tests::reworded(refusal) {
+        return reworded;
+    }
+    words(refusal)
+}
+
+/// What people read of a refusal that only a newer release understands.
+fn text_of_unknown(refusal: &stored::Refusal) -> String {
+    let names = refusal.names.iter().map(|name| format!(" {:?}", name.shown()));
+    let arguments: String = names.chain(refusal.numbers.iter().map(|number| format!(" {number}"))).collect();
+    format!(
+        "refused for reason {}{arguments}, which this release has no words for: ask a master of the newest release",
+        refusal.reason
+    )
+}
+
+/// The error that a stored refusal is for whoever is answered with it.
+pub fn to_error(refusal: &stored::Refusal) -> Error {
+    let kind = match refusal.kind() {
+        // A kind of a newer release.
+        ErrorKind::Unspecified => ErrorKind::Internal,
+        kind => kind,
+    };
+    Error::new(kind, Refusal::from_stored(refusal).map_or_else(|| text_of_unknown(refusal), |known| text(&known)))
+}
+
+/// The answer of a command; that it was refused is an error.
+pub fn answer_of(outcome: stored::Outcome) -> Result<Answer> {
+    match outcome.outcome {
+        Some(Answer::Refused(refusal)) => Err(to_error(&refusal)),
+        Some(answer) => Ok(answer),
+        None => Err(Error::internal("a command was answered with nothing")),
+    }
+}
+
+/// The answer of a batch, as its client gets it.
+pub fn batch_response(batch: stored::BatchOutcome) -> BatchResponse {
+    let result = |one: stored::OpOutcome| match one.outcome {
+        Some(One::Done(done)) => Body::Ok(done),
+        Some(One::Refused(refusal)) => Body::Error(to_detail(&to_error(&refusal))),
+        None => Body::Error(to_detail(&Error::internal("an operation was answered with nothing"))),
+    };
+    let results = batch.outcomes.into_iter().map(|one| BatchResult { result: Some(result(one)) }).collect();
+    BatchResponse { results, directories: batch.directories }
+}
+
+/// A job as it is shown: one that was cancelled says so.
+pub fn shown_job(mut job: JobInfo) -> JobInfo {
+    if job.state() == JobState::Cancelled && job.message.is_empty() {
+        job.message = "cancelled".to_owned();
+    }
+    job
 }
 
 impl From<Refusal> for Error {
     fn from(refusal: Refusal) -> Error {
-        Error::new(refusal.kind(), words(&refusal))
+        Error::new(refusal.kind(), text(&refusal))
     }
 }
 

@@ -1,7 +1,7 @@
 //! The one writer: dispatch of commands, exactly once.
 //!
-//! Outcomes are stored, so the texts of refusals are part of the replicated state: change one only together with the
-//! format, or replicas of two releases differ.
+//! Outcomes are stored, with refusals as data: no text is made here, so that releases which word them differently hold the
+//! same state.
 
 use jindofs_proto::store::v1::command::Command as Body;
 use jindofs_proto::store::v1::outcome::Outcome as Answer;
@@ -11,7 +11,6 @@ use super::context::Ctx;
 use super::fault::{Fault, Step};
 use super::session::{self, Gate};
 use super::{Refusal, StoreError, Txn, content, intent, job, load, lock, member, mount, namespace, purge, worker};
-use crate::master::wording;
 
 /// Applies the command of log entry `index`.
 ///
@@ -57,7 +56,7 @@ fn answer(body: Answer) -> Outcome {
 
 /// The answer of a command that the rules refuse.
 pub(super) fn refused(refusal: &Refusal) -> Answer {
-    Answer::Error(wording::detail(refusal))
+    Answer::Refused(refusal.to_stored())
 }
 
 /// The answer of a command that has nothing to say.

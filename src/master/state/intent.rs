@@ -17,7 +17,7 @@ use super::apply::{done, refused, run};
 use super::context::Ctx;
 use super::fault::{Fault, Step, refuse};
 use super::resolve::Place;
-use super::{Refusal, StoreError, Table, View, keys, namespace, rows, session};
+use super::{Refusal, StoreError, Table, View, keys, namespace, refusal, rows, session};
 
 /// `born_index` of a name that is held: younger than every listing.
 pub(super) const HELD: u64 = u64::MAX;
@@ -143,7 +143,7 @@ fn finish_change(ctx: &mut Ctx<'_>, request: &FinishIntent, row: &IntentRow, cha
     delete(ctx, request.id);
     release(ctx, request.id, row)?;
     if let Some(refused) = &request.refused {
-        return Ok(Answer::Error(refused.clone()));
+        return Ok(Answer::Refused(refusal::adopted(refused)));
     }
     let Some(body) = &change.command else {
         return Err(StoreError(format!("intent {} changes nothing this release knows", request.id)).into());

@@ -11,7 +11,8 @@ use crate::types::NsPath;
 
 /// Most jobs on record; the oldest finished one makes room.
 pub(super) const JOBS_MAX: usize = 1000;
-/// Longest message of a job, bytes; the rest is cut.
+/// Longest message of a job, bytes; the rest is cut. It comes with the log entry and is the same on all replicas: what
+/// workers and under-storages said, in the words of the leader that ran the job.
 const MESSAGE_MAX: usize = 4096;
 
 /// Records a new job.
@@ -63,7 +64,7 @@ pub(super) fn finish(ctx: &mut Ctx<'_>, request: &FinishJob) -> Step<Answer> {
         bytes_total: request.bytes_done,
         bytes_done: request.bytes_done,
         files_failed: request.files_failed,
-        message: request.message.chars().take(MESSAGE_MAX).collect(),
+        message: request.message[..request.message.floor_char_boundary(MESSAGE_MAX)].to_owned(),
         ..row
     };
     put(ctx, &job);

@@ -12,6 +12,8 @@ use crate::types::PathProblem;
 
 /// Most bytes of one argument that are stored: those of the longest path.
 const ARGUMENT_BYTES_MAX: usize = 4096;
+/// Most arguments of each sort that are taken over from a log entry.
+const ARGUMENTS_MAX: usize = 8;
 
 /// What a reason names: numbers are numbers, everything else is bytes as they were given.
 trait Argument: Sized {
@@ -160,7 +162,8 @@ reasons! {
     56 LinkTargetTooLong { bytes: u64, most: u64 }: NameTooLong,
 
     // Changes of under-storage, and content.
-    /// What the under-storage said itself.
+    /// What the under-storage said itself. The text comes from outside with the log entry, so that it is the same on all
+    /// replicas; the kind is the one of its error (see [`said`]).
     57 UnderStorageSaid { text: Bytes }: UnderStorage,
     58 NoOp: InvalidArgument,
     59 NoContent { inode: u64 }: InvalidArgument,
@@ -246,6 +249,24 @@ impl From<PathProblem> for Refusal {
     }
 }
 
+/// What an under-storage said when it refused a change, for the log entry that ends it.
+pub fn said(kind: ErrorKind, text: &str) -> stored::Refusal {
+    // A client's answer, and the log entry it comes with, must not depend on how much a storage has to say.
+    let text = Bytes::copy_from_slice(&text.as_bytes()[..text.floor_char_boundary(ARGUMENT_BYTES_MAX)]);
+    stored::Refusal { kind: kind.into(), ..Refusal::UnderStorageSaid { text }.to_stored() }
+}
+
+/// A refusal of a log entry, as it becomes an outcome. What a newer leader has written stays as it is, understood or not:
+/// only its size is bounded.
+pub(super) fn adopted(refusal: &stored::Refusal) -> stored::Refusal {
+    stored::Refusal {
+        kind: refusal.kind,
+        reason: refusal.reason,
+        names: refusal.names.iter().take(ARGUMENTS_MAX).map(cut).collect(),
+        numbers: refusal.numbers.iter().take(ARGUMENTS_MAX).copied().collect(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -288,5 +309,25 @@ mod tests {
         let (released, checksum) = RELEASED;
         let lines: String = table[..released].iter().map(line).collect();
         assert_eq!(crc32c::crc32c(lines.as_bytes()), checksum, "number new reasons behind the last one:\n{lines}");
+    }
+
+    #[test]
+    fn what_an_under_storage_says_is_cut_between_two_characters() {
+        let long = "é".repeat(ARGUMENT_BYTES_MAX);
+        let cut = said(ErrorKind::NoSpace, &format!("x{long}"));
+        assert_eq!((cut.kind(), cut.names[0].len()), (ErrorKind::NoSpace, ARGUMENT_BYTES_MAX - 1));
+        assert!(std::str::from_utf8(&cut.names[0]).is_ok());
+        assert_eq!(&said(ErrorKind::Busy, "short").names[0][..], b"short");
+    }
+
+    #[test]
+    fn what_a_newer_leader_has_written_is_kept_within_bounds() {
+        let newer = stored::Refusal { kind: 999, reason: 4711, names: vec!["a".into()], numbers: vec![7, u64::MAX] };
+        assert_eq!(adopted(&newer), newer);
+        let huge = stored::Refusal { names: vec![vec![b'x'; 1 << 20].into(); 100], numbers: vec![1; 1000], ..newer };
+        let bounded = adopted(&huge);
+        assert_eq!((bounded.kind, bounded.reason), (999, 4711));
+        assert_eq!((bounded.names.len(), bounded.numbers.len()), (ARGUMENTS_MAX, ARGUMENTS_MAX));
+        assert!(bounded.names.iter().all(|name| name.len() == ARGUMENT_BYTES_MAX));
     }
 }

@@ -123,8 +123,8 @@ impl Client {
         let other = usize::try_from(random.below(FOUNDERS as u64)).unwrap_or(0);
         match said {
             Said::Wrote(Ok(outcome)) => {
-                if let Some(Answer::Error(detail)) = &outcome.outcome {
-                    panic!("operation {} of client {} was answered with {detail:?}", self.seq, self.number);
+                if let Some(Answer::Refused(refusal)) = &outcome.outcome {
+                    panic!("operation {} of client {} was answered with {refusal:?}", self.seq, self.number);
                 }
                 if self.seq > 0 {
                     self.acknowledged.push(name(self.number, self.seq));

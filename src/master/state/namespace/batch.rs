@@ -1,14 +1,14 @@
 //! Many mutations as one log entry: applied in order, each with its own result, none undoing another.
 
+use jindofs_proto::store::v1::op_outcome::Outcome as One;
 use jindofs_proto::store::v1::outcome::Outcome as Answer;
+use jindofs_proto::store::v1::{BatchOutcome, OpOutcome};
 use jindofs_proto::v1::batch_op::Op;
-use jindofs_proto::v1::batch_result::Result as Body;
-use jindofs_proto::v1::{Attr, BatchOp, BatchRequest, BatchResponse, BatchResult, MutationResponse};
+use jindofs_proto::v1::{Attr, BatchOp, BatchRequest, MutationResponse};
 
 use crate::master::state::context::{Begun, Ctx};
 use crate::master::state::fault::{Fault, Step, refuse};
 use crate::master::state::{Refusal, content, rows};
-use crate::master::wording;
 use crate::types::BATCH_MAX;
 
 /// Applies a batch.
@@ -16,18 +16,18 @@ pub(crate) fn batch(ctx: &mut Ctx<'_>, request: &BatchRequest) -> Step<Answer> {
     if request.ops.len() > BATCH_MAX {
         return refuse(Refusal::BatchTooLong { operations: request.ops.len() as u64, most: BATCH_MAX as u64 });
     }
-    let mut results = Vec::with_capacity(request.ops.len());
+    let mut outcomes = Vec::with_capacity(request.ops.len());
     ctx.batched = true;
     for op in &request.ops {
         ctx.begun = Begun::default();
-        let result = match one(ctx, op) {
-            Ok(Answer::Attr(attr)) => Body::Ok(answered(Some(attr), ctx.begun)),
-            Ok(Answer::Pending(_)) => Body::Ok(answered(None, ctx.begun)),
-            Ok(_) => Body::Ok(MutationResponse::default()),
-            Err(Fault::Refused(refusal)) => Body::Error(wording::detail(&refusal)),
+        let outcome = match one(ctx, op) {
+            Ok(Answer::Attr(attr)) => One::Done(answered(Some(attr), ctx.begun)),
+            Ok(Answer::Pending(_)) => One::Done(answered(None, ctx.begun)),
+            Ok(_) => One::Done(MutationResponse::default()),
+            Err(Fault::Refused(refusal)) => One::Refused(refusal.to_stored()),
             Err(fault) => return Err(fault),
         };
-        results.push(BatchResult { result: Some(result) });
+        outcomes.push(OpOutcome { outcome: Some(outcome) });
     }
     let mut directories = Vec::with_capacity(ctx.grown.len());
     for directory in std::mem::take(&mut ctx.grown) {
@@ -35,7 +35,7 @@ pub(crate) fn batch(ctx: &mut Ctx<'_>, request: &BatchRequest) -> Step<Answer> {
             directories.push(rows::attr(directory, &row));
         }
     }
-    Ok(Answer::Batch(BatchResponse { results, directories }))
+    Ok(Answer::Batch(BatchOutcome { outcomes, directories }))
 }
 
 fn answered(attr: Option<Attr>, begun: Begun) -> MutationResponse {
