@@ -78,8 +78,10 @@ impl Error {
 impl From<PathProblem> for Error {
     fn from(problem: PathProblem) -> Error {
         let kind = match problem {
-            PathProblem::TooLong(_) => ErrorKind::NameTooLong,
-            PathProblem::Invalid(_) => ErrorKind::InvalidArgument,
+            PathProblem::PathTooLong(_) | PathProblem::NameTooLong(_) => ErrorKind::NameTooLong,
+            PathProblem::NotAbsolute(_) | PathProblem::BadName(_) | PathProblem::NameOfRoot => {
+                ErrorKind::InvalidArgument
+            }
         };
         Error::new(kind, problem.to_string())
     }

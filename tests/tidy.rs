@@ -39,6 +39,11 @@ fn the_state_machine_knows_no_clock_chance_network_or_file() {
 }
 
 #[test]
+fn the_state_machine_makes_no_texts_for_people() {
+    assert_tidy(&sources().iter().flat_map(walls::check_words).collect::<Vec<_>>());
+}
+
+#[test]
 fn no_file_holds_more_than_its_reader() {
     assert_tidy(&sources().iter().flat_map(|source| check_length(source, &LONGER)).collect::<Vec<_>>());
 }

@@ -10,6 +10,7 @@ pub mod service;
 pub mod state;
 pub mod store;
 pub mod view;
+pub mod wording;
 
 use std::sync::Arc;
 

@@ -33,7 +33,7 @@ pub fn from_status(status: &Status) -> Error {
     Error::new(kind, format!("{}: {}", status.code(), status.message()))
 }
 
-/// The stored and wire form of an error.
+/// The wire form of an error.
 pub fn to_detail(error: &Error) -> ErrorDetail {
     ErrorDetail { kind: error.kind.into(), message: error.message.clone(), leader: error.leader.clone() }
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use jindofs::client::namespace::{at_entry, at_path};
+use jindofs::error::Error;
 use jindofs::master::state::{self, query};
 use jindofs::master::store::{Store, StoreOptions};
 use jindofs::runtime::memory_bytes;
@@ -63,7 +64,7 @@ fn fill(store: &Store, inodes: u64) -> Outcome<()> {
                 index,
                 Body::Mkdir(MkdirRequest { target: Some(at_path(&path)), mode: 0o755, ..MkdirRequest::default() }),
             )?;
-            directory = query::lookup(&store.view(), &at_path(&path))?.inode;
+            directory = query::lookup(&store.view(), &at_path(&path)).map_err(Error::from)?.inode;
         }
         let create = |number: u64| {
             let target = Some(at_entry(directory, name_of(number)));
@@ -100,7 +101,7 @@ fn stats(dir: &Path, options: &StoreOptions, inodes: u64) -> Outcome<(f64, f64)>
     let stat = |_| {
         let number = rand::random_range(0..inodes);
         let path = format!("{}/{}", directory_of(number), name_of(number));
-        query::lookup(&store.view(), &at_path(path))
+        query::lookup(&store.view(), &at_path(path)).map_err(Error::from)
     };
     // As many before as are measured: a cache is measured warm.
     (0..STATS).try_for_each(|number| stat(number).map(|_| ()))?;

@@ -2,13 +2,13 @@
 
 use jindofs::master::state::plan::Due;
 use jindofs_proto::store::v1::command::Command as Body;
+use jindofs_proto::store::v1::op_outcome::Outcome as Of;
 use jindofs_proto::store::v1::outcome::Outcome as Answer;
-use jindofs_proto::store::v1::{CloseSession, OpenSession, ReserveInodes};
+use jindofs_proto::store::v1::{BatchOutcome, CloseSession, OpOutcome, OpenSession, ReserveInodes};
 use jindofs_proto::v1::batch_op::Op;
-use jindofs_proto::v1::batch_result::Result as Of;
 use jindofs_proto::v1::{
-    BatchOp, BatchRequest, BatchResponse, BeginWriteRequest, CreateRequest, EndWriteRequest, ErrorKind,
-    MutationResponse, StoredContent, UnlinkRequest,
+    BatchOp, BatchRequest, BeginWriteRequest, CreateRequest, EndWriteRequest, ErrorKind, MutationResponse,
+    StoredContent, UnlinkRequest,
 };
 
 use super::intents::{CLIENT, Tree, at, file};
@@ -34,19 +34,19 @@ fn batch(ops: Vec<Op>) -> Body {
     Body::Batch(BatchRequest { op: None, ops })
 }
 
-fn whole(answer: Answer) -> BatchResponse {
+fn whole(answer: Answer) -> BatchOutcome {
     match answer {
-        Answer::Batch(response) => response,
+        Answer::Batch(batch) => batch,
         other => panic!("no batch: {other:?}"),
     }
 }
 
 fn results(answer: Answer) -> Vec<Result<MutationResponse, ErrorKind>> {
-    let outcome = |result: jindofs_proto::v1::BatchResult| match result.result.expect("an outcome") {
-        Of::Ok(done) => Ok(done),
-        Of::Error(detail) => Err(detail.kind()),
+    let outcome = |one: OpOutcome| match one.outcome.expect("an outcome") {
+        Of::Done(done) => Ok(done),
+        Of::Refused(refusal) => Err(refusal.kind()),
     };
-    whole(answer).results.into_iter().map(outcome).collect()
+    whole(answer).outcomes.into_iter().map(outcome).collect()
 }
 
 fn reserve(tree: &mut Tree, count: u32) -> Result<u64, ErrorKind> {
@@ -55,7 +55,7 @@ fn reserve(tree: &mut Tree, count: u32) -> Result<u64, ErrorKind> {
             assert_eq!(range.count, count);
             Ok(range.first)
         }
-        Answer::Error(detail) => Err(detail.kind()),
+        Answer::Refused(refusal) => Err(refusal.kind()),
         other => panic!("not reserved: {other:?}"),
     }
 }
@@ -112,7 +112,7 @@ fn a_reserved_number_is_given_once_also_after_its_file_is_gone() {
     let second = reserve(&mut tree, 10).expect("reserved");
     for (number, expected) in [(first + 4, Ok(())), (first + 3, Err(ErrorKind::InvalidArgument)), (second + 9, Ok(()))]
     {
-        assert!(matches!(tree.change(unlink("/passing")), Answer::Done(_) | Answer::Error(_)));
+        assert!(matches!(tree.change(unlink("/passing")), Answer::Done(_) | Answer::Refused(_)));
         assert_eq!(create_and_unlink(&mut tree, number), expected, "{number}");
     }
 }

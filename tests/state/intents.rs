@@ -2,14 +2,14 @@
 
 use jindofs::master::state::changes::Changes;
 use jindofs::master::state::plan::{self, Due, Work};
-use jindofs::master::state::{self, query};
+use jindofs::master::state::{self, query, refusal};
 use jindofs::master::store::{Store, StoreOptions};
 use jindofs_proto::store::v1::command::Command as Body;
 use jindofs_proto::store::v1::outcome::Outcome as Answer;
 use jindofs_proto::store::v1::{CloseSession, Command, FinishIntent, Leftover, LoadEntries, OpenSession, UfsEntry};
 use jindofs_proto::v1::{
-    AddMountRequest, Attr, BeginWriteRequest, CreateRequest, EndWriteRequest, ErrorDetail, ErrorKind, FileType, Lock,
-    LockType, MkdirRequest, Mount, OpId, RenameRequest, SetLockRequest, StoredContent, Target, UnlinkRequest, target,
+    AddMountRequest, Attr, BeginWriteRequest, CreateRequest, EndWriteRequest, ErrorKind, FileType, Lock, LockType,
+    MkdirRequest, Mount, OpId, RenameRequest, SetLockRequest, StoredContent, Target, UnlinkRequest, target,
 };
 
 pub(super) const CLIENT: [u8; 16] = [7; 16];
@@ -126,7 +126,7 @@ impl Tree {
     }
 
     pub(super) fn lookup(&self, path: &str) -> Result<Attr, ErrorKind> {
-        query::lookup(&self.store.view(), &at(path).expect("a target")).map_err(|error| error.kind)
+        query::lookup(&self.store.view(), &at(path).expect("path")).map_err(|f| jindofs::error::Error::from(f).kind)
     }
 
     fn names(&self) -> Vec<String> {
@@ -173,7 +173,7 @@ pub(super) fn pending(answer: &Answer) -> u64 {
 
 fn refused(answer: &Answer) -> ErrorKind {
     match answer {
-        Answer::Error(detail) => detail.kind(),
+        Answer::Refused(refusal) => refusal.kind(),
         other => panic!("not refused: {other:?}"),
     }
 }
@@ -215,7 +215,7 @@ fn what_the_under_storage_refuses_changes_nothing_and_holds_nothing() {
     tree.list(tree.index, &[file("f", "1")]);
     for body in [mkdir("/m/d"), unlink("/m/f")] {
         let id = pending(&tree.change(body.clone()));
-        let refusal = ErrorDetail { kind: ErrorKind::PermissionDenied.into(), ..ErrorDetail::default() };
+        let refusal = refusal::said(ErrorKind::PermissionDenied, "no right to do that");
         let finish = FinishIntent { id, refused: Some(refusal), ..FinishIntent::default() };
         assert_eq!(refused(&tree.internal(Body::FinishIntent(finish))), ErrorKind::PermissionDenied);
         assert_eq!(refused(&tree.again(body)), ErrorKind::PermissionDenied);
@@ -233,7 +233,7 @@ fn a_name_that_was_removed_and_then_refused_is_not_brought_back_by_a_listing_tha
     let id = pending(&tree.change(unlink("/m/f")));
     tree.finish(id, None);
     let id = pending(&tree.change(mkdir("/m/f")));
-    let refusal = ErrorDetail { kind: ErrorKind::NoSpace.into(), ..ErrorDetail::default() };
+    let refusal = refusal::said(ErrorKind::NoSpace, "the disk is full");
     tree.internal(Body::FinishIntent(FinishIntent { id, refused: Some(refusal), ..FinishIntent::default() }));
     tree.list(before, &[file("f", "1")]);
     assert!(tree.names().is_empty());

@@ -100,7 +100,7 @@ impl State {
 
 fn refusal(answer: Answer) -> ErrorKind {
     match answer {
-        Answer::Error(error) => error.kind(),
+        Answer::Refused(refusal) => refusal.kind(),
         other => panic!("not refused: {other:?}"),
     }
 }

@@ -43,7 +43,7 @@ impl Group {
         let outcome = state::apply(&mut txn, self.index, &command).expect("applied");
         self.store.commit(txn).expect("committed");
         match outcome.outcome.expect("an outcome") {
-            Answer::Error(error) => Err(error.kind()),
+            Answer::Refused(refusal) => Err(refusal.kind()),
             answer => Ok(answer),
         }
     }

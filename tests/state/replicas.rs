@@ -85,7 +85,7 @@ fn write_log(steps: &[Step]) -> (Log, Model) {
 
 fn verdict(outcome: &Outcome) -> Result<(), ErrorKind> {
     match &outcome.outcome {
-        Some(Answer::Error(error)) => Err(error.kind()),
+        Some(Answer::Refused(refusal)) => Err(refusal.kind()),
         _ => Ok(()),
     }
 }

@@ -27,7 +27,7 @@ impl Registry {
         let outcome = state::apply(&mut txn, self.index, &command).expect("applied");
         self.store.commit(txn).expect("committed");
         match outcome.outcome {
-            Some(Answer::Error(error)) => Err(error.kind()),
+            Some(Answer::Refused(refusal)) => Err(refusal.kind()),
             _ => Ok(()),
         }
     }

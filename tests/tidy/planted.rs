@@ -1,7 +1,7 @@
 //! Every rule finds what it is there to find.
 
 use super::source::Source;
-use super::walls::{check_crates, check_imports, check_state};
+use super::walls::{check_crates, check_imports, check_state, check_words};
 use super::{check_leftovers, check_length, check_prints, check_sleep, manifest};
 
 fn complaints(check: impl Fn(&Source) -> Vec<String>, path: &str, text: &str) -> usize {
@@ -21,6 +21,7 @@ fn an_import_from_above_or_beside_is_found_however_it_is_written() {
         ("src/fuse/fs.rs", "use crate::cli::table;"),
         ("src/cli/mod.rs", "use crate::dev;"),
         ("src/master/state/apply.rs", "use crate::master::store::Db;"),
+        ("src/master/state/apply.rs", "use crate::master::wording;"),
         ("src/master/store/db.rs", "use super::super::raft::Log;"),
         ("src/master/raft/mod.rs", "use crate::master::{duties, state};"),
     ] {
@@ -65,6 +66,29 @@ fn a_crate_named_outside_its_room_is_found() {
     ] {
         assert_eq!(complaints(check_crates, path, text), 0, "{path}: {text}");
     }
+}
+
+#[test]
+fn a_text_for_people_in_the_state_machine_is_found_except_where_the_node_stops() {
+    let state = "src/master/state/apply.rs";
+    for text in [
+        "use crate::error::{Error, ErrorKind};",
+        "fn f() -> Error { }",
+        "refuse(Refusal::NoSuchWorker { worker: format!(\"worker {id}\").into() })",
+        "let why = format!(\"no\");",
+    ] {
+        assert_eq!(complaints(check_words, state, text), 1, "{text}");
+    }
+    for text in [
+        "use crate::error::ErrorKind;",
+        "Err(StoreError(format!(\"row {key}\")))",
+        "Err(StoreError(\n    format!(\"row {key}\"),\n))",
+        "#[derive(thiserror::Error)]\nstruct S; // Error, format!",
+        "#[cfg(test)]\nmod tests {\n    fn f() { format!(\"x\"); }\n}",
+    ] {
+        assert_eq!(complaints(check_words, state, text), 0, "{text}");
+    }
+    assert_eq!(complaints(check_words, "src/master/duties/jobs.rs", "format!(\"x\")"), 0);
 }
 
 #[test]

@@ -20,9 +20,10 @@ const LAYERS: [(&[&str], bool); 7] = [
 ];
 
 /// Inside the master: (room, rooms beside it that it must not see).
-const MASTER: [(&str, &[&str]); 6] = [
-    ("state", &["raft", "store", "service", "view", "duties", "http"]),
-    ("store", &["raft", "service", "view", "duties", "http"]),
+const MASTER: [(&str, &[&str]); 7] = [
+    ("state", &["raft", "store", "service", "view", "duties", "http", "wording"]),
+    ("store", &["raft", "service", "view", "duties", "http", "wording"]),
+    ("wording", &["raft", "service", "view", "duties", "http"]),
     ("view", &["raft", "store", "service", "duties", "http"]),
     ("invalidations", &["raft", "store", "service", "view", "duties", "http"]),
     ("raft", &["service", "duties", "http"]),
@@ -89,6 +90,23 @@ pub fn check_crates(source: &Source) -> Vec<String> {
         complaints.extend(source.complain("jindofs_proto", "has no place here: convert at the wire"));
     }
     complaints
+}
+
+/// Words for people are no part of the state: it has neither the error that holds a text, nor texts of its own but those with
+/// which a node stops.
+pub fn check_words(source: &Source) -> Vec<String> {
+    if master_room(&source.path) != Some("state") {
+        return Vec::new();
+    }
+    let code = source.product();
+    let ends_node = |at: &usize| code[..*at].trim_end().ends_with("StoreError(");
+    let texts = find_word(code, "format!").into_iter().filter(|at| !ends_node(at));
+    find_word(code, "Error")
+        .into_iter()
+        .chain(texts)
+        .filter(|at| !code[..*at].ends_with("thiserror::"))
+        .map(|at| format!("{}: a text in the deterministic core: give the refusal a reason", source.place(at)))
+        .collect()
 }
 
 /// The state machine is a function of state and command.

@@ -52,7 +52,7 @@ pub(super) async fn run(parts: Parts, stop: Shutdown) {
 /// Ids of the workers this master should be draining.
 fn due(parts: &Parts) -> Vec<String> {
     let Some(store) = parts.handle.store().filter(|_| parts.handle.is_leader()) else { return Vec::new() };
-    match query::workers(&store.view()) {
+    match query::workers(&store.view()).map_err(Error::from) {
         Ok(rows) => rows.into_iter().filter(|row| row.draining).map(|row| row.id).collect(),
         Err(error) => {
             tracing::error!(%error, "workers cannot be read");

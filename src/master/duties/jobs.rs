@@ -55,7 +55,7 @@ pub(super) async fn run(parts: Parts, stop: Shutdown) {
 /// Jobs this master should be running.
 fn due(parts: &Parts) -> Vec<JobInfo> {
     let Some(store) = parts.handle.store().filter(|_| parts.handle.is_leader()) else { return Vec::new() };
-    match query::jobs(&store.view()) {
+    match query::jobs(&store.view()).map_err(Error::from) {
         Ok(jobs) => jobs.into_iter().filter(|job| job.state() == JobState::Running).collect(),
         Err(error) => {
             tracing::error!(%error, "jobs cannot be read");

@@ -16,6 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::master::raft::grows;
 use crate::master::state::plan::Scope;
 use crate::master::state::query;
+use crate::master::wording::batch_response;
 use crate::rpc::status::to_detail;
 
 impl Intents {
@@ -45,7 +46,7 @@ impl Intents {
             request.ops[*at].op = None;
         }
         let mut response = match self.propose(op, Kind::Batch(request)).await? {
-            Answer::Batch(response) => response,
+            Answer::Batch(batch) => batch_response(batch),
             other => return Err(Error::internal(format!("a batch was answered with {other:?}"))),
         };
         drop(held);

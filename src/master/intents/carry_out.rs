@@ -1,11 +1,12 @@
 //! One intent in the under-storage. Every step may be repeated: found done, it is done.
 
 use jindofs_proto::store::v1::{FinishIntent, Leftover};
-use jindofs_proto::v1::{ErrorDetail, Mount};
+use jindofs_proto::v1::Mount;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::master::metadata::convert;
 use crate::master::state::plan::{Plan, Work};
+use crate::master::state::refusal::said;
 use crate::ufs::{AttrChange, Entry, Expected, NewAttr, Ufs};
 
 /// Does what a plan says. A definite refusal is part of the result.
@@ -18,13 +19,9 @@ pub(super) async fn carry_out(storage: &dyn Ufs, id: u64, plan: &Plan) -> Result
         Err(error) if error.is_retryable() => Err(error),
         Err(error) => {
             tracing::info!(intent = id, %error, "a change is refused by the under-storage");
-            Ok(FinishIntent { refused: Some(detail(error)), ..blank })
+            Ok(FinishIntent { refused: Some(said(error.kind, &error.message)), ..blank })
         }
     }
-}
-
-fn detail(error: Error) -> ErrorDetail {
-    ErrorDetail { kind: error.kind.into(), message: error.message, leader: None }
 }
 
 #[derive(Default)]

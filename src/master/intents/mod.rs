@@ -25,7 +25,7 @@ use crate::master::raft::Handle;
 use crate::master::state::plan::{self, Due, Leaves, Scope};
 use crate::master::state::query;
 use crate::master::store::Store;
-use crate::rpc::status::from_detail;
+use crate::master::wording::{answer_of, to_error};
 use crate::runtime::failpoint_io;
 use crate::types::ROOT_INODE;
 use crate::ufs;
@@ -179,7 +179,7 @@ impl Intents {
             }
         }
         // What only this leader thinks to be so is found out when the command is applied.
-        plan::scope(&self.leaders_store()?.view(), kind)
+        Ok(plan::scope(&self.leaders_store()?.view(), kind)?)
     }
 
     fn may_begin(&self, scope: &Scope, op: Option<&OpId>) -> Result<()> {
@@ -206,11 +206,7 @@ impl Intents {
     async fn propose(&self, op: Option<OpId>, kind: Kind) -> Result<Answer> {
         let outcome = self.0.handle.propose(Command { op, command: Some(kind), time_ns: 0 }).await?;
         failpoint_io("intent.step")?;
-        match outcome.outcome {
-            Some(Answer::Error(detail)) => Err(from_detail(&detail)),
-            Some(answer) => Ok(answer),
-            None => Err(Error::internal("a command was answered with nothing")),
-        }
+        answer_of(outcome)
     }
 
     /// Carries an intent out, whoever asks for it how often; it goes on if they give up. `begun` is the state in which a
@@ -264,7 +260,7 @@ impl Intents {
             }
         }
         match answer {
-            Some(Answer::Error(detail)) => Err(from_detail(&detail)),
+            Some(Answer::Refused(refusal)) => Err(to_error(&refusal)),
             Some(answer) => Ok(answer),
             // Ended by somebody else, or unheard: the client finds its answer when it asks again.
             None => Err(Error::new(ErrorKind::OutcomeUnknown, format!("intent {id} has ended meanwhile"))),
@@ -296,7 +292,7 @@ impl Intents {
         let more = finish.leftover.is_some();
         let said = self.0.metadata.record_end(finish).await?;
         drop(leaving);
-        let more = more && said.as_ref().is_some_and(|said| !matches!(said, Answer::Error(_)));
+        let more = more && said.as_ref().is_some_and(|said| !matches!(said, Answer::Refused(_)));
         Ok(Step { said, more })
     }
 

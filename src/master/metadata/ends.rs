@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use jindofs_proto::store::v1::command::Command as Kind;
 use jindofs_proto::store::v1::outcome::Outcome as Answer;
-use jindofs_proto::store::v1::{Command, FinishIntent};
+use jindofs_proto::store::v1::{self as stored, Command, FinishIntent};
 use jindofs_proto::v1::Attr;
 
 use super::Metadata;
 use super::load::convert;
 use crate::error::{Error, ErrorKind, Result};
-use crate::master::state::query;
-use crate::rpc::status::from_detail;
+use crate::master::state::{Fault, Refusal, query};
+use crate::master::wording::to_error;
 use crate::ufs;
 
 /// How long to wait for a writer: many times what it takes.
@@ -96,7 +96,7 @@ impl Metadata {
     async fn look_at(&self, (intent, inode): Behind) -> Result<()> {
         let store = self.handle.read().await?;
         let (mount, path) = match query::ufs_path(&store.view(), inode) {
-            Err(error) if error.kind == ErrorKind::NotFound => return Ok(()),
+            Err(Fault::Refused(refusal)) if refusal.kind() == ErrorKind::NotFound => return Ok(()),
             place => place?,
         };
         let storage = self.storage.open(&mount.ufs_uri, &mount.options)?;
@@ -108,7 +108,7 @@ impl Metadata {
         tracing::info!(intent, inode, "a file is there whose writer has not said so");
         let finish = FinishIntent { id: intent, entry: Some(convert(found)), ..FinishIntent::default() };
         match self.record_end(finish).await? {
-            Some(Answer::Error(detail)) => Err(from_detail(&detail)),
+            Some(Answer::Refused(refusal)) => Err(to_error(&refusal)),
             // `None` when its writer has just said so.
             _ => Ok(()),
         }
@@ -120,9 +120,27 @@ impl Metadata {
     pub(crate) async fn record_end(&self, finish: FinishIntent) -> Result<Option<Answer>> {
         let command = Command { command: Some(Kind::FinishIntent(finish)), ..Command::default() };
         match self.handle.propose(command).await?.outcome {
-            Some(Answer::Error(detail)) if detail.kind() == ErrorKind::FailedPrecondition => Ok(None),
+            Some(Answer::Refused(refusal)) if has_ended(&refusal) => Ok(None),
             Some(said) => Ok(Some(said)),
             None => Err(Error::internal("a command was answered with nothing")),
         }
+    }
+}
+
+/// True for the refusal of an end that was recorded before. An under-storage may refuse a change with the same kind.
+fn has_ended(refusal: &stored::Refusal) -> bool {
+    matches!(Refusal::from_stored(refusal), Some(Refusal::IntentEnded { .. }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::master::state::refusal::said;
+
+    #[test]
+    fn a_change_that_its_under_storage_refuses_is_not_taken_for_one_that_has_ended_before() {
+        let ended = Refusal::IntentEnded { intent: 7 };
+        assert!(has_ended(&ended.to_stored()));
+        assert!(!has_ended(&said(ended.kind(), "the bucket has a retention policy")));
     }
 }

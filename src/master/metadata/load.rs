@@ -19,7 +19,7 @@ use prost::Message;
 use crate::error::{Error, ErrorKind, Result};
 use crate::master::raft::Handle;
 use crate::master::state::query::LoadNeed;
-use crate::rpc::status::from_detail;
+use crate::master::wording::to_error;
 use crate::types::LIST_PAGE_MAX;
 use crate::ufs;
 
@@ -223,7 +223,7 @@ impl Loads {
             let command = Command { command: Some(Kind::LoadEntries(entries.clone())), ..Command::default() };
             match self.handle.propose(command).await?.outcome {
                 Some(Answer::Loaded(loaded)) if loaded.more => {}
-                Some(Answer::Error(detail)) => return Err(from_detail(&detail)),
+                Some(Answer::Refused(refusal)) => return Err(to_error(&refusal)),
                 _ => return Ok(()),
             }
         }

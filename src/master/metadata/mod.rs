@@ -62,7 +62,7 @@ impl Metadata {
             let store = self.handle.read().await?;
             let step = query::lookup_or_load(&store.view(), target)?;
             let need = match step {
-                LookupStep::Absent(error) => return Err(error),
+                LookupStep::Absent(refusal) => return Err(refusal.into()),
                 LookupStep::NeedsLoad(need) if loaded.as_ref() == Some(&need) || self.loads.is_fresh(&need) => {
                     let name = need.name.as_deref().unwrap_or_default().escape_ascii().to_string();
                     return Err(Error::new(ErrorKind::NotFound, format!("{name:?} does not exist")));
@@ -180,7 +180,7 @@ impl Metadata {
             let store = self.handle.read().await?;
             let need = match query::list_or_load(&store.view(), target, after, limit)? {
                 ListStep::Page { directory, entries, end } => return Ok(Page { directory, entries, end }),
-                ListStep::Absent(error) => return Err(error),
+                ListStep::Absent(refusal) => return Err(refusal.into()),
                 ListStep::NeedsLoad(need) if loaded.as_ref() == Some(&need) => {
                     return Err(Error::unavailable("the directory changes faster than it can be read: try again"));
                 }

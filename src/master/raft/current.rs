@@ -12,7 +12,7 @@ use super::types::LogId;
 
 const FILE: &str = "CURRENT";
 /// Format 1 was the number alone.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 
 /// The content of the file: one line of JSON and its checksum.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

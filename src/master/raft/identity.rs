@@ -20,7 +20,7 @@ use super::record_file;
 
 const FILE: &str = "IDENTITY";
 /// Format 1 did not say whether the log had been opened.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 
 /// Where the disk is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -313,7 +313,7 @@ mod tests {
         let content = format!("{line}\n{:08x}\n", crc32c::crc32c(line.as_bytes()));
         fs::write(temp.path().join(FILE), content).expect("write");
         match dir.load().expect("read") {
-            Part::Damaged(why) => assert!(why.contains("format is 1") && why.contains("reads 3"), "{why}"),
+            Part::Damaged(why) => assert!(why.contains("format is 1") && why.contains("reads 4"), "{why}"),
             other => panic!("{other:?}"),
         }
     }

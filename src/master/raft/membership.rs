@@ -15,6 +15,7 @@ use crate::config::MasterConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::master::state::lineage::{occupants, predecessors, successor};
 use crate::master::state::query;
+use crate::master::wording::answer_of;
 
 use super::node::Running;
 use super::types::Node;
@@ -76,7 +77,7 @@ pub(super) fn shape(running: &Running) -> Shape {
 }
 
 pub(super) fn members(running: &Running) -> Result<Vec<Member>> {
-    query::members(&running.machine.store().view())
+    Ok(query::members(&running.machine.store().view())?)
 }
 
 /// Answers a request to join. On a follower: whom to ask instead.
@@ -210,12 +211,7 @@ async fn propose_admission(running: &Running, request: &AdmitRequest, replaces: 
 }
 
 pub(crate) async fn propose(running: &Running, kind: Kind) -> Result<Answer> {
-    let outcome = running.propose(Command { command: Some(kind), ..Command::default() }).await?;
-    match outcome.outcome {
-        Some(Answer::Error(detail)) => Err(crate::rpc::status::from_detail(&detail)),
-        Some(answer) => Ok(answer),
-        None => Err(Error::internal("a command was answered with nothing")),
-    }
+    answer_of(running.propose(Command { command: Some(kind), ..Command::default() }).await?)
 }
 
 pub(super) fn change<T>(result: Result<T, impl std::fmt::Display>) -> Result<()> {

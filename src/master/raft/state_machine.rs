@@ -14,6 +14,7 @@ use openraft::{OptionalSend, RaftSnapshotBuilder};
 use prost::Message;
 use tokio::sync::watch;
 
+use crate::error::Error;
 use crate::master::invalidations::Invalidations;
 use crate::master::state::{StoreError, query};
 use crate::master::store::{Store, StoreOptions, TableDigest};
@@ -298,7 +299,7 @@ impl StateMachine {
 
     pub(super) fn learn_members(&self) -> io::Result<()> {
         let store = self.store();
-        let members = query::members(&store.view()).map_err(|error| io::Error::other(error.message))?;
+        let members = query::members(&store.view()).map_err(|fault| io::Error::other(Error::from(fault).message))?;
         self.0.peers.learn(&members);
         Ok(())
     }

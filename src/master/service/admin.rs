@@ -93,7 +93,7 @@ impl Admin for AdminService {
     async fn status(&self, _request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         let mut status = self.0.handle.status();
         if let Some(store) = self.0.handle.store() {
-            let recorded = query::workers(&store.view()).map_err(|error| to_status(&error))?;
+            let recorded = query::workers(&store.view()).map_err(|fault| to_status(&fault.into()))?;
             status.workers = self.0.workers.list(&recorded);
         }
         Ok(Response::new(status))

@@ -13,6 +13,7 @@ use tonic::{Request, Response, Status};
 use super::{Parts, answer, check_op, propose};
 use crate::error::{Error, ErrorKind, Result};
 use crate::master::state::query;
+use crate::master::wording::shown_job;
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -37,7 +38,7 @@ impl JobService {
     /// Progress of what runs is known to the leader only.
     fn with_progress(&self, job: JobInfo) -> Result<JobInfo> {
         if job.state() != JobState::Running {
-            return Ok(job);
+            return Ok(shown_job(job));
         }
         if !self.0.handle.is_leader() {
             return Err(self.0.handle.not_leader());
@@ -57,7 +58,7 @@ impl JobService {
         let finish = FinishJob {
             id: request.id,
             state: JobState::Cancelled.into(),
-            message: "cancelled".to_owned(),
+            message: String::new(),
             files_done: reached.files_done,
             bytes_done: reached.bytes_done,
             files_failed: reached.files_failed,
@@ -68,7 +69,7 @@ impl JobService {
 
 fn job_of(outcome: Answer) -> Result<JobResponse> {
     match outcome {
-        Answer::Job(job) => Ok(JobResponse { job: Some(job) }),
+        Answer::Job(job) => Ok(JobResponse { job: Some(shown_job(job)) }),
         other => Err(Error::internal(format!("a job was answered with {other:?}"))),
     }
 }

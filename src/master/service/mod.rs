@@ -25,8 +25,9 @@ use crate::master::intents::Intents;
 use crate::master::metadata::Metadata;
 use crate::master::raft::Handle;
 use crate::master::view::{Drains, Progress, Sessions, Sizes, Workers};
+use crate::master::wording::answer_of;
 use crate::rpc::server;
-use crate::rpc::status::{from_detail, to_status};
+use crate::rpc::status::to_status;
 use crate::runtime::{Fail, Shutdown, failpoint};
 use crate::types::MESSAGE_BYTES_MAX;
 use crate::ufs;
@@ -85,14 +86,9 @@ fn delivered<T>(answer: Result<T>) -> Result<T> {
     }
 }
 
-/// Proposes a command; an error that applying it returned is an error here.
+/// Proposes a command; that it was refused is an error here.
 async fn propose(handle: &Handle, op: Option<OpId>, kind: Kind) -> Result<Answer> {
-    let outcome = handle.propose(Command { op, command: Some(kind), time_ns: 0 }).await?;
-    match outcome.outcome {
-        Some(Answer::Error(detail)) => Err(from_detail(&detail)),
-        Some(answer) => Ok(answer),
-        None => Err(Error::internal("a command was answered with nothing")),
-    }
+    answer_of(handle.propose(Command { op, command: Some(kind), time_ns: 0 }).await?)
 }
 
 /// Every mutation of a client is numbered.

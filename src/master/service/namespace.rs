@@ -93,7 +93,7 @@ impl NamespaceService {
 
     async fn holder(&self, inode: u64, client_id: &[u8], lock: Option<&Lock>) -> Result<Option<Lock>> {
         let store = self.0.handle.read().await?;
-        query::lock_holder(&store.view(), inode, client_id, lock)
+        Ok(query::lock_holder(&store.view(), inode, client_id, lock)?)
     }
 
     async fn lookup(&self, request: LookupRequest) -> Result<LookupResponse> {

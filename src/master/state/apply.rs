@@ -1,16 +1,16 @@
 //! The one writer: dispatch of commands, exactly once.
 //!
-//! Outcomes are stored, so the texts of refusals are part of the replicated state: change one only together with the
-//! format, or replicas of two releases differ.
+//! Outcomes are stored, with refusals as data: no text is made here, so that releases which word them differently hold the
+//! same state.
 
 use jindofs_proto::store::v1::command::Command as Body;
 use jindofs_proto::store::v1::outcome::Outcome as Answer;
 use jindofs_proto::store::v1::{Command, Done, Outcome};
 
 use super::context::Ctx;
-use super::fault::{Fault, Step, detail};
+use super::fault::{Fault, Step};
 use super::session::{self, Gate};
-use super::{StoreError, Txn, content, intent, job, load, lock, member, mount, namespace, purge, worker};
+use super::{Refusal, StoreError, Txn, content, intent, job, load, lock, member, mount, namespace, purge, worker};
 
 /// Applies the command of log entry `index`.
 ///
@@ -30,7 +30,7 @@ pub fn apply(txn: &mut dyn Txn, index: u64, command: &Command) -> Result<Outcome
         Some(op) => match session::admit(txn, op) {
             Ok(Gate::Run(ticket)) => Some(ticket),
             Ok(Gate::Answer(outcome)) => return Ok(outcome),
-            Err(Fault::Refused(error)) => return Ok(answer(Answer::Error(detail(error)))),
+            Err(Fault::Refused(refusal)) => return Ok(answer(refused(&refusal))),
             Err(Fault::Store(error)) => return Err(error),
         },
     };
@@ -39,7 +39,7 @@ pub fn apply(txn: &mut dyn Txn, index: u64, command: &Command) -> Result<Outcome
     ctx.reserved = ticket.as_ref().map(|ticket| ticket.reserved().to_vec()).unwrap_or_default();
     let outcome = match run(&mut ctx, body) {
         Ok(body) => answer(body),
-        Err(Fault::Refused(error)) => answer(Answer::Error(detail(error))),
+        Err(Fault::Refused(refusal)) => answer(refused(&refusal)),
         Err(Fault::Store(error)) => return Err(error),
     };
     let reserved = std::mem::take(&mut ctx.reserved);
@@ -52,6 +52,11 @@ pub fn apply(txn: &mut dyn Txn, index: u64, command: &Command) -> Result<Outcome
 
 fn answer(body: Answer) -> Outcome {
     Outcome { outcome: Some(body) }
+}
+
+/// The answer of a command that the rules refuse.
+pub(super) fn refused(refusal: &Refusal) -> Answer {
+    Answer::Refused(refusal.to_stored())
 }
 
 /// The answer of a command that has nothing to say.

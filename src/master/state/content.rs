@@ -13,8 +13,7 @@ use super::apply::done;
 use super::context::{Begun, Ctx};
 use super::fault::{Step, refuse};
 use super::resolve::{self, Place};
-use super::{StoreError, View, intent, lock, namespace, rows, session};
-use crate::error::ErrorKind;
+use super::{Refusal, StoreError, View, intent, lock, namespace, rows, session};
 
 /// Most clients that are remembered to have made a file that another one has made and nobody stored.
 const MAKERS_MAX: usize = 256;
@@ -92,15 +91,12 @@ pub(super) fn begin_write(ctx: &mut Ctx<'_>, request: &BeginWriteRequest) -> Ste
     let inode = request.inode;
     let Some(row) = rows::inode(ctx.view(), inode)? else { return resolve::no_inode(inode) };
     if row.mount_id == 0 || row.r#type() != FileType::File {
-        return refuse(
-            ErrorKind::InvalidArgument,
-            format!("inode {inode} is no file below a mount: it has no content"),
-        );
+        return refuse(Refusal::NoContent { inode });
     }
     resolve::writable(ctx.view(), row.mount_id)?;
     namespace::still_there(ctx, inode, &row)?;
     if row.version_token != request.base_token {
-        return refuse(ErrorKind::Stale, format!("inode {inode} was stored by somebody else since it was opened"));
+        return refuse(Refusal::StoredByAnother { inode });
     }
     let (id, makers) = if row.intent == 0 {
         (ctx.new_intent(), Vec::new())
@@ -136,22 +132,14 @@ pub(super) fn end_write(ctx: &mut Ctx<'_>, request: &EndWriteRequest) -> Step<An
     let found = intent::get(ctx.view(), request.intent)?;
     let (write, owner, makers) = match found {
         Some(IntentRow { op: Some(owner), intent: Some(Intent::Write(write)), makers, .. }) => (write, owner, makers),
-        _ => {
-            return refuse(
-                ErrorKind::Stale,
-                format!("intent {} has ended: what was stored is judged by what is there", request.intent),
-            );
-        }
+        _ => return refuse(Refusal::WriteEnded { intent: request.intent }),
     };
     if owner.client_id != op.client_id {
-        return refuse(ErrorKind::PermissionDenied, format!("intent {} is of another client", request.intent));
+        return refuse(Refusal::WriteOfAnother { intent: request.intent });
     }
     let Some(stored) = &request.stored else {
         if ctx.batched {
-            return refuse(
-                ErrorKind::Unsupported,
-                "a write that nobody knows the end of is ended alone, not in a batch",
-            );
+            return refuse(Refusal::UnknownEndInBatch);
         }
         let write = Write { given_up: true, abandoned: request.abandoned, ..write };
         let row = IntentRow { op: Some(op), intent: Some(Intent::Write(write)), makers, ..IntentRow::default() };
@@ -159,10 +147,7 @@ pub(super) fn end_write(ctx: &mut Ctx<'_>, request: &EndWriteRequest) -> Step<An
         return Ok(intent::pending(request.intent));
     };
     if stored.version_token.is_empty() || stored.size > SIZE_MAX {
-        return refuse(
-            ErrorKind::InvalidArgument,
-            "stored content has a version token, and a size that a file can have",
-        );
+        return refuse(Refusal::BadStoredContent);
     }
     let entry = UfsEntry {
         version_token: stored.version_token.clone(),

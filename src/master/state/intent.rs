@@ -13,12 +13,11 @@ use jindofs_proto::store::v1::{
 };
 use jindofs_proto::v1::OpId;
 
-use super::apply::{done, run};
+use super::apply::{done, refused, run};
 use super::context::Ctx;
-use super::fault::{Fault, Step, detail, refuse};
+use super::fault::{Fault, Step, refuse};
 use super::resolve::Place;
-use super::{StoreError, Table, View, keys, namespace, rows, session};
-use crate::error::ErrorKind;
+use super::{Refusal, StoreError, Table, View, keys, namespace, refusal, rows, session};
 
 /// `born_index` of a name that is held: younger than every listing.
 pub(super) const HELD: u64 = u64::MAX;
@@ -75,7 +74,7 @@ pub(super) fn begin(ctx: &mut Ctx<'_>, body: Body, holds: &[Hold<'_>]) -> Step<A
 /// *Errors*: as [`begin`].
 pub(super) fn check(ctx: &Ctx<'_>, holds: &[Hold<'_>]) -> Step {
     if ctx.batched {
-        return refuse(ErrorKind::Unsupported, "a batch changes nothing below a mount: send its operations one by one");
+        return refuse(Refusal::ChangeInBatch);
     }
     for hold in holds {
         if let Hold::Inode(_, row) = hold {
@@ -90,7 +89,7 @@ pub(super) fn is_free(row: &InodeRow) -> Step {
     if row.intent == 0 {
         return Ok(());
     }
-    refuse(ErrorKind::Busy, "it is being changed in the under-storage, or not stored there yet: try again")
+    refuse(Refusal::UnderChange)
 }
 
 fn hold_name(ctx: &mut Ctx<'_>, key: &[u8]) {
@@ -119,7 +118,7 @@ pub(super) fn get(view: &dyn View, id: u64) -> Result<Option<IntentRow>, StoreEr
 /// *Errors*: `FailedPrecondition` when it has ended before.
 pub(super) fn finish(ctx: &mut Ctx<'_>, request: &FinishIntent) -> Step<Answer> {
     let Some(row) = get(ctx.view(), request.id)? else {
-        return refuse(ErrorKind::FailedPrecondition, format!("intent {} has ended", request.id));
+        return refuse(Refusal::IntentEnded { intent: request.id });
     };
     let answer = match &row.intent {
         Some(Intent::Change(change)) => finish_change(ctx, request, &row, change)?,
@@ -144,7 +143,7 @@ fn finish_change(ctx: &mut Ctx<'_>, request: &FinishIntent, row: &IntentRow, cha
     delete(ctx, request.id);
     release(ctx, request.id, row)?;
     if let Some(refused) = &request.refused {
-        return Ok(Answer::Error(refused.clone()));
+        return Ok(Answer::Refused(refusal::adopted(refused)));
     }
     let Some(body) = &change.command else {
         return Err(StoreError(format!("intent {} changes nothing this release knows", request.id)).into());
@@ -155,7 +154,7 @@ fn finish_change(ctx: &mut Ctx<'_>, request: &FinishIntent, row: &IntentRow, cha
     let answer = match ran {
         Ok(answer) => answer,
         // It was checked when it began, and held since: only the mount itself can have gone.
-        Err(Fault::Refused(error)) => return Ok(Answer::Error(detail(error))),
+        Err(Fault::Refused(refusal)) => return Ok(refused(&refusal)),
         Err(fault) => return Err(fault),
     };
     if let Some(leftover) = &request.leftover {
@@ -214,8 +213,6 @@ pub(super) fn adopt(ctx: &Ctx<'_>, row: &mut InodeRow) {
 pub(super) fn op_of<'c>(ctx: &'c Ctx<'_>) -> Step<&'c OpId> {
     match &ctx.op {
         Some(op) => Ok(op),
-        None => {
-            refuse(ErrorKind::InvalidArgument, "the request has no op: content is stored by a client with a session")
-        }
+        None => refuse(Refusal::NoOp),
     }
 }

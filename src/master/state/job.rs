@@ -6,13 +6,13 @@ use jindofs_proto::v1::{JobInfo, JobState};
 
 use super::context::Ctx;
 use super::fault::{Step, refuse};
-use super::{StoreError, Table, View, keys, rows};
-use crate::error::ErrorKind;
+use super::{Refusal, StoreError, Table, View, keys, rows};
 use crate::types::NsPath;
 
 /// Most jobs on record; the oldest finished one makes room.
 pub(super) const JOBS_MAX: usize = 1000;
-/// Longest message of a job, bytes; the rest is cut.
+/// Longest message of a job, bytes; the rest is cut. It comes with the log entry and is the same on all replicas: what
+/// workers and under-storages said, in the words of the leader that ran the job.
 const MESSAGE_MAX: usize = 4096;
 
 /// Records a new job.
@@ -42,17 +42,17 @@ fn make_room(ctx: &mut Ctx<'_>) -> Step {
             ctx.txn.delete(Table::Job, &keys::id(old.id));
             Ok(())
         }
-        None => refuse(ErrorKind::ResourceExhausted, format!("{JOBS_MAX} jobs are running: cancel one or wait")),
+        None => refuse(Refusal::TooManyJobs { most: JOBS_MAX as u64 }),
     }
 }
 
 /// Records how a job ended. A job that has ended stays as it is.
 pub(super) fn finish(ctx: &mut Ctx<'_>, request: &FinishJob) -> Step<Answer> {
     if !matches!(request.state(), JobState::Done | JobState::Failed | JobState::Cancelled) {
-        return refuse(ErrorKind::InvalidArgument, "a job ends done, failed or cancelled");
+        return refuse(Refusal::BadJobEnd);
     }
     let Some(row) = get(ctx.view(), request.id)? else {
-        return refuse(ErrorKind::NotFound, format!("job {} does not exist", request.id));
+        return refuse(Refusal::NoSuchJob { job: request.id });
     };
     if row.state() != JobState::Running {
         return Ok(Answer::Job(row));
@@ -64,7 +64,7 @@ pub(super) fn finish(ctx: &mut Ctx<'_>, request: &FinishJob) -> Step<Answer> {
         bytes_total: request.bytes_done,
         bytes_done: request.bytes_done,
         files_failed: request.files_failed,
-        message: request.message.chars().take(MESSAGE_MAX).collect(),
+        message: request.message[..request.message.floor_char_boundary(MESSAGE_MAX)].to_owned(),
         ..row
     };
     put(ctx, &job);

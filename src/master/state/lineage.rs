@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jindofs_proto::store::v1::{Member, RemoveMembers};
 
-use crate::error::{Error, ErrorKind};
+use super::Refusal;
+use super::fault::{Step, refuse};
 
 /// The live member that stands in for member `id`, if there is one: admitted in its place, or in that of one that was. The
 /// replacements in between may be retired.
@@ -48,16 +49,15 @@ pub struct Removal {
 /// which would otherwise join in their place. It never takes a member that one of them was to replace: that one may vote.
 ///
 /// *Errors*: `NotFound` for an id that was never given, and for an address at which no master is known or expected.
-pub fn plan_removal(members: &[Member], expected: &[String], request: &RemoveMembers) -> Result<Removal, Error> {
+pub fn plan_removal(members: &[Member], expected: &[String], request: &RemoveMembers) -> Step<Removal> {
     for id in &request.member_ids {
         if !members.iter().any(|member| member.id == *id) {
-            return Err(Error::new(ErrorKind::NotFound, format!("member {id} does not exist")));
+            return refuse(Refusal::NoSuchMember { member: *id });
         }
     }
     for address in &request.raft_addresses {
         if !expected.contains(address) && !members.iter().any(|member| member.raft_address == *address) {
-            let message = format!("no master is known or expected at {address}");
-            return Err(Error::new(ErrorKind::NotFound, message));
+            return refuse(Refusal::NoMasterAt { address: address.clone().into() });
         }
     }
     let live = || members.iter().filter(|member| !member.retired);

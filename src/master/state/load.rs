@@ -13,8 +13,7 @@ use jindofs_proto::v1::FileType;
 
 use super::context::Ctx;
 use super::fault::{Step, refuse};
-use super::{StoreError, Table, keys, namespace, resolve, rows};
-use crate::error::ErrorKind;
+use super::{Refusal, StoreError, Table, keys, namespace, resolve, rows};
 use crate::types::{LIST_PAGE_MAX, PATH_MAX, check_name};
 
 /// Most names one command removes; with more, it says so and is proposed again.
@@ -29,8 +28,7 @@ pub(super) fn load_entries(ctx: &mut Ctx<'_>, request: &LoadEntries) -> Step<Ans
     check(request)?;
     let row = resolve::directory(ctx.view(), request.directory)?;
     if row.mount_id == 0 || row.mount_id != request.mount_id || rows::mount(ctx.view(), row.mount_id)?.is_none() {
-        let message = format!("directory {} does not belong to mount {}", request.directory, request.mount_id);
-        return refuse(ErrorKind::NotFound, message);
+        return refuse(Refusal::NotOfMount { directory: request.directory, mount: request.mount_id.into() });
     }
     namespace::still_there(ctx, request.directory, &row)?;
     let mut load = Load {
@@ -54,7 +52,7 @@ pub(super) fn load_entries(ctx: &mut Ctx<'_>, request: &LoadEntries) -> Step<Ans
 
 fn check(request: &LoadEntries) -> Step {
     if request.entries.len() + request.absent.len() > LIST_PAGE_MAX {
-        return refuse(ErrorKind::InvalidArgument, format!("a page has at most {LIST_PAGE_MAX} entries"));
+        return refuse(Refusal::PageTooLong { most: LIST_PAGE_MAX as u64 });
     }
     for name in request.entries.iter().map(|entry| &entry.name).chain(&request.absent) {
         check_name(name)?;
@@ -64,15 +62,12 @@ fn check(request: &LoadEntries) -> Step {
             || entry.size > i64::MAX as u64
             || entry.symlink_target.len() >= PATH_MAX
     }) {
-        return refuse(ErrorKind::InvalidArgument, "an entry has no type, or a size or symlink target out of range");
+        return refuse(Refusal::BadEntry);
     }
     let sorted = request.entries.is_sorted_by(|a, b| a.name < b.name);
     let after = request.point || request.entries.first().is_none_or(|first| first.name > request.after);
     if !sorted || !after {
-        return refuse(
-            ErrorKind::InvalidArgument,
-            "the entries of a page come once each, in name order, after `after`",
-        );
+        return refuse(Refusal::EntriesOutOfOrder);
     }
     Ok(())
 }

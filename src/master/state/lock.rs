@@ -19,8 +19,7 @@ use jindofs_proto::v1::{FileType, Lock, LockType, SetLockRequest};
 use super::apply::done;
 use super::context::Ctx;
 use super::fault::{Step, refuse};
-use super::{StoreError, Table, View, keys, namespace, resolve, rows};
-use crate::error::ErrorKind;
+use super::{Refusal, StoreError, Table, View, keys, namespace, resolve, rows};
 
 /// Most ranges that are locked of one file: every request looks at all of them.
 const OF_INODE_MAX: u64 = 1000;
@@ -35,20 +34,15 @@ struct Wanted {
 }
 
 fn wanted(lock: Option<&Lock>) -> Step<Wanted> {
-    let Some(lock) = lock else { return refuse(ErrorKind::InvalidArgument, "the lock is missing") };
+    let Some(lock) = lock else { return refuse(Refusal::NoLock) };
     if lock.start > lock.end || lock.end > ranges::END {
-        return refuse(
-            ErrorKind::InvalidArgument,
-            format!("no file has a range from byte {} to byte {}", lock.start, lock.end),
-        );
+        return refuse(Refusal::BadRange { start: lock.start, end: lock.end });
     }
     let (exclusive, none) = match lock.r#type() {
         LockType::Shared => (false, false),
         LockType::Exclusive => (true, false),
         LockType::None => (false, true),
-        LockType::Unspecified => {
-            return refuse(ErrorKind::InvalidArgument, "a lock is shared, exclusive, or none");
-        }
+        LockType::Unspecified => return refuse(Refusal::BadLockType),
     };
     Ok(Wanted { range: LockedRange { start: lock.start, end: lock.end, exclusive, pid: lock.pid }, none })
 }
@@ -58,7 +52,7 @@ fn wanted(lock: Option<&Lock>) -> Step<Wanted> {
 /// *Errors*: `NotFound` for a file that is gone, `NoSpace` at a limit, `InvalidArgument`.
 pub(super) fn set(ctx: &mut Ctx<'_>, request: &SetLockRequest) -> Step<Answer> {
     let Some(client_id) = ctx.op.as_ref().map(|op| op.client_id.clone()) else {
-        return refuse(ErrorKind::InvalidArgument, "the request has no op: locks belong to a client with a session");
+        return refuse(Refusal::LockWithoutOp);
     };
     let Wanted { range, none } = wanted(request.lock.as_ref())?;
     let (inode, owner) = (request.inode, request.lock.as_ref().map_or(0, |lock| lock.owner));
@@ -88,7 +82,7 @@ pub(super) fn set(ctx: &mut Ctx<'_>, request: &SetLockRequest) -> Step<Answer> {
 fn check_file(ctx: &Ctx<'_>, inode: u64) -> Step {
     let Some(row) = rows::inode(ctx.view(), inode)? else { return resolve::no_inode(inode) };
     if row.r#type() != FileType::File {
-        return refuse(ErrorKind::InvalidArgument, format!("inode {inode} is no file: only files are locked"));
+        return refuse(Refusal::NotLockable { inode });
     }
     namespace::still_there(ctx, inode, &row)
 }
@@ -96,17 +90,11 @@ fn check_file(ctx: &Ctx<'_>, inode: u64) -> Step {
 fn check_limits(ctx: &Ctx<'_>, inode: u64, client_id: &[u8], more: u64) -> Step {
     let there: u64 = of_inode(ctx.view(), inode)?.iter().map(|(_, row)| row.ranges.len() as u64).sum();
     if there + more > OF_INODE_MAX {
-        return refuse(
-            ErrorKind::NoSpace,
-            format!("{there} ranges of inode {inode} are locked: at most {OF_INODE_MAX} can be"),
-        );
+        return refuse(Refusal::TooManyLocksOfFile { ranges: there, inode, most: OF_INODE_MAX });
     }
     let own = of_client(ctx.view(), client_id)?.ranges;
     if own + more > OF_CLIENT_MAX {
-        return refuse(
-            ErrorKind::NoSpace,
-            format!("this client has locked {own} ranges: at most {OF_CLIENT_MAX} are allowed"),
-        );
+        return refuse(Refusal::TooManyLocksOfClient { ranges: own, most: OF_CLIENT_MAX });
     }
     Ok(())
 }

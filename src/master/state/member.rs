@@ -12,8 +12,7 @@ use super::apply::done;
 use super::context::Ctx;
 use super::fault::{Step, refuse};
 use super::lineage;
-use super::{StoreError, Table, View, keys, rows};
-use crate::error::ErrorKind;
+use super::{Refusal, StoreError, Table, View, keys, rows};
 
 /// Most member rows, retired ones included.
 pub(super) const MEMBERS_MAX: usize = 100_000;
@@ -23,18 +22,16 @@ const EXPECTED_MAX: usize = 32;
 
 /// Founds the cluster. Repeated with the same uuid it changes nothing.
 pub(super) fn found(ctx: &mut Ctx<'_>, request: &Found) -> Step<Answer> {
-    let Some(founder) = &request.founder else {
-        return refuse(ErrorKind::InvalidArgument, "a cluster is founded with its first member");
-    };
+    let Some(founder) = &request.founder else { return refuse(Refusal::NoFounder) };
     if request.cluster_uuid.len() != 16 {
-        return refuse(ErrorKind::InvalidArgument, "a cluster uuid has 16 bytes");
+        return refuse(Refusal::BadClusterUuid);
     }
     if founder.id == 0 {
-        return refuse(ErrorKind::InvalidArgument, "the founder needs its member id");
+        return refuse(Refusal::NoFounderId);
     }
     match rows::read::<ClusterRow>(ctx.view(), Table::Meta, keys::CLUSTER)? {
         Some(row) if row.cluster_uuid == request.cluster_uuid => return Ok(done()),
-        Some(_) => return refuse(ErrorKind::FailedPrecondition, "this cluster was founded with another uuid"),
+        Some(_) => return refuse(Refusal::FoundedOtherwise),
         None => {}
     }
     let row = ClusterRow {
@@ -56,27 +53,21 @@ pub(super) fn found(ctx: &mut Ctx<'_>, request: &Found) -> Step<Answer> {
 /// address are not those that the leader saw: the disk asks again.
 pub(super) fn admit(ctx: &mut Ctx<'_>, request: &AdmitMember) -> Step<Answer> {
     if request.incarnation.len() != 16 {
-        return refuse(ErrorKind::InvalidArgument, "an incarnation has 16 bytes");
+        return refuse(Refusal::BadIncarnation);
     }
     let members = all(ctx.view())?;
     if let Some(known) = members.iter().find(|member| member.incarnation == request.incarnation) {
         if known.retired {
-            return refuse(
-                ErrorKind::FailedPrecondition,
-                format!("member {} was retired: start with an empty metadata directory", known.id),
-            );
+            return refuse(Refusal::DiskRetired { member: known.id });
         }
         return Ok(Answer::MemberId(known.id));
     }
     if members.len() >= MEMBERS_MAX {
-        return refuse(ErrorKind::ResourceExhausted, format!("the cluster has had {MEMBERS_MAX} members"));
+        return refuse(Refusal::TooManyMembers { most: MEMBERS_MAX as u64 });
     }
     let row = cluster(ctx.view())?;
     if !row.expected.contains(&request.raft_address) {
-        return refuse(
-            ErrorKind::FailedPrecondition,
-            format!("no master is expected at {} any more", request.raft_address),
-        );
+        return refuse(Refusal::NotExpected { address: request.raft_address.clone().into() });
     }
     let mut occupants = lineage::occupants(&members, &request.raft_address);
     let as_seen = match request.replaces {
@@ -84,10 +75,7 @@ pub(super) fn admit(ctx: &mut Ctx<'_>, request: &AdmitMember) -> Step<Answer> {
         replaced => occupants.any(|member| member.id == replaced),
     };
     if !as_seen {
-        return refuse(
-            ErrorKind::Unavailable,
-            format!("the members at {} have changed meanwhile: ask again", request.raft_address),
-        );
+        return refuse(Refusal::MembersChanged { address: request.raft_address.clone().into() });
     }
     let member = Member {
         id: ctx.index,
@@ -111,18 +99,12 @@ pub(super) fn admit(ctx: &mut Ctx<'_>, request: &AdmitMember) -> Step<Answer> {
 /// the disk.
 pub(super) fn record_boot(ctx: &mut Ctx<'_>, request: &RecordBoot) -> Step<Answer> {
     if request.boot == 0 || request.boot_nonce.len() != 16 {
-        return refuse(ErrorKind::InvalidArgument, "a start has a boot above 0 and a nonce of 16 bytes");
+        return refuse(Refusal::BadBoot);
     }
     let mut member = live(ctx.view(), request.member_id)?;
     let known = member.boot;
     if request.boot < known || (request.boot == known && known != 0 && request.boot_nonce != member.boot_nonce) {
-        return refuse(
-            ErrorKind::Foreign,
-            format!(
-                "member {} started with boot {}, but boot {known} is on record: its disk is an old copy",
-                member.id, request.boot
-            ),
-        );
+        return refuse(Refusal::OldBoot { member: member.id, boot: request.boot, known });
     }
     member.boot = request.boot;
     member.boot_nonce = request.boot_nonce.clone();
@@ -152,7 +134,7 @@ pub(super) fn record_watermarks(ctx: &mut Ctx<'_>, request: &RecordWatermarks) -
 /// Ends a membership. The row stays: its incarnation is never admitted again.
 pub(super) fn retire(ctx: &mut Ctx<'_>, request: &RetireMember) -> Step<Answer> {
     let Some(mut member) = get(ctx.view(), request.member_id)? else {
-        return refuse(ErrorKind::NotFound, format!("member {} does not exist", request.member_id));
+        return refuse(Refusal::NoSuchMember { member: request.member_id });
     };
     if !member.retired {
         member.retired = true;
@@ -167,13 +149,11 @@ pub(super) fn expect(ctx: &mut Ctx<'_>, request: &ExpectMembers) -> Step<Answer>
     for address in &request.raft_addresses {
         let known = row.expected.contains(address);
         if known && request.learners != row.learners.contains(address) {
-            return refuse(
-                ErrorKind::FailedPrecondition,
-                format!(
-                    "a master is already expected at {address}, as a {}",
-                    if request.learners { "voter" } else { "learner" }
-                ),
-            );
+            let address = address.clone().into();
+            return refuse(match request.learners {
+                true => Refusal::ExpectedAsVoter { address },
+                false => Refusal::ExpectedAsLearner { address },
+            });
         }
         if !known {
             row.expected.push(address.clone());
@@ -183,7 +163,7 @@ pub(super) fn expect(ctx: &mut Ctx<'_>, request: &ExpectMembers) -> Step<Answer>
         }
     }
     if row.expected.len() > EXPECTED_MAX {
-        return refuse(ErrorKind::ResourceExhausted, format!("more than {EXPECTED_MAX} masters would be expected"));
+        return refuse(Refusal::TooManyExpected { most: EXPECTED_MAX as u64 });
     }
     put_cluster(ctx, &row);
     Ok(done())
@@ -199,10 +179,7 @@ pub(super) fn remove(ctx: &mut Ctx<'_>, request: &RemoveMembers) -> Step<Answer>
     let members = all(ctx.view())?;
     let removal = lineage::plan_removal(&members, &row.expected, request)?;
     if let Some(id) = removal.leaving.iter().find(|id| !request.checked_ids.contains(id)) {
-        return refuse(
-            ErrorKind::Unavailable,
-            format!("member {id} would leave too, which was not checked: the membership has changed, ask again"),
-        );
+        return refuse(Refusal::UncheckedMember { member: *id });
     }
     for member in members.into_iter().filter(|m| !m.leaving && removal.leaving.contains(&m.id)) {
         put(ctx, &Member { leaving: true, ..member });
@@ -217,7 +194,7 @@ pub(super) fn remove(ctx: &mut Ctx<'_>, request: &RemoveMembers) -> Step<Answer>
 pub(super) fn promote(ctx: &mut Ctx<'_>, request: &PromoteMember) -> Step<Answer> {
     let member = live(ctx.view(), request.member_id)?;
     if member.leaving {
-        return refuse(ErrorKind::FailedPrecondition, format!("member {} is being removed", member.id));
+        return refuse(Refusal::MemberLeaving { member: member.id });
     }
     let mut row = cluster(ctx.view())?;
     row.learners.retain(|address| *address != member.raft_address);
@@ -250,8 +227,8 @@ fn put_cluster(ctx: &mut Ctx<'_>, row: &ClusterRow) {
 fn live(view: &dyn View, id: u64) -> Step<Member> {
     match get(view, id)? {
         Some(member) if !member.retired => Ok(member),
-        Some(_) => refuse(ErrorKind::FailedPrecondition, format!("member {id} is retired")),
-        None => refuse(ErrorKind::NotFound, format!("member {id} does not exist")),
+        Some(_) => refuse(Refusal::MemberRetired { member: id }),
+        None => refuse(Refusal::NoSuchMember { member: id }),
     }
 }
 

@@ -20,6 +20,7 @@ mod namespace;
 pub mod plan;
 mod purge;
 pub mod query;
+pub mod refusal;
 mod reply;
 mod reserved;
 mod resolve;
@@ -29,5 +30,7 @@ pub mod txn;
 mod worker;
 
 pub use apply::apply;
+pub use fault::{Fault, Step};
+pub use refusal::Refusal;
 pub use session::WINDOW;
 pub use txn::{StoreError, Table, Txn, View};

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use jindofs_proto::store::v1::InodeRow;
 use jindofs_proto::store::v1::outcome::Outcome as Answer;
 use jindofs_proto::v1::{AddMountRequest, ChangeMountRequest, FileType, MetaPolicy, Mount, RemoveMountRequest};
@@ -11,8 +12,7 @@ use jindofs_proto::v1::{AddMountRequest, ChangeMountRequest, FileType, MetaPolic
 use super::context::Ctx;
 use super::fault::{Step, refuse};
 use super::resolve::{self, Reach};
-use super::{Table, View, keys, namespace, rows};
-use crate::error::ErrorKind;
+use super::{Refusal, Table, View, keys, namespace, rows};
 use crate::types::{NsPath, ROOT_INODE};
 
 /// Schemes that can be mounted.
@@ -24,9 +24,7 @@ const OPTIONS_BYTES_MAX: usize = 64 << 10;
 
 /// Adds a mount, making its directory and those above it where they are missing.
 pub(super) fn add(ctx: &mut Ctx<'_>, request: &AddMountRequest) -> Step<Answer> {
-    let Some(asked) = &request.mount else {
-        return refuse(ErrorKind::InvalidArgument, "the request has no mount");
-    };
+    let Some(asked) = &request.mount else { return refuse(Refusal::NoMount) };
     let path = NsPath::parse(&asked.path)?;
     check_uri(&asked.ufs_uri)?;
     check_options(&asked.options)?;
@@ -47,7 +45,7 @@ pub(super) fn add(ctx: &mut Ctx<'_>, request: &AddMountRequest) -> Step<Answer> 
     rows::put_inode(ctx.txn, root_inode, &row);
     let mount = Mount {
         id,
-        path: bytes::Bytes::copy_from_slice(path.as_bytes()),
+        path: name_of(&path),
         meta_policy: policy_or(asked.meta_policy(), MetaPolicy::Once).into(),
         root_inode,
         ..asked.clone()
@@ -126,26 +124,22 @@ fn policy_or(asked: MetaPolicy, otherwise: MetaPolicy) -> MetaPolicy {
 fn mount_at(view: &dyn View, path: &NsPath) -> Step<Mount> {
     match rows::mounts(view)?.into_iter().find(|mount| &mount.path[..] == path.as_bytes()) {
         Some(mount) => Ok(mount),
-        None => refuse(ErrorKind::NotFound, format!("nothing is mounted at \"{path}\"")),
+        None => refuse(Refusal::NothingMounted { path: name_of(path) }),
     }
+}
+
+fn name_of(path: &NsPath) -> Bytes {
+    Bytes::copy_from_slice(path.as_bytes())
 }
 
 fn check_uri(uri: &str) -> Step {
     if uri.len() > URI_MAX {
-        return refuse(
-            ErrorKind::InvalidArgument,
-            format!("uri of {} bytes: at most {URI_MAX} are allowed", uri.len()),
-        );
+        return refuse(Refusal::UriTooLong { bytes: uri.len() as u64, most: URI_MAX as u64 });
     }
     if SCHEMES.iter().any(|scheme| uri.len() > scheme.len() && uri.starts_with(scheme)) {
         return Ok(());
     }
-    refuse(
-        ErrorKind::InvalidArgument,
-        format!(
-            "uri {uri:?} cannot be mounted: it must be local:///DIRECTORY, s3://BUCKET/PREFIX or oss://BUCKET/PREFIX"
-        ),
-    )
+    refuse(Refusal::BadUri { uri: Bytes::copy_from_slice(uri.as_bytes()) })
 }
 
 fn check_options(options: &BTreeMap<String, String>) -> Step {
@@ -153,26 +147,22 @@ fn check_options(options: &BTreeMap<String, String>) -> Step {
     if bytes <= OPTIONS_BYTES_MAX {
         return Ok(());
     }
-    let message = format!("mount options of {bytes} bytes: at most {OPTIONS_BYTES_MAX} are allowed");
-    refuse(ErrorKind::InvalidArgument, message)
+    refuse(Refusal::OptionsTooLarge { bytes: bytes as u64, most: OPTIONS_BYTES_MAX as u64 })
 }
 
 /// Refuses a mount at, above or below another one.
 fn apart_from_others(view: &dyn View, path: &NsPath) -> Step {
     let mounts = rows::mounts(view)?;
     if mounts.len() >= rows::MOUNTS_MAX {
-        return refuse(ErrorKind::ResourceExhausted, format!("{} mounts exist: remove one first", rows::MOUNTS_MAX));
+        return refuse(Refusal::TooManyMounts { most: rows::MOUNTS_MAX as u64 });
     }
     for mount in mounts {
         let other = NsPath::parse(&mount.path)?;
         if other == *path {
-            let message = format!("{} is mounted at \"{path}\": change or remove that mount", mount.ufs_uri);
-            return refuse(ErrorKind::AlreadyExists, message);
+            return refuse(Refusal::MountedThere { uri: mount.ufs_uri.into(), path: name_of(path) });
         }
         if path.starts_with(&other) || other.starts_with(path) {
-            let message =
-                format!("\"{path}\" and the mount at \"{other}\" would lie in each other: choose another path");
-            return refuse(ErrorKind::InvalidArgument, message);
+            return refuse(Refusal::MountsInEachOther { path: name_of(path), other: name_of(&other) });
         }
     }
     Ok(())
@@ -182,15 +172,8 @@ fn apart_from_others(view: &dyn View, path: &NsPath) -> Step {
 fn can_hold_a_mount(view: &dyn View, path: &NsPath) -> Step {
     let Reach::Inode(id) = resolve::walk(view, path.names())? else { return Ok(()) };
     match rows::inode(view, id)? {
-        Some(row) if !rows::is_dir(&row) => {
-            refuse(ErrorKind::NotADirectory, format!("\"{path}\" exists and is not a directory"))
-        }
-        Some(row) if row.entries > 0 => refuse(
-            ErrorKind::NotEmpty,
-            format!(
-                "directory \"{path}\" has entries a mount would hide: mount elsewhere, or move or remove them first"
-            ),
-        ),
+        Some(row) if !rows::is_dir(&row) => refuse(Refusal::MountOnNoDirectory { path: name_of(path) }),
+        Some(row) if row.entries > 0 => refuse(Refusal::MountHidesEntries { path: name_of(path) }),
         _ => Ok(()),
     }
 }

@@ -6,11 +6,11 @@ use jindofs_proto::store::v1::intent_row::Intent;
 use jindofs_proto::store::v1::{Command, IntentRow};
 use jindofs_proto::v1::{MkdirRequest, Mount, OpId, RenameRequest, SetAttrRequest, SymlinkRequest, Target};
 
-use super::fault::{Step, refuse};
+use super::fault::{Fault, Step, refuse};
 use super::resolve::{self, Place, Reach};
-use super::{View, content, intent, keys, query, rows};
+use super::{Refusal, View, content, intent, keys, query, rows};
 use crate::config::meta_policy::is_read_once;
-use crate::error::{Error, ErrorKind};
+use crate::error::ErrorKind;
 
 /// Work in the under-storage of one mount.
 #[derive(Debug, Clone, PartialEq)]
@@ -106,7 +106,7 @@ pub enum Due {
 /// What is to be done about an intent.
 ///
 /// *Errors*: `Internal` when the state is damaged.
-pub fn due(view: &dyn View, id: u64) -> Result<Due, Error> {
+pub fn due(view: &dyn View, id: u64) -> Step<Due> {
     let Some(row) = intent::get(view, id)? else { return Ok(Due::Ended) };
     let lives = match &row.op {
         Some(op) => query::session_exists(view, &op.client_id)?,
@@ -125,14 +125,16 @@ pub fn due(view: &dyn View, id: u64) -> Result<Due, Error> {
             let leaves = leaves(directory, &path, false);
             let work = Work::Remove { path, token: leftover.version_token.clone() };
             let mount = rows::mount(view, leftover.mount_id)?;
-            mount.map(|mount| Plan { mount, work, leaves }).ok_or_else(gone).map_err(Into::into)
+            mount.map(|mount| Plan { mount, work, leaves }).ok_or(Refusal::MountRemoved.into())
         }
     };
-    match planned.map_err(Error::from) {
+    match planned {
         Ok(plan) => Ok(Due::Leader(Box::new(plan))),
         // The mount or the tree was removed with everything in it.
-        Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(Due::Forgotten),
-        Err(error) => Err(error),
+        Err(Fault::Refused(why)) if matches!(why.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Ok(Due::Forgotten)
+        }
+        Err(fault) => Err(fault),
     }
 }
 
@@ -145,7 +147,7 @@ fn leaves(directory: u64, path: &[u8], is_counted: bool) -> Option<Leaves> {
 /// True if nothing that is known stays in a directory once `leaving` names are gone from it.
 ///
 /// *Errors*: `Internal` when the state is damaged.
-pub fn may_be_emptied(view: &dyn View, from: &Leaves, leaving: usize) -> Result<bool, Error> {
+pub fn may_be_emptied(view: &dyn View, from: &Leaves, leaving: usize) -> Step<bool> {
     let Some(row) = rows::inode(view, from.directory)? else { return Ok(false) };
     let going = leaving.saturating_sub(usize::from(!from.is_counted));
     Ok(row.entries <= going as u64)
@@ -155,12 +157,8 @@ fn given_up(row: &IntentRow) -> bool {
     matches!(&row.intent, Some(Intent::Write(write)) if write.given_up)
 }
 
-fn gone() -> Error {
-    Error::new(ErrorKind::NotFound, "the mount was removed")
-}
-
 /// Keys that stand for what an intent changes: nobody else may change the same at the same time.
-pub fn locks(view: &dyn View, row: &IntentRow) -> Result<Vec<Bytes>, Error> {
+pub fn locks(view: &dyn View, row: &IntentRow) -> Step<Vec<Bytes>> {
     let mut locks: Vec<Bytes> = row.names.iter().map(|name| name.dentry_key.clone()).collect();
     for inode in &row.inodes {
         locks.extend(locks_of(view, *inode)?);
@@ -172,7 +170,7 @@ pub fn locks(view: &dyn View, row: &IntentRow) -> Result<Vec<Bytes>, Error> {
 }
 
 /// Keys of an inode and of its name.
-fn locks_of(view: &dyn View, inode: u64) -> Result<Vec<Bytes>, Error> {
+fn locks_of(view: &dyn View, inode: u64) -> Step<Vec<Bytes>> {
     let mut locks = vec![inode_lock(inode)];
     if let Some(row) = rows::inode(view, inode)? {
         let content = rows::content(view, row.parent)?;
@@ -231,7 +229,7 @@ pub fn is_known(view: &dyn View, target: &Target) -> bool {
 /// be refused.
 ///
 /// *Errors*: `Internal` when the state is damaged.
-pub fn scope(view: &dyn View, body: &Body) -> Result<Option<Scope>, Error> {
+pub fn scope(view: &dyn View, body: &Body) -> Step<Option<Scope>> {
     let targets: Vec<Option<&Target>> = match body {
         Body::Create(request) => vec![request.target.as_ref()],
         Body::Mkdir(request) => vec![request.target.as_ref()],
@@ -262,14 +260,14 @@ fn writable(view: &dyn View, scope: Scope) -> Option<Scope> {
     (scope.mount_id != 0 && resolve::writable(view, scope.mount_id).is_ok()).then_some(scope)
 }
 
-fn of_reach(view: &dyn View, target: Option<&Target>) -> Result<Option<Scope>, Error> {
+fn of_reach(view: &dyn View, target: Option<&Target>) -> Step<Option<Scope>> {
     match resolve::reach(view, target) {
         Ok(Reach::Inode(inode)) => of_inode(view, inode),
         _ => Ok(None),
     }
 }
 
-fn of_inode(view: &dyn View, inode: u64) -> Result<Option<Scope>, Error> {
+fn of_inode(view: &dyn View, inode: u64) -> Step<Option<Scope>> {
     let Some(row) = rows::inode(view, inode)? else { return Ok(None) };
     let locks = locks_of(view, inode)?;
     Ok(writable(view, Scope { mount_id: row.mount_id, locks, inodes: vec![inode], moves_paths: false }))
@@ -279,7 +277,7 @@ fn of_inode(view: &dyn View, inode: u64) -> Result<Option<Scope>, Error> {
 /// begun that itself.
 ///
 /// *Errors*: `Internal` when the state is damaged.
-pub fn is_being_stored(view: &dyn View, inodes: &[u64], op: Option<&OpId>) -> Result<bool, Error> {
+pub fn is_being_stored(view: &dyn View, inodes: &[u64], op: Option<&OpId>) -> Step<bool> {
     let of_op = |row: &IntentRow| match (&row.op, op) {
         (Some(began), Some(op)) => (&began.client_id, began.seq) == (&op.client_id, op.seq),
         _ => false,
@@ -313,7 +311,7 @@ fn of_change(view: &dyn View, change: &Command) -> Step<Plan> {
             Reach::Inode(inode) => of_path(view, inode, |path| Work::SetAttr { path, request: request.clone() }),
             Reach::Missing { name, .. } => Err(resolve::missing(&name).into()),
         },
-        _ => refuse(ErrorKind::Internal, "an intent to change something this release cannot change"),
+        _ => refuse(Refusal::UnknownChange),
     }
 }
 

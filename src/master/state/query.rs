@@ -11,9 +11,9 @@ use jindofs_proto::v1::{Attr, Entry, FileSource, FileType, JobInfo, Lock, Mount,
 
 use super::fault::{Fault, Step, refuse};
 use super::resolve::{self, Reach};
-use super::{StoreError, Table, View, intent, job, keys, lock, member, rows, session, worker};
+use super::{Refusal, StoreError, Table, View, intent, job, keys, lock, member, rows, session, worker};
 use crate::config::meta_policy::{RefreshPolicy, is_read_once};
-use crate::error::{Error, ErrorKind};
+use crate::error::ErrorKind;
 use crate::rpc::source::source_of;
 use crate::types::{LIST_PAGE_MAX, NsPath};
 
@@ -41,7 +41,7 @@ pub enum LookupStep {
     /// It exists.
     Found(Attr),
     /// There is no such thing, for sure.
-    Absent(Error),
+    Absent(Refusal),
     /// Nobody knows yet. If the same need comes again right after the load, the name does not exist.
     NeedsLoad(LoadNeed),
 }
@@ -59,7 +59,7 @@ pub enum ListStep {
         end: bool,
     },
     /// There is no such directory, for sure.
-    Absent(Error),
+    Absent(Refusal),
     /// The directory, or one on the way, must be loaded first.
     NeedsLoad(LoadNeed),
 }
@@ -67,20 +67,20 @@ pub enum ListStep {
 /// Attributes of what `target` points at, as far as is known.
 ///
 /// *Errors*: `NotFound`, `NotADirectory`, `InvalidArgument`, `NameTooLong`, `Internal`.
-pub fn lookup(view: &dyn View, target: &Target) -> Result<Attr, Error> {
+pub fn lookup(view: &dyn View, target: &Target) -> Step<Attr> {
     attr(view, resolve(view, target)?)
 }
 
 /// The inode `target` points at.
-pub fn resolve(view: &dyn View, target: &Target) -> Result<u64, Error> {
+pub fn resolve(view: &dyn View, target: &Target) -> Step<u64> {
     match reach_now(view, target)? {
         Reach::Inode(id) => Ok(id),
-        Reach::Missing { name, .. } => Err(resolve::missing(&name)),
+        Reach::Missing { name, .. } => refuse(resolve::missing(&name)),
     }
 }
 
 /// As [`lookup`], telling "absent" from "not loaded yet".
-pub fn lookup_or_load(view: &dyn View, target: &Target) -> Result<LookupStep, Error> {
+pub fn lookup_or_load(view: &dyn View, target: &Target) -> Step<LookupStep> {
     let found = match definite(reach_now(view, target))? {
         Ok(Reach::Inode(id)) => id,
         Ok(Reach::Missing { directory, name, .. }) => {
@@ -95,10 +95,10 @@ pub fn lookup_or_load(view: &dyn View, target: &Target) -> Result<LookupStep, Er
 }
 
 /// One page of the directory `target` points at, or what must be loaded first. `limit` 0 means the most.
-pub fn list_or_load(view: &dyn View, target: &Target, after: &[u8], limit: usize) -> Result<ListStep, Error> {
+pub fn list_or_load(view: &dyn View, target: &Target, after: &[u8], limit: usize) -> Step<ListStep> {
     let directory = match lookup_or_load(view, target)? {
         LookupStep::Found(attr) => attr,
-        LookupStep::Absent(error) => return Ok(ListStep::Absent(error)),
+        LookupStep::Absent(refusal) => return Ok(ListStep::Absent(refusal)),
         LookupStep::NeedsLoad(need) => return Ok(ListStep::NeedsLoad(need)),
     };
     if let Err(absent) = definite(resolve::directory(view, directory.inode))? {
@@ -117,7 +117,7 @@ fn reach_now(view: &dyn View, target: &Target) -> Step<Reach> {
     let reached = resolve::reach(view, Some(target));
     let Some(target::Target::Entry(entry)) = &target.target else { return reached };
     let is_gone = match &reached {
-        Err(Fault::Refused(error)) => error.kind == ErrorKind::NotFound,
+        Err(Fault::Refused(refusal)) => refusal.kind() == ErrorKind::NotFound,
         // Removed, it or one above it, and not purged yet.
         Ok(_) if has_garbage(&rows::counters(view)?) => match rows::inode(view, entry.parent)? {
             Some(row) => resolve::ancestry(view, entry.parent, &row)?.is_none(),
@@ -126,22 +126,22 @@ fn reach_now(view: &dyn View, target: &Target) -> Step<Reach> {
         _ => false,
     };
     match is_gone {
-        true => refuse(ErrorKind::Stale, format!("the directory with inode {} is gone", entry.parent)),
+        true => refuse(Refusal::DirectoryGone { inode: entry.parent }),
         false => reached,
     }
 }
 
 /// Refusals are answers; only a failed store is an error.
-fn definite<T>(step: Step<T>) -> Result<Result<T, Error>, Error> {
+fn definite<T>(step: Step<T>) -> Result<Result<T, Refusal>, StoreError> {
     match step {
         Ok(found) => Ok(Ok(found)),
-        Err(Fault::Refused(error)) => Ok(Err(error)),
-        Err(Fault::Store(error)) => Err(error.into()),
+        Err(Fault::Refused(refusal)) => Ok(Err(refusal)),
+        Err(Fault::Store(error)) => Err(error),
     }
 }
 
 /// What must be loaded to know that `name` is not in `directory`: nothing if it is complete, unless it is read again.
-fn need_name(view: &dyn View, directory: u64, name: &Bytes) -> Result<Option<LoadNeed>, Error> {
+fn need_name(view: &dyn View, directory: u64, name: &Bytes) -> Step<Option<LoadNeed>> {
     match need(view, directory, Some(name.clone()))? {
         None => need_again(view, directory, Some(name.clone())),
         found => Ok(found),
@@ -149,7 +149,7 @@ fn need_name(view: &dyn View, directory: u64, name: &Bytes) -> Result<Option<Loa
 }
 
 /// What must be loaded to know `name` in `directory` (all names for `None`): nothing if the directory is complete.
-fn need(view: &dyn View, directory: u64, name: Option<Bytes>) -> Result<Option<LoadNeed>, Error> {
+fn need(view: &dyn View, directory: u64, name: Option<Bytes>) -> Step<Option<LoadNeed>> {
     match rows::inode(view, directory)? {
         Some(row) if row.mount_id != 0 && !row.complete => {
             let (mount, path) = ufs_path(view, directory)?;
@@ -160,7 +160,7 @@ fn need(view: &dyn View, directory: u64, name: Option<Bytes>) -> Result<Option<L
 }
 
 /// What to read again to be sure of `name` in `directory`, or of all its names: nothing where metadata is read once.
-fn need_again(view: &dyn View, directory: u64, name: Option<Bytes>) -> Result<Option<LoadNeed>, Error> {
+fn need_again(view: &dyn View, directory: u64, name: Option<Bytes>) -> Step<Option<LoadNeed>> {
     let again = mount_of(view, directory)?.is_some_and(|mount| !is_read_once(&mount));
     if !again {
         return Ok(None);
@@ -180,7 +180,7 @@ fn need_again(view: &dyn View, directory: u64, name: Option<Bytes>) -> Result<Op
 }
 
 /// What to read again to be sure of `inode` itself: nothing where metadata is read once.
-pub fn refresh_need(view: &dyn View, inode: u64) -> Result<Option<LoadNeed>, Error> {
+pub fn refresh_need(view: &dyn View, inode: u64) -> Step<Option<LoadNeed>> {
     let row = inode_row(view, inode)?;
     match mount_by_id(view, row.mount_id)? {
         Some(mount) if mount.root_inode != inode => need_again(view, row.parent, Some(row.name)),
@@ -189,12 +189,12 @@ pub fn refresh_need(view: &dyn View, inode: u64) -> Result<Option<LoadNeed>, Err
 }
 
 /// What to read to know what lies where `target` points, once it was found to be something else than what is known.
-pub fn look_need(view: &dyn View, target: &Target) -> Result<Option<LoadNeed>, Error> {
-    let reached = match resolve::reach(view, Some(target)).map_err(Error::from) {
+pub fn look_need(view: &dyn View, target: &Target) -> Step<Option<LoadNeed>> {
+    let reached = match resolve::reach(view, Some(target)) {
         // A file on the way: it is that file which may be a directory by now.
-        Err(error) if error.kind == ErrorKind::NotADirectory => match above(target) {
+        Err(Fault::Refused(refusal)) if refusal.kind() == ErrorKind::NotADirectory => match above(target) {
             Some(above) => return look_need(view, &above),
-            None => return Err(error),
+            None => return refuse(refusal),
         },
         reached => reached?,
     };
@@ -223,11 +223,11 @@ fn above(target: &Target) -> Option<Target> {
 }
 
 /// What to read to know all names of `directory`, whatever is known.
-pub fn listing_need(view: &dyn View, directory: u64) -> Result<Option<LoadNeed>, Error> {
+pub fn listing_need(view: &dyn View, directory: u64) -> Step<Option<LoadNeed>> {
     whatever_is_known(view, directory, None)
 }
 
-fn whatever_is_known(view: &dyn View, directory: u64, name: Option<Bytes>) -> Result<Option<LoadNeed>, Error> {
+fn whatever_is_known(view: &dyn View, directory: u64, name: Option<Bytes>) -> Step<Option<LoadNeed>> {
     match rows::inode(view, directory)? {
         Some(row) if row.mount_id != 0 => {
             let (mount, path) = ufs_path(view, directory)?;
@@ -238,13 +238,13 @@ fn whatever_is_known(view: &dyn View, directory: u64, name: Option<Bytes>) -> Re
 }
 
 /// What to read again to be sure of the listing of `directory`: as [`refresh_need`].
-pub fn relist_need(view: &dyn View, directory: u64) -> Result<Option<LoadNeed>, Error> {
+pub fn relist_need(view: &dyn View, directory: u64) -> Step<Option<LoadNeed>> {
     need_again(view, directory, None)
 }
 
 /// Up to `limit` entries of `directory` after the name `after` (empty for the start), in name order, and whether
 /// nothing follows. `limit` 0, or more than a page may have, means a full page.
-pub fn list(view: &dyn View, directory: u64, after: &[u8], limit: usize) -> Result<(Vec<Entry>, bool), Error> {
+pub fn list(view: &dyn View, directory: u64, after: &[u8], limit: usize) -> Step<(Vec<Entry>, bool)> {
     let limit = if limit == 0 { LIST_PAGE_MAX } else { limit.min(LIST_PAGE_MAX) };
     let row = resolve::directory(view, directory)?;
     let content = rows::content_of(directory, &row);
@@ -273,40 +273,38 @@ pub fn list(view: &dyn View, directory: u64, after: &[u8], limit: usize) -> Resu
 }
 
 /// Attributes of an inode.
-pub fn attr(view: &dyn View, inode: u64) -> Result<Attr, Error> {
+pub fn attr(view: &dyn View, inode: u64) -> Step<Attr> {
     Ok(rows::attr(inode, &inode_row(view, inode)?))
 }
 
-fn inode_row(view: &dyn View, inode: u64) -> Result<InodeRow, Error> {
+fn inode_row(view: &dyn View, inode: u64) -> Step<InodeRow> {
     match rows::inode(view, inode)? {
         Some(row) => Ok(row),
-        None => Ok(resolve::no_inode(inode)?),
+        None => resolve::no_inode(inode),
     }
 }
 
 /// Path of an inode.
 ///
 /// *Errors*: `NotFound` for an inode that is gone or in a removed tree.
-pub fn path_of(view: &dyn View, inode: u64) -> Result<NsPath, Error> {
+pub fn path_of(view: &dyn View, inode: u64) -> Step<NsPath> {
     let chain = chain_of(view, inode)?;
     Ok(chain.iter().rev().fold(NsPath::root(), |path, (_, name)| path.join(name)))
 }
 
-fn chain_of(view: &dyn View, inode: u64) -> Result<Vec<(u64, Bytes)>, Error> {
+fn chain_of(view: &dyn View, inode: u64) -> Step<Vec<(u64, Bytes)>> {
     let row = inode_row(view, inode)?;
     match resolve::ancestry(view, inode, &row)? {
         Some(chain) => Ok(chain),
-        None => Ok(refuse(ErrorKind::NotFound, format!("inode {inode} was removed"))?),
+        None => refuse(Refusal::InodeRemoved { inode }),
     }
 }
 
 /// The mount an inode belongs to, with its path below the mount's uri, without a leading '/'.
 ///
 /// *Errors*: `NotFound` for an inode outside any mount, gone, or in a removed tree.
-pub fn ufs_path(view: &dyn View, inode: u64) -> Result<(Mount, Vec<u8>), Error> {
-    let Some(mount) = mount_of(view, inode)? else {
-        return Err(Error::new(ErrorKind::NotFound, format!("inode {inode} lies outside any mount")));
-    };
+pub fn ufs_path(view: &dyn View, inode: u64) -> Step<(Mount, Vec<u8>)> {
+    let Some(mount) = mount_of(view, inode)? else { return refuse(Refusal::OutsideMounts { inode }) };
     let chain = chain_of(view, inode)?;
     let names: Vec<&[u8]> =
         chain.iter().take_while(|(id, _)| *id != mount.root_inode).map(|(_, name)| &name[..]).collect();
@@ -315,23 +313,23 @@ pub fn ufs_path(view: &dyn View, inode: u64) -> Result<(Mount, Vec<u8>), Error> 
 }
 
 /// True if every entry of the directory is known.
-pub fn directory_complete(view: &dyn View, inode: u64) -> Result<bool, Error> {
+pub fn directory_complete(view: &dyn View, inode: u64) -> Step<bool> {
     let row = resolve::directory(view, inode)?;
     Ok(row.mount_id == 0 || row.complete)
 }
 
 /// Every mount, and the version of the mount table.
-pub fn mounts(view: &dyn View) -> Result<(Vec<Mount>, u64), Error> {
+pub fn mounts(view: &dyn View) -> Step<(Vec<Mount>, u64)> {
     Ok((rows::mounts(view)?, rows::counters(view)?.mounts_version))
 }
 
 /// The mount with this id.
-pub fn mount_by_id(view: &dyn View, id: u32) -> Result<Option<Mount>, Error> {
+pub fn mount_by_id(view: &dyn View, id: u32) -> Step<Option<Mount>> {
     Ok(rows::mount(view, id)?)
 }
 
 /// The mount an inode belongs to; none outside any.
-pub fn mount_of(view: &dyn View, inode: u64) -> Result<Option<Mount>, Error> {
+pub fn mount_of(view: &dyn View, inode: u64) -> Step<Option<Mount>> {
     match inode_row(view, inode)?.mount_id {
         0 => Ok(None),
         id => mount_by_id(view, id),
@@ -339,7 +337,7 @@ pub fn mount_of(view: &dyn View, inode: u64) -> Result<Option<Mount>, Error> {
 }
 
 /// Every live session, by client id.
-pub fn sessions(view: &dyn View) -> Result<Vec<([u8; 16], SessionRow)>, Error> {
+pub fn sessions(view: &dyn View) -> Step<Vec<([u8; 16], SessionRow)>> {
     let mut live = Vec::new();
     let mut after = Bytes::new();
     loop {
@@ -356,24 +354,24 @@ pub fn sessions(view: &dyn View) -> Result<Vec<([u8; 16], SessionRow)>, Error> {
 }
 
 /// True if the client has a live session.
-pub fn session_exists(view: &dyn View, client_id: &[u8]) -> Result<bool, Error> {
+pub fn session_exists(view: &dyn View, client_id: &[u8]) -> Step<bool> {
     Ok(session::lives(view, client_id)?)
 }
 
 /// The outcome of a client's operation, if it was executed and is not forgotten.
-pub fn outcome(view: &dyn View, op: &OpId) -> Result<Option<Outcome>, Error> {
+pub fn outcome(view: &dyn View, op: &OpId) -> Step<Option<Outcome>> {
     Ok(session::outcome(view, op)?)
 }
 
 /// The lock that is in the way of one that `client_id` asks for; none of its owner's own is.
 ///
 /// *Errors*: `InvalidArgument` for what is no lock.
-pub fn lock_holder(view: &dyn View, inode: u64, client_id: &[u8], lock: Option<&Lock>) -> Result<Option<Lock>, Error> {
-    Ok(lock::holder(view, inode, client_id, lock)?)
+pub fn lock_holder(view: &dyn View, inode: u64, client_id: &[u8], lock: Option<&Lock>) -> Step<Option<Lock>> {
+    lock::holder(view, inode, client_id, lock)
 }
 
 /// The intent with this id.
-pub fn intent(view: &dyn View, id: u64) -> Result<Option<IntentRow>, Error> {
+pub fn intent(view: &dyn View, id: u64) -> Step<Option<IntentRow>> {
     Ok(intent::get(view, id)?)
 }
 
@@ -383,7 +381,7 @@ pub fn was_never_stored(attr: &Attr) -> bool {
 }
 
 /// The intent of the writing of the file `inode` with the row `row`, if its writer may be answered before it ends.
-pub fn ends_behind(view: &dyn View, inode: u64, row: &InodeRow) -> Result<Option<u64>, Error> {
+pub fn ends_behind(view: &dyn View, inode: u64, row: &InodeRow) -> Step<Option<u64>> {
     if row.intent == 0 {
         return Ok(None);
     }
@@ -393,7 +391,7 @@ pub fn ends_behind(view: &dyn View, inode: u64, row: &InodeRow) -> Result<Option
 }
 
 /// Up to a thousand intents after the one with the id `after`, in the order in which they began.
-pub fn intents(view: &dyn View, after: u64) -> Result<Vec<(u64, IntentRow)>, Error> {
+pub fn intents(view: &dyn View, after: u64) -> Step<Vec<(u64, IntentRow)>> {
     let found = view.scan(Table::Intent, &[], &keys::id(after), CHUNK)?;
     let decoded =
         found.into_iter().map(|(key, value)| Ok((keys::id_of(&key), rows::decode(Table::Intent, &key, value)?)));
@@ -401,74 +399,74 @@ pub fn intents(view: &dyn View, after: u64) -> Result<Vec<(u64, IntentRow)>, Err
 }
 
 /// The row of an inode, with what clients are not told.
-pub fn inode(view: &dyn View, id: u64) -> Result<Option<InodeRow>, Error> {
+pub fn inode(view: &dyn View, id: u64) -> Step<Option<InodeRow>> {
     Ok(rows::inode(view, id)?)
 }
 
 /// Every member there ever was, by id; see `retired`.
-pub fn members(view: &dyn View) -> Result<Vec<Member>, Error> {
+pub fn members(view: &dyn View) -> Step<Vec<Member>> {
     Ok(member::all(view)?)
 }
 
 /// The member with this id.
-pub fn member(view: &dyn View, id: u64) -> Result<Option<Member>, Error> {
+pub fn member(view: &dyn View, id: u64) -> Step<Option<Member>> {
     Ok(rows::read(view, Table::Member, &keys::id(id))?)
 }
 
 /// The logical clock: what the last command was stamped with, nanoseconds since the epoch; 0 before the first.
-pub fn clock_ns(view: &dyn View) -> Result<i64, Error> {
+pub fn clock_ns(view: &dyn View) -> Step<i64> {
     Ok(rows::counters(view)?.clock_ns)
 }
 
 /// The cluster; none before it is founded.
-pub fn cluster(view: &dyn View) -> Result<Option<ClusterRow>, Error> {
+pub fn cluster(view: &dyn View) -> Step<Option<ClusterRow>> {
     Ok(rows::read(view, Table::Meta, keys::CLUSTER)?)
 }
 
 /// Every registered worker, by id.
-pub fn workers(view: &dyn View) -> Result<Vec<WorkerRow>, Error> {
+pub fn workers(view: &dyn View) -> Step<Vec<WorkerRow>> {
     Ok(worker::all(view)?)
 }
 
 /// Version of the set of workers that are drained, and of where they are.
-pub fn drains_version(view: &dyn View) -> Result<u64, Error> {
+pub fn drains_version(view: &dyn View) -> Step<u64> {
     Ok(rows::counters(view)?.drains_version)
 }
 
 /// The source of a file as it is known, without asking the under-storage; none for what is no file of a mount, or was removed.
-pub fn known_source(view: &dyn View, inode: u64) -> Result<Option<FileSource>, Error> {
+pub fn known_source(view: &dyn View, inode: u64) -> Step<Option<FileSource>> {
     let Some(row) = rows::inode(view, inode)?.filter(|row| row.mount_id != 0 && row.r#type() == FileType::File) else {
         return Ok(None);
     };
     match ufs_path(view, inode) {
         Ok((_, path)) => Ok(Some(source_of(&rows::attr(inode, &row), path))),
-        Err(error) if error.kind == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
+        Err(Fault::Refused(refusal)) if refusal.kind() == ErrorKind::NotFound => Ok(None),
+        Err(fault) => Err(fault),
     }
 }
 
 /// Every job on record, oldest first.
-pub fn jobs(view: &dyn View) -> Result<Vec<JobInfo>, Error> {
+pub fn jobs(view: &dyn View) -> Step<Vec<JobInfo>> {
     Ok(job::all(view)?)
 }
 
 /// The job with this id.
-pub fn job(view: &dyn View, id: u64) -> Result<Option<JobInfo>, Error> {
+pub fn job(view: &dyn View, id: u64) -> Step<Option<JobInfo>> {
     Ok(job::get(view, id)?)
 }
 
 /// The counters apply advances, with the logical clock.
-pub fn counters(view: &dyn View) -> Result<CounterRow, Error> {
+pub fn counters(view: &dyn View) -> Step<CounterRow> {
     Ok(rows::counters(view)?)
 }
 
 /// What is counted for a mount; 0 is the tree outside any.
-pub fn stat(view: &dyn View, mount_id: u32) -> Result<StatRow, Error> {
+pub fn stat(view: &dyn View, mount_id: u32) -> Step<StatRow> {
     Ok(rows::read(view, Table::Stat, &keys::mount(mount_id))?.unwrap_or_default())
 }
 
 /// True while removed trees wait for a purge.
-pub fn gc_pending(view: &dyn View) -> Result<bool, Error> {
+pub fn gc_pending(view: &dyn View) -> Step<bool> {
     Ok(has_garbage(&rows::counters(view)?))
 }
 

@@ -4,9 +4,8 @@ use bytes::Bytes;
 use jindofs_proto::store::v1::{DentryRow, InodeRow};
 use jindofs_proto::v1::{FileType, Target, target};
 
-use super::fault::{Step, refuse, show};
-use super::{View, keys, rows};
-use crate::error::{Error, ErrorKind};
+use super::fault::{Step, refuse};
+use super::{Refusal, View, keys, rows};
 use crate::types::{NsPath, ROOT_INODE, check_name};
 
 /// Most ancestors any walk upwards passes: deeper trees are refused, so that no command runs for ever.
@@ -43,7 +42,7 @@ impl Place {
     pub(crate) fn existing(&self) -> Step<DentryRow> {
         match &self.entry {
             Some(entry) => Ok(*entry),
-            None => refuse(ErrorKind::NotFound, format!("{:?} does not exist", show(&self.name))),
+            None => refuse(missing(&self.name)),
         }
     }
 }
@@ -62,7 +61,7 @@ pub(crate) fn walk<'n>(view: &dyn View, names: impl Iterator<Item = &'n [u8]>) -
             None => return Ok(Reach::Missing { directory: at, name: Bytes::copy_from_slice(name), last }),
             Some(entry) => {
                 if !last && entry.r#type() != FileType::Directory {
-                    return refuse(ErrorKind::NotADirectory, not_a_directory(name, entry.r#type()));
+                    return refuse(not_a_directory(name, entry.r#type()));
                 }
                 at = entry.inode;
             }
@@ -71,10 +70,11 @@ pub(crate) fn walk<'n>(view: &dyn View, names: impl Iterator<Item = &'n [u8]>) -
     Ok(Reach::Inode(at))
 }
 
-fn not_a_directory(name: &[u8], kind: FileType) -> String {
+fn not_a_directory(name: &[u8], kind: FileType) -> Refusal {
+    let name = Bytes::copy_from_slice(name);
     match kind {
-        FileType::Symlink => format!("{:?} is a symlink, which the cluster does not follow", show(name)),
-        _ => format!("{:?} is not a directory", show(name)),
+        FileType::Symlink => Refusal::SymlinkOnTheWay { name },
+        _ => Refusal::NameNotADirectory { name },
     }
 }
 
@@ -83,7 +83,7 @@ fn not_a_directory(name: &[u8], kind: FileType) -> String {
 /// *Errors*: `InvalidArgument` without a target; `NotFound` for an inode that does not exist.
 pub(crate) fn reach(view: &dyn View, target: Option<&Target>) -> Step<Reach> {
     match target.and_then(|target| target.target.as_ref()) {
-        None => refuse(ErrorKind::InvalidArgument, "the request has no target: give a path, an inode or an entry"),
+        None => refuse(Refusal::NoTarget),
         Some(target::Target::Path(path)) => walk(view, NsPath::parse(path)?.names()),
         Some(target::Target::Inode(id)) => match rows::inode(view, *id)? {
             Some(_) => Ok(Reach::Inode(*id)),
@@ -104,34 +104,30 @@ pub(crate) fn reach(view: &dyn View, target: Option<&Target>) -> Step<Reach> {
 pub(crate) fn directory(view: &dyn View, id: u64) -> Step<InodeRow> {
     match rows::inode(view, id)? {
         Some(row) if rows::is_dir(&row) => Ok(row),
-        Some(_) => refuse(ErrorKind::NotADirectory, format!("inode {id} is not a directory")),
+        Some(_) => refuse(Refusal::InodeNotADirectory { inode: id }),
         None => no_inode(id),
     }
 }
 
 /// The refusal for an inode that does not exist.
 pub(crate) fn no_inode<T>(id: u64) -> Step<T> {
-    refuse(ErrorKind::NotFound, format!("inode {id} does not exist"))
+    refuse(Refusal::NoSuchInode { inode: id })
 }
 
 /// The refusal for a path whose `name` is missing.
-pub(crate) fn missing(name: &[u8]) -> Error {
-    Error::new(ErrorKind::NotFound, format!("{:?} does not exist", show(name)))
+pub(crate) fn missing(name: &[u8]) -> Refusal {
+    Refusal::NoSuchName { name: Bytes::copy_from_slice(name) }
 }
 
 /// The slot a mutation works on, or why there is none, with the mount the walk ended in (0 outside any).
-pub(crate) fn slot(view: &dyn View, target: Option<&Target>) -> Step<(u32, Result<Place, Error>)> {
+pub(crate) fn slot(view: &dyn View, target: Option<&Target>) -> Step<(u32, Result<Place, Refusal>)> {
     let (parent, name) = match target.and_then(|target| target.target.as_ref()) {
-        None => {
-            return refuse(ErrorKind::InvalidArgument, "the request has no target: give a path or an entry");
-        }
-        Some(target::Target::Inode(_)) => {
-            return refuse(ErrorKind::InvalidArgument, "this needs a path or (directory, name), not an inode");
-        }
+        None => return refuse(Refusal::NoSlot),
+        Some(target::Target::Inode(_)) => return refuse(Refusal::InodeForSlot),
         Some(target::Target::Path(path)) => {
             let path = NsPath::parse(path)?;
             let Some((directory, name)) = path.split_last() else {
-                return refuse(ErrorKind::Busy, "the root directory cannot be created, moved or removed");
+                return refuse(Refusal::RootForSlot);
             };
             match walk(view, directory.names())? {
                 Reach::Inode(parent) => (parent, Bytes::copy_from_slice(name)),
@@ -166,11 +162,9 @@ pub(crate) fn writable(view: &dyn View, mount_id: u32) -> Step {
         return Ok(());
     }
     match rows::mount(view, mount_id)? {
-        Some(mount) if mount.read_only => {
-            refuse(ErrorKind::ReadOnly, format!("the mount at {:?} is read-only", show(&mount.path)))
-        }
+        Some(mount) if mount.read_only => refuse(Refusal::MountReadOnly { path: mount.path }),
         Some(_) => Ok(()),
-        None => refuse(ErrorKind::NotFound, "the mount of this path was removed"),
+        None => refuse(Refusal::MountRemoved),
     }
 }
 
@@ -186,7 +180,7 @@ pub(crate) fn ancestry(view: &dyn View, id: u64, row: &InodeRow) -> Step<Option<
     let (mut id, mut parent, mut name) = (id, row.parent, row.name.clone());
     while id != ROOT_INODE {
         if chain.len() >= DEPTH_MAX {
-            return refuse(ErrorKind::NameTooLong, format!("more than {DEPTH_MAX} directories above inode {id}"));
+            return refuse(Refusal::TooDeep { most: DEPTH_MAX as u64, inode: id });
         }
         if parent == 0 {
             return Ok(None);

@@ -14,8 +14,7 @@ use jindofs_proto::v1::OpId;
 use super::apply::done;
 use super::context::{CLOCK_BEHIND_MAX_NS, Ctx};
 use super::fault::{Step, refuse};
-use super::{StoreError, Table, Txn, View, keys, lock, reply, reserved, rows};
-use crate::error::ErrorKind;
+use super::{Refusal, StoreError, Table, Txn, View, keys, lock, reply, reserved, rows};
 
 /// Most operations of one client from the lowest one it has no answer for: further ones must wait.
 pub const WINDOW: u64 = 64;
@@ -59,37 +58,21 @@ pub(super) fn admit(txn: &dyn Txn, op: &OpId) -> Step<Gate> {
     let OpId { client_id, seq, acked_below } = op;
     check_client_id(client_id)?;
     if *seq == 0 || acked_below > seq {
-        return refuse(
-            ErrorKind::InvalidArgument,
-            format!(
-                "operation {seq}, answers below {acked_below} acknowledged: seq begins at 1, acked_below is at most seq"
-            ),
-        );
+        return refuse(Refusal::BadOpNumbers { seq: *seq, acked_below: *acked_below });
     }
     let row = match rows::read::<SessionRow>(txn, Table::Session, client_id)? {
         Some(row) if row.ended_ns == 0 => row,
-        _ => {
-            return refuse(
-                ErrorKind::SessionExpired,
-                "this client has no session: the outcome of its unanswered operations is unknown",
-            );
-        }
+        _ => return refuse(Refusal::NoSession),
     };
     if *seq < row.acked_below {
-        return refuse(
-            ErrorKind::SessionExpired,
-            format!("operation {seq} was acknowledged by this client and its outcome is forgotten"),
-        );
+        return refuse(Refusal::OutcomeForgotten { seq: *seq });
     }
     if let Some(outcome) = reply::find(txn, client_id, &row, *seq)? {
         return Ok(Gate::Answer(outcome));
     }
     let acked_below = row.acked_below.max(*acked_below).max(1);
     if seq - acked_below >= WINDOW {
-        return refuse(
-            ErrorKind::InvalidArgument,
-            format!("operation {seq} is more than {WINDOW} ahead of {acked_below}, the lowest one not acknowledged"),
-        );
+        return refuse(Refusal::BeyondWindow { seq: *seq, window: WINDOW, acked_below });
     }
     Ok(Gate::Run(Ticket { client_id: client_id.clone(), seq: *seq, acked_below, row }))
 }
@@ -147,24 +130,22 @@ fn check_client_id(client_id: &[u8]) -> Step {
     if client_id.len() == 16 {
         return Ok(());
     }
-    refuse(ErrorKind::InvalidArgument, format!("a client id has 16 bytes, this one {}", client_id.len()))
+    refuse(Refusal::BadClientId { bytes: client_id.len() as u64 })
 }
 
 /// Opens a session; for one that is open, nothing changes.
 pub(super) fn open(ctx: &mut Ctx<'_>, request: &OpenSession) -> Step<Answer> {
     check_client_id(&request.client_id)?;
     if request.description.len() > DESCRIPTION_MAX {
-        return refuse(ErrorKind::InvalidArgument, format!("a description has at most {DESCRIPTION_MAX} bytes"));
+        return refuse(Refusal::DescriptionTooLong { most: DESCRIPTION_MAX as u64 });
     }
     match rows::read::<SessionRow>(ctx.view(), Table::Session, &request.client_id)? {
         Some(row) if row.ended_ns == 0 => return Ok(done()),
-        Some(_) => {
-            return refuse(ErrorKind::SessionExpired, "this session has ended: open one with a new client id");
-        }
+        Some(_) => return refuse(Refusal::SessionEnded),
         None => {}
     }
     if ctx.counters.sessions >= SESSIONS_MAX {
-        return refuse(ErrorKind::ResourceExhausted, format!("{SESSIONS_MAX} sessions are open: close some"));
+        return refuse(Refusal::TooManySessions { most: SESSIONS_MAX });
     }
     sweep(ctx)?;
     let row = SessionRow {
@@ -189,15 +170,10 @@ pub(super) fn close(ctx: &mut Ctx<'_>, request: &CloseSession) -> Step<Answer> {
 pub(super) fn reserve(ctx: &mut Ctx<'_>, request: &ReserveInodes) -> Step<Answer> {
     check_client_id(&request.client_id)?;
     if request.count == 0 || request.count > RESERVE_MAX {
-        return refuse(
-            ErrorKind::InvalidArgument,
-            format!("between 1 and {RESERVE_MAX} inode numbers can be reserved"),
-        );
+        return refuse(Refusal::BadReserveCount { most: RESERVE_MAX.into() });
     }
     let row = rows::read::<SessionRow>(ctx.view(), Table::Session, &request.client_id)?.filter(|row| row.ended_ns == 0);
-    let Some(mut row) = row else {
-        return refuse(ErrorKind::SessionExpired, "inode numbers are reserved for a session: open one");
-    };
+    let Some(mut row) = row else { return refuse(Refusal::ReserveWithoutSession) };
     let range = InodeRange { first: ctx.counters.next_inode, count: request.count };
     ctx.counters.next_inode += u64::from(request.count);
     if row.reserved.len() >= RANGES_MAX {
@@ -211,7 +187,7 @@ pub(super) fn reserve(ctx: &mut Ctx<'_>, request: &ReserveInodes) -> Step<Answer
 /// Ends sessions that were not renewed.
 pub(super) fn expire(ctx: &mut Ctx<'_>, request: &ExpireSessions) -> Step<Answer> {
     if request.client_ids.len() > EXPIRE_MAX {
-        return refuse(ErrorKind::InvalidArgument, format!("at most {EXPIRE_MAX} sessions expire with one command"));
+        return refuse(Refusal::TooManyToExpire { most: EXPIRE_MAX as u64 });
     }
     for client_id in &request.client_ids {
         check_client_id(client_id)?;

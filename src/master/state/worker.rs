@@ -7,8 +7,7 @@ use jindofs_proto::store::v1::{DrainWorkers, RegisterWorker, RemoveWorkers, Work
 use super::apply::done;
 use super::context::Ctx;
 use super::fault::{Step, refuse};
-use super::{StoreError, Table, View, rows};
-use crate::error::ErrorKind;
+use super::{Refusal, StoreError, Table, View, rows};
 
 /// Most workers on record.
 pub(super) const WORKERS_MAX: usize = 10_000;
@@ -21,18 +20,15 @@ const REASON_MAX: usize = 255;
 ///
 /// *Errors*: `Stale` for an epoch below the recorded one: an older process that lingers, or an old copy of its disk.
 pub(super) fn register(ctx: &mut Ctx<'_>, request: &RegisterWorker) -> Step<Answer> {
-    let Some(worker) = &request.worker else {
-        return refuse(ErrorKind::InvalidArgument, "the request has no worker");
-    };
+    let Some(worker) = &request.worker else { return refuse(Refusal::NoWorker) };
     if worker.id.is_empty() || worker.id.len() > ID_MAX {
-        return refuse(ErrorKind::InvalidArgument, format!("a worker id has 1 to {ID_MAX} bytes"));
+        return refuse(Refusal::BadWorkerId { most: ID_MAX as u64 });
     }
     let mut row = worker.clone();
     match get(ctx.view(), &worker.id)? {
         Some(known) if worker.epoch < known.epoch => {
-            let message =
-                format!("worker {} has registered with epoch {}, newer than {}", worker.id, known.epoch, worker.epoch);
-            return refuse(ErrorKind::Stale, message);
+            let (known, epoch) = (known.epoch, worker.epoch);
+            return refuse(Refusal::OldEpoch { worker: worker.id.clone().into(), known, epoch });
         }
         // Whether it has to leave is not its own to say.
         Some(known) => {
@@ -42,7 +38,7 @@ pub(super) fn register(ctx: &mut Ctx<'_>, request: &RegisterWorker) -> Step<Answ
             }
         }
         None if all(ctx.view())?.len() >= WORKERS_MAX => {
-            return refuse(ErrorKind::ResourceExhausted, format!("{WORKERS_MAX} workers are on record"));
+            return refuse(Refusal::TooManyWorkers { most: WORKERS_MAX as u64 });
         }
         None => {}
     }
@@ -55,7 +51,7 @@ pub(super) fn register(ctx: &mut Ctx<'_>, request: &RegisterWorker) -> Step<Answ
 /// *Errors*: `NotFound` for a worker that is not on record, and nothing is changed.
 pub(super) fn drain(ctx: &mut Ctx<'_>, request: &DrainWorkers) -> Step<Answer> {
     if request.reason.len() > REASON_MAX {
-        return refuse(ErrorKind::InvalidArgument, format!("a reason has at most {REASON_MAX} bytes"));
+        return refuse(Refusal::ReasonTooLong { most: REASON_MAX as u64 });
     }
     let mut rows = Vec::new();
     for id in &request.worker_ids {
@@ -88,7 +84,7 @@ fn get(view: &dyn View, id: &str) -> Result<Option<WorkerRow>, StoreError> {
 fn known(view: &dyn View, id: &str) -> Step<WorkerRow> {
     match get(view, id)? {
         Some(row) => Ok(row),
-        None => refuse(ErrorKind::NotFound, format!("worker {id} is not on record")),
+        None => refuse(Refusal::NoSuchWorker { worker: id.to_owned().into() }),
     }
 }
 

@@ -27,8 +27,8 @@ pub use view::StoreView;
 
 use super::state::{StoreError, Table, keys};
 
-/// Version of keys and rows that this release reads and writes.
-pub const FORMAT: u32 = 3;
+/// Version of keys and rows that this release reads and writes. Since format 4 refusals are data instead of texts.
+pub const FORMAT: u32 = 4;
 
 /// One open state machine directory.
 pub struct Store {

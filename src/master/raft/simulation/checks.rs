@@ -126,8 +126,8 @@ fn compare(machines: &[&Machine], clients: &[Client]) {
         let store = opened.machine.store();
         for name in clients.iter().flat_map(|client| &client.acknowledged) {
             let target = Target { target: Some(target::Target::Path(name.as_bytes().to_vec().into())) };
-            if let Err(error) = query::lookup(&store.view(), &target) {
-                panic!("machine {} has lost {name:?}, which was acknowledged: {error}", machine.host);
+            if let Err(fault) = query::lookup(&store.view(), &target) {
+                panic!("machine {} has lost {name:?}, which was acknowledged: {fault:?}", machine.host);
             }
         }
         let (_, tables) = opened.machine.digest().expect("digest");

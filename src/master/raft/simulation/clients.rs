@@ -11,7 +11,7 @@ use jindofs_proto::v1::{MkdirRequest, OpId, Target, target};
 use super::machine::Machine;
 use super::net::{Event, MS, S, net};
 use super::run::FOUNDERS;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::master::state::query;
 use crate::runtime::simulated::{self, Random};
 
@@ -110,7 +110,7 @@ impl Client {
                 Some(name) => Said::Read(match handle.read().await {
                     Ok(store) => {
                         let found = query::lookup(&store.view(), &target(&name));
-                        Ok(!found.is_err_and(|error| error.kind == ErrorKind::NotFound))
+                        Ok(!found.is_err_and(|fault| Error::from(fault).kind == ErrorKind::NotFound))
                     }
                     Err(error) => Err(error),
                 }),
@@ -123,8 +123,8 @@ impl Client {
         let other = usize::try_from(random.below(FOUNDERS as u64)).unwrap_or(0);
         match said {
             Said::Wrote(Ok(outcome)) => {
-                if let Some(Answer::Error(detail)) = &outcome.outcome {
-                    panic!("operation {} of client {} was answered with {detail:?}", self.seq, self.number);
+                if let Some(Answer::Refused(refusal)) = &outcome.outcome {
+                    panic!("operation {} of client {} was answered with {refusal:?}", self.seq, self.number);
                 }
                 if self.seq > 0 {
                     self.acknowledged.push(name(self.number, self.seq));

@@ -31,7 +31,7 @@ pub(crate) use send::{Pace, SendError, Transfers, push, send};
 /// Bytes of one chunk on the wire.
 const CHUNK_BYTES: usize = 1 << 20;
 /// Format of a snapshot, and of the state machine inside.
-pub(crate) const FORMAT: u32 = 3;
+pub(crate) const FORMAT: u32 = 4;
 /// Names of directories that are no sealed snapshots.
 const INCOMING: &str = "incoming-";
 const BUILDING: &str = "building-";

@@ -32,7 +32,7 @@ const SEGMENT_BYTES: usize = 16 << 20;
 #[cfg(test)]
 const SIMULATED_SEGMENT_BYTES: usize = 64 << 10;
 /// Version of the frame format, in each segment's first frame. Format 1 did not name the owner of the log.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 const STAMP_BYTES: usize = 4 + Owner::BYTES + 8;
 
 /// Whose log it is, and the newest start of its member that has opened it.

@@ -231,7 +231,7 @@ async fn segments_of_two_members_or_an_older_log_format_are_refused_by_name() {
     let mut older = LogStamp { owner: OWNER, boot: 1 }.encode();
     older[..4].copy_from_slice(&1_u32.to_be_bytes());
     let error = header(&older);
-    assert!(error.contains("log format 1, this release reads 3"), "{error}");
+    assert!(error.contains("log format 1, this release reads 4"), "{error}");
 }
 
 #[tokio::test]

@@ -1,34 +1,33 @@
 //! Many mutations as one log entry: applied in order, each with its own result, none undoing another.
 
+use jindofs_proto::store::v1::op_outcome::Outcome as One;
 use jindofs_proto::store::v1::outcome::Outcome as Answer;
+use jindofs_proto::store::v1::{BatchOutcome, OpOutcome};
 use jindofs_proto::v1::batch_op::Op;
-use jindofs_proto::v1::batch_result::Result as Body;
-use jindofs_proto::v1::{Attr, BatchOp, BatchRequest, BatchResponse, BatchResult, MutationResponse};
+use jindofs_proto::v1::{Attr, BatchOp, BatchRequest, MutationResponse};
 
-use crate::error::ErrorKind;
 use crate::master::state::context::{Begun, Ctx};
-use crate::master::state::fault::{Fault, Step, detail, refuse};
-use crate::master::state::{content, rows};
+use crate::master::state::fault::{Fault, Step, refuse};
+use crate::master::state::{Refusal, content, rows};
 use crate::types::BATCH_MAX;
 
 /// Applies a batch.
 pub(crate) fn batch(ctx: &mut Ctx<'_>, request: &BatchRequest) -> Step<Answer> {
     if request.ops.len() > BATCH_MAX {
-        let message = format!("batch of {} operations: at most {BATCH_MAX} are allowed", request.ops.len());
-        return refuse(ErrorKind::InvalidArgument, message);
+        return refuse(Refusal::BatchTooLong { operations: request.ops.len() as u64, most: BATCH_MAX as u64 });
     }
-    let mut results = Vec::with_capacity(request.ops.len());
+    let mut outcomes = Vec::with_capacity(request.ops.len());
     ctx.batched = true;
     for op in &request.ops {
         ctx.begun = Begun::default();
-        let result = match one(ctx, op) {
-            Ok(Answer::Attr(attr)) => Body::Ok(answered(Some(attr), ctx.begun)),
-            Ok(Answer::Pending(_)) => Body::Ok(answered(None, ctx.begun)),
-            Ok(_) => Body::Ok(MutationResponse::default()),
-            Err(Fault::Refused(error)) => Body::Error(detail(error)),
+        let outcome = match one(ctx, op) {
+            Ok(Answer::Attr(attr)) => One::Done(answered(Some(attr), ctx.begun)),
+            Ok(Answer::Pending(_)) => One::Done(answered(None, ctx.begun)),
+            Ok(_) => One::Done(MutationResponse::default()),
+            Err(Fault::Refused(refusal)) => One::Refused(refusal.to_stored()),
             Err(fault) => return Err(fault),
         };
-        results.push(BatchResult { result: Some(result) });
+        outcomes.push(OpOutcome { outcome: Some(outcome) });
     }
     let mut directories = Vec::with_capacity(ctx.grown.len());
     for directory in std::mem::take(&mut ctx.grown) {
@@ -36,7 +35,7 @@ pub(crate) fn batch(ctx: &mut Ctx<'_>, request: &BatchRequest) -> Step<Answer> {
             directories.push(rows::attr(directory, &row));
         }
     }
-    Ok(Answer::Batch(BatchResponse { results, directories }))
+    Ok(Answer::Batch(BatchOutcome { outcomes, directories }))
 }
 
 fn answered(attr: Option<Attr>, begun: Begun) -> MutationResponse {
@@ -55,6 +54,6 @@ fn one(ctx: &mut Ctx<'_>, op: &BatchOp) -> Step<Answer> {
         Some(Op::Rmdir(request)) => super::rmdir(ctx, request),
         Some(Op::BeginWrite(request)) => content::begin_write(ctx, request),
         Some(Op::EndWrite(request)) => content::end_write(ctx, request),
-        None => refuse(ErrorKind::InvalidArgument, "an operation of the batch is empty or of an unknown kind"),
+        None => refuse(Refusal::UnknownOperation),
     }
 }

@@ -4,32 +4,29 @@ use jindofs_proto::store::v1::outcome::Outcome as Answer;
 use jindofs_proto::v1::{CreateRequest, FileType};
 
 use super::{insert_as, new_row, place, row_of};
-use crate::error::ErrorKind;
 use crate::master::state::context::Ctx;
-use crate::master::state::fault::{Step, refuse, show};
+use crate::master::state::fault::{Step, refuse};
 use crate::master::state::reserved::{NumberState, mark_used, state_of};
 use crate::master::state::resolve::is_root;
-use crate::master::state::{content, rows};
+use crate::master::state::{Refusal, content, rows};
 
 /// Creates a file; without `exclusive` an existing file is returned as it is. Below a mount it is here at once, and in the
 /// under-storage when its client has stored it.
 pub(crate) fn create(ctx: &mut Ctx<'_>, request: &CreateRequest) -> Step<Answer> {
     if is_root(request.target.as_ref()) {
-        return refuse(ErrorKind::IsADirectory, "the root directory is not a file");
+        return refuse(Refusal::RootIsNoFile);
     }
     let place = place(ctx, request.target.as_ref())?;
     if let Some(entry) = place.entry {
-        let name = show(&place.name);
+        let name = place.name;
         return match entry.r#type() {
             FileType::File if !request.exclusive => {
                 let row = row_of(ctx.view(), &entry)?;
                 content::made_too(ctx, &row)?;
                 Ok(Answer::Attr(rows::attr(entry.inode, &row)))
             }
-            FileType::Directory if !request.exclusive => {
-                refuse(ErrorKind::IsADirectory, format!("{name:?} is a directory"))
-            }
-            _ => refuse(ErrorKind::AlreadyExists, format!("{name:?} exists")),
+            FileType::Directory if !request.exclusive => refuse(Refusal::NameIsADirectory { name }),
+            _ => refuse(Refusal::NameExists { name }),
         };
     }
     let mut row = new_row(ctx, &place, FileType::File, request.mode, request.uid, request.gid);
@@ -53,16 +50,12 @@ fn number(ctx: &mut Ctx<'_>, asked: u64) -> Step<u64> {
     }
     match state_of(&ctx.reserved, asked) {
         NumberState::Unused => {}
-        NumberState::Used => {
-            return refuse(ErrorKind::InvalidArgument, format!("inode number {asked} was given to a file before"));
-        }
+        NumberState::Used => return refuse(Refusal::InodeNumberUsed { number: asked }),
         // The session it was reserved for has ended, and what it has begun with it.
-        NumberState::NotReserved => {
-            return refuse(ErrorKind::SessionExpired, format!("inode number {asked} is not reserved for this session"));
-        }
+        NumberState::NotReserved => return refuse(Refusal::InodeNumberNotReserved { number: asked }),
     }
     if rows::inode(ctx.view(), asked)?.is_some() {
-        return refuse(ErrorKind::InvalidArgument, format!("inode number {asked} is in use"));
+        return refuse(Refusal::InodeNumberInUse { number: asked });
     }
     Ok(asked)
 }

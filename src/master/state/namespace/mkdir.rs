@@ -5,12 +5,11 @@ use jindofs_proto::store::v1::outcome::Outcome as Answer;
 use jindofs_proto::v1::{Attr, FileType, MkdirRequest, target};
 
 use super::{insert, new_row, place};
-use crate::error::ErrorKind;
 use crate::master::state::context::Ctx;
-use crate::master::state::fault::{Step, refuse, show};
+use crate::master::state::fault::{Step, refuse};
 use crate::master::state::intent::{self, Hold};
 use crate::master::state::resolve::{self, Place, Reach, is_root};
-use crate::master::state::rows;
+use crate::master::state::{Refusal, rows};
 use crate::types::{NsPath, ROOT_INODE};
 
 /// Makes a directory; with `parents` also those above it, and one that exists is no error.
@@ -19,11 +18,11 @@ pub(crate) fn mkdir(ctx: &mut Ctx<'_>, request: &MkdirRequest) -> Step<Answer> {
         return make_all(ctx, request).map(Answer::Attr);
     }
     if is_root(request.target.as_ref()) {
-        return refuse(ErrorKind::AlreadyExists, "the root directory exists");
+        return refuse(Refusal::RootExists);
     }
     let place = place(ctx, request.target.as_ref())?;
     if place.entry.is_some() {
-        return refuse(ErrorKind::AlreadyExists, format!("{:?} exists", show(&place.name)));
+        return refuse(Refusal::NameExists { name: place.name });
     }
     if intent::is_due(ctx, place.row.mount_id) {
         return intent::begin(ctx, Body::Mkdir(request.clone()), &[Hold::Name(&place)]);
@@ -52,7 +51,7 @@ fn make_all(ctx: &mut Ctx<'_>, request: &MkdirRequest) -> Step<Attr> {
     };
     match rows::inode(ctx.view(), id)? {
         Some(row) if rows::is_dir(&row) => Ok(rows::attr(id, &row)),
-        _ => refuse(ErrorKind::AlreadyExists, "the path exists and is not a directory"),
+        _ => refuse(Refusal::PathIsNoDirectory),
     }
 }
 
@@ -61,7 +60,7 @@ fn make_all(ctx: &mut Ctx<'_>, request: &MkdirRequest) -> Step<Attr> {
 fn make_path(ctx: &mut Ctx<'_>, deepest: u64, request: &MkdirRequest) -> Step<Attr> {
     let path = match request.target.as_ref().and_then(|target| target.target.as_ref()) {
         Some(target::Target::Path(path)) => NsPath::parse(path)?,
-        _ => return refuse(ErrorKind::InvalidArgument, "only a path can have missing parents"),
+        _ => return refuse(Refusal::ParentsWithoutPath),
     };
     let mut parent = deepest;
     let mut row = resolve::directory(ctx.view(), deepest)?;
@@ -81,7 +80,7 @@ fn make_path(ctx: &mut Ctx<'_>, deepest: u64, request: &MkdirRequest) -> Step<At
 fn outside_mounts(mount_id: u32) -> Step {
     match mount_id {
         0 => Ok(()),
-        _ => refuse(ErrorKind::Unsupported, "below a mount directories are made one by one: make its parents first"),
+        _ => refuse(Refusal::ParentsBelowMount),
     }
 }
 

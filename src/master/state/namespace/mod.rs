@@ -26,10 +26,9 @@ use jindofs_proto::store::v1::{DentryRow, InodeRow};
 use jindofs_proto::v1::{FileType, Target, target};
 
 use super::context::Ctx;
-use super::fault::{Step, refuse, show};
+use super::fault::{Step, refuse};
 use super::resolve::{self, Place};
-use super::{Table, View, intent, rows};
-use crate::error::ErrorKind;
+use super::{Refusal, Table, View, intent, rows};
 use crate::types::NsPath;
 
 /// Permission bits that are kept.
@@ -55,7 +54,7 @@ fn names_directory_by_inode(target: Option<&Target>) -> bool {
 /// Refuses an inode in a tree that was removed and only waits for its purge. Free while no purge is pending.
 pub(super) fn still_there(ctx: &Ctx<'_>, id: u64, row: &InodeRow) -> Step {
     if ctx.gc_pending() && resolve::ancestry(ctx.view(), id, row)?.is_none() {
-        return refuse(ErrorKind::NotFound, format!("inode {id} was removed"));
+        return refuse(Refusal::InodeRemoved { inode: id });
     }
     Ok(())
 }
@@ -173,7 +172,7 @@ fn not_a_mount_root(place: &Place, row: &InodeRow) -> Step {
     if row.mount_id == place.row.mount_id {
         return Ok(());
     }
-    refuse(ErrorKind::Busy, format!("{:?} is a mount point: remove the mount first", show(&place.name)))
+    refuse(Refusal::MountPoint { name: place.name.clone() })
 }
 
 /// Refuses to move or remove a directory that has a mount somewhere below.
@@ -187,10 +186,7 @@ fn no_mount_below(view: &dyn View, id: u64, row: &InodeRow) -> Step {
     for mount in mounts {
         let path = NsPath::parse(&mount.path)?;
         if path.names().take(names.len()).eq(names.iter().map(|name| &name[..])) {
-            return refuse(
-                ErrorKind::Busy,
-                format!("the mount at {:?} is below: remove the mount first", show(&mount.path)),
-            );
+            return refuse(Refusal::MountBelow { path: mount.path.clone() });
         }
     }
     Ok(())

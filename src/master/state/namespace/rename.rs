@@ -6,12 +6,11 @@ use jindofs_proto::store::v1::{DentryRow, InodeRow};
 use jindofs_proto::v1::RenameRequest;
 
 use super::{entered, left, link, names_directory_by_inode, no_mount_below, not_a_mount_root, row_of, still_there};
-use crate::error::ErrorKind;
 use crate::master::state::context::Ctx;
-use crate::master::state::fault::{Step, refuse, show};
+use crate::master::state::fault::{Step, refuse};
 use crate::master::state::intent::{self, Hold};
 use crate::master::state::resolve::{self, Place};
-use crate::master::state::{content, rows};
+use crate::master::state::{Refusal, content, rows};
 
 /// Renames as POSIX says: replaces a file by a file and an empty directory by a directory.
 pub(crate) fn rename(ctx: &mut Ctx<'_>, request: &RenameRequest) -> Step<Answer> {
@@ -20,7 +19,7 @@ pub(crate) fn rename(ctx: &mut Ctx<'_>, request: &RenameRequest) -> Step<Answer>
     let row = row_of(ctx.view(), &entry)?;
     not_a_mount_root(&from, &row)?;
     if request.no_replace && to.entry.is_some() {
-        return refuse(ErrorKind::AlreadyExists, format!("{:?} exists", show(&to.name)));
+        return refuse(Refusal::NameExists { name: to.name });
     }
     if to.entry.is_some_and(|there| there.inode == entry.inode) {
         return Ok(Answer::Attr(rows::attr(entry.inode, &row)));
@@ -34,7 +33,7 @@ pub(crate) fn rename(ctx: &mut Ctx<'_>, request: &RenameRequest) -> Step<Answer>
         None => None,
     };
     if row.unstored {
-        return refuse(ErrorKind::Busy, "the file is not stored yet: close it first");
+        return refuse(Refusal::NotStoredYet);
     }
     if intent::is_due(ctx, from.row.mount_id) {
         let moved = Hold::Inode(entry.inode, &row);
@@ -61,7 +60,7 @@ fn places(ctx: &Ctx<'_>, request: &RenameRequest) -> Step<(Place, Place)> {
     let (from_mount, from) = resolve::slot(ctx.view(), request.from.as_ref())?;
     let (to_mount, to) = resolve::slot(ctx.view(), request.to.as_ref())?;
     if from_mount != to_mount {
-        return refuse(ErrorKind::CrossMount, "a rename cannot cross the border of a mount");
+        return refuse(Refusal::AcrossMounts);
     }
     resolve::writable(ctx.view(), from_mount)?;
     let (from, to) = (from?, to?);
@@ -76,7 +75,7 @@ fn places(ctx: &Ctx<'_>, request: &RenameRequest) -> Step<(Place, Place)> {
 fn not_into_itself(ctx: &Ctx<'_>, moved: u64, to: &Place) -> Step {
     let above = resolve::ancestry(ctx.view(), to.parent, &to.row)?.unwrap_or_default();
     if above.iter().any(|(id, _)| *id == moved) {
-        return refuse(ErrorKind::InvalidArgument, "a directory cannot be moved into itself");
+        return refuse(Refusal::IntoItself);
     }
     Ok(())
 }
@@ -85,11 +84,11 @@ fn not_into_itself(ctx: &Ctx<'_>, moved: u64, to: &Place) -> Step {
 fn replaceable(ctx: &Ctx<'_>, row: &InodeRow, to: &Place, there: &DentryRow) -> Step<InodeRow> {
     let old = row_of(ctx.view(), there)?;
     not_a_mount_root(to, &old)?;
-    let name = show(&to.name);
+    let name = to.name.clone();
     match (rows::is_dir(row), rows::is_dir(&old)) {
-        (true, false) => refuse(ErrorKind::NotADirectory, format!("{name:?} is not a directory")),
-        (false, true) => refuse(ErrorKind::IsADirectory, format!("{name:?} is a directory")),
-        (true, true) if old.entries > 0 => refuse(ErrorKind::NotEmpty, format!("{name:?} is not empty")),
+        (true, false) => refuse(Refusal::NameNotADirectory { name }),
+        (false, true) => refuse(Refusal::NameIsADirectory { name }),
+        (true, true) if old.entries > 0 => refuse(Refusal::NameNotEmpty { name }),
         _ => Ok(old),
     }
 }

@@ -5,12 +5,11 @@ use jindofs_proto::store::v1::outcome::Outcome as Answer;
 use jindofs_proto::v1::RmdirRequest;
 
 use super::{no_mount_below, not_a_mount_root, place, remove, row_of};
-use crate::error::ErrorKind;
 use crate::master::state::apply::done;
 use crate::master::state::context::Ctx;
-use crate::master::state::fault::{Step, refuse, show};
+use crate::master::state::fault::{Step, refuse};
 use crate::master::state::intent::{self, Hold};
-use crate::master::state::{Table, rows};
+use crate::master::state::{Refusal, Table, rows};
 
 /// Removes a directory; with `recursive` everything below it as well.
 pub(crate) fn rmdir(ctx: &mut Ctx<'_>, request: &RmdirRequest) -> Step<Answer> {
@@ -18,7 +17,7 @@ pub(crate) fn rmdir(ctx: &mut Ctx<'_>, request: &RmdirRequest) -> Step<Answer> {
     let entry = place.existing()?;
     let row = row_of(ctx.view(), &entry)?;
     if !rows::is_dir(&row) {
-        return refuse(ErrorKind::NotADirectory, format!("{:?} is not a directory", show(&place.name)));
+        return refuse(Refusal::NameNotADirectory { name: place.name });
     }
     not_a_mount_root(&place, &row)?;
     if row.entries == 0 {
@@ -29,10 +28,10 @@ pub(crate) fn rmdir(ctx: &mut Ctx<'_>, request: &RmdirRequest) -> Step<Answer> {
         return Ok(done());
     }
     if request.recursive && place.row.mount_id != 0 {
-        return refuse(ErrorKind::Unsupported, "below a mount a tree is removed entry by entry: empty it first");
+        return refuse(Refusal::TreeBelowMount);
     }
     if !request.recursive {
-        return refuse(ErrorKind::NotEmpty, format!("{:?} is not empty", show(&place.name)));
+        return refuse(Refusal::NameNotEmpty { name: place.name });
     }
     no_mount_below(ctx.view(), entry.inode, &row)?;
     let mut parent = place.row.clone();

@@ -6,12 +6,11 @@ use jindofs_proto::store::v1::outcome::Outcome as Answer;
 use jindofs_proto::v1::{FileType, SetAttrRequest};
 
 use super::{MODE_BITS, SIZE_MAX, still_there};
-use crate::error::ErrorKind;
 use crate::master::state::context::Ctx;
 use crate::master::state::fault::{Step, refuse};
 use crate::master::state::intent::{self, Hold};
 use crate::master::state::resolve::{self, Reach};
-use crate::master::state::rows;
+use crate::master::state::{Refusal, rows};
 
 /// Changes the attributes that are given.
 pub(crate) fn set_attr(ctx: &mut Ctx<'_>, request: &SetAttrRequest) -> Step<Answer> {
@@ -40,15 +39,11 @@ pub(crate) fn set_attr(ctx: &mut Ctx<'_>, request: &SetAttrRequest) -> Step<Answ
 
 fn check_size(row: &InodeRow, size: u64) -> Step {
     match row.r#type() {
-        _ if row.mount_id != 0 => {
-            refuse(ErrorKind::InvalidArgument, "the size of a file below a mount is that of the content stored last")
-        }
-        FileType::Directory => refuse(ErrorKind::IsADirectory, "a directory has no size to set"),
+        _ if row.mount_id != 0 => refuse(Refusal::SizeBelowMount),
+        FileType::Directory => refuse(Refusal::SizeOfDirectory),
         FileType::File if size <= SIZE_MAX => Ok(()),
-        FileType::File => {
-            refuse(ErrorKind::InvalidArgument, format!("size {size}: a file has at most {SIZE_MAX} bytes"))
-        }
-        _ => refuse(ErrorKind::InvalidArgument, "only a file has a size to set"),
+        FileType::File => refuse(Refusal::SizeTooLarge { size, most: SIZE_MAX }),
+        _ => refuse(Refusal::SizeOfNoFile),
     }
 }
 

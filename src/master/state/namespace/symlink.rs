@@ -5,30 +5,28 @@ use jindofs_proto::store::v1::outcome::Outcome as Answer;
 use jindofs_proto::v1::{FileType, SymlinkRequest};
 
 use super::{insert, new_row, place};
-use crate::error::ErrorKind;
 use crate::master::state::context::Ctx;
-use crate::master::state::fault::{Step, refuse, show};
+use crate::master::state::fault::{Step, refuse};
 use crate::master::state::intent::{self, Hold};
 use crate::master::state::resolve::is_root;
-use crate::master::state::rows;
+use crate::master::state::{Refusal, rows};
 use crate::types::PATH_MAX;
 
 /// Makes a symlink.
 pub(crate) fn symlink(ctx: &mut Ctx<'_>, request: &SymlinkRequest) -> Step<Answer> {
     let to = &request.link_target;
     if to.is_empty() || to.contains(&0) {
-        return refuse(ErrorKind::InvalidArgument, "a symlink's target is not empty and holds no NUL");
+        return refuse(Refusal::BadLinkTarget);
     }
     if to.len() >= PATH_MAX {
-        let message = format!("symlink target of {} bytes: at most {} are allowed", to.len(), PATH_MAX - 1);
-        return refuse(ErrorKind::NameTooLong, message);
+        return refuse(Refusal::LinkTargetTooLong { bytes: to.len() as u64, most: PATH_MAX as u64 - 1 });
     }
     if is_root(request.target.as_ref()) {
-        return refuse(ErrorKind::AlreadyExists, "the root directory exists");
+        return refuse(Refusal::RootExists);
     }
     let place = place(ctx, request.target.as_ref())?;
     if place.entry.is_some() {
-        return refuse(ErrorKind::AlreadyExists, format!("{:?} exists", show(&place.name)));
+        return refuse(Refusal::NameExists { name: place.name });
     }
     let mut row = new_row(ctx, &place, FileType::Symlink, 0o777, request.uid, request.gid);
     row.size = to.len() as u64;

@@ -5,12 +5,11 @@ use jindofs_proto::store::v1::outcome::Outcome as Answer;
 use jindofs_proto::v1::UnlinkRequest;
 
 use super::{place, remove, row_of};
-use crate::error::ErrorKind;
 use crate::master::state::apply::done;
 use crate::master::state::context::Ctx;
-use crate::master::state::fault::{Step, refuse, show};
+use crate::master::state::fault::{Step, refuse};
 use crate::master::state::intent::{self, Hold};
-use crate::master::state::{content, rows};
+use crate::master::state::{Refusal, content, rows};
 
 /// Removes a file or symlink.
 pub(crate) fn unlink(ctx: &mut Ctx<'_>, request: &UnlinkRequest) -> Step<Answer> {
@@ -19,7 +18,7 @@ pub(crate) fn unlink(ctx: &mut Ctx<'_>, request: &UnlinkRequest) -> Step<Answer>
     let row = row_of(ctx.view(), &entry)?;
     super::not_a_mount_root(&place, &row)?;
     if rows::is_dir(&row) {
-        return refuse(ErrorKind::IsADirectory, format!("{:?} is a directory", show(&place.name)));
+        return refuse(Refusal::NameIsADirectory { name: place.name });
     }
     if row.unstored {
         content::unmade(ctx, &row)?;
