@@ -84,6 +84,8 @@ async fn a_file_that_is_written_has_one_node_and_moves_as_a_whole() {
     let moved = bench.nodes.move_to(other, &bench.file("ccc"), &attr("ccc"));
     assert_eq!(moved.len(), 2, "all its handles");
     assert_eq!(bench.open(other, "ccc", false).1, DROP);
+    let stale = bench.nodes.stale_pages(other).expect("of the version before");
+    bench.nodes.dropped(other, stale);
     let stored = bench.nodes.note_stored(other, &bench.file("dddd"), &attr("dddd"));
     assert_eq!(stored.len(), 3);
     assert_eq!(bench.open(other, "dddd", false).1, KEEP, "pages hold what was written");
