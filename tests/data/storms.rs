@@ -1,9 +1,6 @@
 //! Object stores that answer late, and others who change an object at the very step at which we are: the outcome is the old
 //! file, the new one, or theirs.
 
-use std::fs::OpenOptions;
-use std::io::Write;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,10 +8,12 @@ use std::time::{Duration, Instant};
 
 use jindofs::client::namespace::at_path;
 use jindofs::error::ErrorKind;
+use serde_json::json;
 
 use super::oss::mount_oss;
 use super::writes::{names, off, writable};
 use super::{Site, content};
+use crate::support::agent::{Agent, encode};
 use crate::support::cluster::PATIENCE;
 use crate::support::oss::OssServer;
 use crate::support::s3::trouble::Kind;
@@ -107,16 +106,19 @@ async fn a_store_that_takes_seconds_for_each_change_is_late_and_holds_up_nobody_
     site.cluster.assert_no_panic();
 }
 
-/// Stores content under a path through the mount, while somebody else does it too at this step.
+/// Stores content under a path through the mount, while somebody else does it too at this step. An [`Agent`] writes: a process
+/// that another test starts would inherit what the test has open, and store a part of the content when it closes that.
 async fn interrupted(site: &Site, path: &str, bytes: Vec<u8>) {
     let at = site.mnt.join(path);
     let told = off(move || {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(at).expect("open");
-        file.write_all(&bytes).expect("staged");
-        let first = file.sync_all();
+        let mut agent = Agent::start();
+        agent.call(&json!(["open", "f", at, libc::O_WRONLY | libc::O_CREAT, 0o644])).expect("open");
+        agent.call(&json!(["write", "f", 0, encode(&bytes)])).expect("staged");
+        let first = agent.call(&json!(["fsync", "f"]));
         // What is staged is still there, and is told again.
-        let again = file.write_all_at(b"again", 0).and_then(|()| file.sync_all());
-        [first, again].map(|told| told.map_err(|error| error.raw_os_error()))
+        let again = agent.call(&json!(["write", "f", 0, encode(b"again")]));
+        let again = again.and_then(|_| agent.call(&json!(["fsync", "f"])));
+        [first, again].map(|told| told.map(drop).map_err(|refusal| Some(refusal.errno)))
     })
     .await;
     assert_eq!(told, [Err(Some(libc::ESTALE)); 2], "{path}");
