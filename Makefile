@@ -32,7 +32,7 @@ INTEGRATION_TESTS := --release --locked --workspace --test tests
 TEST ?=
 # Tests that run at the same time: of those with processes, and of those on Kubernetes. They mostly wait. Tests in modules
 # called `alone` measure times or disturb the whole cluster, and run one after the other.
-THREADS ?= 3
+THREADS ?= 4
 KUBE_THREADS ?= 4
 # libtest tells how long each test took only where unstable options are allowed: this allows them to the test programs.
 RUN_TESTS := $(CARGO) test --config 'target."cfg(unix)".runner = ["env", "RUSTC_BOOTSTRAP=1"]'

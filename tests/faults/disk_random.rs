@@ -26,8 +26,9 @@ const TEST: &str = "random_faults_of_disks_lose_no_acknowledged_name_and_make_no
 /// Runs with seeds of their own.
 const SEEDS: u64 = 5;
 const SEEDS_LONG: u64 = 200;
-/// Runs at the same time: they mostly wait.
+/// Runs at the same time, beside other tests and alone: they mostly wait.
 const THREADS: usize = 2;
+const THREADS_LONG: usize = 6;
 /// Faults in one run.
 const STEPS: u32 = 6;
 
@@ -97,11 +98,11 @@ struct Run {
 fn random_faults_of_disks_lose_no_acknowledged_name_and_make_no_second_history() {
     let first = seed(TEST);
     let long = std::env::var_os("LONG").is_some_and(|value| value != "0" && !value.is_empty());
-    let usual = if long { SEEDS_LONG } else { SEEDS };
+    let (usual, threads) = if long { (SEEDS_LONG, THREADS_LONG) } else { (SEEDS, THREADS) };
     let seeds = seeds(usual);
     let next = AtomicU64::new(0);
     std::thread::scope(|scope| {
-        for _ in 0..THREADS {
+        for _ in 0..threads {
             scope.spawn(|| {
                 let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
                 let runtime = runtime.expect("a runtime");

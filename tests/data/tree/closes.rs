@@ -72,6 +72,24 @@ impl Model {
         Some(Behind::Stored(node))
     }
 
+    /// A change that was made to `content`, as the mount shows, was maybe made from the newest version. False if that is neither
+    /// what it makes of that, `from_newest`, nor what it makes of the version before.
+    pub(super) fn found_changed(&mut self, slot: Slot, content: &[u8], from_newest: &[u8]) -> bool {
+        let (mount, handle) = (self.mounts[slot.0], self.handles[&slot].clone());
+        let newest = self.nodes[handle.node].version();
+        let has_moved = content == from_newest;
+        let staged = self.staged.get_mut(&(mount, handle.node)).expect("it was changed");
+        if content == staged.content {
+            staged.maybe_from = has_moved.then_some(newest);
+            return true;
+        }
+        if has_moved {
+            (staged.content, staged.base, staged.from) = (content.to_vec(), newest, newest);
+            self.move_handles(mount, &handle);
+        }
+        has_moved
+    }
+
     /// A close, or a sync, that the store of the file refuses with `errno`.
     pub(super) fn refused(
         &mut self,
