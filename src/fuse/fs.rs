@@ -34,6 +34,7 @@ use super::last_close::LastCloses;
 use super::locks::Locks;
 use super::nodes::{Nodes, inode_of};
 use super::open::StaleOpens;
+use super::pages::PageDrops;
 use super::space::Spaces;
 use super::staging::Staging;
 
@@ -60,6 +61,7 @@ pub(super) struct Fs {
     pub(super) inodes: Inodes,
     pub(super) nodes: Nodes,
     pub(super) kernel: KernelCache,
+    pub(super) page_drops: PageDrops,
     pub(super) invalidation: Invalidation,
     pub(super) stale_opens: StaleOpens,
     pub(super) listings: DirCache,
@@ -100,6 +102,7 @@ impl Fs {
                 inodes: Inodes::new(),
                 nodes: Nodes::default(),
                 kernel: KernelCache::default(),
+                page_drops: PageDrops::default(),
                 // A writable mount asks a master at each open, and would be told of its own changes.
                 invalidation: Invalidation::new(!config.writable && !config.attr_ttl.is_zero()),
                 stale_opens: StaleOpens::default(),

@@ -238,7 +238,9 @@ impl Nodes {
             return Joined::Elsewhere;
         }
         let known = file.entry(place).or_default();
-        if known.is_open() && known.version != version {
+        // The kernel is still told the length of the version, which must not meet one that is written.
+        let is_settling = opening.writes && known.leftover.is_some();
+        if known.is_open() && (known.version != version || is_settling) {
             return Joined::Elsewhere;
         }
         (known.version, known.file, known.attr) = (version, Some(opening.file), Some(opening.attr));

@@ -8,7 +8,9 @@
 //! *Pages that a mapping has changed* are of the version that they were read from. Those of a version that was replaced are
 //! refused (`Stale`) until the kernel has dropped them: the next sync of the file is told.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -20,6 +22,37 @@ use super::write::Write;
 
 /// How long the last byte of a version is waited for.
 const LAST_BYTE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Nodes whose pages a task drops, and whether it has to do so once more.
+#[derive(Debug, Default)]
+pub(super) struct PageDrops(Mutex<HashMap<u64, bool>>);
+
+impl PageDrops {
+    /// False if a task is at work: it drops the pages once more.
+    fn begin(&self, node: u64) -> bool {
+        let mut drops = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match drops.entry(node) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(false);
+                true
+            }
+            Entry::Occupied(mut again) => {
+                again.insert(true);
+                false
+            }
+        }
+    }
+
+    /// The task has dropped the pages; false if it has to do so once more.
+    fn end(&self, node: u64) -> bool {
+        let mut drops = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if drops.insert(node, false) == Some(true) {
+            return false;
+        }
+        drops.remove(&node);
+        true
+    }
+}
 
 impl Fs {
     /// Has the kernel drop the pages of a node that are stale, if there are any. Does not wait.
@@ -36,11 +69,21 @@ impl Fs {
         self.drop_pages_later(node);
     }
 
+    /// One task for each node: while it waits for the kernel, more of them would only take threads from those who answer the
+    /// request that it waits for.
     fn drop_pages_later(self: &Arc<Self>, node: u64) {
+        if !self.page_drops.begin(node) {
+            return;
+        }
         let this = self.clone();
         tokio::spawn(async move {
-            if let Err(error) = this.drop_pages(node).await {
-                tracing::warn!(node, %error, "the kernel keeps pages of another version");
+            loop {
+                if let Err(error) = this.drop_pages(node).await {
+                    tracing::warn!(node, %error, "the kernel keeps pages of another version");
+                }
+                if this.page_drops.end(node) {
+                    return;
+                }
             }
         });
     }
@@ -110,5 +153,20 @@ impl Fs {
             return Err(Error::new(ErrorKind::Stale, message));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_that_become_stale_while_they_are_dropped_are_dropped_once_more_by_the_same_task() {
+        let drops = PageDrops::default();
+        assert!(drops.begin(1) && drops.begin(2), "each node has a task of its own");
+        assert!(!drops.begin(1) && !drops.begin(1), "one is at work");
+        assert!(!drops.end(1), "once more for both");
+        assert!(drops.end(1) && drops.end(2));
+        assert!(drops.begin(1));
     }
 }

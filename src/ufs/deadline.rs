@@ -1,8 +1,9 @@
 //! One bound for all that the storing of one file takes: its attempts, the pauses between them, and the looks at what came of
 //! them.
 //!
-//! It bounds the time without progress. Bytes that the store has taken and had not taken before begin it anew, so that a file of
-//! any length can be stored; a store that answers nothing, or takes the same bytes again and again, is given up in time.
+//! It bounds the time without progress. Bytes that the store takes and had not taken before in the same attempt begin it anew, so
+//! that a file of any length can be stored. An attempt that fails after some progress leaves the whole time to the next one, which
+//! sends all of it again; how many attempts there are is bounded elsewhere. A store that answers nothing is given up in time.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -19,6 +20,8 @@ const STORE_TIMEOUT: Duration = Duration::from_secs(120);
 const TESTED_TIMEOUT: Duration = Duration::from_secs(6);
 /// An attempt takes at most this share of the time that is left: the rest is for a look at what came of it, and for one more.
 const ATTEMPT_SHARE: (u32, u32) = (5, 6);
+/// What was begun before the store is waited for at most for this share.
+const EARLIER_SHARE: (u32, u32) = (1, 4);
 
 /// When the storing of one file is given up. Clones share it.
 #[derive(Debug, Clone)]
@@ -33,7 +36,7 @@ struct Inner {
 #[derive(Debug)]
 struct State {
     ends: Instant,
-    /// Bytes that the store has taken in the best attempt.
+    /// Bytes that the store has taken in this attempt.
     taken: u64,
 }
 
@@ -62,11 +65,19 @@ impl Deadline {
         self.state().ends = Instant::now() + self.0.limit;
     }
 
-    /// The store has taken so many bytes. The whole time is left again if no attempt has come so far before.
+    /// The store has taken so many bytes in this attempt. The whole time is left again if they are more than before.
     pub(super) fn has_taken(&self, bytes: u64) {
         let mut state = self.state();
         if bytes > state.taken {
             *state = State { ends: Instant::now() + self.0.limit, taken: bytes };
+        }
+    }
+
+    /// An attempt has failed, and the next one begins from the start. If this one has made progress, the whole time is left again.
+    pub(super) fn attempt_failed(&self) {
+        let mut state = self.state();
+        if state.taken > 0 {
+            *state = State { ends: Instant::now() + self.0.limit, taken: 0 };
         }
     }
 
@@ -83,7 +94,15 @@ impl Deadline {
 
     /// As [`Deadline::bound`], for work that leaves time for a look at what came of it.
     pub async fn bound_attempt<T>(&self, work: impl Future<Output = T>) -> Option<T> {
-        let (share, whole) = ATTEMPT_SHARE;
+        self.bound_share(ATTEMPT_SHARE, work).await
+    }
+
+    /// As [`Deadline::bound`], for work that was begun before, and can be done again if it hangs.
+    pub async fn bound_earlier<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        self.bound_share(EARLIER_SHARE, work).await
+    }
+
+    async fn bound_share<T>(&self, (share, whole): (u32, u32), work: impl Future<Output = T>) -> Option<T> {
         timeout(self.remaining() * share / whole, work).await.ok()
     }
 
@@ -139,5 +158,20 @@ mod tests {
         );
         deadline.extend();
         assert!(shared.has_room_for(Duration::ZERO));
+    }
+
+    #[tokio::test]
+    async fn an_attempt_that_failed_after_progress_leaves_the_whole_time_to_the_next_one() {
+        let deadline = Deadline::within(LIMIT);
+        deadline.has_taken(7);
+        assert_eq!(deadline.bound(pending::<()>()).await, None);
+        deadline.attempt_failed();
+        assert!(deadline.has_room_for(LIMIT / 2), "it sends all of it again");
+        deadline.has_taken(1);
+        assert_eq!(deadline.bound(pending::<()>()).await, None);
+        deadline.attempt_failed();
+        assert_eq!(deadline.bound(pending::<()>()).await, None);
+        deadline.attempt_failed();
+        assert!(!deadline.has_room_for(Duration::ZERO), "it has made none");
     }
 }

@@ -70,6 +70,7 @@ async fn store_again<T, F: Future<Output = Result<T>>>(deadline: &Deadline, atte
             Err(error) => error,
             stored => return stored,
         };
+        deadline.attempt_failed();
         match (error.kind, pauses.next()) {
             (ErrorKind::Unavailable | ErrorKind::Timeout, Some(pause)) if deadline.has_room_for(pause) => {
                 wait(pause, &error).await;

@@ -108,6 +108,7 @@ async fn pages_of_a_node_that_has_moved_are_stale_until_those_of_its_last_move_a
     assert!(dropping.changed().now_or_never().is_none());
     let again = [bench.open(5, "ccc", false).1, bench.open(5, "ccc", false).1];
     assert_eq!(again, [DROP, DROP], "nobody is told to keep them");
+    assert_eq!(bench.open(5, "ccc", true).1, Joined::Elsewhere, "who writes waits until they are dropped");
     bench.nodes.dropped(5, second);
     assert!(dropping.changed().now_or_never().is_some_and(|sent| sent.is_err()));
     assert_eq!(bench.open(5, "ccc", false).1, KEEP);

@@ -68,15 +68,16 @@ impl Sending {
         Some(Sending { spool: spool.clone(), stop, task })
     }
 
-    /// What was sent of content that is still the same. To be called while nobody changes it. A part that is under way is
-    /// waited for until shortly before `deadline`.
+    /// What was sent of content that is still the same. To be called while nobody changes it. Parts that are under way are waited
+    /// for, for a part of the time until `deadline`; after that the whole of it is left to who sends all again.
     pub(super) async fn end(self, deadline: &Deadline) -> Head {
         let Sending { spool, stop, mut task } = self;
         // It may have ended by itself.
         let _ = stop.send(());
-        let Some(ended) = deadline.bound_attempt(&mut task).await else {
+        let Some(ended) = deadline.bound_earlier(&mut task).await else {
             tracing::info!("a store does not answer: what was sent before the end is given up");
             task.abort();
+            deadline.extend();
             return Head::default();
         };
         let Ok(Some((upload, permit))) = ended else { return Head::default() };

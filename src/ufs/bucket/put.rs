@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use opendal::Metadata;
 
-use super::verdict::Verdict;
+use super::verdict::{Verdict, says};
 use super::{Bucket, key_to_change};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::{failpoint_io, now_ns};
@@ -217,7 +217,12 @@ impl Bucket {
     /// Returns the error that it was refused with; `Timeout` where nothing is there now, though the request may still be
     /// carried out; `OutcomeUnknown`.
     async fn not_closed(&self, put: Put<'_>, error: Option<opendal::Error>) -> Error {
-        let told = error.as_ref().map_or_else(|| self.late(put), |error| self.refused(put.path, put.key, error));
+        let told = match &error {
+            None => self.late(put),
+            // The version that was expected is gone altogether.
+            Some(error) if matches!(put.expected, Expected::Token(_)) && says(error, "NoSuchKey") => stale(put.path),
+            Some(error) => self.refused(put.path, put.key, error),
+        };
         let verdict = error.map_or(Verdict::MayBeStored, |error| Verdict::of(&error, told.kind));
         if verdict == Verdict::NotStored {
             return told;

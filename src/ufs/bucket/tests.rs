@@ -216,6 +216,18 @@ async fn only_an_answer_that_says_nothing_of_the_object_is_followed_by_a_look_at
 }
 
 #[tokio::test]
+async fn who_overwrites_an_object_that_others_have_removed_is_told_that_it_is_stale() {
+    let store = Store::start(|asked, _| match asked {
+        Asked::Put => Some((404, error_body("NoSuchKey"))),
+        _ => usual(asked),
+    });
+    let (bucket, deadline) = (bucket_at(store.address), Deadline::for_store());
+    let stored = bucket.put_now(b"f", &content(7), Expected::Token(b"\"etag\""), &deadline).await;
+    assert_eq!(stored.expect_err("it is gone").kind, ErrorKind::Stale);
+    assert_eq!(store.count(Asked::Put), 1);
+}
+
+#[tokio::test]
 async fn an_object_that_is_found_after_an_answer_that_says_nothing_may_be_the_one_that_was_stored() {
     let store = Store::start(|asked, _| match asked {
         Asked::Put => Some((500, error_body("InternalError"))),

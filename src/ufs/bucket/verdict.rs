@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | No connection was made | yes | |
 //! | A part, or the beginning of an upload, has failed | yes | |
-//! | 412, 409: the condition does not hold, or another request is in the way | yes | |
+//! | 412, 409, 404 `NoSuchKey` where a version is expected: the condition does not hold, or another request is in the way | yes | |
 //! | 403, 501, no room, the path too long, no such bucket | yes | |
 //! | 429, 503 with `SlowDown`: refused before anything is done | yes | |
 //! | Other 3xx and 4xx | yes | |
@@ -58,7 +58,7 @@ fn is_too_busy(error: &opendal::Error) -> bool {
 }
 
 /// The answer has this code. It names keys as well: only the code counts.
-fn says(error: &opendal::Error, code: &str) -> bool {
+pub(super) fn says(error: &opendal::Error, code: &str) -> bool {
     error.message().contains(&format!("code: {code:?}"))
 }
 
