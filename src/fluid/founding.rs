@@ -14,6 +14,9 @@ use crate::rpc::channel::MasterChannel;
 
 /// Pause between two attempts.
 const LOOK: Duration = Duration::from_secs(1);
+/// How often in succession the own master must be found empty: members of a cluster that misses its disk announce themselves
+/// to it every two seconds. Looks are counted and no time, so that a pause of this process counts for nothing.
+const EMPTY_LOOKS: u32 = 6;
 /// Longest wait for an answer about the state of the own master.
 const BUDGET: Duration = Duration::from_secs(2);
 /// Longest wait until all masters vote.
@@ -34,9 +37,9 @@ pub async fn found(config: &MasterConfig) {
     let only = ClientConfig { masters: vec![address.clone()], rpc_timeout: BUDGET, hard: false };
     let channel = MasterChannel::new(&only);
     let uuid = Uuid::new_v4();
-    let mut told = String::new();
+    let (mut told, mut empty_looks) = (String::new(), 0);
     loop {
-        match attempt(&channel, &address, uuid).await {
+        match attempt(&channel, &address, uuid, &mut empty_looks).await {
             Ok(true) => return,
             Ok(false) => {}
             Err(error) => {
@@ -71,11 +74,14 @@ fn next_step(own: &MemberStatus) -> NextStep {
 }
 
 /// True once this master needs nobody to found anything.
-async fn attempt(channel: &MasterChannel, address: &str, uuid: Uuid) -> Result<bool, Error> {
-    let status = admin::status(channel, address, BUDGET).await?;
-    match next_step(&status.self_.unwrap_or_default()) {
+async fn attempt(channel: &MasterChannel, address: &str, uuid: Uuid, empty_looks: &mut u32) -> Result<bool, Error> {
+    let status = admin::status(channel, address, BUDGET).await;
+    let step = next_step(&status?.self_.unwrap_or_default());
+    *empty_looks = if step == NextStep::Found { *empty_looks + 1 } else { 0 };
+    match step {
         NextStep::Wait => return Ok(false),
         NextStep::Done => return Ok(true),
+        NextStep::Found if *empty_looks < EMPTY_LOOKS => return Ok(false),
         NextStep::Found => {}
     }
     admin::provision(channel, address, uuid.into_bytes(), FOUNDING).await?;

@@ -173,8 +173,7 @@ impl Handle {
         let choice = choice::choose(&look);
         if let Some(promise) = promise.as_ref().filter(|promise| choice::is_void(promise, &look)) {
             tracing::info!(founder = promise.founder, "the founder has taken its founding back: the promise ends");
-            Promise::remove(&self.0.dir)?;
-            *lock(&discovery.promise) = None;
+            self.end_promise()?;
         }
         Ok(choice)
     }
@@ -201,9 +200,14 @@ impl Handle {
         failpoint_io("join.begin")?;
         self.set_identity(Identity::new(Stage::Joining, cluster, 0))?;
         failpoint_io("join.recorded")?;
-        // Fulfilled: from here on the identity says where the disk belongs.
-        if lock(&self.0.discovery.promise).take().is_some() {
+        Ok(())
+    }
+
+    /// The cluster has admitted this disk: the promise is fulfilled. Before that it stays, as the disk may be empty again.
+    pub(super) fn end_promise(&self) -> Result<()> {
+        if lock(&self.0.discovery.promise).is_some() {
             Promise::remove(&self.0.dir)?;
+            *lock(&self.0.discovery.promise) = None;
         }
         Ok(())
     }
@@ -232,7 +236,8 @@ impl Handle {
         choice::reason_to_leave(identity.cluster_bytes(), &look, unadmitted)
     }
 
-    async fn ask_announcers(&self) -> Vec<Offer> {
+    /// The masters that have announced themselves and have a place for this disk, asked now.
+    pub(super) async fn ask_announcers(&self) -> Vec<Offer> {
         let announcers = &self.0.discovery.announcers;
         let addresses = announcers.addresses();
         let answers = join_all(addresses.iter().map(|address| self.ask_for_place(address))).await;
@@ -432,9 +437,11 @@ mod tests {
         let handle = open(temp.path(), 1);
         assert!(probe(&handle).promised_attempt.is_empty(), "it ended on the disk too");
         handle.give_promise(promise).expect("given");
-        handle.begin_joining([7; 16]).await.expect("fulfilled");
+        handle.begin_joining([7; 16]).await.expect("begun");
         assert!(probe(&handle).promised_attempt.is_empty());
         handle.forget_joining(&handle.identity().expect("joining")).expect("not admitted");
+        assert_eq!(&probe(&handle).promised_attempt[..], &[4; 16], "bound until a cluster has admitted it");
+        handle.end_promise().expect("fulfilled");
         assert!(probe(&handle).promised_attempt.is_empty());
     }
 

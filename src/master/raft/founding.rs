@@ -79,6 +79,14 @@ impl Handle {
         }
         // Before the peers are asked to promise anything: as long as one of them stands in the way nothing is written.
         self.probe_empty_peers().await?;
+        if let Some(offer) = self.ask_announcers().await.first() {
+            let cluster = uuid::Uuid::from_bytes(offer.cluster).simple();
+            return refuse(format!(
+                "master {} leads or follows the leader of cluster {cluster}, which misses the disk that was here: it is joined \
+                 instead",
+                offer.address
+            ));
+        }
         let (_shown, attempt) = self.0.discovery.begin_attempt(uuid);
         self.collect_promises(&attempt).await?;
         failpoint_io("found.begin")?;

@@ -117,8 +117,9 @@ impl Handle {
         }
         let promise = match &identity {
             // Fulfilled, or void: the identity says where the disk belongs.
-            Some(_) => Promise::remove(&dir).map(|()| None)?,
-            None => Promise::load(&dir)?,
+            Some(identity) if !identity.is_unadmitted() => Promise::remove(&dir).map(|()| None)?,
+            // A disk that its cluster does not admit is empty again, and bound by what it has promised.
+            _ => Promise::load(&dir)?,
         };
         Ok(Handle(Arc::new(Inner {
             config,

@@ -94,6 +94,7 @@ impl Handle {
                 failpoint_io("join.admitted")?;
                 self.set_identity(identity.clone())?;
                 failpoint_io("join.numbered")?;
+                self.end_promise()?;
             }
             Ok(id) if id != identity.member_id => {
                 return Err(Error::internal(format!("admitted as {id} after {}", identity.member_id)));
@@ -184,6 +185,7 @@ impl Handle {
 
 #[cfg(test)]
 mod tests {
+    use super::super::promise::Promise;
     use super::super::simulation::master_config;
     use super::*;
 
@@ -223,6 +225,31 @@ mod tests {
             let error = check_answer(answer(other), [7; 16], "b:1").expect_err("another one");
             assert_ne!(error.kind, ErrorKind::FailedPrecondition, "no reason to give a member id up");
         }
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_its_cluster_has_not_admitted_is_bound_by_what_it_has_promised() {
+        let temp = tempfile::tempdir().expect("tempdir");
+        let open = || Handle::open(master_config(temp.path().to_path_buf(), 1, &[0, 1, 2])).expect("opened");
+        let promised = |handle: &Handle| Promise::load(&handle.0.dir).expect("readable").is_some();
+        let handle = open();
+        handle.give_promise(Promise::new("founder:1", [7; 16], [1; 16])).expect("promised");
+        handle.begin_joining([7; 16]).await.expect("begun");
+        drop(handle);
+        let handle = open();
+        let joining = handle.identity().expect("joining");
+        handle.stop_joining(&joining, "nobody answers").await.expect("stopped");
+        assert!(promised(&handle), "the founder may have recorded the founding");
+        handle.begin_joining([7; 16]).await.expect("begun");
+        let mut admitted = handle.identity().expect("joining");
+        admitted.member_id = 4;
+        handle.set_identity(admitted).expect("admitted");
+        handle.end_promise().expect("removed");
+        assert!(!promised(&handle));
+        // As if the process had died before that.
+        Promise::new("founder:1", [7; 16], [1; 16]).store(&handle.0.dir).expect("stored");
+        drop(handle);
+        assert!(!promised(&open()), "the member id says where the disk belongs");
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@
 //! its disk, to join that cluster and no other, and shows the promise. The founder records the founding only when it has
 //! seen the promises of all of them, given to this very attempt.
 //!
-//! A promise ends by the word of the founder, by no time: a founder that is silent may have recorded the founding. It ends
+//! A promise ends when the founded cluster has admitted the disk, or by the word of the founder, by no time: a founder that is silent may have recorded the founding. It ends
 //! when the founder says that it is empty, or belongs elsewhere: then it has not founded that cluster, or has lost it. The
 //! founder shows the attempt before it asks and until the founding is recorded, so it never says so in between.
 
