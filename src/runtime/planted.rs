@@ -42,12 +42,14 @@ pub(crate) enum PlantedFault {
     PlaceWithoutLeader,
     /// A disk that no cluster admits goes on asking for ever.
     JoiningForGood,
+    /// An older copy of a disk, from before it had its member id, is admitted under that id again.
+    UnnumberedCopyAdmitted,
 }
 
 #[cfg(test)]
 impl PlantedFault {
     /// All of them.
-    pub(crate) const ALL: [PlantedFault; 19] = [
+    pub(crate) const ALL: [PlantedFault; 20] = [
         PlantedFault::AckBeforeSync,
         PlantedFault::VoteNotSynced,
         PlantedFault::TruncationNotSynced,
@@ -67,6 +69,7 @@ impl PlantedFault {
         PlantedFault::AnnouncersIgnored,
         PlantedFault::PlaceWithoutLeader,
         PlantedFault::JoiningForGood,
+        PlantedFault::UnnumberedCopyAdmitted,
     ];
 }
 

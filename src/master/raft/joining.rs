@@ -79,6 +79,15 @@ fn shorten(text: &str) -> String {
     text.chars().take(REASON_CHARS_MAX).collect()
 }
 
+/// What a cluster has decided about a disk that asked to join.
+#[derive(Debug)]
+enum Admission {
+    /// With this member id.
+    Admitted(u64),
+    /// The cluster never admits this incarnation again, for the reason given.
+    IncarnationUsed(String),
+}
+
 impl Handle {
     /// Asks to be admitted, catches up as a learner, and becomes a member once the state itself says so.
     pub(super) async fn join(&self, mut identity: Identity) -> Result<()> {
@@ -89,17 +98,24 @@ impl Handle {
         }
         self.set_phase("joining: asking to be admitted");
         match self.ask_admission(&identity).await {
-            Ok(id) if identity.member_id == 0 => {
+            Ok(Admission::IncarnationUsed(why)) if identity.member_id == 0 => {
+                return self.stop_joining(&identity, &why).await;
+            }
+            Ok(Admission::IncarnationUsed(why)) => {
+                tracing::warn!(why, "this disk was replaced before it became a member");
+                return self.retire(identity).await;
+            }
+            Ok(Admission::Admitted(id)) if identity.member_id == 0 => {
                 identity.member_id = id;
                 failpoint_io("join.admitted")?;
                 self.set_identity(identity.clone())?;
                 failpoint_io("join.numbered")?;
                 self.end_promise()?;
             }
-            Ok(id) if id != identity.member_id => {
+            Ok(Admission::Admitted(id)) if id != identity.member_id => {
                 return Err(Error::internal(format!("admitted as {id} after {}", identity.member_id)));
             }
-            Ok(_) => {}
+            Ok(Admission::Admitted(_)) => {}
             Err(error) if error.kind == ErrorKind::FailedPrecondition && identity.member_id != 0 => {
                 tracing::warn!(%error, "this disk was replaced before it became a member");
                 return self.retire(identity).await;
@@ -136,13 +152,14 @@ impl Handle {
         Ok(())
     }
 
-    async fn ask_admission(&self, identity: &Identity) -> Result<u64> {
+    async fn ask_admission(&self, identity: &Identity) -> Result<Admission> {
         let cluster = identity.cluster_bytes();
         let request = wire::AdmitRequest {
             cluster_uuid: cluster.to_vec().into(),
             incarnation: identity.incarnation_bytes().to_vec().into(),
             raft_address: self.raft_address(),
             grpc_address: self.grpc_address(),
+            member_id: identity.member_id,
         };
         // Configured peers before those that have announced themselves.
         let mut waiting = self.0.discovery.announcers.of_cluster(cluster);
@@ -152,7 +169,10 @@ impl Handle {
         while let Some(address) = route.next() {
             let answer = self.admit_at(&address, &request).await;
             match answer.and_then(|answer| check_answer(answer, cluster, &address)) {
-                Ok(answer) if answer.member_id != 0 => return Ok(answer.member_id),
+                Ok(answer) if answer.incarnation_is_used => {
+                    return Ok(Admission::IncarnationUsed(shorten(&answer.message)));
+                }
+                Ok(answer) if answer.member_id != 0 => return Ok(Admission::Admitted(answer.member_id)),
                 Ok(answer) if !answer.leader_raft_address.is_empty() => {
                     if let Err(error) = route.follow(answer.leader_raft_address) {
                         last = error;

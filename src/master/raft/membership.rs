@@ -16,6 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::master::state::lineage::{occupants, predecessors, successor};
 use crate::master::state::query;
 use crate::master::wording::answer_of;
+use crate::runtime::planted::{PlantedFault, is_planted};
 
 use super::node::Running;
 use super::types::Node;
@@ -103,26 +104,57 @@ pub(crate) async fn admit(
         return Ok(answer);
     }
     match admission(running, config, &request).await? {
-        Ok(replaces) => answer.member_id = propose_admission(running, &request, replaces).await?,
-        Err(wait) => answer.message = wait,
+        Admission::Granted { replaces } => {
+            answer.member_id = propose_admission(running, &request, replaces).await?;
+        }
+        Admission::Delayed(why) => answer.message = why,
+        Admission::IncarnationUsed(why) => {
+            answer.incarnation_is_used = true;
+            answer.message = why;
+        }
     }
     Ok(answer)
 }
 
-/// Whether the disk may join, and whom it replaces; or what it has to wait for.
-async fn admission(
-    running: &Arc<Running>,
-    config: &MasterConfig,
-    request: &AdmitRequest,
-) -> Result<Result<u64, String>> {
+/// What becomes of a request to join.
+#[derive(Debug, PartialEq, Eq)]
+enum Admission {
+    /// The disk joins in the place of this member; of none where it is 0.
+    Granted { replaces: u64 },
+    /// The disk asks again later.
+    Delayed(String),
+    /// No disk is ever admitted with this incarnation again.
+    IncarnationUsed(String),
+}
+
+/// Decides about a disk whose incarnation the records know as `own`; `has_acknowledged` if the member `own` votes, or has
+/// acknowledged entries to this leader.
+///
+/// A disk stores its member id before it opens its log and before it announces a start. So a disk without a member id is an older
+/// copy if the records show a later step of its incarnation: entries that it has acknowledged would be missing.
+fn admit_again(own: &Member, request: &AdmitRequest, has_acknowledged: bool) -> Admission {
+    if own.retired {
+        return Admission::IncarnationUsed(format!("this disk was member {} and was replaced", own.id));
+    }
+    let is_older_copy = request.member_id == 0 && (own.boot != 0 || has_acknowledged);
+    if is_older_copy && !is_planted(PlantedFault::UnnumberedCopyAdmitted) {
+        return Admission::IncarnationUsed(format!(
+            "this disk is a copy from before it became member {}: what it has stored since is missing",
+            own.id
+        ));
+    }
+    Admission::Granted { replaces: own.replaces }
+}
+
+/// Whether the disk may join, and whom it replaces.
+async fn admission(running: &Arc<Running>, config: &MasterConfig, request: &AdmitRequest) -> Result<Admission> {
     // What this leader has not yet applied may already admit the disk.
     running.read_barrier().await?;
     let known = members(running)?;
     if let Some(own) = known.iter().find(|member| member.incarnation == request.incarnation) {
-        if own.retired {
-            return Err(Error::new(ErrorKind::FailedPrecondition, "this disk was a member once and was replaced"));
-        }
-        return Ok(Ok(own.replaces));
+        let shape = shape(running);
+        let has_acknowledged = shape.voters.contains(&own.id) || shape.matched.get(&own.id).is_some_and(|at| *at > 0);
+        return Ok(admit_again(own, request, has_acknowledged));
     }
     let cluster = query::cluster(&running.machine.store().view())?;
     let expected = cluster.map(|cluster| cluster.expected).unwrap_or_default();
@@ -134,15 +166,18 @@ async fn admission(
     }
     let probe = running.net.resolver.probe(&request.raft_address, Duration::from_secs(2)).await;
     if !probe.is_ok_and(|probe| probe.incarnation == request.incarnation) {
-        return Ok(Err(format!("the leader does not reach this disk at {}", request.raft_address)));
+        return Ok(Admission::Delayed(format!("the leader does not reach this disk at {}", request.raft_address)));
     }
     // Where two members are on record at one address, only one that is silent can have lost its disk.
     let mut silent = occupants(&known, &request.raft_address).filter(|member| running.has_been_silent(member.id));
     let old = silent.next().or_else(|| occupants(&known, &request.raft_address).next());
     let Some(old) = old else {
-        return Ok(Ok(0));
+        return Ok(Admission::Granted { replaces: 0 });
     };
-    Ok(may_replace(running, config, &known, old).map(|()| old.id))
+    Ok(match may_replace(running, config, &known, old) {
+        Ok(()) => Admission::Granted { replaces: old.id },
+        Err(why) => Admission::Delayed(why),
+    })
 }
 
 /// The conditions under which a lost disk is replaced without asking a person.
@@ -216,4 +251,27 @@ pub(crate) async fn propose(running: &Running, kind: Kind) -> Result<Answer> {
 
 pub(super) fn change<T>(result: Result<T, impl std::fmt::Display>) -> Result<()> {
     result.map(|_| ()).map_err(|error| Error::unavailable(format!("membership change: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_without_a_member_id_is_admitted_again_only_while_its_incarnation_has_done_nothing() {
+        let own = Member { id: 9, replaces: 3, ..Member::default() };
+        let started = Member { boot: 4, ..own.clone() };
+        let retired = Member { retired: true, ..own.clone() };
+        let asks = |member_id| AdmitRequest { member_id, ..AdmitRequest::default() };
+        let granted = Admission::Granted { replaces: 3 };
+        // The answer that carried the member id was lost.
+        assert_eq!(admit_again(&own, &asks(0), false), granted);
+        assert_eq!(admit_again(&own, &asks(9), true), granted);
+        assert_eq!(admit_again(&started, &asks(9), true), granted);
+        let copies = [(&started, 0, false), (&own, 0, true), (&retired, 0, false), (&retired, 9, true)];
+        for (own, member_id, has_acknowledged) in copies {
+            let admission = admit_again(own, &asks(member_id), has_acknowledged);
+            assert!(matches!(admission, Admission::IncarnationUsed(_)), "{own:?}, asked as {member_id}: {admission:?}");
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! What happens to a cluster: founding, then faults as the seed wants them, then their end.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::super::handle::Handle;
 use super::checks::expected;
@@ -30,6 +30,12 @@ pub(super) enum Step {
     Remove([usize; 2]),
     /// Puts an empty disk into a machine.
     LoseDisk(usize),
+    /// Kills the process of a machine, which starts again.
+    Kill(usize),
+    /// Copies the disk of a machine as soon as it asks a cluster to admit it.
+    CopyUnadmitted(usize),
+    /// Puts the copy back into its machine.
+    PutCopyBack,
     /// Configures the masters on these machines with each other and with nobody else, each with an empty disk.
     SetUp([usize; 3]),
     /// Asks the first of these masters to found a cluster that was not there before.
@@ -135,6 +141,20 @@ impl Script {
             Some(Step::Add) => self.add(machines),
             Some(Step::Remove(leaving)) => self.remove(machines, leaving),
             Some(Step::LoseDisk(host)) => self.lose_disk(machines, host),
+            Some(Step::Kill(host)) => self.kill(machines, host, false),
+            Some(Step::CopyUnadmitted(host)) => {
+                let identity = machines[host].handle().and_then(|handle| handle.identity());
+                if identity.is_some_and(|identity| identity.is_unadmitted()) {
+                    self.copy_disk(machines, host);
+                } else {
+                    self.after(MS, Step::CopyUnadmitted(host));
+                }
+            }
+            Some(Step::PutCopyBack) => {
+                if let Some((of, path)) = self.copy.take() {
+                    self.put_copy_back(machines, of, &path);
+                }
+            }
             Some(Step::Start(_)) | None => {}
             Some(Step::Heal(links)) => links.into_iter().for_each(|(from, to)| net(|net| net.heal(from, to))),
             Some(Step::Hurry(links)) => {
@@ -343,23 +363,10 @@ impl Script {
             return;
         }
         if self.random.chance(30) && self.copy.is_none() {
-            // A copy of a disk, to be put back later.
-            self.copies += 1;
-            let path = PathBuf::from(format!("copies/{}", self.copies));
-            self.note(format!("copy the disk of {host}"));
-            self.kill(machines, host, false);
-            disk::copy(&machines[host].dir(), &path);
-            self.copy = Some((host, path));
-            return;
+            return self.copy_disk(machines, host);
         }
         if let Some((of, path)) = self.copy.take().filter(|_| self.random.chance(70)) {
-            self.note(format!("put an older copy of the disk of {of} back"));
-            self.altered[of] = true;
-            self.kill(machines, of, false);
-            machines[of].wipe();
-            disk::copy(&path, &machines[of].dir());
-            disk::settle(&machines[of].dir());
-            return;
+            return self.put_copy_back(machines, of, &path);
         }
         self.altered[host] = true;
         self.kill(machines, host, false);
@@ -370,6 +377,25 @@ impl Script {
         let path = machines[host].dir().join(name);
         let _ = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
         disk::settle(&machines[host].dir());
+    }
+
+    /// Copies a disk, to be put back later.
+    fn copy_disk(&mut self, machines: &mut [Machine], host: usize) {
+        self.copies += 1;
+        let path = PathBuf::from(format!("copies/{}", self.copies));
+        self.note(format!("copy the disk of {host}"));
+        self.kill(machines, host, false);
+        disk::copy(&machines[host].dir(), &path);
+        self.copy = Some((host, path));
+    }
+
+    fn put_copy_back(&mut self, machines: &mut [Machine], of: usize, path: &Path) {
+        self.note(format!("put an older copy of the disk of {of} back"));
+        self.altered[of] = true;
+        self.kill(machines, of, false);
+        machines[of].wipe();
+        disk::copy(path, &machines[of].dir());
+        disk::settle(&machines[of].dir());
     }
 
     fn lose_disk(&mut self, machines: &mut [Machine], host: usize) {

@@ -10,6 +10,7 @@ use crate::runtime::planted::PlantedFault;
 
 const LAST_FOUNDER: &str = "master::raft::simulation::planned::last_founder";
 const LONE_MEMBER: &str = "master::raft::simulation::planned::lone_member";
+const UNNUMBERED_COPY: &str = "master::raft::simulation::planned::unnumbered_copy";
 const LOST_CLUSTER: &str = "master::raft::simulation::planned::lost_cluster";
 
 /// All masters are configured with the founders. Two of those leave for two others, and the third one loses its disk: none of the
@@ -82,4 +83,32 @@ fn disks_that_a_lost_cluster_never_admits_are_empty_again_and_another_one_is_fou
 #[ignore = "the run of the test above"]
 fn lost_cluster() -> ExitCode {
     run_here(a_cluster_is_founded_where_one_was_lost)
+}
+
+/// The disk of machine 1 is lost. Its successor is copied before the cluster has admitted it; that one becomes a member and
+/// starts once more, and then the copy is put back.
+fn a_copy_from_before_the_admission_is_put_back(seed: u64) -> String {
+    let plan = vec![
+        (6 * S, Step::LoseDisk(1)),
+        (6 * S, Step::CopyUnadmitted(1)),
+        (22 * S, Step::Kill(1)),
+        (29 * S, Step::PutCopyBack),
+    ];
+    let report = run::run(seed, Some(plan));
+    format!("{} ms; {}", report.simulated_ns / 1_000_000, report.actions)
+}
+
+#[test]
+fn a_copy_of_a_disk_from_before_its_admission_joins_as_another_disk() {
+    let run = run_apart(UNNUMBERED_COPY, 1, None).unwrap_or_else(|why| panic!("{why}"));
+    assert!(run.contains("put an older copy of the disk of 1 back"), "{run}");
+    let why =
+        run_apart(UNNUMBERED_COPY, 1, Some(PlantedFault::UnnumberedCopyAdmitted)).expect_err("an older copy for ever");
+    assert!(why.contains("does not recover: machine 1"), "{why}");
+}
+
+#[test]
+#[ignore = "the run of the test above"]
+fn unnumbered_copy() -> ExitCode {
+    run_here(a_copy_from_before_the_admission_is_put_back)
 }
