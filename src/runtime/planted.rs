@@ -42,12 +42,14 @@ pub(crate) enum PlantedFault {
     PlaceWithoutLeader,
     /// A disk that no cluster admits goes on asking for ever.
     JoiningForGood,
+    /// A cluster is founded before a living one that misses the disk had the time to announce itself.
+    FoundedUnheard,
 }
 
 #[cfg(test)]
 impl PlantedFault {
     /// All of them.
-    pub(crate) const ALL: [PlantedFault; 19] = [
+    pub(crate) const ALL: [PlantedFault; 20] = [
         PlantedFault::AckBeforeSync,
         PlantedFault::VoteNotSynced,
         PlantedFault::TruncationNotSynced,
@@ -67,6 +69,7 @@ impl PlantedFault {
         PlantedFault::AnnouncersIgnored,
         PlantedFault::PlaceWithoutLeader,
         PlantedFault::JoiningForGood,
+        PlantedFault::FoundedUnheard,
     ];
 }
 

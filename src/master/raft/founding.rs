@@ -10,12 +10,14 @@ use jindofs_proto::store::v1::command::Command as Kind;
 use jindofs_proto::store::v1::{Found, Member};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::planted::{PlantedFault, is_planted};
 use crate::runtime::{die, failpoint_io};
 
 use super::disk_space::is_out_of_space;
 use super::handle::Handle;
 use super::identity::{Identity, Stage};
 use super::life::{BEAT, PROBE};
+use super::listening::{LISTENING_MIN, LISTENING_TIMEOUT};
 use super::membership;
 use super::promise::Attempt;
 
@@ -24,7 +26,8 @@ use super::promise::Attempt;
 const PROMISE_TIMEOUT: Duration = Duration::from_secs(15);
 
 impl Handle {
-    /// Founds a cluster with the uuid the caller stored, or finishes doing so.
+    /// Founds a cluster with the uuid the caller stored, or finishes doing so. A master that has just started listens for a
+    /// few seconds first: a living cluster may miss its disk.
     ///
     /// *Errors*: `FailedPrecondition` or `Unavailable` with the peer that stands in the way; then nothing was changed.
     pub async fn provision(&self, uuid: [u8; 16]) -> Result<Vec<u64>> {
@@ -79,16 +82,13 @@ impl Handle {
         }
         // Before the peers are asked to promise anything: as long as one of them stands in the way nothing is written.
         self.probe_empty_peers().await?;
-        if let Some(offer) = self.ask_announcers().await.first() {
-            let cluster = uuid::Uuid::from_bytes(offer.cluster).simple();
-            return refuse(format!(
-                "master {} leads or follows the leader of cluster {cluster}, which misses the disk that was here: it is joined \
-                 instead",
-                offer.address
-            ));
-        }
+        self.refuse_if_missed().await?;
         let (_shown, attempt) = self.0.discovery.begin_attempt(uuid);
         self.collect_promises(&attempt).await?;
+        if !is_planted(PlantedFault::FoundedUnheard) {
+            self.listen_for_announcers().await?;
+            self.refuse_if_missed().await?;
+        }
         failpoint_io("found.begin")?;
         // The founder is member 1: the index of the first leader's blank entry, which admits nobody else.
         if let Err(error) = self.set_identity(Identity::new(Stage::Founding, uuid, 1)) {
@@ -99,6 +99,41 @@ impl Handle {
             return Err(error);
         }
         failpoint_io("found.recorded")?;
+        Ok(())
+    }
+
+    /// Refuses to found while a living cluster that misses the disk of this master has announced itself here.
+    ///
+    /// *Errors*: `FailedPrecondition` with the master that has announced itself.
+    async fn refuse_if_missed(&self) -> Result<()> {
+        let offers = self.ask_announcers().await;
+        let Some(offer) = offers.first() else { return Ok(()) };
+        let cluster = uuid::Uuid::from_bytes(offer.cluster).simple();
+        Err(Error::new(
+            ErrorKind::FailedPrecondition,
+            format!(
+                "not founded: master {} leads or follows the leader of cluster {cluster}, which misses the disk that was \
+                 here: it is joined instead",
+                offer.address
+            ),
+        ))
+    }
+
+    /// Waits until a living cluster that misses the disk of this master must have announced itself here. A master that has
+    /// been up for long does not wait.
+    ///
+    /// *Errors*: `Unavailable` if this process stood still so often that it is not certain that it would have heard it.
+    async fn listen_for_announcers(&self) -> Result<()> {
+        let deadline = Instant::now() + LISTENING_TIMEOUT;
+        while self.0.discovery.listening.time() < LISTENING_MIN {
+            if Instant::now() > deadline {
+                return Err(Error::unavailable(format!(
+                    "not founded: this process stood still while it listened for {LISTENING_MIN:?} to a cluster that may miss \
+                     its disk: call again"
+                )));
+            }
+            tokio::time::sleep(BEAT / 4).await;
+        }
         Ok(())
     }
 

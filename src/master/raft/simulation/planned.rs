@@ -10,6 +10,7 @@ use crate::runtime::planted::PlantedFault;
 
 const LAST_FOUNDER: &str = "master::raft::simulation::planned::last_founder";
 const LONE_MEMBER: &str = "master::raft::simulation::planned::lone_member";
+const HASTY_FOUNDER: &str = "master::raft::simulation::planned::hasty_founder";
 const LOST_CLUSTER: &str = "master::raft::simulation::planned::lost_cluster";
 
 /// All masters are configured with the founders. Two of those leave for two others, and the third one loses its disk: none of the
@@ -82,4 +83,26 @@ fn disks_that_a_lost_cluster_never_admits_are_empty_again_and_another_one_is_fou
 #[ignore = "the run of the test above"]
 fn lost_cluster() -> ExitCode {
     run_here(a_cluster_is_founded_where_one_was_lost)
+}
+
+/// Two of the founders leave for two others. Then the third one loses its disk, and all three machines start with empty disks:
+/// it is asked at once to found a cluster, before the living one has announced itself to it.
+fn a_founder_that_has_just_lost_its_disk_is_told_to_found(seed: u64) -> String {
+    let plan = vec![(6 * S, Step::Add), (12 * S, Step::Remove([1, 2])), (18 * S, Step::StartAndFound([0, 1, 2]))];
+    let report = run::run(seed, Some(plan));
+    format!("{} ms; {}", report.simulated_ns / 1_000_000, report.actions)
+}
+
+#[test]
+fn a_first_master_that_has_just_lost_its_disk_listens_to_the_living_cluster_before_it_founds_another() {
+    let run = run_apart(HASTY_FOUNDER, 1, None).unwrap_or_else(|why| panic!("{why}"));
+    assert!(run.contains("start [0, 1, 2] anew") && !run.contains("founded anew"), "{run}");
+    let run = run_apart(HASTY_FOUNDER, 1, Some(PlantedFault::FoundedUnheard)).unwrap_or_else(|why| panic!("{why}"));
+    assert!(run.contains("founded anew on 0"), "{run}");
+}
+
+#[test]
+#[ignore = "the run of the test above"]
+fn hasty_founder() -> ExitCode {
+    run_here(a_founder_that_has_just_lost_its_disk_is_told_to_found)
 }
