@@ -25,6 +25,50 @@ use super::promise::Attempt;
 /// as long as it waits for one answer.
 const PROMISE_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// True for a peer that asks a cluster to admit it, and was not admitted as far as it knows. It leaves that cluster, and is
+/// empty again, when it sees that the first configured master is about to found another one.
+fn is_unadmitted(answer: &wire::ProbeResponse) -> bool {
+    answer.state == Stage::Joining.name() && answer.member_id == 0
+}
+
+fn cluster_of(answer: &wire::ProbeResponse) -> uuid::fmt::Simple {
+    uuid::Uuid::from_slice(&answer.cluster_uuid).unwrap_or_default().simple()
+}
+
+/// Checks a peer that is to join what is founded: it is configured with the same masters, and is empty or may become so.
+///
+/// *Errors*: `FailedPrecondition`.
+fn check_empty(peer: &str, answer: &wire::ProbeResponse, own_peers: &[String]) -> Result<()> {
+    let refuse = |why: String| Err(Error::new(ErrorKind::FailedPrecondition, format!("not founded: {why}")));
+    if answer.peers != own_peers {
+        return refuse(format!(
+            "master {peer} is configured with other masters: {} there, {} here",
+            answer.peers.join(","),
+            own_peers.join(",")
+        ));
+    }
+    if answer.state != "empty" && !is_unadmitted(answer) {
+        return refuse(format!("master {peer} is not empty: it is {} of cluster {}", answer.state, cluster_of(answer)));
+    }
+    Ok(())
+}
+
+/// The error for a peer that has not promised in time.
+fn without_promise(peer: &str, answer: &wire::ProbeResponse) -> Error {
+    if is_unadmitted(answer) {
+        return Error::unavailable(format!(
+            "not founded: master {peer} asks cluster {} to admit it, and does not leave it. Way out: stop {peer} and start it \
+             with an empty directory; if that cluster still expects a master at this address, take it out there with \
+             `jindoctl cluster remove`; then call again",
+            cluster_of(answer)
+        ));
+    }
+    Error::unavailable(format!(
+        "not founded: master {peer} does not promise to join this cluster and no other. It may be of an older release, or \
+         busy: all masters need one release; call again"
+    ))
+}
+
 impl Handle {
     /// Founds a cluster with the uuid the caller stored, or finishes doing so. A master that has just started listens for a
     /// few seconds first: a living cluster may miss its disk.
@@ -137,11 +181,11 @@ impl Handle {
         Ok(())
     }
 
-    /// The answers of the other configured masters, which must all be there, empty, and configured as this one.
+    /// The answers of the other configured masters, which must all be there, configured as this one, and empty, or about to
+    /// be.
     ///
     /// *Errors*: `Unavailable` or `FailedPrecondition` with the peer that stands in the way.
     async fn probe_empty_peers(&self) -> Result<Vec<(String, wire::ProbeResponse)>> {
-        let refuse = |why: String| Err(Error::new(ErrorKind::FailedPrecondition, format!("not founded: {why}")));
         let peers = self.other_peers();
         let answers = join_all(peers.iter().map(|peer| self.0.resolver.probe(peer, PROBE))).await;
         let mut empty = Vec::new();
@@ -149,17 +193,7 @@ impl Handle {
             // A peer that does not answer is not an empty peer.
             let answer =
                 answer.map_err(|error| error.context(format!("not founded: master {peer} must answer first")))?;
-            if answer.peers != self.0.config.peers {
-                return refuse(format!(
-                    "master {peer} is configured with other masters: {} there, {} here",
-                    answer.peers.join(","),
-                    self.0.config.peers.join(",")
-                ));
-            }
-            if answer.state != "empty" {
-                let cluster = uuid::Uuid::from_slice(&answer.cluster_uuid).unwrap_or_default().simple();
-                return refuse(format!("master {peer} is not empty: it is {} of cluster {cluster}", answer.state));
-            }
+            check_empty(&peer, &answer, &self.0.config.peers)?;
             empty.push((peer, answer));
         }
         Ok(empty)
@@ -167,18 +201,17 @@ impl Handle {
 
     /// Waits until every other configured master has promised to join what this attempt founds, and nothing else.
     ///
+    /// A peer that is joining another cluster sees the attempt, leaves that cluster, and promises then.
+    ///
     /// *Errors*: as [`Handle::probe_empty_peers`]; `Unavailable` if one does not promise.
     async fn collect_promises(&self, attempt: &Attempt) -> Result<()> {
         let deadline = Instant::now() + PROMISE_TIMEOUT;
         loop {
             let answers = self.probe_empty_peers().await?;
             let is_missing = |answer: &wire::ProbeResponse| answer.promised_attempt != attempt.nonce[..];
-            let Some((peer, _)) = answers.iter().find(|(_, answer)| is_missing(answer)) else { return Ok(()) };
+            let Some((peer, answer)) = answers.iter().find(|(_, answer)| is_missing(answer)) else { return Ok(()) };
             if Instant::now() > deadline {
-                return Err(Error::unavailable(format!(
-                    "not founded: master {peer} does not promise to join this cluster and no other. It may be of an older \
-                     release, or busy: all masters need one release; call again"
-                )));
+                return Err(without_promise(peer, answer));
             }
             tokio::time::sleep(BEAT / 4).await;
         }
@@ -221,5 +254,47 @@ impl Handle {
         self.change_identity(|identity| identity.stage = Stage::Member)?;
         failpoint_io("found.member")?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(state: &str, member_id: u64) -> wire::ProbeResponse {
+        let peers = vec!["a:1".to_owned(), "b:1".to_owned()];
+        let cluster_uuid = vec![7; 16].into();
+        wire::ProbeResponse {
+            state: state.to_owned(),
+            member_id,
+            peers,
+            cluster_uuid,
+            ..wire::ProbeResponse::default()
+        }
+    }
+
+    #[test]
+    fn a_peer_that_no_cluster_has_admitted_yet_may_still_promise_and_one_that_has_a_member_id_may_not() {
+        let own = ["a:1".to_owned(), "b:1".to_owned()];
+        for (state, member_id, may) in [
+            ("empty", 0, true),
+            ("joining", 0, true),
+            ("joining", 4, false),
+            ("member", 4, false),
+            ("founding", 0, false),
+        ] {
+            let checked = check_empty("b:1", &answer(state, member_id), &own);
+            assert_eq!(checked.is_ok(), may, "{state} {member_id}: {checked:?}");
+        }
+        let error = check_empty("b:1", &answer("joining", 0), &own[..1]).expect_err("configured with others");
+        assert!(error.message.contains("configured with other masters"), "{error}");
+    }
+
+    #[test]
+    fn a_peer_that_goes_on_joining_is_named_with_its_cluster_and_the_way_out() {
+        let error = without_promise("b:1", &answer("joining", 0));
+        let cluster = uuid::Uuid::from_bytes([7; 16]).simple().to_string();
+        assert!(["b:1", &cluster, "Way out"].iter().all(|part| error.message.contains(part)), "{error}");
+        assert!(without_promise("b:1", &answer("empty", 0)).message.contains("older release"));
     }
 }

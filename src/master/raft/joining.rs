@@ -88,7 +88,15 @@ impl Handle {
             return self.stop_joining(&identity, &why).await;
         }
         self.set_phase("joining: asking to be admitted");
-        match self.ask_admission(&identity).await {
+        // The masters that are asked may take long not to answer. An admission that is not waited for is found again by the
+        // next request, or is that of an incarnation that nobody has any more.
+        let asked = tokio::select! {
+            asked = self.ask_admission(&identity) => asked,
+            why = self.wait_for_reason_to_leave(&identity), if identity.is_unadmitted() => {
+                return self.stop_joining(&identity, &why).await;
+            }
+        };
+        match asked {
             Ok(id) if identity.member_id == 0 => {
                 identity.member_id = id;
                 failpoint_io("join.admitted")?;
@@ -123,6 +131,15 @@ impl Handle {
             failpoint_io("join.member")?;
         }
         Ok(())
+    }
+
+    async fn wait_for_reason_to_leave(&self, identity: &Identity) -> String {
+        loop {
+            tokio::time::sleep(BEAT * 5).await;
+            if let Some(why) = self.reason_to_leave(identity).await {
+                return why;
+            }
+        }
     }
 
     /// Makes a disk that was not admitted an empty one, which looks for a cluster anew.

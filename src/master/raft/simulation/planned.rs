@@ -75,6 +75,10 @@ fn a_cluster_is_founded_where_one_was_lost(seed: u64) -> String {
 fn disks_that_a_lost_cluster_never_admits_are_empty_again_and_another_one_is_founded_with_them() {
     let run = run_apart(LOST_CLUSTER, 1, None).unwrap_or_else(|why| panic!("{why}"));
     assert!(run.contains("lose the disk of 0"), "{run}");
+    // Without the founder they would ask the lost cluster for a minute.
+    let founded = run.split("; ").find_map(|action| action.strip_suffix(" ms founded anew on 0"));
+    let founded: u64 = founded.and_then(|ms| ms.parse().ok()).unwrap_or_else(|| panic!("{run}"));
+    assert!(founded < 45_000, "the disks leave the lost cluster for the founder: {run}");
     let why = run_apart(LOST_CLUSTER, 1, Some(PlantedFault::JoiningForGood)).expect_err("they wait for it for ever");
     assert!(why.contains("does not recover: nobody leads"), "{why}");
 }
