@@ -10,6 +10,7 @@ use jindofs_proto::store::v1::command::Command as Kind;
 use jindofs_proto::store::v1::{Found, Member};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::master::state::query;
 use crate::runtime::planted::{PlantedFault, is_planted};
 use crate::runtime::{die, failpoint_io};
 
@@ -69,6 +70,13 @@ fn without_promise(peer: &str, answer: &wire::ProbeResponse) -> Error {
     ))
 }
 
+/// The masters of a cluster that is founded, the founder first, at the address `own` that it has now.
+fn founders(promised: Option<&[String]>, configured: &[String], own: &str) -> Vec<String> {
+    let Some([_, others @ ..]) = promised else { return configured.to_vec() };
+    let others = others.iter().filter(|other| *other != own).cloned();
+    [own.to_owned()].into_iter().chain(others).collect()
+}
+
 impl Handle {
     /// Founds a cluster with the uuid the caller stored, or finishes doing so. A master that has just started listens for a
     /// few seconds first: a living cluster may miss its disk.
@@ -80,7 +88,7 @@ impl Handle {
             self.begin_founding(uuid).await?;
             self.found().await?;
         }
-        let expected = self.0.config.peers.len();
+        let expected = self.voters_expected();
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             // While two sets of voters count, the change to the second may yet fail: only the first is certain.
@@ -135,7 +143,7 @@ impl Handle {
         }
         failpoint_io("found.begin")?;
         // The founder is member 1: the index of the first leader's blank entry, which admits nobody else.
-        if let Err(error) = self.set_identity(Identity::new(Stage::Founding, uuid, 1)) {
+        if let Err(error) = self.set_identity(Identity::of_founder(uuid, 1, self.0.config.peers.clone())) {
             if !is_out_of_space(&error) {
                 // The file may hold the founding by now, while this master would tell its peers that it is empty.
                 die(&format!("the founding cannot be recorded: {error}"));
@@ -238,7 +246,7 @@ impl Handle {
             .map_err(|error| Error::unavailable(format!("the founder does not become leader: {error}")))?;
         let found = Found {
             cluster_uuid: identity.cluster_bytes().to_vec().into(),
-            expected: self.0.config.peers.clone(),
+            expected: self.founders(&identity),
             founder: Some(Member {
                 id: 1,
                 incarnation: identity.incarnation_bytes().to_vec().into(),
@@ -251,14 +259,37 @@ impl Handle {
         };
         membership::propose(&running, Kind::Found(found)).await?;
         failpoint_io("found.proposed")?;
-        self.change_identity(|identity| identity.stage = Stage::Member)?;
+        self.change_identity(|identity| (identity.stage, identity.founders) = (Stage::Member, None))?;
         failpoint_io("found.member")?;
         Ok(())
+    }
+
+    /// The masters of the cluster that is founded: those that have promised, whatever is configured now.
+    fn founders(&self, identity: &Identity) -> Vec<String> {
+        let configured = &self.0.config.peers;
+        let founders = founders(identity.founders.as_deref(), configured, &self.raft_address());
+        if founders != *configured {
+            tracing::warn!(
+                ?founders,
+                ?configured,
+                "the founding goes on with the masters that have promised to join, and other ones are configured now: add \
+                 those with `jindoctl cluster add`, and remove the others, once the cluster is founded"
+            );
+        }
+        founders
+    }
+
+    /// How many masters vote at the end of a founding: no more than it has founders, whatever is configured now.
+    fn voters_expected(&self) -> usize {
+        let cluster = self.store().and_then(|store| query::cluster(&store.view()).ok().flatten());
+        let configured = self.0.config.peers.len();
+        cluster.map_or(configured, |cluster| cluster.expected.len().min(configured))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::simulation::master_config;
     use super::*;
 
     fn answer(state: &str, member_id: u64) -> wire::ProbeResponse {
@@ -296,5 +327,32 @@ mod tests {
         let cluster = uuid::Uuid::from_bytes([7; 16]).simple().to_string();
         assert!(["b:1", &cluster, "Way out"].iter().all(|part| error.message.contains(part)), "{error}");
         assert!(without_promise("b:1", &answer("empty", 0)).message.contains("older release"));
+    }
+
+    #[test]
+    fn the_founders_are_those_that_promised_and_the_configured_ones_where_no_list_was_kept() {
+        let list = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let (promised, configured) = (list(&["a:1", "b:1", "c:1"]), list(&["a:1", "d:1", "e:1"]));
+        assert_eq!(founders(Some(&promised), &configured, "a:1"), promised);
+        assert_eq!(founders(None, &configured, "a:1"), configured);
+        let moved = founders(Some(&promised), &configured, "z:1");
+        assert_eq!(moved, ["z:1", "b:1", "c:1"], "the founder is where it is now");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_founding_that_goes_on_with_another_configuration_expects_those_that_have_promised() {
+        let temp = tempfile::tempdir().expect("tempdir");
+        let config = |hosts: &[usize]| master_config(temp.path().to_path_buf(), 0, hosts);
+        let promised = config(&[0, 1, 2]).peers;
+        let handle = Handle::open(config(&[0, 1, 2])).expect("opened");
+        handle.set_identity(Identity::of_founder([7; 16], 1, promised.clone())).expect("recorded");
+        drop(handle);
+        let handle = Handle::open(config(&[0, 3, 4])).expect("opened");
+        handle.found().await.expect("founded");
+        let store = handle.store().expect("a member has a state");
+        let cluster = query::cluster(&store.view()).expect("readable").expect("founded");
+        assert_eq!(cluster.expected, promised);
+        let identity = handle.identity().expect("a member");
+        assert_eq!((identity.stage, identity.founders), (Stage::Member, None));
     }
 }
