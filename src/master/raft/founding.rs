@@ -14,6 +14,7 @@ use crate::master::state::query;
 use crate::runtime::planted::{PlantedFault, is_planted};
 use crate::runtime::{die, failpoint_io};
 
+use super::disk_parts::Part;
 use super::disk_space::is_out_of_space;
 use super::handle::Handle;
 use super::identity::{Identity, Stage};
@@ -68,6 +69,12 @@ fn without_promise(peer: &str, answer: &wire::ProbeResponse) -> Error {
         "not founded: master {peer} does not promise to join this cluster and no other. It may be of an older release, or \
          busy: all masters need one release; call again"
     ))
+}
+
+/// True if a founding that could not be stored is certainly not on the disk: there was no room, and `found` says that no file
+/// is there. The lack of room may also strike when the name of the file is synced, after the file was put in place.
+fn is_unrecorded(error: &Error, found: &Result<Part<Identity>>) -> bool {
+    is_out_of_space(error) && matches!(found, Ok(Part::Missing))
 }
 
 /// The masters of a cluster that is founded, the founder first, at the address `own` that it has now.
@@ -144,7 +151,7 @@ impl Handle {
         failpoint_io("found.begin")?;
         // The founder is member 1: the index of the first leader's blank entry, which admits nobody else.
         if let Err(error) = self.set_identity(Identity::of_founder(uuid, 1, self.0.config.peers.clone())) {
-            if !is_out_of_space(&error) {
+            if !is_unrecorded(&error, &self.0.dir.load()) {
                 // The file may hold the founding by now, while this master would tell its peers that it is empty.
                 die(&format!("the founding cannot be recorded: {error}"));
             }
@@ -289,6 +296,7 @@ impl Handle {
 
 #[cfg(test)]
 mod tests {
+    use super::super::identity::MetaDir;
     use super::super::simulation::master_config;
     use super::*;
 
@@ -327,6 +335,21 @@ mod tests {
         let cluster = uuid::Uuid::from_bytes([7; 16]).simple().to_string();
         assert!(["b:1", &cluster, "Way out"].iter().all(|part| error.message.contains(part)), "{error}");
         assert!(without_promise("b:1", &answer("empty", 0)).message.contains("older release"));
+    }
+
+    #[test]
+    fn a_founding_without_room_is_given_up_only_if_no_file_holds_it() {
+        let temp = tempfile::tempdir().expect("tempdir");
+        let dir = MetaDir::open(temp.path()).expect("opened");
+        let error = |code| Error::from(std::io::Error::from_raw_os_error(code)).context("IDENTITY");
+        assert!(is_unrecorded(&error(libc::ENOSPC), &dir.load()));
+        assert!(!is_unrecorded(&error(libc::EIO), &dir.load()), "the disk may say anything");
+        // The file was put in place, and there was no room to sync its name.
+        dir.store(&Identity::of_founder([7; 16], 1, vec!["a:1".to_owned()])).expect("stored");
+        assert!(!is_unrecorded(&error(libc::ENOSPC), &dir.load()));
+        std::fs::write(temp.path().join("IDENTITY"), "{").expect("written");
+        assert!(!is_unrecorded(&error(libc::ENOSPC), &dir.load()), "what cannot be read may be the founding");
+        assert!(!is_unrecorded(&error(libc::ENOSPC), &Err(error(libc::EIO))));
     }
 
     #[test]
