@@ -162,7 +162,7 @@ impl Handle {
             grpc_address: self.grpc_address(),
         };
         // Configured peers before those that have announced themselves.
-        let mut waiting = self.0.discovery.announcers.of_cluster(cluster);
+        let mut waiting = self.confirmed_announcers(cluster).await;
         waiting.extend(self.other_peers());
         let mut route = Route::new(self.raft_address(), waiting);
         let mut last = Error::unavailable("no peer answers");
@@ -185,6 +185,16 @@ impl Handle {
             }
         }
         Err(last)
+    }
+
+    /// The masters that have announced themselves, and have said when they were asked that they are members of `cluster` with
+    /// a place for this disk. After a restart all of them have to be asked first.
+    async fn confirmed_announcers(&self, cluster: [u8; 16]) -> Vec<String> {
+        let announcers = &self.0.discovery.announcers;
+        if announcers.confirmed_of(cluster).is_empty() {
+            self.ask_announcers().await;
+        }
+        announcers.confirmed_of(cluster)
     }
 
     async fn admit_at(&self, address: &str, request: &wire::AdmitRequest) -> Result<wire::AdmitResponse> {
@@ -292,5 +302,20 @@ mod tests {
         handle.set_identity(admitted.clone()).expect("admitted");
         handle.stop_joining(&admitted, "nobody answers").await.expect_err("too late");
         assert_eq!(handle.identity(), Some(admitted));
+    }
+
+    #[tokio::test]
+    async fn a_disk_asks_no_address_to_admit_it_that_anybody_has_announced_and_no_member_answers_at() {
+        let temp = tempfile::tempdir().expect("tempdir");
+        let handle = Handle::open(master_config(temp.path().to_path_buf(), 1, &[0, 1, 2])).expect("opened");
+        let announcers = &handle.0.discovery.announcers;
+        let raft_address = "127.0.0.1:1".to_owned();
+        let news = wire::AnnounceRequest { raft_address, cluster_uuid: vec![7; 16].into(), ..Default::default() };
+        announcers.note(&news, None);
+        assert_eq!(handle.confirmed_announcers([7; 16]).await, Vec::<String>::new());
+        announcers.note(&news, None);
+        announcers.confirm("127.0.0.1:1", [7; 16]);
+        assert_eq!(handle.confirmed_announcers([7; 16]).await, ["127.0.0.1:1"], "it was asked before");
+        assert_eq!(handle.confirmed_announcers([8; 16]).await, Vec::<String>::new());
     }
 }
