@@ -311,6 +311,7 @@ impl Handle {
         let claim = Claim::from_wire(&news)?;
         let Some(opened) = self.opened() else {
             self.0.discovery.announcers.note(&news, sender);
+            self.0.discovery.listening.note_announcement();
             return Err(self.not_ready());
         };
         let judged = self.judge_claim(&opened, &claim, &news).await;

@@ -19,7 +19,7 @@ use super::disk_space::is_out_of_space;
 use super::handle::Handle;
 use super::identity::{Identity, Stage};
 use super::life::{BEAT, PROBE};
-use super::listening::{LISTENING_MIN, LISTENING_TIMEOUT};
+use super::listening::LISTENING_EXTENSION_MAX;
 use super::membership;
 use super::promise::Attempt;
 
@@ -141,13 +141,12 @@ impl Handle {
         }
         // Before the peers are asked to promise anything: as long as one of them stands in the way nothing is written.
         self.probe_empty_peers().await?;
+        if !is_planted(PlantedFault::FoundedUnheard) {
+            self.listen_for_announcers().await?;
+        }
         self.refuse_if_missed().await?;
         let (_shown, attempt) = self.0.discovery.begin_attempt(uuid);
         self.collect_promises(&attempt).await?;
-        if !is_planted(PlantedFault::FoundedUnheard) {
-            self.listen_for_announcers().await?;
-            self.refuse_if_missed().await?;
-        }
         failpoint_io("found.begin")?;
         // The founder is member 1: the index of the first leader's blank entry, which admits nobody else.
         if let Err(error) = self.set_identity(Identity::of_founder(uuid, 1, self.0.config.peers.clone())) {
@@ -183,12 +182,14 @@ impl Handle {
     ///
     /// *Errors*: `Unavailable` if this process stood still so often that it is not certain that it would have heard it.
     async fn listen_for_announcers(&self) -> Result<()> {
-        let deadline = Instant::now() + LISTENING_TIMEOUT;
-        while self.0.discovery.listening.time() < LISTENING_MIN {
-            if Instant::now() > deadline {
+        let listening = &self.0.discovery.listening;
+        let begun = Instant::now();
+        while listening.time() < listening.needed(self.0.config.election_max) {
+            let needed = listening.needed(self.0.config.election_max);
+            if begun.elapsed() > needed + LISTENING_EXTENSION_MAX {
                 return Err(Error::unavailable(format!(
-                    "not founded: this process stood still while it listened for {LISTENING_MIN:?} to a cluster that may miss \
-                     its disk: call again"
+                    "not founded: this process stood still while it listened for {needed:?} to a cluster that may miss its \
+                     disk: call again"
                 )));
             }
             tokio::time::sleep(BEAT / 4).await;

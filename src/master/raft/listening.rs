@@ -3,6 +3,7 @@
 //! A living cluster that misses the disk of this master announces itself here, but only now and then. A founding that did
 //! not wait for that would make a second cluster beside it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,22 +13,27 @@ use super::announce::{ANNOUNCE_INTERVAL, ANNOUNCE_TIMEOUT};
 
 /// How long an empty disk listens before a cluster is founded with it. A member that sends to others which do not answer
 /// announces itself once within an interval and a timeout: one such round is certain, and half of another one.
-pub(super) const LISTENING_MIN: Duration = ANNOUNCE_INTERVAL.saturating_mul(3);
+const LISTENING_MIN: Duration = ANNOUNCE_INTERVAL.saturating_mul(3);
 const _: () = assert!(LISTENING_MIN.as_millis() > ANNOUNCE_INTERVAL.as_millis() + ANNOUNCE_TIMEOUT.as_millis());
 
-/// Longest wait for that. A process that stands still again and again does not listen.
-pub(super) const LISTENING_TIMEOUT: Duration = LISTENING_MIN.saturating_mul(4);
+/// Election timeouts that a cluster gets to elect a leader, if its last one was on the disk that was here: the silence of that
+/// one, and elections without a winner.
+const ELECTION_TIMEOUTS: u32 = 4;
+
+/// Longest wait beyond what is needed. A process that stands still again and again does not listen.
+pub(super) const LISTENING_EXTENSION_MAX: Duration = LISTENING_MIN.saturating_mul(3);
 
 /// Since when this disk has listened.
 #[derive(Debug)]
 pub(crate) struct Listening {
     clock: AttendedClock,
     since: Mutex<Option<Moment>>,
+    has_heard: AtomicBool,
 }
 
 impl Listening {
     pub(super) fn new(clock: AttendedClock) -> Listening {
-        Listening { clock, since: Mutex::default() }
+        Listening { clock, since: Mutex::default(), has_heard: AtomicBool::new(false) }
     }
 
     /// How long this disk has listened, since the first call. After a pause of the process it begins anew: whatever was
@@ -38,8 +44,23 @@ impl Listening {
         self.clock.silence_since(since)
     }
 
+    /// Notes that some member has announced itself.
+    pub(super) fn note_announcement(&self) {
+        self.has_heard.store(true, Ordering::Relaxed);
+    }
+
+    /// How long this disk has to listen before a cluster is founded with it. A member without a leader offers no place, so one
+    /// that was heard gets the time to elect another.
+    pub(super) fn needed(&self, election_max: Duration) -> Duration {
+        if self.has_heard.load(Ordering::Relaxed) {
+            return LISTENING_MIN + election_max * ELECTION_TIMEOUTS;
+        }
+        LISTENING_MIN
+    }
+
     /// Begins anew: a member judges announcements and does not remember them.
     pub(super) fn restart(&self) {
+        self.has_heard.store(false, Ordering::Relaxed);
         *self.since.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
@@ -73,5 +94,16 @@ mod tests {
         assert!(listening.time() >= LISTENING_MIN);
         listening.restart();
         assert_eq!(listening.time(), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_cluster_that_has_announced_itself_gets_the_time_to_elect_a_leader() {
+        let listening = Listening::new(AttendedClock::over(|| Duration::ZERO));
+        let election_max = Duration::from_millis(1_200);
+        assert_eq!(listening.needed(election_max), LISTENING_MIN, "nobody was heard");
+        listening.note_announcement();
+        assert_eq!(listening.needed(election_max), LISTENING_MIN + Duration::from_millis(4_800));
+        listening.restart();
+        assert_eq!(listening.needed(election_max), LISTENING_MIN);
     }
 }
