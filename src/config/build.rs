@@ -182,6 +182,7 @@ impl MasterConfig {
             election_min: r.time("namespace.backend.raft.election-min"),
             election_max: r.time("namespace.backend.raft.election-max"),
             auto_replace: r.flag("namespace.backend.raft.auto-replace"),
+            listen_before_founding: r.flag("namespace.backend.raft.listen-before-founding"),
             snapshot_log_bytes: r.size("namespace.backend.raft.snapshot-log-size"),
             keep_log_bytes: r.size("namespace.backend.raft.keep-log-size"),
             keep_log_for_learners_bytes: r.size("namespace.backend.keep-log-for-learners-bytes"),

@@ -161,6 +161,9 @@ pub const KEYS: &[Key] = &[
         "Longest election timeout, and the leader's lease."),
     key("namespace.backend.raft.auto-replace", MASTER, Kind::Bool, "true", "",
         "Replace a master whose disk is gone without being asked."),
+    key("namespace.backend.raft.listen-before-founding", MASTER, Kind::Bool, "true", "",
+        "Let a master with an empty disk listen for a cluster that misses this disk, for three seconds and longer if one is \
+         heard, before it founds another cluster."),
     key("namespace.backend.raft.snapshot-log-size", MASTER, Kind::Size, "128MiB", "",
         "Bytes of log after the last snapshot that trigger the next one."),
     key("namespace.backend.raft.keep-log-size", MASTER, Kind::Size, "256MiB", "",

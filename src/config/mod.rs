@@ -41,6 +41,8 @@ pub struct MasterConfig {
     pub election_max: Duration,
     /// Replace a member whose disk is gone without being asked.
     pub auto_replace: bool,
+    /// Let an empty disk listen for a cluster that misses it before it founds one.
+    pub listen_before_founding: bool,
     /// Bytes of log after the last snapshot that trigger the next one.
     pub snapshot_log_bytes: u64,
     /// Bytes of log kept behind a snapshot for followers that lag.

@@ -96,6 +96,8 @@ fn master(options: &DevOptions, number: usize, peers: &str, grpc: Port, raft: Po
         ("namespace.backend.raft.port", raft.number().to_string()),
         ("namespace.http.port", http.number().to_string()),
         ("namespace.backend.raft.fast-elections", options.fast_elections.to_string()),
+        // All masters of this directory are at hand: there is no cluster elsewhere to listen for.
+        ("namespace.backend.raft.listen-before-founding", "false".to_owned()),
         // Several masters share one disk of a developer.
         ("namespace.meta-dir.ballast", "8MiB".to_owned()),
     ];

@@ -15,7 +15,7 @@ use crate::rpc::channel::MasterChannel;
 /// Pause between two attempts.
 const LOOK: Duration = Duration::from_secs(1);
 /// How often in succession the own master must be found empty: members of a cluster that misses its disk announce themselves
-/// to it every two seconds. Looks are counted and no time, so that a pause of this process counts for nothing.
+/// to it every second. Looks are counted and no time, so that a pause of this process counts for nothing.
 const EMPTY_LOOKS: u32 = 6;
 /// Longest wait for an answer about the state of the own master.
 const BUDGET: Duration = Duration::from_secs(2);

@@ -6,10 +6,30 @@ use tonic::{Code, Status};
 
 use crate::error::{Error, ErrorKind};
 
-/// The status a server answers with.
+/// Longest message of a status and of its details, in bytes. Both travel in headers, percent-encoded and in base64, and an
+/// answer with more than 16 KiB of headers is refused as a whole by the receiver: nothing of the error would arrive.
+const MESSAGE_BYTES_MAX: usize = 512;
+const DETAIL_BYTES_MAX: usize = 2 << 10;
+
+/// What stands for the rest of a text that was cut.
+const ELLIPSIS: &str = "…";
+
+/// The status a server answers with. A long message is cut, in the details after 2 KiB: it may repeat names and texts from
+/// outside.
 pub fn to_status(error: &Error) -> Status {
-    let detail = to_detail(error);
-    Status::with_details(code_of(error.kind), error.message.clone(), detail.encode_to_vec().into())
+    let mut detail = to_detail(error);
+    detail.message = shorten(&error.message, DETAIL_BYTES_MAX);
+    let message = shorten(&error.message, MESSAGE_BYTES_MAX);
+    Status::with_details(code_of(error.kind), message, detail.encode_to_vec().into())
+}
+
+/// The text, cut to so many bytes with an ellipsis for the rest.
+fn shorten(text: &str, bytes_max: usize) -> String {
+    if text.len() <= bytes_max {
+        return text.to_owned();
+    }
+    let end = text.floor_char_boundary(bytes_max.saturating_sub(ELLIPSIS.len()));
+    format!("{}{ELLIPSIS}", &text[..end])
 }
 
 /// The error a client sees. A status without our details (a proxy's, or the transport's own) is judged by its code.
@@ -81,5 +101,26 @@ mod tests {
             let seen = from_status(&to_status(&sent));
             assert_eq!((seen.kind, &seen.message, &seen.leader), (kind, &sent.message, &leader));
         }
+    }
+
+    #[test]
+    fn a_long_text_of_any_characters_is_cut_visibly_and_its_headers_stay_small() {
+        let leader = Some(crate::error::LeaderHint { id: 7, address: "h".repeat(256) });
+        for text in ["x".repeat(1 << 20), "é".repeat(3_000), "xé漢🦀".repeat(3_000), "\n%".repeat(3_000)] {
+            let error = Error { kind: ErrorKind::FailedPrecondition, message: text.clone(), leader: leader.clone() };
+            let status = to_status(&error);
+            assert!(status.message().len() <= MESSAGE_BYTES_MAX && status.message().ends_with(ELLIPSIS));
+            let seen = from_status(&status);
+            let kept = seen.message.strip_suffix(ELLIPSIS).expect("cut visibly");
+            assert!(text.starts_with(kept) && kept.len() > DETAIL_BYTES_MAX - 8, "{} bytes are kept", kept.len());
+            assert_eq!((seen.kind, seen.leader), (error.kind, leader.clone()));
+            let answer = status.into_http::<()>();
+            // As HTTP/2 counts them.
+            let size = |(name, value): (&http::HeaderName, &http::HeaderValue)| name.as_str().len() + value.len() + 32;
+            let bytes: usize = answer.headers().iter().map(size).sum();
+            assert!(bytes < 8 << 10, "{bytes} bytes of headers");
+        }
+        let exact = "x".repeat(MESSAGE_BYTES_MAX);
+        assert_eq!(to_status(&Error::internal(exact.clone())).message(), exact, "what fits is not cut");
     }
 }

@@ -44,12 +44,14 @@ pub(crate) enum PlantedFault {
     JoiningForGood,
     /// An older copy of a disk, from before it had its member id, is admitted under that id again.
     UnnumberedCopyAdmitted,
+    /// A cluster is founded before a living one that misses the disk had the time to announce itself.
+    FoundedUnheard,
 }
 
 #[cfg(test)]
 impl PlantedFault {
     /// All of them.
-    pub(crate) const ALL: [PlantedFault; 20] = [
+    pub(crate) const ALL: [PlantedFault; 21] = [
         PlantedFault::AckBeforeSync,
         PlantedFault::VoteNotSynced,
         PlantedFault::TruncationNotSynced,
@@ -70,6 +72,7 @@ impl PlantedFault {
         PlantedFault::PlaceWithoutLeader,
         PlantedFault::JoiningForGood,
         PlantedFault::UnnumberedCopyAdmitted,
+        PlantedFault::FoundedUnheard,
     ];
 }
 

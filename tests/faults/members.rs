@@ -196,3 +196,23 @@ async fn changes_that_would_cost_the_quorum_are_refused_and_change_nothing() {
     assert!(members.iter().all(|member| member.role() != Role::Learner));
     cluster.wait_whole();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_is_lost_before_it_hears_of_its_admission_is_replaced_also_without_auto_replace() {
+    let cluster = Cluster::start_with(3, |options| {
+        options.settings = vec![("namespace.backend.raft.auto-replace".to_owned(), "false".to_owned())];
+    });
+    cluster.wait_whole();
+    let more = two_more(&cluster);
+    let addresses: Vec<String> = more.iter().map(|name| raft(&cluster, name)).collect();
+    cluster.dev.kill(&more[0]).expect("killed");
+    cluster.dev.set_env(&more[0], "JINDOFS_FAILPOINTS", Some("join.admitted=kill")).expect("set");
+    ok(&cluster, &["add", "--no-wait", &addresses[0], &addresses[1]]);
+    cluster.dev.launch(&more[0]).expect("launched");
+    cluster.dev.wait_end(&more[0], PATIENCE).expect("it dies before it has stored its member id");
+    cluster.dev.wipe_meta(&more[0]).expect("wiped");
+    cluster.dev.set_env(&more[0], "JINDOFS_FAILPOINTS", None).expect("set");
+    cluster.dev.launch(&more[0]).expect("launched");
+    cluster.wait_voters(&cluster.names());
+    cluster.assert_no_panic();
+}

@@ -10,10 +10,11 @@ use jindofs_proto::v1::job_client::JobClient;
 use jindofs_proto::v1::namespace_client::NamespaceClient;
 use jindofs_proto::v1::{
     AddMembersRequest, AddMountRequest, CanRestartRequest, ChangeMountRequest, CloseSessionRequest,
-    DrainWorkersRequest, GetJobRequest, JobInfo, ListMountsRequest, Mount, OpId, OpenSessionRequest, ProvisionRequest,
-    RemoveMembersRequest, RemoveMountRequest, RemoveWorkersRequest, Role, StatusRequest, StatusResponse,
-    SubmitLoadRequest, TransferLeaderRequest, WorkersRequest, WorkersResponse,
+    DrainWorkersRequest, ErrorDetail, GetJobRequest, JobInfo, ListMountsRequest, Mount, OpId, OpenSessionRequest,
+    ProvisionRequest, RemoveMembersRequest, RemoveMountRequest, RemoveWorkersRequest, Role, StatusRequest,
+    StatusResponse, SubmitLoadRequest, TransferLeaderRequest, WorkersRequest, WorkersResponse,
 };
+use prost::Message;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::desired::MASTER_RPC;
@@ -48,9 +49,11 @@ pub(super) enum Change {
     Unmount(Vec<u8>),
 }
 
+/// The text of a refusal. The message of a status is its beginning, the details hold more of it.
 fn words(status: &tonic::Status) -> String {
-    let message = status.message();
-    if message.is_empty() { status.code().description().to_owned() } else { message.to_owned() }
+    let detail = ErrorDetail::decode(status.details()).map(|detail| detail.message).unwrap_or_default();
+    let texts = [detail.as_str(), status.message(), status.code().description()];
+    texts.into_iter().find(|text| !text.is_empty()).unwrap_or_default().to_owned()
 }
 
 fn channel(address: &str) -> Option<Channel> {
@@ -203,5 +206,21 @@ impl Masters {
         // One that stays open expires.
         let _ = sessions.close_session(CloseSessionRequest { client_id }).await;
         outcome
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::{Code, Status};
+
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_told_in_full_from_its_details_and_otherwise_from_what_there_is() {
+        let detail = ErrorDetail { message: "the whole text".to_owned(), ..ErrorDetail::default() };
+        let status = Status::with_details(Code::FailedPrecondition, "the who…", detail.encode_to_vec().into());
+        assert_eq!(words(&status), "the whole text");
+        assert_eq!(words(&Status::unavailable("no details")), "no details");
+        assert_eq!(words(&Status::unavailable("")), Code::Unavailable.description());
     }
 }

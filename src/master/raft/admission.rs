@@ -19,7 +19,7 @@ use super::node::Running;
 use crate::error::{Error, ErrorKind, Result};
 use crate::master::state::query;
 
-/// How long a member's word about its disk counts. Members repeat it every two seconds.
+/// How long a member's word about its disk counts. Members repeat it with every announcement.
 const REPORT_TTL: Duration = Duration::from_secs(10);
 /// How long clients are told to retry while a leader without room looks for a successor.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(5);

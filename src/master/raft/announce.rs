@@ -31,14 +31,15 @@ use super::peers::Standing;
 use super::quorum::has_quorum_in_each;
 use super::wire::Net;
 
-/// How often a running member repeats its announcement.
-const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(2);
+/// How often a running member repeats its announcement. A first master that has just started founds only after several of
+/// these, see [`listening`](super::listening).
+pub(super) const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(1);
 /// Pause of a starting member between two rounds of announcements.
 const RETRY_DELAY: Duration = Duration::from_millis(100);
 /// How long a starting member waits for peers that have not answered, once a majority has.
 const GRACE_PERIOD: Duration = Duration::from_secs(1);
 /// Longest wait of a member for the answer to an announcement.
-const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest wait of the receiver for the disk behind an announcement; shorter than its sender waits. The confirmation
 /// goes on, and the next announcement finds what came of it.
 const JUDGE_TIMEOUT: Duration = Duration::from_millis(700);
@@ -310,6 +311,7 @@ impl Handle {
         let claim = Claim::from_wire(&news)?;
         let Some(opened) = self.opened() else {
             self.0.discovery.announcers.note(&news, sender);
+            self.0.discovery.listening.note_announcement();
             return Err(self.not_ready());
         };
         let judged = self.judge_claim(&opened, &claim, &news).await;

@@ -74,9 +74,10 @@ impl Announcers {
         self.select(|_| true)
     }
 
-    /// The addresses of those that name this cluster.
-    pub(super) fn of_cluster(&self, cluster: [u8; 16]) -> Vec<String> {
-        self.select(|one| one.cluster == cluster)
+    /// The addresses of those that were asked, and are members of this cluster with a place for this disk. Anybody can
+    /// announce an address: one that was not asked is told nothing but a probe.
+    pub(super) fn confirmed_of(&self, cluster: [u8; 16]) -> Vec<String> {
+        self.select(|one| one.confirmed && one.cluster == cluster)
     }
 
     fn select(&self, is_meant: impl Fn(&Announcer) -> bool) -> Vec<String> {
@@ -108,6 +109,28 @@ mod tests {
 
     fn sender(number: u8) -> Option<IpAddr> {
         Some(IpAddr::from([10, 0, 0, number]))
+    }
+
+    impl Announcers {
+        /// The addresses of all that name this cluster, asked or not.
+        fn of_cluster(&self, cluster: [u8; 16]) -> Vec<String> {
+            self.select(|one| one.cluster == cluster)
+        }
+    }
+
+    #[test]
+    fn only_those_that_were_asked_count_and_only_for_the_cluster_that_they_have_named_then() {
+        let announcers = Announcers::default();
+        announcers.note(&news("member:1", 7), sender(1));
+        announcers.note(&news("stranger:1", 7), sender(2));
+        announcers.note(&news("other:1", 7), sender(3));
+        assert_eq!(announcers.confirmed_of([7; 16]), Vec::<String>::new());
+        announcers.confirm("member:1", [7; 16]);
+        announcers.confirm("other:1", [8; 16]);
+        assert_eq!(announcers.confirmed_of([7; 16]), ["member:1"]);
+        assert_eq!(announcers.confirmed_of([8; 16]), ["other:1"]);
+        announcers.forget("member:1");
+        assert_eq!(announcers.confirmed_of([7; 16]), Vec::<String>::new());
     }
 
     #[test]

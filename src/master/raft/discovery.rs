@@ -24,6 +24,7 @@ use super::choice::{self, Choice, Cluster, Look, Offer, PeerState, WAITING};
 use super::handle::Handle;
 use super::identity::{Identity, Stage};
 use super::life::{BEAT, PROBE};
+use super::listening::Listening;
 use super::promise::{Attempt, Promise};
 use super::wire::{check_address, check_id};
 
@@ -31,6 +32,7 @@ use super::wire::{check_address, check_id};
 #[derive(Debug)]
 pub(crate) struct Discovery {
     pub(crate) announcers: Announcers,
+    pub(super) listening: Listening,
     clock: AttendedClock,
     /// When each configured peer has last answered; the first look, for one that never has.
     answered: Mutex<BTreeMap<String, Moment>>,
@@ -53,6 +55,7 @@ impl Discovery {
     fn with_clock(promise: Option<Promise>, clock: AttendedClock) -> Discovery {
         Discovery {
             announcers: Announcers::default(),
+            listening: Listening::new(clock.clone()),
             clock,
             answered: Mutex::default(),
             asking: Mutex::default(),
@@ -61,9 +64,11 @@ impl Discovery {
         }
     }
 
-    /// Forgets when peers have answered: while this disk was a member nobody asked them.
+    /// Forgets when peers have answered and announced themselves: while this disk was a member nobody asked them, and no
+    /// announcement was remembered.
     pub(super) fn forget_silence(&self) {
         lock(&self.answered).clear();
+        self.listening.restart();
     }
 
     /// How long a peer that was just asked has been silent. Time in which this process did not run does not count.
@@ -145,6 +150,8 @@ impl Handle {
         if !self.phase().starts_with("empty") {
             self.set_phase(WAITING);
         }
+        // The server of this process runs by now: what is announced from here on is heard.
+        self.0.discovery.listening.time();
         let peers = self.states_of_peers().await;
         let mut choice = self.choose(&peers, None)?;
         if choice == Choice::AskAnnouncers {

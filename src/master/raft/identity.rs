@@ -105,6 +105,10 @@ pub(crate) struct Identity {
     /// is restarted again and again would pass the boot that its peers know.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) reverted: Option<String>,
+    /// While founding: the masters that have promised to join what is founded, this one first. `None` in a file of an older
+    /// release, where it is the configured ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) founders: Option<Vec<String>>,
 }
 
 impl Identity {
@@ -119,7 +123,13 @@ impl Identity {
             boot: 1,
             log_boot: 0,
             reverted: None,
+            founders: None,
         }
+    }
+
+    /// A disk that founds `cluster`, as member `member_id`, together with the masters that have promised to join it.
+    pub(crate) fn of_founder(cluster: [u8; 16], member_id: u64, founders: Vec<String>) -> Identity {
+        Identity { founders: Some(founders), ..Identity::new(Stage::Founding, cluster, member_id) }
     }
 
     pub(crate) fn cluster_bytes(&self) -> [u8; 16] {
@@ -316,6 +326,23 @@ mod tests {
             Part::Damaged(why) => assert!(why.contains("format is 1") && why.contains("reads 4"), "{why}"),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn a_founding_keeps_its_list_of_masters_and_one_of_an_older_release_has_none() {
+        let temp = tempfile::tempdir().expect("tempdir");
+        let dir = MetaDir::open(temp.path()).expect("open");
+        let founding = Identity::of_founder([7; 16], 1, vec!["a:1".to_owned(), "b:1".to_owned()]);
+        dir.store(&founding).expect("stored");
+        assert!(matches!(dir.load().expect("read"), Part::Present(found) if found == founding));
+        let (cluster, incarnation) = (founding.cluster.simple(), founding.incarnation.simple());
+        let line = format!(
+            r#"{{"format":4,"stage":"founding","cluster":"{cluster}","member_id":1,"incarnation":"{incarnation}","boot":1,"log_boot":0}}"#
+        );
+        fs::write(temp.path().join(FILE), format!("{line}\n{:08x}\n", crc32c::crc32c(line.as_bytes())))
+            .expect("written");
+        let older = Identity { founders: None, ..founding };
+        assert!(matches!(dir.load().expect("read"), Part::Present(found) if found == older));
     }
 
     #[test]

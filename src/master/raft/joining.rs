@@ -97,7 +97,15 @@ impl Handle {
             return self.stop_joining(&identity, &why).await;
         }
         self.set_phase("joining: asking to be admitted");
-        match self.ask_admission(&identity).await {
+        // The masters that are asked may take long not to answer. An admission that is not waited for is found again by the
+        // next request, or is that of an incarnation that nobody has any more.
+        let asked = tokio::select! {
+            asked = self.ask_admission(&identity) => asked,
+            why = self.wait_for_reason_to_leave(&identity), if identity.is_unadmitted() => {
+                return self.stop_joining(&identity, &why).await;
+            }
+        };
+        match asked {
             Ok(Admission::IncarnationUsed(why)) if identity.member_id == 0 => {
                 return self.stop_joining(&identity, &why).await;
             }
@@ -141,6 +149,15 @@ impl Handle {
         Ok(())
     }
 
+    async fn wait_for_reason_to_leave(&self, identity: &Identity) -> String {
+        loop {
+            tokio::time::sleep(BEAT * 5).await;
+            if let Some(why) = self.reason_to_leave(identity).await {
+                return why;
+            }
+        }
+    }
+
     /// Makes a disk that was not admitted an empty one, which looks for a cluster anew.
     async fn stop_joining(&self, identity: &Identity, why: &str) -> Result<()> {
         let _alone = self.0.life.lock().await;
@@ -162,7 +179,7 @@ impl Handle {
             member_id: identity.member_id,
         };
         // Configured peers before those that have announced themselves.
-        let mut waiting = self.0.discovery.announcers.of_cluster(cluster);
+        let mut waiting = self.confirmed_announcers(cluster).await;
         waiting.extend(self.other_peers());
         let mut route = Route::new(self.raft_address(), waiting);
         let mut last = Error::unavailable("no peer answers");
@@ -188,6 +205,16 @@ impl Handle {
             }
         }
         Err(last)
+    }
+
+    /// The masters that have announced themselves, and have said when they were asked that they are members of `cluster` with
+    /// a place for this disk. After a restart all of them have to be asked first.
+    async fn confirmed_announcers(&self, cluster: [u8; 16]) -> Vec<String> {
+        let announcers = &self.0.discovery.announcers;
+        if announcers.confirmed_of(cluster).is_empty() {
+            self.ask_announcers().await;
+        }
+        announcers.confirmed_of(cluster)
     }
 
     async fn admit_at(&self, address: &str, request: &wire::AdmitRequest) -> Result<wire::AdmitResponse> {
@@ -295,5 +322,20 @@ mod tests {
         handle.set_identity(admitted.clone()).expect("admitted");
         handle.stop_joining(&admitted, "nobody answers").await.expect_err("too late");
         assert_eq!(handle.identity(), Some(admitted));
+    }
+
+    #[tokio::test]
+    async fn a_disk_asks_no_address_to_admit_it_that_anybody_has_announced_and_no_member_answers_at() {
+        let temp = tempfile::tempdir().expect("tempdir");
+        let handle = Handle::open(master_config(temp.path().to_path_buf(), 1, &[0, 1, 2])).expect("opened");
+        let announcers = &handle.0.discovery.announcers;
+        let raft_address = "127.0.0.1:1".to_owned();
+        let news = wire::AnnounceRequest { raft_address, cluster_uuid: vec![7; 16].into(), ..Default::default() };
+        announcers.note(&news, None);
+        assert_eq!(handle.confirmed_announcers([7; 16]).await, Vec::<String>::new());
+        announcers.note(&news, None);
+        announcers.confirm("127.0.0.1:1", [7; 16]);
+        assert_eq!(handle.confirmed_announcers([7; 16]).await, ["127.0.0.1:1"], "it was asked before");
+        assert_eq!(handle.confirmed_announcers([8; 16]).await, Vec::<String>::new());
     }
 }

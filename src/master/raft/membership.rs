@@ -180,18 +180,19 @@ async fn admission(running: &Arc<Running>, config: &MasterConfig, request: &Admi
     })
 }
 
-/// The conditions under which a lost disk is replaced without asking a person.
+/// The conditions under which a lost disk is replaced without asking a person. With `auto-replace` off only one that has
+/// nothing to lose is.
 fn may_replace(running: &Running, config: &MasterConfig, known: &[Member], old: &Member) -> Result<(), String> {
-    if !config.auto_replace {
-        return Err(format!("member {} lost its disk and auto-replace is off", old.id));
-    }
     let shape = shape(running);
-    if shape.joint().is_some() {
-        return Err("the voters are being changed".to_owned());
-    }
     // The voter that leaves as soon as the new disk votes: the member at the address, or the one that it stands in for.
     let mut replaced = predecessors(known, old.id);
     replaced.insert(old.id);
+    if !config.auto_replace && !has_nothing_to_lose(old, &replaced, &shape.voters) {
+        return Err(format!("member {} lost its disk and auto-replace is off", old.id));
+    }
+    if shape.joint().is_some() {
+        return Err("the voters are being changed".to_owned());
+    }
     for id in replaced.iter().filter(|id| **id == old.id || shape.voters.contains(id)) {
         if *id == running.net.me.id {
             return Err("the leader itself is a member at this address".to_owned());
@@ -216,6 +217,12 @@ fn may_replace(running: &Running, config: &MasterConfig, known: &[Member], old: 
         return Err(format!("no majority without member {} is heard and caught up", old.id));
     }
     Ok(())
+}
+
+/// True for a member that stands in for no voter, itself included, and of which no start was ever recorded. Its disk may never
+/// have heard that it was admitted, and be empty again with another incarnation: nobody need decide whether to give it up.
+fn has_nothing_to_lose(member: &Member, replaced: &BTreeSet<u64>, voters: &BTreeSet<u64>) -> bool {
+    member.boot_nonce.is_empty() && replaced.is_disjoint(voters)
 }
 
 /// The voter whose place a live member takes once it has caught up.
@@ -273,5 +280,18 @@ mod tests {
             let admission = admit_again(own, &asks(member_id), has_acknowledged);
             assert!(matches!(admission, Admission::IncarnationUsed(_)), "{own:?}, asked as {member_id}: {admission:?}");
         }
+    }
+
+    #[test]
+    fn only_a_member_that_never_started_and_stands_in_for_no_voter_has_nothing_to_lose() {
+        let admitted = Member { id: 9, ..Member::default() };
+        let started = Member { boot: 1, boot_nonce: vec![1; 16].into(), ..admitted.clone() };
+        let voters = BTreeSet::from([1, 2, 3]);
+        let set = |ids: &[u64]| ids.iter().copied().collect::<BTreeSet<u64>>();
+        assert!(has_nothing_to_lose(&admitted, &set(&[9]), &voters));
+        assert!(has_nothing_to_lose(&admitted, &set(&[7, 9]), &voters), "nor did the one that it was to replace vote");
+        assert!(!has_nothing_to_lose(&started, &set(&[9]), &voters));
+        assert!(!has_nothing_to_lose(&admitted, &set(&[3, 9]), &voters), "a voter would leave for the new disk");
+        assert!(!has_nothing_to_lose(&admitted, &set(&[9]), &set(&[1, 2, 9])));
     }
 }

@@ -21,6 +21,7 @@ mod install;
 mod integrity;
 mod joining;
 mod life;
+mod listening;
 mod membership;
 mod network;
 mod node;

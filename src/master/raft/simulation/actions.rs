@@ -40,6 +40,8 @@ pub(super) enum Step {
     SetUp([usize; 3]),
     /// Asks the first of these masters to found a cluster that was not there before.
     FoundAnew([usize; 3]),
+    /// Starts the masters on these machines with empty disks, and does at once what [`Step::FoundAnew`] does.
+    StartAndFound([usize; 3]),
 }
 
 /// The cluster that every run begins with.
@@ -128,6 +130,7 @@ impl Script {
             Some(Step::Found) => self.found(machines, 0, FIRST_CLUSTER, Step::Found),
             Some(Step::FoundAnew(hosts)) => self.found(machines, hosts[0], SECOND_CLUSTER, Step::FoundAnew(hosts)),
             Some(Step::SetUp(hosts)) => self.set_up(machines, hosts),
+            Some(Step::StartAndFound(hosts)) => self.start_and_found(machines, hosts),
             Some(Step::Choose) if self.over => {}
             Some(Step::Choose) => {
                 self.choose(machines);
@@ -168,6 +171,9 @@ impl Script {
         let Some(handle) = machines[host].handle() else { return self.after(S, again) };
         let is_member = handle.member_id() != 0 && handle.store().is_some() && handle.running().is_some();
         if is_member && handle.cluster_uuid() == Some(cluster) {
+            if cluster == SECOND_CLUSTER {
+                self.note(format!("founded anew on {host}"));
+            }
             return;
         }
         machines[host].spawn(async move {
@@ -189,6 +195,19 @@ impl Script {
             let delay = self.random.between(4 * S, 6 * S);
             self.after(delay, Step::Start(host));
         }
+    }
+
+    fn start_and_found(&mut self, machines: &mut [Machine], hosts: [usize; 3]) {
+        self.note(format!("start {hosts:?} anew"));
+        for host in hosts {
+            self.altered[host] = true;
+            if machines[host].is_running() {
+                machines[host].kill();
+            }
+            machines[host].wipe();
+            self.after(100 * MS, Step::Start(host));
+        }
+        self.after(110 * MS, Step::FoundAnew(hosts));
     }
 
     /// All members run and are ready, and no disk was changed by hand since: one may be changed.

@@ -82,6 +82,7 @@ pub(in crate::master::raft) fn config(meta_dir: PathBuf, host: usize, peers: &[u
         election_min: Duration::from_millis(600),
         election_max: Duration::from_millis(1200),
         auto_replace: true,
+        listen_before_founding: true,
         snapshot_log_bytes: 96 << 10,
         keep_log_bytes: 16 << 10,
         keep_log_for_learners_bytes: 64 << 10,

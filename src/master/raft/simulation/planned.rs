@@ -10,6 +10,7 @@ use crate::runtime::planted::PlantedFault;
 
 const LAST_FOUNDER: &str = "master::raft::simulation::planned::last_founder";
 const LONE_MEMBER: &str = "master::raft::simulation::planned::lone_member";
+const HASTY_FOUNDER: &str = "master::raft::simulation::planned::hasty_founder";
 const UNNUMBERED_COPY: &str = "master::raft::simulation::planned::unnumbered_copy";
 const LOST_CLUSTER: &str = "master::raft::simulation::planned::lost_cluster";
 
@@ -75,6 +76,10 @@ fn a_cluster_is_founded_where_one_was_lost(seed: u64) -> String {
 fn disks_that_a_lost_cluster_never_admits_are_empty_again_and_another_one_is_founded_with_them() {
     let run = run_apart(LOST_CLUSTER, 1, None).unwrap_or_else(|why| panic!("{why}"));
     assert!(run.contains("lose the disk of 0"), "{run}");
+    // Without the founder they would ask the lost cluster for a minute.
+    let founded = run.split("; ").find_map(|action| action.strip_suffix(" ms founded anew on 0"));
+    let founded: u64 = founded.and_then(|ms| ms.parse().ok()).unwrap_or_else(|| panic!("{run}"));
+    assert!(founded < 45_000, "the disks leave the lost cluster for the founder: {run}");
     let why = run_apart(LOST_CLUSTER, 1, Some(PlantedFault::JoiningForGood)).expect_err("they wait for it for ever");
     assert!(why.contains("does not recover: nobody leads"), "{why}");
 }
@@ -83,6 +88,28 @@ fn disks_that_a_lost_cluster_never_admits_are_empty_again_and_another_one_is_fou
 #[ignore = "the run of the test above"]
 fn lost_cluster() -> ExitCode {
     run_here(a_cluster_is_founded_where_one_was_lost)
+}
+
+/// Two of the founders leave for two others. Then the third one loses its disk, and all three machines start with empty disks:
+/// it is asked at once to found a cluster, before the living one has announced itself to it.
+fn a_founder_that_has_just_lost_its_disk_is_told_to_found(seed: u64) -> String {
+    let plan = vec![(6 * S, Step::Add), (12 * S, Step::Remove([1, 2])), (18 * S, Step::StartAndFound([0, 1, 2]))];
+    let report = run::run(seed, Some(plan));
+    format!("{} ms; {}", report.simulated_ns / 1_000_000, report.actions)
+}
+
+#[test]
+fn a_first_master_that_has_just_lost_its_disk_listens_to_the_living_cluster_before_it_founds_another() {
+    let run = run_apart(HASTY_FOUNDER, 1, None).unwrap_or_else(|why| panic!("{why}"));
+    assert!(run.contains("start [0, 1, 2] anew") && !run.contains("founded anew"), "{run}");
+    let run = run_apart(HASTY_FOUNDER, 1, Some(PlantedFault::FoundedUnheard)).unwrap_or_else(|why| panic!("{why}"));
+    assert!(run.contains("founded anew on 0"), "{run}");
+}
+
+#[test]
+#[ignore = "the run of the test above"]
+fn hasty_founder() -> ExitCode {
+    run_here(a_founder_that_has_just_lost_its_disk_is_told_to_found)
 }
 
 /// The disk of machine 1 is lost. Its successor is copied before the cluster has admitted it; that one becomes a member and

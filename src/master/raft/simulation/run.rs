@@ -54,7 +54,8 @@ pub(super) fn run(seed: u64, plan: Option<Plan>) -> Report {
     let trace = Trace::new();
     Net::install(random.next(), HOSTS, trace);
     // What one cluster has acknowledged is not in another one that is founded in its place.
-    let is_refounded = |plan: &Plan| plan.iter().any(|(_, step)| matches!(step, Step::FoundAnew(_)));
+    let is_refounded =
+        |plan: &Plan| plan.iter().any(|(_, step)| matches!(step, Step::FoundAnew(_) | Step::StartAndFound(_)));
     let clients = if plan.as_ref().is_some_and(is_refounded) { 0 } else { CLIENTS };
     let mut run = Run {
         machines: (0..HOSTS).map(|host| Machine::new(host, (0..FOUNDERS).collect())).collect(),

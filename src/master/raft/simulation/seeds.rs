@@ -93,7 +93,8 @@ fn simulated_masters_keep_what_they_acknowledge() {
     let first = setting("SIMULATION_FIRST").unwrap_or(1);
     let most = setting("SIMULATION_COUNT").unwrap_or(u64::MAX);
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
-    let threads = setting("SIMULATION_THREADS").unwrap_or(cores);
+    // A run mostly waits for its threads to take turns.
+    let threads = setting("SIMULATION_THREADS").unwrap_or(cores * 4);
     let begun = Instant::now();
     let (next, done) = (AtomicU64::new(first), AtomicU64::new(0));
     let failed = Mutex::new(Vec::new());
