@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
+use super::oss::mount_oss;
 use super::start;
 use crate::support::fuse_works;
 
@@ -44,5 +45,22 @@ async fn files_of_the_year_2300_and_of_1960_are_listed_and_read() {
     let future = File::options().write(true).open(site.local.join("future")).expect("opened");
     future.set_modified(UNIX_EPOCH + Duration::from_secs(YEAR_2300 + 1)).expect("set");
     site.ctl_ok(&["fs", "ls", "/local"]);
+    site.cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn objects_of_an_oss_bucket_from_the_year_2300_and_from_1960_are_listed_and_read() {
+    let site = start(1, |options| options.mounts.clear()).await;
+    for name in ["future", "past", "today"] {
+        site.put(&format!("data/{name}"), b"content").await;
+    }
+    set_times(&site.dir.path().join("s3/bucket/data"));
+    let _oss = mount_oss(&site).await;
+    let listed = String::from_utf8(site.ctl_ok(&["fs", "ls", "/oss"])).expect("text");
+    for name in ["future", "past", "today"] {
+        assert!(listed.contains(name), "{name}: {listed}");
+        assert_eq!(site.ctl_ok(&["fs", "cat", &format!("/oss/{name}")]), b"content", "{name}");
+        site.ctl_ok(&["fs", "stat", &format!("/oss/{name}")]);
+    }
     site.cluster.assert_no_panic();
 }

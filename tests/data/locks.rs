@@ -1,5 +1,7 @@
 //! Locks between two mounts of one cluster, each used by a process of its own: who gets one, who waits, and what ends one.
 
+mod replaced;
+
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -10,8 +12,7 @@ use jindofs::dev::DevOptions;
 
 use super::Site;
 use super::writes::{off, writable_twice};
-use crate::support::cluster::PATIENCE;
-use crate::support::{after, fuse_works, wait_for};
+use crate::support::{after, cluster::PATIENCE, fuse_works, wait_for};
 
 /// What a process that locks is told line by line, and says after each: `ok`, a number of an error, or what it found.
 const PROGRAM: &str = r#"

@@ -22,6 +22,7 @@ mod locks;
 mod metadata;
 mod mount;
 mod moves;
+mod offline;
 mod oss;
 mod prefixes;
 mod programs;
