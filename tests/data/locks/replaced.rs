@@ -15,7 +15,7 @@ async fn a_handle_whose_file_was_replaced_is_refused_every_lock_and_one_that_is_
         two.ok("close f");
         std::fs::write(&new, b"new").expect("written by the second");
         std::fs::rename(&new, &there).expect("replaced by the second");
-        for order in ["flock f ex try", "flock f sh try", "fcntl f ex 0 0 try", "fcntl f sh 10 5 try"] {
+        for order in ["flock f ex try", "flock f sh try", "fcntl f ex try 0 0", "fcntl f sh try 10 5"] {
             assert_eq!(one.run(order), "ESTALE", "{order}: it would hold a lock that nobody else asks for");
         }
         let gets_new = || {
