@@ -5,7 +5,9 @@ use std::os::unix::fs::MetadataExt;
 use rustix::fs::StatVfs;
 
 use super::writes::{names, off, writable};
-use crate::support::fuse_works;
+use crate::support::cluster::PATIENCE;
+use crate::support::small_disk::SmallDisk;
+use crate::support::{fuse_works, wait_for};
 
 /// More than any disk of a test has.
 const LARGE: u64 = 1 << 49;
@@ -46,6 +48,63 @@ async fn a_mount_shows_the_room_of_its_under_storage_and_no_limit_of_inodes_with
         })
         .await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_top_of_the_only_mount_shows_the_room_of_its_under_storage_also_while_masters_and_workers_are_gone() {
+    let test = "the_top_of_the_only_mount_shows_the_room_of_its_under_storage_also_while_masters_and_workers_are_gone";
+    if !fuse_works(test) {
+        return;
+    }
+    let site = writable(1, |dev| dev.ufs.truncate(1)).await;
+    let (mnt, local) = (site.mnt.clone(), site.local.clone());
+    let shown = move || {
+        let disk = space(&rustix::fs::statvfs(&local).expect("statvfs"));
+        ["", "local"].map(|path| (space(&rustix::fs::statvfs(mnt.join(path)).expect("statvfs")), disk))
+    };
+    let is_shown = |figures: &((u64, u64), (u64, u64))| {
+        let ((all, free), disk) = figures;
+        *all == disk.0 && free.abs_diff(disk.1) < 1 << 30
+    };
+    // The client reads the table of mounts beside all else.
+    let before = shown.clone();
+    off(move || {
+        wait_for("the room is shown", PATIENCE, || before().iter().all(is_shown).then_some(()));
+    })
+    .await;
+    for process in site.cluster.dev.file().processes.iter().filter(|process| process.role != "fuse") {
+        site.cluster.dev.kill(&process.name).expect("killed");
+    }
+    let figures = off(shown).await;
+    assert!(figures.iter().all(is_shown), "shown, and on the disk: {figures:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_written_through_a_mount_takes_the_room_that_df_shows_and_its_removal_gives_it_back() {
+    if !fuse_works("what_is_written_through_a_mount_takes_the_room_that_df_shows_and_its_removal_gives_it_back") {
+        return;
+    }
+    const SIZE: u64 = 64 << 20;
+    const WRITTEN: u64 = 16 << 20;
+    let site = writable(1, |_| {}).await;
+    let disk = SmallDisk::at(&site.dir.path().join("small"), "64m");
+    site.ctl_ok(&["mount", "add", "/small", &format!("local://{}", disk.0.display())]);
+    let mnt = site.mnt.join("small");
+    off(move || {
+        let figures = || space(&rustix::fs::statvfs(&mnt).expect("statvfs"));
+        // Of a mount that was just added the client may not know yet.
+        let free = wait_for("the disk is shown", PATIENCE, || Some(figures()).filter(|(all, _)| *all == SIZE)).1;
+        std::fs::write(mnt.join("f"), vec![7; usize::try_from(WRITTEN).expect("a length")]).expect("written");
+        wait_for("what is written takes room", PATIENCE, || (figures().1 + WRITTEN <= free).then_some(()));
+        std::fs::remove_file(mnt.join("f")).expect("removed");
+        wait_for("what was removed gives it back", PATIENCE, || (figures().1 + WRITTEN > free).then_some(()));
+        let output = std::process::Command::new("df").args(["-B1", "--output=size,ipcent"]).arg(&mnt).output();
+        let output = String::from_utf8(output.expect("df runs").stdout).expect("text");
+        let line: Vec<&str> = output.lines().last().expect("a line").split_whitespace().collect();
+        assert_eq!(line, [SIZE.to_string().as_str(), "-"], "{output}");
+    })
+    .await;
+    site.cluster.assert_no_panic();
 }
 
 #[tokio::test(flavor = "multi_thread")]
