@@ -56,6 +56,12 @@ async fn objects_of_an_oss_bucket_from_the_year_2300_and_from_1960_are_listed_an
     }
     set_times(&site.dir.path().join("s3/bucket/data"));
     let _oss = mount_oss(&site).await;
+    let rows: serde_json::Value =
+        serde_json::from_slice(&site.ctl_ok(&["fs", "ls", "/oss", "-o", "json"])).expect("JSON");
+    let row = |name: &str| rows.as_array().expect("an array").iter().find(|row| row["name"] == name);
+    let mtime = |name: &str| row(name).expect("a row")["mtime"].as_i64().expect("a time");
+    assert_eq!(mtime("past"), -i64::try_from(YEAR_1960).expect("seconds") * 1_000_000_000);
+    assert_eq!(mtime("future"), i64::MAX, "the last time that can be told");
     let listed = String::from_utf8(site.ctl_ok(&["fs", "ls", "/oss"])).expect("text");
     for name in ["future", "past", "today"] {
         assert!(listed.contains(name), "{name}: {listed}");
