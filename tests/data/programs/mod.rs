@@ -20,10 +20,10 @@ use super::writes::{off, writable_twice};
 use crate::support::{fuse_works, left_out, long, wait_for};
 
 const PRELUDE: &str = include_str!("prelude.sh");
-/// What a script may take on a busy machine, in seconds.
-const DEADLINE: u64 = 180;
+/// What a script may take on a busy machine, in seconds, together with those that run beside it.
+const DEADLINE: u64 = 240;
 /// The same for one that installs thousands of files.
-const LONG_DEADLINE: u64 = 400;
+const LONG_DEADLINE: u64 = 600;
 /// After its deadline a script is killed. It is gone when this has passed, unless the mount keeps it.
 const KILLED: Duration = Duration::from_secs(20);
 const STORAGES: [&str; 2] = ["local", "s3"];
@@ -130,6 +130,12 @@ fn can_run_long(test: &str, programs: &[Program]) -> bool {
         return false;
     }
     can_run(test, programs)
+}
+
+/// A script for each storage, on one mount and on two.
+fn everywhere(job: impl Fn(&'static str, Mounts) -> Job) -> Vec<Job> {
+    let places = STORAGES.into_iter().flat_map(|storage| [Mounts::One, Mounts::Two].map(|mounts| (storage, mounts)));
+    places.map(|(storage, mounts)| job(storage, mounts)).collect()
 }
 
 /// Runs scripts together: they mostly wait for the masters. All that failed are told.

@@ -1,10 +1,10 @@
 //! pip and npm: thousands of small files, links where there can be some, and packages that replace others.
 
 use super::install::NPM;
-use super::{Job, LONG_DEADLINE, Mounts, STORAGES, can_run_long, run};
+use super::{Job, LONG_DEADLINE, can_run_long, everywhere, run};
 
 fn jobs(name: &str, script: &str) -> Vec<Job> {
-    STORAGES.map(|storage| Job::shell(name, storage, Mounts::Two, script).within(LONG_DEADLINE)).into()
+    everywhere(|storage, mounts| Job::shell(name, storage, mounts, script).within(LONG_DEADLINE))
 }
 
 #[tokio::test(flavor = "multi_thread")]

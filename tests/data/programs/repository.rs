@@ -1,14 +1,14 @@
 //! git and sqlite: names, locks and bytes that have to be where they are when a call returns.
 
 use super::install::{GIT, SQLITE};
-use super::{Job, Mounts, STORAGES, can_run, run};
+use super::{Job, Mounts, STORAGES, can_run, everywhere, run};
 
 /// Journals that two hosts can share: that of WAL lies in shared memory.
 const MODES: [&str; 5] = ["delete", "truncate", "persist", "memory", "off"];
 const WAL: &str = "wal";
 
-fn git(storage: &'static str) -> Job {
-    let mut job = Job::shell("git", storage, Mounts::Two, include_str!("git.sh"));
+fn git(storage: &'static str, mounts: Mounts) -> Job {
+    let mut job = Job::shell("git", storage, mounts, include_str!("git.sh"));
     let settings = [
         ("GIT_CONFIG_NOSYSTEM", "1"),
         ("GIT_CONFIG_COUNT", "1"),
@@ -31,7 +31,7 @@ fn sqlite(storage: &'static str, mounts: Mounts, mode: &'static str) -> Job {
 async fn a_git_repository_is_packed_shared_and_whole_and_directories_that_cannot_move_are_refused() {
     let test = "a_git_repository_is_packed_shared_and_whole_and_directories_that_cannot_move_are_refused";
     if can_run(test, &[GIT]) {
-        run(STORAGES.map(git).into()).await;
+        run(everywhere(git)).await;
     }
 }
 

@@ -1,6 +1,6 @@
 //! h5py, zarr and parquet: files that are locked, changed in the middle and mapped, and directories of chunks.
 
-use super::{Job, Mounts, STORAGES, can_run_long, install, left_out, off, run};
+use super::{Job, can_run_long, everywhere, install, left_out, off, run};
 
 const ENVIRONMENT: &str = "science-1";
 const PACKAGES: [&str; 3] = ["h5py>=3", "zarr>=3", "pyarrow>=15"];
@@ -15,8 +15,7 @@ async fn run_everywhere(test: &'static str, name: &'static str, script: &'static
         return;
     }
     let python = python.expect("it is installed");
-    let job = |storage, mounts| Job::python(&python, name, storage, mounts, script);
-    run(STORAGES.into_iter().flat_map(|on| [Mounts::One, Mounts::Two].map(|mounts| job(on, mounts))).collect()).await;
+    run(everywhere(|storage, mounts| Job::python(&python, name, storage, mounts, script))).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
