@@ -410,3 +410,23 @@ impl Fs {
         (is_last || writes && staged.is_dirty()).then_some(node)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INODE: u64 = 7;
+    const THREAD: u32 = 100;
+
+    #[test]
+    fn a_thread_is_told_once_that_a_node_is_stale_and_means_it_when_it_comes_back_at_once() {
+        let told = StaleOpens::default();
+        assert!(!told.is_second(INODE, THREAD), "the kernel looks the name up again");
+        assert!(!told.is_second(INODE, THREAD + 1) && !told.is_second(INODE + 1, THREAD), "another open");
+        assert!(told.is_second(INODE, THREAD), "it has no name to look up");
+        assert!(!told.is_second(INODE, THREAD), "the next open begins anew");
+        told.forget(INODE, THREAD);
+        assert!(!told.is_second(INODE, THREAD), "it has opened the file in between");
+        assert!(!told.is_second(INODE, 0) && !told.is_second(INODE, 0), "nobody knows whether it is the same thread");
+    }
+}

@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -393,5 +394,81 @@ async fn a_handle_that_may_write_never_reads_the_end_of_one_version_in_the_lengt
             .await;
         }
     }
+    site.cluster.assert_no_panic();
+}
+
+/// Names and attributes are kept for longer than the test lasts, so that each `open` reaches the client by the node of the version
+/// before, and is answered with `ESTALE`: the kernel looks the name up again, and the application sees nothing of that.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_application_that_opens_a_file_which_another_mount_has_replaced_never_sees_estale() {
+    if !fuse_works("an_application_that_opens_a_file_which_another_mount_has_replaced_never_sees_estale") {
+        return;
+    }
+    let (site, other) = writable_twice(1, |dev| dev.settings.push(("fuse.attr-ttl".into(), "600s".into()))).await;
+    let mnt = site.mnt.clone();
+    off(move || {
+        for store in ["local", "s3"] {
+            let (here, there) = (mnt.join(store).join("f"), other.join(store).join("f"));
+            fs::write(&there, "first").expect("made");
+            // Whoever has a version open keeps its node, so that the next one is another.
+            let mut held = vec![File::open(&here).expect("open")];
+            for round in 0..10 {
+                let said = format!("round {round}");
+                if round % 2 == 0 {
+                    fs::write(&there, &said).expect("overwritten");
+                } else {
+                    fs::write(there.with_extension("new"), &said).expect("written");
+                    fs::rename(there.with_extension("new"), &there).expect("replaced");
+                }
+                let open = |writes| OpenOptions::new().read(true).write(writes).open(&here);
+                // Who writes comes first in every other round.
+                for writes in [round % 4 < 2, round % 4 >= 2] {
+                    let mut file =
+                        open(writes).unwrap_or_else(|why| panic!("{store}, {said}, to write: {writes}: {why}"));
+                    let mut seen = String::new();
+                    file.read_to_string(&mut seen).unwrap_or_else(|why| panic!("{store}, {said}: {why}"));
+                    assert_eq!(seen, said, "{store}, to write: {writes}");
+                    held.extend((!writes).then_some(file));
+                }
+            }
+        }
+    })
+    .await;
+    site.cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_is_opened_at_every_moment_while_another_mount_overwrites_it_again_and_again() {
+    if !fuse_works("a_file_is_opened_at_every_moment_while_another_mount_overwrites_it_again_and_again") {
+        return;
+    }
+    let (site, other) = writable_twice(1, |dev| dev.settings.push(("fuse.attr-ttl".into(), "600s".into()))).await;
+    let mnt = site.mnt.clone();
+    off(move || {
+        for store in ["local", "s3"] {
+            let (here, there) = (mnt.join(store).join("f"), other.join(store).join("f"));
+            fs::write(&there, "0").expect("made");
+            let held = File::open(&here).expect("open");
+            let stop = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                let written = scope.spawn(|| {
+                    let mut count = 0;
+                    while !stop.load(Ordering::Relaxed) {
+                        count += 1;
+                        fs::write(&there, count.to_string()).expect("overwritten");
+                    }
+                    count
+                });
+                let opened = (0..400).try_for_each(|_| File::open(&here).map(drop));
+                stop.store(true, Ordering::Relaxed);
+                let count = written.join().expect("no panic");
+                opened.unwrap_or_else(|why| panic!("{store}, overwritten {count} times: {why}"));
+                assert!(count > 1, "{store}: it was overwritten while it was opened");
+                assert_eq!(fs::read_to_string(&here).expect("read"), count.to_string(), "{store}");
+            });
+            drop(held);
+        }
+    })
+    .await;
     site.cluster.assert_no_panic();
 }
