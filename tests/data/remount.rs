@@ -1,5 +1,6 @@
 //! A mount point between two clients: what is written there meanwhile, what covers the directory below, and what is left.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::{AsRawFd, IntoRawFd};
 use std::os::unix::fs::symlink;
@@ -94,6 +95,16 @@ async fn assert_nothing_is_lost(site: &Site, directory_below: &File, rounds: usi
     let is_stored = |name: &String| std::fs::read(site.local.join(name)).is_ok_and(|stored| stored == name.as_bytes());
     let lost: Vec<_> = acknowledged.iter().filter(|name| !is_stored(name)).collect();
     assert!(lost.is_empty(), "{} of {} acknowledged files are lost: {lost:?}", lost.len(), acknowledged.len());
+    // What the dead client had not recorded at the masters is found by them.
+    let mnt = site.mnt.clone();
+    let shown: BTreeSet<String> = off(move || names(&mnt)).await.into_iter().collect();
+    let hidden: Vec<_> = acknowledged.iter().filter(|name| !shown.contains(*name)).collect();
+    assert!(
+        hidden.is_empty(),
+        "{} of {} acknowledged files are not shown: {hidden:?}",
+        hidden.len(),
+        acknowledged.len()
+    );
     assert_eq!(below(directory_below), [""; 0], "nothing was written into the directory below");
 }
 
