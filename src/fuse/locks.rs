@@ -177,7 +177,7 @@ impl Fs {
         if lock.r#type() == LockType::None {
             return self.unlock(request, lock).await;
         }
-        let (had, grants) = (self.locks.held.keeps(request.owner()), self.locks.held.grants(request.owner()));
+        let had = self.locks.held.has(request.owner());
         let mut waiter = waits.map(|thread| Waiter::new(thread, self.locks.wait_max));
         let mut departures = 0;
         while let Some(holder) = self.try_lock(request, &lock).await? {
@@ -198,9 +198,7 @@ impl Fs {
             // What it had before is not taken from it: that ends with its close.
             if !had {
                 let unlocked = Lock { r#type: LockType::None.into(), ..lock };
-                if self.unlock(request, unlocked).await.is_ok() {
-                    self.locks.held.freed(request.owner(), grants + 1);
-                }
+                let _ = self.unlock(request, unlocked).await;
             }
             return Err(refused("lock", request.file(), &error));
         }
@@ -210,8 +208,8 @@ impl Fs {
     /// Who gets a lock sees what was stored before it was given up by others: the content through each handle of the node, and
     /// the names beside it.
     ///
-    /// *Errors*: `Stale` for a file that was replaced by another one; those of finding the newest version, of
-    /// [`Fs::take_unsaved_to`], and of [`Fs::give_way`].
+    /// *Errors*: `Stale` for what is written here and not stored, made from a version that others have replaced; those of finding
+    /// the newest version, and of [`Fs::give_way`].
     async fn make_current(self: &Arc<Self>, node: u64) -> Result<()> {
         let inode = inode_of(node);
         self.watch_names_beside(inode).await?;
@@ -225,11 +223,10 @@ impl Fs {
         }
         self.kernel.expire_attributes(node);
         let newest = self.attr(inode).await?.attr;
-        if let Some(staged) = self.staging.ready_for(node).filter(|staged| staged.is_apart()) {
-            self.take_unsaved_to(&staged, &newest).await?;
-            if staged.is_apart() {
-                return Ok(());
-            }
+        let staged = self.staging.ready_for(node);
+        if staged.is_some_and(|staged| staged.is_apart()) {
+            // Stored with what comes next; told then if others were first.
+            return Ok(());
         }
         self.give_way(&newest, true).await?;
         if self.may_move(node, &newest) {
@@ -289,25 +286,22 @@ impl Fs {
     }
 
     async fn unlock(self: &Arc<Self>, request: Request, lock: Lock) -> Result<(), Errno> {
-        let (owner, is_whole) = (request.owner(), (lock.start, lock.end) == (0, END));
-        if is_whole {
+        let owner = request.owner();
+        if (lock.start, lock.end) == (0, END) {
             self.locks.held.forgive(owner);
         }
         if !self.locks.held.has(owner) {
             return Ok(());
         }
-        // Before the masters are asked: what is granted meanwhile may come after this.
-        let grants = self.locks.held.grants(owner);
         let inode = self.known_as(owner.0).await.unwrap_or(owner.0);
         for inode in BTreeSet::from([owner.0, inode]) {
             self.store_before_others(inode).await;
         }
         match self.patient.set_lock(inode, lock).await {
-            Err(error) if error.kind != ErrorKind::SessionExpired => return Err(refused("unlock", owner.0, &error)),
-            _ if is_whole => self.locks.held.freed(owner, grants),
-            _ => {}
+            Ok(_) => Ok(()),
+            Err(error) if error.kind == ErrorKind::SessionExpired => Ok(()),
+            Err(error) => Err(refused("unlock", owner.0, &error)),
         }
-        Ok(())
     }
 
     /// Those who get the lock next see what was written under it. A file that cannot be stored is told to who closes it.

@@ -14,9 +14,8 @@ use crate::types::version_of;
 
 use super::fs::Fs;
 use super::inodes::Known;
-use super::nodes::{extends, inode_of, same_version, supersedes};
-use super::open::other_version;
-use super::staging::{Staged, Turn};
+use super::nodes::{extends, inode_of, same_version};
+use super::staging::Turn;
 
 /// How long who looks at attributes waits for the kernel to drop pages.
 const DROP_TIMEOUT: Duration = Duration::from_secs(2);
@@ -82,30 +81,6 @@ impl Fs {
         self.staging.remove(turn);
         self.drop_stale_pages(node);
         Ok(())
-    }
-
-    /// Has what is staged and not stored go on from the version `newest`, if others have stored that since the change began. What
-    /// was appended is stored behind it. A file that was only cut off keeps what they have stored, which they were told is stored,
-    /// while nobody was told that the file is empty; the caller has it give way.
-    ///
-    /// *Errors*: `Stale` for what was written elsewhere than at the end, or has no room behind `newest`; those of storing it.
-    pub(super) async fn take_unsaved_to(self: &Arc<Self>, staged: &Arc<Staged>, newest: &Attr) -> Result<()> {
-        if !supersedes(newest, &staged.base()) {
-            return Ok(());
-        }
-        let turn = self.in_time(newest.inode, staged.clone().turn()).await?;
-        let Some(mut turn) = turn.filter(|turn| is_overtaken(turn, newest)) else { return Ok(()) };
-        if turn.is_emptied() {
-            turn.left_to_others();
-            return Ok(());
-        }
-        if turn.appended_from().is_none() {
-            return Err(other_version(newest.inode));
-        }
-        match self.store(&mut turn).await {
-            Err(error) if error.kind == ErrorKind::NoSpace => Err(Error { kind: ErrorKind::Stale, ..error }),
-            stored => stored,
-        }
     }
 
     /// Waits for another task that changes a file, as long as for an answer of the masters: that is what it waits for itself.
@@ -264,15 +239,6 @@ impl Fs {
         }
         has_moved()
     }
-}
-
-/// True if a change that is not stored was made from another version than `newest`, and cannot be stored as if it were not: what
-/// was written to a new file is stored in place of an empty one.
-fn is_overtaken(turn: &Turn, newest: &Attr) -> bool {
-    let base = turn.base();
-    let began_empty = base.version_token.is_empty() && newest.size == 0;
-    let is_changed = turn.is_due() && !turn.is_new();
-    is_changed && base.inode == newest.inode && supersedes(newest, base) && !began_empty
 }
 
 /// Attributes of a file for who has `version` of its content: length and time of modification are those of the content, and

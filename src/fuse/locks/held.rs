@@ -41,10 +41,6 @@ struct Holding {
     handles: BTreeSet<u64>,
     /// It has, or may have, a lock.
     held: bool,
-    /// How often it was granted one, or may have been.
-    grants: u64,
-    /// As many as that when it had given up all of them; 0 before.
-    freed: u64,
     lost: bool,
     leaving: bool,
     /// The last close of one of its handles has come.
@@ -95,7 +91,6 @@ impl Table {
     fn hold(&mut self, owner: Owner, handle: u64) {
         let holding = self.note(owner, handle);
         (holding.held, holding.leaving, holding.released) = (true, false, false);
-        holding.grants += 1;
     }
 
     fn remove(&mut self, owner: Owner) {
@@ -156,27 +151,6 @@ impl Held {
     /// True if an owner may have something to give up.
     pub(super) fn has(&self, owner: Owner) -> bool {
         self.table().owners.get(&owner).is_some_and(|holding| holding.held && !holding.leaving)
-    }
-
-    /// How often an owner was granted a lock, or may have been.
-    pub(super) fn grants(&self, owner: Owner) -> u64 {
-        self.table().owners.get(&owner).map_or(0, |holding| holding.grants)
-    }
-
-    /// All that an owner was granted by its first `grants` requests is given up.
-    pub(super) fn freed(&self, owner: Owner, grants: u64) {
-        if let Some(holding) = self.table().owners.get_mut(&owner) {
-            holding.freed = holding.freed.max(grants);
-        }
-    }
-
-    /// True if an owner may have a lock that it has not given up.
-    pub(super) fn keeps(&self, owner: Owner) -> bool {
-        let table = self.table();
-        table
-            .owners
-            .get(&owner)
-            .is_some_and(|holding| holding.held && !holding.leaving && holding.freed < holding.grants)
     }
 
     /// Gives up all that an owner has lost: it may ask anew.
@@ -298,20 +272,6 @@ mod tests {
         held.granted(A, 7, &session("one"));
         held.left(A);
         assert!(held.has(A) && held.leave(A), "granted while it was given up: nobody knows which came first");
-    }
-
-    #[test]
-    fn an_owner_keeps_nothing_once_all_that_it_was_granted_is_given_up_and_is_told_of_at_its_close() {
-        let held = Held::default();
-        assert_eq!((held.ask(A, 5), held.keeps(A), held.grants(A)), (Admission::Free, false, 0));
-        held.granted(A, 5, &session("one"));
-        held.granted(A, 5, &session("one"));
-        held.freed(A, 1);
-        assert!(held.keeps(A), "the second was granted while the first was given up");
-        held.freed(A, 2);
-        assert!(!held.keeps(A) && held.has(A));
-        held.granted(A, 5, &session("one"));
-        assert!(held.keeps(A) && held.leave(A));
     }
 
     #[test]

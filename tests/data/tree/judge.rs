@@ -19,7 +19,7 @@ pub(super) const LOST: [Option<Errno>; 3] = [None, Some(libc::ESTALE), Some(libc
 
 pub(super) const DONE: [Option<Errno>; 1] = [None];
 const STALE: [Option<Errno>; 1] = [Some(libc::ESTALE)];
-pub(super) const EITHER: [Option<Errno>; 2] = [None, Some(libc::ESTALE)];
+const EITHER: [Option<Errno>; 2] = [None, Some(libc::ESTALE)];
 
 pub(super) fn allow(code: Option<Errno>, allowed: &[Option<Errno>]) -> Verdict {
     if allowed.contains(&code) {

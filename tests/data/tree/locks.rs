@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Value, json};
 
 use super::closes::Behind;
-use super::judge::{DONE, EITHER, LOST, Verdict, allow};
-use super::model::{Area, Errno, Id, Model, Slot, Staged};
+use super::judge::{DONE, LOST, Verdict, allow};
+use super::model::{Area, Errno, Id, Model, Slot};
 
 /// What a record lock covers: start and length, 0 for all that follows.
 pub(super) type Range = (u64, u64);
@@ -95,9 +95,6 @@ pub(super) struct Locks {
     held: BTreeMap<(Id, Owner), [Option<LockMode>; 3]>,
     /// Owners that have asked for a lock of a file and have not closed it since: their closes store what others have cut off.
     asked: BTreeSet<(Id, Owner)>,
-    /// Owners that were granted a lock of a file and have neither closed it since nor given up all of it with one request. If one of
-    /// them is refused another lock after the masters have granted it, the masters keep it until the close.
-    kept: BTreeSet<(Id, Owner)>,
     /// Mounts on which a `flock` of a file ended with a close: other mounts are told after that close has returned.
     freed: BTreeSet<(Id, usize)>,
 }
@@ -126,18 +123,12 @@ impl Locks {
         if cells.iter().all(Option::is_none) {
             self.held.remove(&(node, owner));
         }
-        if request.mode.is_some() {
-            self.kept.insert((node, owner));
-        } else if request.range() == WHOLE {
-            self.kept.remove(&(node, owner));
-        }
     }
 
     /// A handle is closed: as POSIX has it, that ends all record locks of its process on the file.
     pub(super) fn close(&mut self, slot: Slot, mount: usize, node: Id) -> Ended {
         let (process, open_file) = (Owner::Process(slot.0), Owner::OpenFile(slot));
         self.held.remove(&(node, process));
-        self.kept.retain(|(of, owner)| *of != node || ![process, open_file].contains(owner));
         if self.held.remove(&(node, open_file)).is_some() {
             self.freed.insert((node, mount));
         }
@@ -153,7 +144,6 @@ impl Locks {
     pub(super) fn drop_clients(&mut self, clients: &BTreeSet<usize>) {
         self.held.retain(|(_, owner), _| !clients.contains(&owner.client()));
         self.asked.retain(|(_, owner)| !clients.contains(&owner.client()));
-        self.kept.retain(|(_, owner)| !clients.contains(&owner.client()));
     }
 
     /// True if another client than these has asked for a lock of the file.
@@ -178,9 +168,6 @@ impl Model {
             }
             // What the handle shows after that, of a version that is older than what is staged here, is not certain.
             _ if self.staged.get(&key).is_some_and(|staged| handle.opened < staged.from) => true,
-            // What is only cut off or appended goes on from what the masters take for the newest version, which may be an older one
-            // where the content was stored behind them.
-            _ if self.overtaken(key.0, key.1).is_some_and(|staged| staged.is_unwritten() || staged.appended) => true,
             (Some(LockMode::Shared), LockKind::Range(_)) => !handle.reads,
             (Some(LockMode::Exclusive), LockKind::Range(_)) => !handle.writes,
             (Some(_), LockKind::File) => false,
@@ -210,13 +197,7 @@ impl Model {
         if !self.locks.is_free(node, owner, request) {
             return allow(code, &[Some(libc::EAGAIN)]);
         }
-        allow(code, if self.overtaken(mount, node).is_some() { &EITHER } else { &DONE })?;
-        if code.is_some() {
-            if self.locks.kept.contains(&(node, owner)) {
-                self.locks.set(node, owner, request);
-            }
-            return Ok(());
-        }
+        allow(code, &DONE)?;
         self.locks.set(node, owner, request);
         self.locks.freed.retain(|(of, _)| *of != node);
         // Whoever gets a lock sees the newest version, unless something of it waits to be stored here.
@@ -225,13 +206,6 @@ impl Model {
             self.move_handles(mount, &handle);
         }
         Ok(())
-    }
-
-    /// What is changed and not stored, if others have stored another version since: whoever asks for a lock then is refused it, unless
-    /// the masters do not know that version, or it has the same content and for its store is the same.
-    fn overtaken(&self, mount: usize, node: Id) -> Option<&Staged> {
-        let newest = self.nodes[node].version();
-        self.staged.get(&(mount, node)).filter(|staged| staged.is_changed() && staged.base != newest)
     }
 
     /// What was written under a lock is stored before the lock is given up. Nobody is told if it cannot be.
