@@ -5,6 +5,7 @@ pub(crate) mod planted;
 #[cfg(test)]
 pub(crate) mod simulated;
 pub mod stdio;
+mod sync;
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -17,6 +18,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 pub use tokio_util::sync::CancellationToken as Shutdown;
+
+pub use sync::{lock, read_lock, write_lock};
 
 use planted::{PlantedFault, is_planted};
 
@@ -192,7 +195,7 @@ pub fn failpoint(name: &str) -> Fail {
         return Fail::Nothing;
     };
     let action = {
-        let mut points = points.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut points = lock(points);
         let Some(point) = points.get_mut(name) else { return Fail::Nothing };
         point.visits += 1;
         let due = match point.when {

@@ -8,3 +8,4 @@ mod events;
 pub mod fingerprint;
 pub mod http;
 pub mod output;
+mod sync;

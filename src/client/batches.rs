@@ -9,7 +9,7 @@
 //! further out.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 
 use super::namespace::Namespace;
 use crate::error::{Error, Result};
-use crate::runtime::failpoint_io;
+use crate::runtime::{failpoint_io, lock};
 
 /// Most operations of a batch: what a log entry can hold many times over, and a caller waits for gladly.
 const OPS_MAX: usize = 256;
@@ -116,7 +116,7 @@ impl Batches {
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.queue)
     }
 
     /// Adds an operation to the next batch, for which somebody waits. Returns its outcome to come; dropped, the operation is done
@@ -260,7 +260,7 @@ impl Batches {
     /// A number for a new inode, if one is left; has more of them reserved in time.
     pub fn number(self: &Arc<Self>, on: &Handle) -> Option<u64> {
         let session = self.namespace.session().id_now()?;
-        let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut numbers = lock(&self.numbers);
         if numbers.session != session {
             *numbers = Numbers { asking: numbers.asking, session, ..Numbers::default() };
         }
@@ -287,14 +287,14 @@ impl Batches {
     }
 
     fn are_left(&self) -> bool {
-        let numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
+        let numbers = lock(&self.numbers);
         numbers.next < numbers.end
             && self.namespace.session().id_now().is_some_and(|session| session == numbers.session)
     }
 
     async fn reserve(&self) {
         let reserved = self.namespace.reserve_inodes(RESERVE).await;
-        let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut numbers = lock(&self.numbers);
         numbers.asking = false;
         match reserved {
             // What is left of the range before is given up.

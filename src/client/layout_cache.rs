@@ -1,11 +1,12 @@
 //! Sources of files that had to be asked for, kept so that opening goes on while masters are down.
 
 use std::num::NonZeroUsize;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use jindofs_proto::v1::FileSource;
 use lru::LruCache;
 
+use crate::runtime::lock;
 use crate::types::version_of;
 
 /// Most sources remembered, about 20 MiB.
@@ -26,19 +27,19 @@ impl Default for LayoutCache {
 impl LayoutCache {
     /// The source of the content that attributes with this token and size describe.
     pub fn get(&self, inode: u64, token: &[u8], size: u64) -> Option<FileSource> {
-        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sources = lock(&self.sources);
         let source = sources.get(&inode)?;
         (source.version == version_of(token) && source.length == size).then(|| source.clone())
     }
 
     /// Remembers a source.
     pub fn put(&self, source: FileSource) {
-        self.sources.lock().unwrap_or_else(PoisonError::into_inner).put(source.file_id, source);
+        lock(&self.sources).put(source.file_id, source);
     }
 
     /// Forgets a source that turned out stale: the next open asks.
     pub fn forget(&self, inode: u64) {
-        self.sources.lock().unwrap_or_else(PoisonError::into_inner).pop(&inode);
+        lock(&self.sources).pop(&inode);
     }
 }
 

@@ -5,7 +5,7 @@
 //! are asked for the list of workers when there is none yet, otherwise not at all.
 
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -16,6 +16,7 @@ use metrics::{Counter, counter};
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::channel::{MasterChannel, block};
 use crate::rpc::remote::Remotes;
+use crate::runtime::{lock, read_lock, write_lock};
 use crate::types::placement::{piece_end, piece_of};
 
 use super::local::{LocalFile, Locals};
@@ -67,29 +68,29 @@ pub struct OpenFile {
 impl OpenFile {
     /// Gives the bytes to `take` if they are here already: no waiting, no copy. The range must lie within the file.
     pub fn with_local<R>(&self, offset: u64, length: u64, take: impl FnOnce(&[u8]) -> R) -> Option<R> {
-        let locals = self.locals.read().unwrap_or_else(PoisonError::into_inner);
+        let locals = read_lock(&self.locals);
         let file = locals.iter().find(|file| file.holds(offset, length))?;
         file.with(offset, length, take)
     }
 
     /// True if all of it is on this host: nothing is gained by asking for more ahead.
     pub fn is_local(&self) -> bool {
-        self.locals.read().unwrap_or_else(PoisonError::into_inner).iter().any(|file| file.is_complete())
+        read_lock(&self.locals).iter().any(|file| file.is_complete())
     }
 
     fn local_of(&self, worker: &str) -> Option<Arc<LocalFile>> {
-        let locals = self.locals.read().unwrap_or_else(PoisonError::into_inner);
+        let locals = read_lock(&self.locals);
         locals.iter().find(|file| file.worker() == worker && file.is_alive()).cloned()
     }
 
     fn add_local(&self, file: Arc<LocalFile>) {
-        let mut locals = self.locals.write().unwrap_or_else(PoisonError::into_inner);
+        let mut locals = write_lock(&self.locals);
         locals.retain(|known| known.is_alive() && known.worker() != file.worker());
         locals.push(file);
     }
 
     fn touch(&self) {
-        *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *lock(&self.used) = Instant::now();
     }
 }
 
@@ -116,7 +117,7 @@ impl Reader {
 
     /// Opens one version of a file. Costs nothing: workers are asked by the first read.
     pub fn open(&self, source: FileSource) -> Arc<OpenFile> {
-        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut files = lock(&self.files);
         let key = (source.file_id, source.version);
         let fresh = || OpenFile { source, locals: RwLock::new(Vec::new()), used: Mutex::new(Instant::now()) };
         let file = files.get_or_insert(key, || Arc::new(fresh())).clone();
@@ -126,7 +127,7 @@ impl Reader {
 
     /// Forgets a version that turned out stale.
     pub fn forget(&self, source: &FileSource) {
-        self.files.lock().unwrap_or_else(PoisonError::into_inner).pop(&(source.file_id, source.version));
+        lock(&self.files).pop(&(source.file_id, source.version));
     }
 
     /// Lets go of files that nobody has read for a while, as long as the reader lives.
@@ -340,9 +341,9 @@ async fn tidy(reader: Weak<Reader>) {
         let Some(reader) = reader.upgrade() else { return };
         let mut idle = Vec::new();
         {
-            let mut files = reader.files.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut files = lock(&reader.files);
             while let Some((_, file)) = files.peek_lru() {
-                if file.used.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < IDLE {
+                if lock(&file.used).elapsed() < IDLE {
                     break;
                 }
                 idle.extend(files.pop_lru());

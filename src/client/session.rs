@@ -9,7 +9,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::channel::{MasterChannel, namespace};
-use crate::runtime::random_id;
+use crate::runtime::{lock, random_id};
 
 /// Most commands of one session whose outcome is not received: so much the cluster must remember.
 pub const WINDOW: u64 = 64;
@@ -89,7 +89,7 @@ pub struct OpGuard {
 impl Open {
     /// The id for one mutation, if there is room in the window.
     fn take(self: &Arc<Self>) -> Option<OpGuard> {
-        let (seq, acked_below) = self.window.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        let (seq, acked_below) = lock(&self.window).take()?;
         let op = OpId { client_id: self.client_id.clone(), seq, acked_below };
         Some(OpGuard { open: self.clone(), op })
     }
@@ -104,7 +104,7 @@ impl OpGuard {
 
 impl Drop for OpGuard {
     fn drop(&mut self) {
-        self.open.window.lock().unwrap_or_else(PoisonError::into_inner).done(self.op.seq);
+        lock(&self.open.window).done(self.op.seq);
         self.open.freed.notify_waiters();
     }
 }

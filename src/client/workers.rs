@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
@@ -11,6 +11,7 @@ use jindofs_proto::v1::{WorkerInfo, WorkerState};
 use crate::error::Result;
 use crate::rpc::channel::{MasterChannel, block};
 use crate::rpc::remote::takes_new;
+use crate::runtime::{lock, read_lock, write_lock};
 use crate::types::placement;
 use jindofs_proto::v1::WorkersRequest;
 
@@ -51,13 +52,13 @@ impl Workers {
 
     /// The last known list, without asking.
     pub fn known(&self) -> Option<Arc<Vec<WorkerInfo>>> {
-        self.list.read().unwrap_or_else(PoisonError::into_inner).clone()
+        read_lock(&self.list).clone()
     }
 
     /// Takes a list that came with another answer.
     pub fn learn(&self, workers: Vec<WorkerInfo>) {
         if !workers.is_empty() {
-            *self.list.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(workers));
+            *write_lock(&self.list) = Some(Arc::new(workers));
         }
     }
 
@@ -74,13 +75,13 @@ impl Workers {
 
     /// Notes that a worker failed: for a while it is asked only after the others.
     pub fn failed(&self, id: &str) {
-        let mut broken = self.broken_until.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut broken = lock(&self.broken_until);
         broken.insert(id.to_owned(), Instant::now() + BREAKER);
     }
 
     /// Ids of workers that failed a moment ago.
     pub fn broken(&self) -> Vec<String> {
-        let mut broken = self.broken_until.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut broken = lock(&self.broken_until);
         let now = Instant::now();
         broken.retain(|_, until| *until > now);
         broken.keys().cloned().collect()
@@ -89,7 +90,7 @@ impl Workers {
     async fn refresh(self: &Arc<Self>, channel: &MasterChannel) -> Result<Arc<Vec<WorkerInfo>>> {
         let send = |to| async move { block(to).workers(WorkersRequest::default()).await };
         let workers = Arc::new(channel.call_any("workers", send).await?.workers);
-        *self.list.write().unwrap_or_else(PoisonError::into_inner) = Some(workers.clone());
+        *write_lock(&self.list) = Some(workers.clone());
         if !self.refreshing.swap(true, Ordering::Relaxed) {
             tokio::spawn(keep_fresh(Arc::downgrade(self), channel.with_timeout(REFRESH)));
         }

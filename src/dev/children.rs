@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::{Child, ExitStatus};
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::file::{DevFile, DevProcess};
 use super::launch::Spec;
 use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::lock;
 
 /// How often ended processes are looked for.
 const LOOK: Duration = Duration::from_millis(20);
@@ -160,7 +161,7 @@ impl Children {
 
     /// Sets the uuid that `dev.json` shows, and writes it.
     pub(super) fn publish_cluster(&self, uuid: &str) -> Result<()> {
-        uuid.clone_into(&mut self.table.cluster.lock().unwrap_or_else(PoisonError::into_inner));
+        uuid.clone_into(&mut lock(&self.table.cluster));
         self.table.publish()
     }
 
@@ -181,7 +182,7 @@ impl Children {
 
 impl Table {
     fn slots(&self) -> MutexGuard<'_, BTreeMap<usize, Slot>> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.slots)
     }
 
     fn index(&self, name: &str) -> Result<usize> {
@@ -248,14 +249,14 @@ impl Table {
         let masters: Vec<&str> =
             processes.iter().filter(|one| one.role == "master").filter_map(|one| one.grpc.as_deref()).collect();
         let masters = masters.join(",");
-        let cluster = self.cluster.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let cluster = lock(&self.cluster).clone();
         DevFile { cluster, masters, processes }
     }
 
     fn publish(&self) -> Result<()> {
         // One writer at a time, and each writes what is true at that moment.
         static WRITER: Mutex<()> = Mutex::new(());
-        let _one = WRITER.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one = lock(&WRITER);
         self.file().write(&self.dir)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use jindofs_proto::v1::MutationResponse;
@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use crate::client::writer::Begun;
 use crate::error::{Error, Result};
+use crate::runtime::lock;
 
 /// One file on its way to the masters.
 #[derive(Debug)]
@@ -49,7 +50,7 @@ impl Making {
 
     /// The writing that was announced with it, once.
     pub(super) fn take_begun(&self) -> Option<Begun> {
-        self.begun.lock().unwrap_or_else(PoisonError::into_inner).take()
+        lock(&self.begun).take()
     }
 }
 
@@ -69,7 +70,7 @@ pub(super) struct Creates {
 
 impl Creates {
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 
     fn is_empty(&self) -> bool {
@@ -120,7 +121,7 @@ impl Creates {
             making
         };
         let outcome = outcome.map(|done| {
-            *making.begun.lock().unwrap_or_else(PoisonError::into_inner) = Begun::of(done, making.since);
+            *lock(&making.begun) = Begun::of(done, making.since);
         });
         making.outcome.send_replace(Some(outcome));
     }

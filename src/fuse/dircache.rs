@@ -5,11 +5,13 @@ mod tests;
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use jindofs_proto::v1::{Attr, Entry};
 use lru::LruCache;
+
+use crate::runtime::lock;
 
 use super::inodes::Known;
 
@@ -77,19 +79,19 @@ impl DirCache {
 
     /// Number of changes of our own so far: a page that is asked for now is worth remembering if there were none since.
     pub(super) fn changes(&self) -> u64 {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner).changes
+        lock(&self.inner).changes
     }
 
     /// We have changed a directory, or something in it. Listings of it that are under way are forgotten too.
     pub(super) fn changed(&self, directory: u64) {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = lock(&self.inner);
         inner.changes += 1;
         inner.renew(directory, Directory { changed: true, ..Directory::new() });
     }
 
     /// Forgets what is remembered of a directory. A listing that is under way is ignored.
     pub(super) fn forget(&self, directory: u64) {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = lock(&self.inner);
         if let Some(dropped) = inner.directories.pop(&directory) {
             inner.entries -= dropped.entries.len();
         }
@@ -97,14 +99,14 @@ impl DirCache {
 
     /// As [`DirCache::forget`], of all directories.
     pub(super) fn clear(&self) {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = lock(&self.inner);
         inner.directories.clear();
         inner.entries = 0;
     }
 
     /// A name came, or is of something that has changed, by us: there is one, and nothing else is known of it.
     pub(super) fn came(&self, directory: u64, name: &[u8]) {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = lock(&self.inner);
         inner.changes += 1;
         inner.change(directory, |known| {
             known.entries.insert(name.into(), None);
@@ -115,7 +117,7 @@ impl DirCache {
 
     /// What is remembered of a name, at most `ttl` old.
     pub(super) fn get(&self, directory: u64, name: &[u8], ttl: Duration) -> Seen {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = lock(&self.inner);
         let Some(known) = inner.directories.get(&directory) else { return Seen::Unknown };
         if known.since.elapsed() >= ttl {
             return Seen::Unknown;
@@ -130,7 +132,7 @@ impl DirCache {
 
     /// Notes that a master had to be asked for a name. True if the whole directory is to be listed now.
     pub(super) fn missed(&self, directory: u64, ttl: Duration) -> bool {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = lock(&self.inner);
         let known = inner.entry(directory);
         if known.listing.is_some() {
             return false;
@@ -149,12 +151,12 @@ impl DirCache {
 
     /// Begins a listing; pages are added with the returned time.
     pub(super) fn begin(&self, directory: u64) -> Instant {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner).begin(directory)
+        lock(&self.inner).begin(directory)
     }
 
     /// Adds a page of the listing begun at `since`; ignored if another one was begun after it.
     pub(super) fn add(&self, directory: u64, since: Instant, page: &[Entry], end: bool) {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = lock(&self.inner);
         inner.change(directory, |known| {
             if known.listing != Some(since) {
                 return false;
@@ -176,7 +178,7 @@ impl DirCache {
     /// for: then [`DirCache::changes`] was `asked.0`, and the time `asked.1`.
     pub(super) fn first_page(&self, directory: u64, asked: (u64, Instant), page: &[Entry], end: bool) {
         let since = {
-            let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut inner = lock(&self.inner);
             if inner.changes != asked.0 {
                 return;
             }
@@ -189,7 +191,7 @@ impl DirCache {
 
     /// A listing failed or was given up: the next streak may begin another.
     pub(super) fn ended(&self, directory: u64, since: Instant) {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = lock(&self.inner);
         if let Some(known) = inner.directories.get_mut(&directory).filter(|known| known.listing == Some(since)) {
             (known.listing, known.misses) = (None, 0);
         }
@@ -197,7 +199,7 @@ impl DirCache {
 
     /// True when a directory is too large to be remembered as a whole.
     pub(super) fn is_full(&self, directory: u64) -> bool {
-        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let inner = lock(&self.inner);
         inner.directories.peek(&directory).is_none_or(|known| known.entries.len() >= ENTRIES_MAX / 2)
     }
 }

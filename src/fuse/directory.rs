@@ -4,11 +4,13 @@
 //! costs some 60 MB while it is open, not a gigabyte. Reading again from an earlier offset fetches attributes anew, by name.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
 use bytes::Bytes;
 use jindofs_proto::v1::{Attr, Entry, FileType};
+
+use crate::runtime::lock;
 
 use super::saved::Open;
 
@@ -99,7 +101,7 @@ impl Directory {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// What must be fetched before entries from `offset` on can be given; `None` if some are there.

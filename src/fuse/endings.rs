@@ -4,13 +4,14 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use jindofs_proto::v1::Attr;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::client::writer::End;
+use crate::runtime::lock;
 
 use super::fs::Fs;
 
@@ -29,7 +30,7 @@ pub(super) struct Endings {
 
 impl Endings {
     fn inodes(&self) -> MutexGuard<'_, HashMap<u64, OnItsWay>> {
-        self.inodes.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inodes)
     }
 
     /// True if one more may be on its way.

@@ -5,7 +5,7 @@
 //! `fuse.offline-max-staleness`; what was never seen waits.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -19,6 +19,7 @@ use crate::client::{Batches, OpenFile, Writer};
 use crate::config::FuseConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::channel::MasterChannel;
+use crate::runtime::lock;
 use crate::types::ROOT_INODE;
 use crate::ufs::Registry;
 
@@ -335,7 +336,7 @@ impl Fs {
             return;
         }
         let ahead = {
-            let mut readahead = handle.readahead.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut readahead = lock(&handle.readahead);
             readahead.note(offset, length, file.source.length)
         };
         if let Some((from, bytes)) = ahead {

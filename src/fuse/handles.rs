@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use crate::client::readahead::Readahead;
+use crate::runtime::lock;
 
 use super::directory::Directory;
 use super::saved::{Open, Saved};
@@ -39,10 +40,6 @@ pub(super) struct Handles {
     saved: OnceLock<Arc<Saved>>,
     /// What the process before had open and nobody has used since.
     inherited: Mutex<HashMap<u64, Open>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Handles {

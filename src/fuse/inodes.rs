@@ -5,12 +5,13 @@
 mod changes;
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use jindofs_proto::v1::Attr;
 
+use crate::runtime::lock;
 use crate::types::ROOT_INODE;
 
 use super::directory::Directory;
@@ -286,10 +287,6 @@ fn detach(attr: &mut Attr) {
 
 fn shard_of(inode: u64) -> usize {
     usize::try_from(inode).unwrap_or(0) % SHARDS
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures::{StreamExt, stream};
@@ -16,6 +16,7 @@ use lru::LruCache;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::lock;
 use crate::types::ROOT_INODE;
 
 use super::fs::Fs;
@@ -77,7 +78,7 @@ impl LastCloses {
     fn of(&self, mount_id: u32) -> Room {
         let room =
             || Room { attempts: Arc::new(Semaphore::new(STORES_MAX)), waiting: Arc::new(Semaphore::new(WAITING_MAX)) };
-        let mut rooms = self.rooms.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rooms = lock(&self.rooms);
         rooms.entry(mount_id).or_insert_with(room).clone()
     }
 
@@ -99,12 +100,12 @@ impl LastCloses {
     }
 
     fn give_up(&self, inode: u64) {
-        self.given_up.lock().unwrap_or_else(PoisonError::into_inner).put(inode, ());
+        lock(&self.given_up).put(inode, ());
     }
 
     /// True for a file of which the masters could not be told that it is to be forgotten.
     pub(super) fn is_given_up(&self, inode: u64) -> bool {
-        self.given_up.lock().unwrap_or_else(PoisonError::into_inner).contains(&inode)
+        lock(&self.given_up).contains(&inode)
     }
 }
 

@@ -18,11 +18,12 @@ mod tests;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use jindofs_proto::v1::Attr;
 
 use crate::client::OpenFile;
+use crate::runtime::lock;
 use crate::types::version_of;
 
 use stale::Leftover;
@@ -163,7 +164,7 @@ pub(super) struct Nodes {
 impl Nodes {
     fn shard(&self, inode: u64) -> MutexGuard<'_, HashMap<u64, File>> {
         let shard = &self.shards[usize::try_from(inode).unwrap_or(0) % SHARDS];
-        shard.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(shard)
     }
 
     fn with<T>(&self, node: u64, look: impl FnOnce(&mut Node) -> T) -> Option<T> {

@@ -4,7 +4,7 @@
 //! asks the masters for the version. A mount that changes nothing takes attributes as old as `fuse.attr-ttl`.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use jindofs_proto::v1::{Attr, FileSource, FileType};
@@ -13,6 +13,7 @@ use crate::client::OpenFile;
 use crate::client::namespace::{at_inode, at_path};
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::source::source_of;
+use crate::runtime::lock;
 use crate::types::{ROOT_INODE, version_of};
 
 use super::fs::Fs;
@@ -53,7 +54,7 @@ impl StaleOpens {
         if thread == 0 {
             return false;
         }
-        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = lock(&self.0);
         if told.remove(&(inode, thread)).is_some_and(|at| at.elapsed() < SECOND_OPEN) {
             return true;
         }
@@ -68,7 +69,7 @@ impl StaleOpens {
 
     /// A thread has opened a file.
     fn forget(&self, inode: u64, thread: u32) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&(inode, thread));
+        lock(&self.0).remove(&(inode, thread));
     }
 }
 

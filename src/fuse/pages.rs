@@ -10,10 +10,11 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::lock;
 
 use super::fs::Fs;
 use super::kernel_cache::KernelCache;
@@ -30,7 +31,7 @@ pub(super) struct PageDrops(Mutex<HashMap<u64, bool>>);
 impl PageDrops {
     /// False if a task is at work: it drops the pages once more.
     fn begin(&self, node: u64) -> bool {
-        let mut drops = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut drops = lock(&self.0);
         match drops.entry(node) {
             Entry::Vacant(vacant) => {
                 vacant.insert(false);
@@ -45,7 +46,7 @@ impl PageDrops {
 
     /// The task has dropped the pages; false if it has to do so once more.
     fn end(&self, node: u64) -> bool {
-        let mut drops = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut drops = lock(&self.0);
         if drops.insert(node, false) == Some(true) {
             return false;
         }

@@ -8,11 +8,12 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::lock;
 
 /// Says what the file is, and in which form.
 const MAGIC: u64 = u64::from_be_bytes(*b"JFSFUSE\x02");
@@ -158,7 +159,7 @@ impl Saved {
     ///
     /// *Errors*: when there is no memory for it; then the kernel must not be given the handle.
     pub(super) fn put(&self, number: u64, open: Open) -> io::Result<()> {
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut places = lock(&self.places);
         let place = match places.by_handle.get(&number) {
             Some(place) => *place,
             None => places.free.pop().unwrap_or(places.end),
@@ -171,7 +172,7 @@ impl Saved {
 
     /// Forgets a handle.
     pub(super) fn remove(&self, number: u64) {
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut places = lock(&self.places);
         let Some(place) = places.by_handle.remove(&number) else { return };
         match self.file.write_all_at(&[0; ENTRY], at(place)) {
             Ok(()) => places.free.push(place),

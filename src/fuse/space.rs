@@ -2,11 +2,12 @@
 //! for is read and written all the same.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use crate::runtime::lock;
 use crate::ufs::Space;
 
 use super::fs::Fs;
@@ -44,10 +45,6 @@ impl Default for Spaces {
     fn default() -> Spaces {
         Spaces { figures: Arc::default(), timeout: ANSWER_TIMEOUT }
     }
-}
-
-fn lock(figures: &Mutex<HashMap<u32, Figure>>) -> MutexGuard<'_, HashMap<u32, Figure>> {
-    figures.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Spaces {

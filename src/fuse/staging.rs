@@ -21,14 +21,14 @@ use std::fs::{self, DirBuilder};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use bytes::Bytes;
 use jindofs_proto::v1::Attr;
 use tokio::sync::OwnedMutexGuard;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::runtime::now_ns;
+use crate::runtime::{lock, now_ns};
 use crate::ufs::Content;
 
 use super::nodes::inode_of;
@@ -334,7 +334,7 @@ impl Staging {
     }
 
     fn table(&self) -> MutexGuard<'_, HashMap<u64, Arc<Staged>>> {
-        self.staged.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.staged)
     }
 
     /// What is staged of an inode, once its content is here.

@@ -10,7 +10,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,6 +18,8 @@ use jindofs_proto::v1::{DirEntry, InvalidationEvent};
 use metrics::{counter, gauge};
 use prost::Message;
 use tokio::sync::watch;
+
+use crate::runtime::lock;
 
 use super::state::changes::{ChangeSet, Changes};
 
@@ -107,7 +109,7 @@ impl Default for Invalidations {
 
 impl Invalidations {
     fn ring(&self) -> MutexGuard<'_, Ring> {
-        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.ring)
     }
 
     /// True if there are subscribers. Without them changes need not be derived.

@@ -10,7 +10,7 @@ mod node;
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use jindofs_proto::v1::admin_client::AdminClient;
@@ -24,6 +24,7 @@ use tonic::{Response, Status};
 
 use crate::config::ClientConfig;
 use crate::error::{ErrorKind, Result};
+use crate::runtime::{lock, read_lock, write_lock};
 use crate::types::MESSAGE_BYTES_MAX;
 
 pub(crate) use attempts::judge;
@@ -148,7 +149,7 @@ impl MasterChannel {
 
     /// Since when no master answers; `None` while calls succeed.
     pub fn failing_since(&self) -> Option<Instant> {
-        *self.inner.failing_since.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.inner.failing_since)
     }
 
     async fn run<T, F, Fut>(&self, what: &str, mut route: Route, op: F) -> Result<T>
@@ -219,7 +220,7 @@ impl MasterChannel {
 
     fn succeeded(&self, route: Route, node: &Arc<Node>) {
         node.trust();
-        *self.inner.failing_since.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *lock(&self.inner.failing_since) = None;
         if route == Route::Leader {
             self.inner.set_leader(node);
         }
@@ -260,7 +261,7 @@ impl MasterChannel {
         if attempts.round_goes_on(node.address(), self.inner.all().len()) {
             return Next::Another;
         }
-        let mut since = self.inner.failing_since.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut since = lock(&self.inner.failing_since);
         since.get_or_insert_with(Instant::now);
         Next::Pause
     }
@@ -277,7 +278,7 @@ enum Next {
 
 impl Inner {
     fn all(&self) -> Vec<Arc<Node>> {
-        let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
+        let nodes = read_lock(&self.nodes);
         let extra = nodes.configured.iter().filter(|node| !nodes.members.iter().any(|m| m.address() == node.address()));
         nodes.members.iter().chain(extra).cloned().collect()
     }
@@ -285,7 +286,7 @@ impl Inner {
     /// Reads go round the members; one that just failed is passed over while another is there.
     fn next_for_read(&self, attempts: &Attempts<'_>) -> Option<Arc<Node>> {
         let fresh = {
-            let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
+            let nodes = read_lock(&self.nodes);
             let list = if nodes.members.is_empty() { &nodes.configured } else { &nodes.members };
             let turn = self.turn.fetch_add(1, Ordering::Relaxed);
             let ring = (0..list.len()).map(|step| &list[(turn.wrapping_add(step)) % list.len()]);
@@ -306,7 +307,7 @@ impl Inner {
 
     /// The node of a member's address; a new one is kept for later calls.
     fn member(&self, address: &str) -> Arc<Node> {
-        let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+        let mut nodes = write_lock(&self.nodes);
         let known = nodes.members.iter().chain(&nodes.configured).find(|node| node.address() == address).cloned();
         known.unwrap_or_else(|| {
             let node = Arc::new(Node::new(address.to_owned()));
@@ -317,7 +318,7 @@ impl Inner {
 
     /// Replaces the members, keeping connections. Another cluster's answer is not believed.
     fn set_members(&self, cluster: &[u8], addresses: &[String]) {
-        let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+        let mut nodes = write_lock(&self.nodes);
         if !nodes.cluster.is_empty() && nodes.cluster != cluster {
             tracing::warn!("a master of another cluster answered, its members are ignored");
             return;

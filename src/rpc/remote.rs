@@ -1,7 +1,7 @@
 //! Calls to workers over gRPC: always there, also across hosts. The checksum of every chunk that is read is verified.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -14,6 +14,7 @@ use tonic::Status;
 use tonic::transport::Channel;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::lock;
 use crate::types::MESSAGE_BYTES_MAX;
 
 use super::channel::{Node, judge};
@@ -121,7 +122,7 @@ impl Remotes {
     }
 
     fn node(&self, address: &str) -> Arc<Node> {
-        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut nodes = lock(&self.nodes);
         nodes.entry(address.to_owned()).or_insert_with(|| Arc::new(Node::new(address.to_owned()))).clone()
     }
 }

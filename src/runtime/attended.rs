@@ -5,10 +5,10 @@
 //! demonstrably ran: a longer interval between two readings counts as `TICK_MAX`. After a pause, silence is measured
 //! anew from the end of the pause, because what was sent meanwhile still waits in the sockets.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use super::Shutdown;
+use super::{Shutdown, lock};
 
 /// How often the clock is read while nothing else reads it.
 const TICK_INTERVAL: Duration = Duration::from_millis(100);
@@ -91,7 +91,7 @@ impl AttendedClock {
     }
 
     fn read<T>(&self, at: impl FnOnce(&Readings) -> T) -> T {
-        let mut readings = self.0.readings.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut readings = lock(&self.0.readings);
         // Under the lock: two readers must not take the interval between them for time that ran backwards.
         let elapsed = (self.0.elapsed)();
         let interval = elapsed.saturating_sub(readings.last);

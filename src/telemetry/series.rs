@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
+
+use crate::runtime::lock;
 
 /// Name, label and its value.
 type Key = (&'static str, &'static str, String);
@@ -12,7 +14,7 @@ type Key = (&'static str, &'static str, String);
 static SERIES: Mutex<BTreeMap<Key, (usize, f64)>> = Mutex::new(BTreeMap::new());
 
 fn series() -> MutexGuard<'static, BTreeMap<Key, (usize, f64)>> {
-    SERIES.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&SERIES)
 }
 
 /// A holder of one series. Those of the same name and label share it.

@@ -5,13 +5,13 @@
 //! that a file of any length can be stored. An attempt that fails after some progress leaves the whole time to the next one, which
 //! sends all of it again; how many attempts there are is bounded elsewhere. A store that answers nothing is given up in time.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::error::Error;
-use crate::runtime::{Fail, failpoint};
+use crate::runtime::{Fail, failpoint, lock};
 
 /// Longest time without progress, as long as a client waits for the masters. The parts under way at the end of a file, 40 MiB,
 /// come through within one attempt at 420 KiB/s.
@@ -53,7 +53,7 @@ impl Deadline {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.state)
     }
 
     fn remaining(&self) -> Duration {

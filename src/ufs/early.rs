@@ -3,7 +3,9 @@
 //! Nobody sees any of it, and it leaves no name behind.
 
 use std::fs::File;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
+
+use crate::runtime::lock;
 
 use super::{NewAttr, Upload};
 
@@ -39,7 +41,7 @@ impl Sent {
 
     /// What there is, once.
     pub(super) fn take(&self) -> Option<Early> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        lock(&self.0).take()
     }
 
     /// Gives up what nobody has taken over.

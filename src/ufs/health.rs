@@ -1,9 +1,9 @@
 //! Whether an under-storage answers, as this process finds when it asks.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::runtime::now_ns;
+use crate::runtime::{lock, now_ns};
 use crate::telemetry::series::Series;
 
 /// Why an under-storage does not serve, and since when.
@@ -43,7 +43,7 @@ impl Health {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Notes the outcome of a request.

@@ -1,13 +1,14 @@
 //! One connection per under-storage, shared by all who read it, made anew when its secrets change.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::health::{Health, Outage};
 use super::options::{Place, Store, oss_endpoint, parse, secrets_fingerprint};
 use super::{Options, Ufs, local::Local, oss, retry::Retry, role, s3, validate};
 use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::lock;
 
 /// How long rotated secrets may go unnoticed.
 const SECRETS_FRESH: Duration = Duration::from_secs(10);
@@ -40,7 +41,7 @@ impl Registry {
     /// *Errors*: as [`validate`]; `FailedPrecondition` when a secret cannot be read.
     pub fn open(&self, uri: &str, options: &Options) -> Result<Arc<dyn Ufs>> {
         let key = (uri.to_owned(), options.clone());
-        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut opened = lock(&self.opened);
         if let Some(known) = opened.get_mut(&key) {
             if known.checked.elapsed() < SECRETS_FRESH {
                 return Ok(known.ufs.clone());
@@ -76,7 +77,7 @@ impl Registry {
     /// Forgets the under-storages that are not `mounted`, and with them their outages and metrics.
     pub fn retain<'m>(&self, mounted: impl IntoIterator<Item = (&'m str, &'m Options)>) {
         let mounted: HashSet<(&str, &Options)> = mounted.into_iter().collect();
-        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut opened = lock(&self.opened);
         opened.retain(|(uri, options), _| mounted.contains(&(uri.as_str(), options)));
     }
 
@@ -103,7 +104,7 @@ impl Registry {
     }
 
     fn health(&self, uri: &str, options: &Options) -> Option<Arc<Health>> {
-        let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        let opened = lock(&self.opened);
         opened.get(&(uri.to_owned(), options.clone())).map(|known| known.health.clone())
     }
 }

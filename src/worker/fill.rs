@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use futures::future::{BoxFuture, Shared};
@@ -16,7 +16,7 @@ use super::leaving::Leaving;
 use super::mounts::Mounts;
 use super::store::{BlockFile, Key, Presence, Store};
 use crate::error::{Error, ErrorKind, Result};
-use crate::runtime::failpoint_io;
+use crate::runtime::{failpoint_io, lock};
 use crate::ufs;
 
 /// Fetches at the same time, each with one block in memory.
@@ -71,7 +71,7 @@ impl Filler {
         }
         let key = (file.key(), block);
         let running = {
-            let mut all = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut all = lock(&self.running);
             all.entry(key).or_insert_with(|| self.start(key, file.clone(), source.clone())).clone()
         };
         running.await
@@ -117,7 +117,7 @@ impl Filler {
         let this = self.clone();
         let task = tokio::spawn(async move {
             let done = this.run(&file, &source, key.1).await;
-            this.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+            lock(&this.running).remove(&key);
             done
         });
         let joined = task.map(|joined| joined.unwrap_or_else(|error| Err(Error::internal(format!("a fill: {error}")))));

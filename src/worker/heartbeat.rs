@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -18,7 +18,7 @@ use super::store::Store;
 use crate::config::WorkerConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::channel::{MasterChannel, block};
-use crate::runtime::Shutdown;
+use crate::runtime::{Shutdown, lock};
 
 /// Longest wait for one master.
 const BUDGET: Duration = Duration::from_secs(2);
@@ -120,7 +120,7 @@ impl Heart {
     }
 
     fn masters(&self) -> Vec<String> {
-        let learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
+        let learned = lock(&self.learned);
         if learned.is_empty() { self.configured.clone() } else { learned.iter().cloned().collect() }
     }
 
@@ -143,7 +143,7 @@ impl Heart {
     }
 
     fn with_told<T>(&self, master: &str, change: impl FnOnce(&mut Told) -> T) -> T {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = lock(&self.told);
         let fresh = || Told { full: true, ..Told::default() };
         change(told.entry(master.to_owned()).or_insert_with(fresh))
     }
@@ -151,7 +151,7 @@ impl Heart {
     /// Every master is to hear what has changed.
     fn spread_changes(&self) {
         let changed = self.store.take_changed();
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = lock(&self.told);
         for told in told.values_mut().filter(|told| !told.full) {
             told.pending.extend(changed.iter().map(|file| ((file.file_id, file.version), *file)));
         }
@@ -223,7 +223,7 @@ impl Heart {
         }
         self.leaving.learn(answer.drains_version, answer.draining);
         if !answer.masters.is_empty() {
-            *self.learned.lock().unwrap_or_else(PoisonError::into_inner) = answer.masters.into_iter().collect();
+            *lock(&self.learned) = answer.masters.into_iter().collect();
         }
         if answer.unknown {
             // A master that lags does not know us yet; if the leader does not, it will say so too.

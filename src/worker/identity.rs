@@ -1,12 +1,12 @@
 //! Who this worker is: an id for life, the cluster its cache belongs to, and the number of its start.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::runtime::{random_id, write_durably};
+use crate::runtime::{lock, random_id, write_durably};
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Stored {
@@ -68,7 +68,7 @@ impl Identity {
     }
 
     fn get(&self) -> Stored {
-        self.stored.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.stored).clone()
     }
 
     pub(super) fn id(&self) -> String {
@@ -94,7 +94,7 @@ impl Identity {
         let mut stored = self.get();
         stored.cluster = uuid.to_string();
         self.write(&stored)?;
-        *self.stored.lock().unwrap_or_else(PoisonError::into_inner) = stored;
+        *lock(&self.stored) = stored;
         Ok(())
     }
 }

@@ -2,7 +2,7 @@
 //! under-storage is; this worker keeps nothing new once it is one of them.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -11,6 +11,7 @@ use metrics::counter;
 
 use crate::error::ErrorKind;
 use crate::rpc::remote::Remotes;
+use crate::runtime::{lock, read_lock, write_lock};
 
 /// How long a worker that did not answer is not asked again.
 const SILENT: Duration = Duration::from_secs(5);
@@ -33,7 +34,7 @@ impl Leaving {
 
     /// Takes over a list; older ones come from masters that lag.
     pub(super) fn learn(&self, version: u64, workers: Vec<WorkerInfo>) {
-        let mut list = self.list.write().unwrap_or_else(PoisonError::into_inner);
+        let mut list = write_lock(&self.list);
         if version >= list.0 {
             *list = (version, workers);
         }
@@ -41,13 +42,13 @@ impl Leaving {
 
     /// Ids of everyone on the list.
     pub(super) fn ids(&self) -> Vec<String> {
-        let list = self.list.read().unwrap_or_else(PoisonError::into_inner);
+        let list = read_lock(&self.list);
         list.1.iter().map(|worker| worker.id.clone()).collect()
     }
 
     /// True if this worker has to leave.
     pub(super) fn is_own(&self) -> bool {
-        self.list.read().unwrap_or_else(PoisonError::into_inner).1.iter().any(|worker| worker.id == self.own)
+        read_lock(&self.list).1.iter().any(|worker| worker.id == self.own)
     }
 
     /// Bytes that one of them holds. Whatever keeps it from giving them is no trouble: the under-storage has them too.
@@ -61,7 +62,7 @@ impl Leaving {
                 Err(error) if error.kind == ErrorKind::NotFound => {}
                 Err(error) => {
                     tracing::info!(worker = worker.id, %error, "a worker that leaves did not give a block");
-                    let mut silent = self.silent_until.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut silent = lock(&self.silent_until);
                     silent.insert(worker.id, Instant::now() + SILENT);
                 }
             }
@@ -70,11 +71,11 @@ impl Leaving {
     }
 
     fn others(&self) -> Vec<WorkerInfo> {
-        let list = self.list.read().unwrap_or_else(PoisonError::into_inner);
+        let list = read_lock(&self.list);
         if list.1.is_empty() {
             return Vec::new();
         }
-        let mut silent = self.silent_until.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut silent = lock(&self.silent_until);
         silent.retain(|_, until| *until > Instant::now());
         let asked = |worker: &&WorkerInfo| worker.id != self.own && !silent.contains_key(&worker.id);
         list.1.iter().filter(asked).cloned().collect()

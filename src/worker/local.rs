@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use jindofs_proto::v1::{FileSource, LocalReply, LocalRequest, local_request::Op};
 use prost::Message;
@@ -13,7 +13,7 @@ use super::fill::Filler;
 use super::store::BlockFile;
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::status::to_detail;
-use crate::runtime::Shutdown;
+use crate::runtime::{Shutdown, lock};
 use crate::types::BLOCK_SIZE;
 use jindofs_packets::{PACKET_MAX, PacketListener, Packets};
 
@@ -83,7 +83,7 @@ impl Connection {
                 return;
             };
             if let Some(Op::Close(close)) = &request.op {
-                self.leases.lock().unwrap_or_else(PoisonError::into_inner).remove(&close.lease);
+                lock(&self.leases).remove(&close.lease);
                 continue;
             }
             let Ok(permit) = permits.clone().acquire_owned().await else { return };
@@ -119,7 +119,7 @@ impl Connection {
                 Ok((reply, Some(descriptor)))
             }
             Some(Op::Ensure(ensure)) => {
-                let leased = self.leases.lock().unwrap_or_else(PoisonError::into_inner).get(&ensure.lease).cloned();
+                let leased = lock(&self.leases).get(&ensure.lease).cloned();
                 let (file, source) = leased.ok_or_else(|| Error::new(ErrorKind::NotFound, "the lease has ended"))?;
                 self.ensure(&file, &source, ensure.offset, ensure.length).await?;
                 Ok((LocalReply { lease: ensure.lease, ..LocalReply::default() }, None))
@@ -139,7 +139,7 @@ impl Connection {
     }
 
     fn lease(&self, file: Arc<BlockFile>, source: Arc<FileSource>) -> Result<u64> {
-        let mut leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut leases = lock(&self.leases);
         if leases.len() >= LEASES_MAX {
             let message = format!("this reader holds {LEASES_MAX} files open");
             return Err(Error::new(ErrorKind::ResourceExhausted, message));

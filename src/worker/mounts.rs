@@ -1,7 +1,7 @@
 //! The mount table as last heard, kept on disk so that a worker fills without a master, also after a restart.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use jindofs_proto::v1::{ListMountsRequest, ListMountsResponse, Mount};
@@ -9,7 +9,7 @@ use prost::Message;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::channel::{MasterChannel, namespace};
-use crate::runtime::write_durably;
+use crate::runtime::{read_lock, write_durably, write_lock};
 
 /// How long masters are asked for a mount that is not known yet.
 const ASK: Duration = Duration::from_secs(3);
@@ -35,7 +35,7 @@ impl Mounts {
     }
 
     fn table(&self) -> Arc<ListMountsResponse> {
-        self.table.read().unwrap_or_else(PoisonError::into_inner).clone()
+        read_lock(&self.table).clone()
     }
 
     /// Version of the table; 0 before the first.
@@ -45,7 +45,7 @@ impl Mounts {
 
     /// Takes over a newer table; older ones come from masters that lag.
     pub(super) fn learn(&self, version: u64, mounts: Vec<Mount>) -> Result<()> {
-        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let mut table = write_lock(&self.table);
         if version <= table.version {
             return Ok(());
         }

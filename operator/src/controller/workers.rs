@@ -1,7 +1,7 @@
 //! How many workers there are: one that has to go is drained first, so that what it holds need not be fetched again.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use jindofs_proto::v1::{DrainState, WorkerInfo, WorkerState, WorkersResponse};
@@ -14,6 +14,7 @@ use super::pair::Pair;
 use super::status::Trouble;
 use crate::desired::{self, Input, Role};
 use crate::events::News;
+use crate::sync::lock;
 
 /// Said to workers that leave because fewer are asked for: those that people drain are not ours to bring back.
 const REASON: &str = "scale-in";
@@ -26,12 +27,12 @@ pub(super) struct Watch(Mutex<Option<(u64, Instant)>>);
 
 impl Watch {
     fn forget(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *lock(&self.0) = None;
     }
 
     /// How long nothing has moved.
     fn still(&self, left: u64, now: Instant) -> Duration {
-        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = lock(&self.0);
         match *seen {
             Some((before, since)) if left >= before => now.duration_since(since),
             _ => {

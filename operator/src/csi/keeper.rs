@@ -9,12 +9,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use jindofs_packets::{PACKET_MAX, PacketListener, Packets, resend_requests};
 use jindofs_proto::v1::{HandoverOp, HandoverOutcome, HandoverReply, HandoverRequest};
 use prost::Message;
+
+use crate::sync::lock;
 
 use super::mounts::table;
 use super::published::Published;
@@ -74,7 +76,7 @@ impl Keeper {
     }
 
     fn held(&self) -> MutexGuard<'_, HashMap<String, Held>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.held)
     }
 
     /// True if the mount with this device number is held, whether a client serves it or not.

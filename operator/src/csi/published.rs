@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,7 @@ use tonic::Status;
 use super::mounts::{Mounted, bind, device, open, table, top, unmount, unmount_all};
 use super::told::Pod;
 use crate::fingerprint::fingerprint;
+use crate::sync::lock;
 
 /// A volume, or a directory of it, at a target of the kubelet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,7 +105,7 @@ impl Published {
     }
 
     fn volumes(&self) -> MutexGuard<'_, HashMap<PathBuf, Volume>> {
-        self.volumes.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.volumes)
     }
 
     /// What is published at a target.

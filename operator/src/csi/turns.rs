@@ -1,7 +1,9 @@
 //! One call at a time for a volume and for a target. A turn lasts as long as the work, also when the caller has gone.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
+
+use crate::sync::lock;
 
 /// What is worked on.
 #[derive(Debug, Clone, Default)]
@@ -18,14 +20,14 @@ impl Turns {
     /// The turn for `key`; `None` while somebody else has it.
     pub(super) fn take(&self, key: impl Into<String>) -> Option<Turn> {
         let key = key.into();
-        let free = self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone());
+        let free = lock(&self.0).insert(key.clone());
         free.then(|| Turn { turns: self.clone(), key })
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.turns.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+        lock(&self.turns.0).remove(&self.key);
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use jindofs_proto::v1::local_request::Op;
@@ -17,6 +17,7 @@ use tokio::task::AbortHandle;
 
 use crate::error::{Error, Result};
 use crate::rpc::status::from_detail;
+use crate::runtime::lock;
 use jindofs_packets::{PACKET_MAX, Packets};
 
 use file::CacheFile;
@@ -98,7 +99,7 @@ impl Locals {
         if worker.socket.is_empty() || worker.host != crate::config::host_name() {
             return false;
         }
-        let mut unreachable = self.unreachable.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut unreachable = lock(&self.unreachable);
         unreachable.retain(|_, since| since.elapsed() < UNREACHABLE);
         !unreachable.contains_key(&worker.socket)
     }
@@ -118,12 +119,12 @@ impl Locals {
     }
 
     fn link(&self, socket: &str) -> Result<Arc<Link>> {
-        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut links = lock(&self.links);
         if let Some(link) = links.get(socket).filter(|link| link.is_alive()) {
             return Ok(link.clone());
         }
         let packets = Packets::connect(&PathBuf::from(socket)).map_err(|error| {
-            let mut unreachable = self.unreachable.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut unreachable = lock(&self.unreachable);
             unreachable.insert(socket.to_owned(), Instant::now());
             Error::unavailable(format!("the worker's socket {socket}: {error}"))
         })?;
@@ -166,7 +167,7 @@ impl Link {
     async fn call(&self, op: Op) -> Result<(LocalReply, Option<OwnedFd>)> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, answer) = oneshot::channel();
-        self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(id, sender);
+        lock(&self.shared.waiting).insert(id, sender);
         let forget = Forget { shared: &self.shared, id };
         let gone = || Error::unavailable("the worker on this host is gone");
         let packet = LocalRequest { id, op: Some(op) }.encode_to_vec();
@@ -200,7 +201,7 @@ struct Forget<'a> {
 
 impl Drop for Forget<'_> {
     fn drop(&mut self) {
-        self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+        lock(&self.shared.waiting).remove(&self.id);
     }
 }
 
@@ -208,7 +209,7 @@ impl Shared {
     /// Everybody who waits is told: their senders are dropped.
     fn end(&self) {
         self.dead.store(true, Ordering::Release);
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        lock(&self.waiting).clear();
     }
 }
 
@@ -216,7 +217,7 @@ async fn receive(packets: Arc<Packets>, shared: Arc<Shared>) {
     let mut buffer = vec![0; PACKET_MAX];
     while let Ok(Some((length, descriptors))) = packets.receive(&mut buffer).await {
         let Ok(reply) = LocalReply::decode(&buffer[..length]) else { break };
-        let waiting = shared.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&reply.id);
+        let waiting = lock(&shared.waiting).remove(&reply.id);
         if let Some(waiting) = waiting {
             // Whoever waited may have given up at this very moment.
             let _ = waiting.send((reply, descriptors.into_iter().next()));

@@ -8,10 +8,12 @@
 //! request is answered.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
+
+use crate::runtime::lock;
 
 /// After this time a directory that is never idle is notified between its requests, if all of them are young: then they
 /// are likely to be answered soon.
@@ -50,7 +52,7 @@ pub(crate) struct DirectoryRequest {
 
 impl BusyDirectories {
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 
     /// Counts a request that holds the lock of `directory`.

@@ -6,12 +6,14 @@
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::num::NonZeroUsize;
+use std::sync::RwLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{PoisonError, RwLock};
 use std::time::Instant;
 
 use jindofs_proto::v1::InvalidationEvent;
 use lru::LruCache;
+
+use crate::runtime::{read_lock, write_lock};
 
 /// Most marks, about 8 MiB.
 const MARKS_MAX: NonZeroUsize = NonZeroUsize::MIN.saturating_add(65_535);
@@ -62,7 +64,7 @@ fn name_of(directory: u64, name: &[u8]) -> Subject {
 impl Marks {
     /// Marks the subjects of `event`: answers that were asked for before now are invalid.
     pub(super) fn mark(&self, event: &InvalidationEvent) {
-        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = write_lock(&self.inner);
         let now = Instant::now();
         if event.lost {
             inner.latest.clear();
@@ -109,7 +111,7 @@ impl Marks {
         if newest == 0 || self.nanoseconds(since) > newest {
             return true;
         }
-        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        let inner = read_lock(&self.inner);
         let is_newer = |mark: Option<&Instant>| mark.is_none_or(|mark| since > *mark);
         is_newer(inner.floor.as_ref()) && subjects().iter().all(|subject| is_newer(inner.latest.peek(subject)))
     }

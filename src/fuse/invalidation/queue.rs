@@ -1,9 +1,11 @@
 //! Notifications that wait for the kernel: collected while earlier ones are sent, without duplicates, bounded in bytes.
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use tokio::sync::Notify;
+
+use crate::runtime::lock;
 
 /// Most bytes that wait. If they are exceeded, everything is to be expired.
 const BYTES_MAX: usize = 4 << 20;
@@ -82,14 +84,14 @@ pub(super) struct Queue {
 impl Queue {
     /// Adds notifications.
     pub(super) fn add(&self, add: impl FnOnce(&mut Pending)) {
-        add(&mut self.pending.lock().unwrap_or_else(PoisonError::into_inner));
+        add(&mut lock(&self.pending));
         self.added.notify_one();
     }
 
     /// Waits for notifications, and takes all of them.
     pub(super) async fn take(&self) -> Pending {
         loop {
-            let pending = std::mem::take(&mut *self.pending.lock().unwrap_or_else(PoisonError::into_inner));
+            let pending = std::mem::take(&mut *lock(&self.pending));
             if !pending.is_empty() {
                 return pending;
             }

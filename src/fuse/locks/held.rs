@@ -2,11 +2,13 @@
 //! to give up, and what was lost with a session is noticed.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
+
+use crate::runtime::lock;
 
 /// An owner of locks on a file: inode, and the kernel's number of a process's files (`fcntl`) or of an open file (`flock`).
 pub(super) type Owner = (u64, u64);
@@ -113,7 +115,7 @@ impl Table {
 
 impl Held {
     fn table(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.table)
     }
 
     /// To be called before masters are asked for a lock through a handle.

@@ -2,8 +2,10 @@
 //! who had it before have left them, such as the journal of a database.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
+
+use crate::runtime::lock;
 
 /// How long names are watched after a lock: a lock after that has them expire once more.
 const WATCHED: Duration = Duration::from_secs(10);
@@ -18,7 +20,7 @@ pub(super) struct WatchedNames(Mutex<HashMap<u64, (Instant, Instant)>>);
 impl WatchedNames {
     /// A file of a directory was locked; false if names that were given out before have to expire. From now on none is kept.
     pub(super) fn goes_on(&self, directory: u64) -> bool {
-        let mut watched = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut watched = lock(&self.0);
         let now = Instant::now();
         if watched.len() >= DIRECTORIES_MAX {
             watched.retain(|_, (_, until)| *until > now);
@@ -33,7 +35,7 @@ impl WatchedNames {
     }
 
     pub(super) fn contains(&self, directory: u64) -> bool {
-        let watched = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let watched = lock(&self.0);
         watched.get(&directory).is_some_and(|(_, until)| *until > Instant::now())
     }
 }

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::{read_lock, write_lock};
 use crate::ufs::Content;
 
 /// Most bytes of one inode in memory, and of all together.
@@ -134,8 +135,8 @@ impl Spool {
     /// Takes over all that another one holds, which is left with what this one held.
     pub(super) fn replace_by(&self, other: &Spool) {
         {
-            let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
-            let mut theirs = other.held.write().unwrap_or_else(PoisonError::into_inner);
+            let mut held = write_lock(&self.held);
+            let mut theirs = write_lock(&other.held);
             std::mem::swap(&mut *held, &mut *theirs);
         }
         let (length, theirs) = (self.length(), other.length());
@@ -145,11 +146,11 @@ impl Spool {
     }
 
     pub(super) fn is_in_memory(&self) -> bool {
-        matches!(*self.held.read().unwrap_or_else(PoisonError::into_inner), Held::Memory(_))
+        matches!(*read_lock(&self.held), Held::Memory(_))
     }
 
     pub(crate) fn content(&self) -> Content {
-        match &*self.held.read().unwrap_or_else(PoisonError::into_inner) {
+        match &*read_lock(&self.held) {
             Held::Memory(bytes) => Content::in_memory(Bytes::copy_from_slice(bytes)),
             Held::File(file) => Content::in_file(file.clone(), self.length()),
         }
@@ -159,7 +160,7 @@ impl Spool {
     ///
     /// *Errors*: the disk's.
     pub(super) fn read(&self, offset: u64, size: u32) -> Result<Vec<u8>> {
-        let file = match &*self.held.read().unwrap_or_else(PoisonError::into_inner) {
+        let file = match &*read_lock(&self.held) {
             Held::Memory(bytes) => {
                 let begin = usize::try_from(offset).map_or(bytes.len(), |offset| offset.min(bytes.len()));
                 let end = begin.saturating_add(usize::try_from(size).unwrap_or(usize::MAX)).min(bytes.len());
@@ -186,7 +187,7 @@ impl Spool {
     /// Changes what is in memory, if it can stay there with `length` bytes, zeros where it grows. Otherwise the file that it is
     /// in from now on, which is to be changed.
     fn change(&self, length: u64, change: impl FnOnce(&mut [u8])) -> Result<Option<Arc<File>>> {
-        let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
+        let mut held = write_lock(&self.held);
         let bytes = match &mut *held {
             Held::File(file) => return Ok(Some(file.clone())),
             Held::Memory(bytes) => bytes,

@@ -1,8 +1,10 @@
 //! What is staged and stored, until others store a newer version: then it gives way to that.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use jindofs_proto::v1::Attr;
+
+use crate::runtime::lock;
 
 use super::super::nodes::supersedes;
 use super::{Staged, Staging, Turn};
@@ -10,11 +12,11 @@ use super::{Staged, Staging, Turn};
 impl Staged {
     /// The version that was stored last, or that the content was made from. It is known also while another task has the turn.
     pub(in crate::fuse) fn base(&self) -> Arc<Attr> {
-        self.base.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.base).clone()
     }
 
     pub(super) fn publish_base(&self, base: &Attr) {
-        *self.base.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(base.clone());
+        *lock(&self.base) = Arc::new(base.clone());
     }
 
     fn gives_way_to(&self, newest: &Attr) -> bool {

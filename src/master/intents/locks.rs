@@ -5,12 +5,13 @@
 //! answer, and others must not wait for it by chance. Locks are taken in the order of their keys.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use tokio::sync::{OwnedMutexGuard, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 use crate::master::state::plan::Scope;
+use crate::runtime::lock;
 
 type Names = Mutex<HashMap<Bytes, Arc<tokio::sync::Mutex<()>>>>;
 
@@ -40,7 +41,7 @@ enum Mount {
 }
 
 fn table(names: &Names) -> MutexGuard<'_, HashMap<Bytes, Arc<tokio::sync::Mutex<()>>>> {
-    names.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(names)
 }
 
 impl Locks {
@@ -77,7 +78,7 @@ impl Locks {
     }
 
     fn mount(&self, id: u32) -> Arc<RwLock<()>> {
-        self.mounts.lock().unwrap_or_else(PoisonError::into_inner).entry(id).or_default().clone()
+        lock(&self.mounts).entry(id).or_default().clone()
     }
 
     /// Holds what a change has that began under another leader, as far as nobody has it: whoever does is about to find out

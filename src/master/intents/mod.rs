@@ -8,7 +8,7 @@ mod locks;
 mod removals;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
@@ -26,7 +26,7 @@ use crate::master::state::plan::{self, Due, Leaves, Scope};
 use crate::master::state::query;
 use crate::master::store::Store;
 use crate::master::wording::{answer_of, to_error};
-use crate::runtime::failpoint_io;
+use crate::runtime::{failpoint_io, lock};
 use crate::types::ROOT_INODE;
 use crate::ufs;
 
@@ -213,7 +213,7 @@ impl Intents {
     /// quorum has just recorded it: a leader that has it so need not ask whether it still leads.
     async fn drive(&self, id: u64, guard: Option<Guard>, begun: Option<Arc<Store>>) -> Result<Answer> {
         let running = {
-            let mut all = self.0.running.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut all = lock(&self.0.running);
             all.entry(id).or_insert_with(|| self.start(id, guard, begun)).clone()
         };
         running.await
@@ -223,7 +223,7 @@ impl Intents {
         let this = self.clone();
         let task = tokio::spawn(async move {
             let done = this.run(id, begun).await;
-            this.0.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+            lock(&this.0.running).remove(&id);
             drop(guard);
             done
         });
@@ -349,7 +349,7 @@ impl Intents {
             let Some((last, _)) = page.last() else { return Ok(()) };
             after = *last;
             for (id, _) in page {
-                let known = self.0.running.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&id);
+                let known = lock(&self.0.running).contains_key(&id);
                 if !known && !matches!(plan::due(&store.view(), id)?, Due::Client | Due::Ended) {
                     let this = self.clone();
                     tokio::spawn(async move { this.drive(id, None, None).await });

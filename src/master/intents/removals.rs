@@ -1,7 +1,9 @@
 //! How many names are being removed from each directory at this time.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::runtime::lock;
 
 type Counts = Mutex<HashMap<u64, usize>>;
 
@@ -14,10 +16,6 @@ pub(super) struct Removals(Arc<Counts>);
 pub(super) struct Removal {
     directory: u64,
     all: Arc<Counts>,
-}
-
-fn lock(counts: &Counts) -> MutexGuard<'_, HashMap<u64, usize>> {
-    counts.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Removals {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -20,6 +20,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::master::raft::Handle;
 use crate::master::state::query::LoadNeed;
 use crate::master::wording::to_error;
+use crate::runtime::lock;
 use crate::types::LIST_PAGE_MAX;
 use crate::ufs;
 
@@ -63,11 +64,11 @@ impl Loads {
     }
 
     fn running(&self) -> MutexGuard<'_, HashMap<Key, (Instant, Running)>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.running)
     }
 
     fn reads(&self) -> MutexGuard<'_, LruCache<Key, Instant>> {
-        self.reads.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.reads)
     }
 
     /// True if what is known was read recently enough by this master.
@@ -128,7 +129,7 @@ impl Loads {
     }
 
     fn youngest(&self, directory: u64) -> Arc<Youngest> {
-        let mut all = self.directories.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = lock(&self.directories);
         let known = all.get(&directory).and_then(Weak::upgrade);
         known.unwrap_or_else(|| {
             let made = Arc::default();
@@ -138,7 +139,7 @@ impl Loads {
     }
 
     fn forget(&self, directory: u64) {
-        let mut all = self.directories.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = lock(&self.directories);
         if all.get(&directory).is_some_and(|known| known.strong_count() == 0) {
             all.remove(&directory);
         }

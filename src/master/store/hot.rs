@@ -8,12 +8,13 @@
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::Bytes;
 use lru::LruCache;
 
 use crate::master::state::Table;
+use crate::runtime::{read_lock, write_lock};
 
 /// Rows remembered per table, about 3 MiB in all.
 const ROWS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
@@ -34,11 +35,11 @@ impl Rows {
     }
 
     fn read(&self) -> RwLockReadGuard<'_, LruCache<Box<[u8]>, Row>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        read_lock(&self.0)
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, LruCache<Box<[u8]>, Row>> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+        write_lock(&self.0)
     }
 }
 

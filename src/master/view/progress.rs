@@ -1,9 +1,11 @@
 //! How far the jobs under way are, as the leader that runs them counts.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use jindofs_proto::v1::JobInfo;
+
+use crate::runtime::lock;
 
 /// Counters of running jobs, by id.
 #[derive(Debug, Default)]
@@ -14,7 +16,7 @@ pub struct Progress {
 impl Progress {
     /// The job with the counters it has reached here.
     pub fn of(&self, job: JobInfo) -> JobInfo {
-        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        let jobs = lock(&self.jobs);
         let Some(reached) = jobs.get(&job.id) else { return job };
         JobInfo {
             files_total: reached.files_total,
@@ -29,11 +31,11 @@ impl Progress {
 
     /// Changes the counters of a job, from zero if it is new here.
     pub fn update(&self, id: u64, change: impl FnOnce(&mut JobInfo)) {
-        change(self.jobs.lock().unwrap_or_else(PoisonError::into_inner).entry(id).or_default());
+        change(lock(&self.jobs).entry(id).or_default());
     }
 
     /// Forgets a job that has ended or is run by another master.
     pub fn forget(&self, id: u64) {
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        lock(&self.jobs).remove(&id);
     }
 }

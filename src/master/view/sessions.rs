@@ -2,10 +2,11 @@
 //! had no quorum grant every session its full time to live: time that was not watched expires no session.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use crate::runtime::attended::{AttendedClock, Moment};
+use crate::runtime::lock;
 
 /// Most renewals remembered. More than there can be sessions; client ids that were made up must not fill the memory.
 const RENEWED_MAX: usize = 400_000;
@@ -39,7 +40,7 @@ impl Sessions {
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 
     /// A client was heard of.

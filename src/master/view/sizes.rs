@@ -1,8 +1,10 @@
 //! What lies in each under-storage, as the leader counts it while somebody wants to know.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
+
+use crate::runtime::lock;
 
 /// How long one question keeps the leader counting.
 const WANTED: Duration = Duration::from_secs(300);
@@ -28,27 +30,27 @@ pub struct Sizes {
 impl Sizes {
     /// Somebody wants them counted and kept up to date for a while.
     pub fn want(&self) {
-        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        *lock(&self.asked) = Some(Instant::now());
     }
 
     /// True while the last question is not long ago.
     pub fn wanted(&self) -> bool {
-        let asked = *self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked = *lock(&self.asked);
         asked.is_some_and(|asked| asked.elapsed() < WANTED)
     }
 
     /// The last complete count of a mount.
     pub fn of(&self, mount: u32) -> Option<Size> {
-        self.counted.lock().unwrap_or_else(PoisonError::into_inner).get(&mount).copied()
+        lock(&self.counted).get(&mount).copied()
     }
 
     /// Takes the count of a mount.
     pub fn set(&self, mount: u32, size: Size) {
-        self.counted.lock().unwrap_or_else(PoisonError::into_inner).insert(mount, size);
+        lock(&self.counted).insert(mount, size);
     }
 
     /// Keeps only the mounts that are still there.
     pub fn retain(&self, is_there: impl Fn(u32) -> bool) {
-        self.counted.lock().unwrap_or_else(PoisonError::into_inner).retain(|mount, _| is_there(*mount));
+        lock(&self.counted).retain(|mount, _| is_there(*mount));
     }
 }

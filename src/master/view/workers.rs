@@ -1,7 +1,7 @@
 //! Workers as they report themselves, to every master: who lives, and what each holds.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use jindofs_proto::store::v1::WorkerRow;
@@ -9,6 +9,7 @@ use jindofs_proto::v1::{CachedFile, Drain, DrainState, HeartbeatRequest, ReportR
 
 use crate::rpc::remote::takes_new;
 use crate::runtime::attended::{AttendedClock, Moment};
+use crate::runtime::lock;
 
 /// Bytes and file versions cached of one mount.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -71,7 +72,7 @@ impl Workers {
     /// A worker lives. True if it must send a full report.
     pub fn heartbeat(&self, request: &HeartbeatRequest) -> bool {
         let Some(info) = &request.worker else { return false };
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.known);
         let fresh = || Known {
             info: info.clone(),
             epoch: request.epoch,
@@ -98,7 +99,7 @@ impl Workers {
 
     /// Takes a report in. True if a full one must follow: this one does not continue what is known.
     pub fn report(&self, request: &ReportRequest) -> bool {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.known);
         let Some(worker) = known.get_mut(&request.worker_id).filter(|worker| worker.epoch == request.epoch) else {
             return true;
         };
@@ -122,7 +123,7 @@ impl Workers {
 
     /// A worker with its live state, for everyone on record.
     pub fn list(&self, recorded: &[WorkerRow]) -> Vec<WorkerInfo> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.known);
         self.leave_out(&mut known, recorded);
         recorded
             .iter()
@@ -161,7 +162,7 @@ impl Workers {
 
     /// Everything a worker has reported; none until a full report has come.
     pub fn held_by(&self, id: &str) -> Option<Vec<Held>> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = lock(&self.known);
         let worker = known.get(id).filter(|worker| worker.whole && worker.next.is_some())?;
         let held = worker.files.iter().map(|((file_id, version), (_, bytes))| Held {
             file_id: *file_id,
@@ -174,7 +175,7 @@ impl Workers {
     /// What live workers that stay hold, by mount.
     pub fn usage(&self, recorded: &[WorkerRow]) -> BTreeMap<u32, Usage> {
         let leaving: HashSet<&str> = recorded.iter().filter(|row| row.draining).map(|row| row.id.as_str()).collect();
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = lock(&self.known);
         let mut usage: BTreeMap<u32, Usage> = BTreeMap::new();
         let stays = |worker: &&Known| !leaving.contains(worker.info.id.as_str());
         for worker in known.values().filter(stays).filter(|worker| !self.is_silent(worker.heard)) {

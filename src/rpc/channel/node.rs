@@ -1,12 +1,13 @@
 //! One master (or worker) and the connection to it.
 
 use std::net::SocketAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use tonic::transport::{Channel, Endpoint};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::lock;
 use crate::types::address::host_port;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -55,32 +56,32 @@ impl Node {
         let channel = self.connect().await?;
         *number += 1;
         let connected = (*number, channel);
-        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(connected.clone());
+        *lock(&self.current) = Some(connected.clone());
         Ok(connected)
     }
 
     fn current(&self) -> Option<(u64, Channel)> {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.current).clone()
     }
 
     /// Gives up connection `number`, unless a newer one took its place.
     pub(crate) fn discard(&self, number: u64) {
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = lock(&self.current);
         if current.as_ref().is_some_and(|(known, _)| *known == number) {
             *current = None;
         }
     }
 
     pub(super) fn suspect(&self, time: Duration) {
-        *self.suspect_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + time);
+        *lock(&self.suspect_until) = Some(Instant::now() + time);
     }
 
     pub(super) fn trust(&self) {
-        *self.suspect_until.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *lock(&self.suspect_until) = None;
     }
 
     pub(super) fn is_suspect(&self) -> bool {
-        self.suspect_until.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|until| Instant::now() < until)
+        lock(&self.suspect_until).is_some_and(|until| Instant::now() < until)
     }
 
     async fn connect(&self) -> Result<Channel> {
@@ -90,7 +91,7 @@ impl Node {
             let endpoint = endpoint(&format!("http://{address}"), &self.address)?;
             match endpoint.connect().await {
                 Ok(channel) => {
-                    *self.last_good.lock().unwrap_or_else(PoisonError::into_inner) = addresses;
+                    *lock(&self.last_good) = addresses;
                     return Ok(channel);
                 }
                 Err(error) => last = Some(error),
@@ -114,7 +115,7 @@ impl Node {
             Ok(Err(error)) => error.to_string(),
             Err(_) => "the name service did not answer".to_owned(),
         };
-        let known = self.last_good.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let known = lock(&self.last_good).clone();
         if known.is_empty() {
             return Err(Error::unavailable(format!("cannot resolve {}: {reason}", self.address)));
         }

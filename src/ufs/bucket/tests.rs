@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use super::put::PART;
 use super::*;
+use crate::runtime::lock;
 use crate::ufs::health::Health;
 use crate::ufs::retry::Retry;
 
@@ -86,7 +87,7 @@ impl Store {
     }
 
     fn count(&self, asked: Asked) -> u64 {
-        let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let counts = lock(&self.counts);
         counts.get(&asked).copied().unwrap_or_default()
     }
 }
@@ -114,7 +115,7 @@ fn serve(
     }
     std::io::copy(&mut reader.by_ref().take(length), &mut std::io::sink())?;
     let before = {
-        let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = lock(counts);
         let count = counts.entry(asked).or_default();
         *count += 1;
         *count - 1

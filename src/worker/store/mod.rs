@@ -9,13 +9,14 @@ mod tier;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use jindofs_proto::v1::{CachedFile, FileSource, TierStatus, WorkerInfo};
 use metrics::{counter, gauge};
 
 use crate::config::TierConfig;
 use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::lock;
 use crate::types::BLOCK_SIZE;
 
 use demand::Demand;
@@ -72,7 +73,7 @@ impl Store {
     }
 
     fn files(&self) -> MutexGuard<'_, HashMap<Key, Arc<BlockFile>>> {
-        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.files)
     }
 
     /// The file of a source, made if it is not there. Files that are held are not evicted.
@@ -162,12 +163,12 @@ impl Store {
 
     /// A file's totals changed.
     pub(super) fn note(&self, key: Key) {
-        self.changed.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
+        lock(&self.changed).insert(key);
     }
 
     /// Totals of the files that changed since the last call; 0 bytes for those that left.
     pub(super) fn take_changed(&self) -> Vec<CachedFile> {
-        let changed = std::mem::take(&mut *self.changed.lock().unwrap_or_else(PoisonError::into_inner));
+        let changed = std::mem::take(&mut *lock(&self.changed));
         let files = self.files();
         let gone = |key: Key| CachedFile { file_id: key.0, version: key.1, ..CachedFile::default() };
         changed.into_iter().map(|key| files.get(&key).map_or_else(|| gone(key), |file| file.totals())).collect()
