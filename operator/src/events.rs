@@ -9,16 +9,16 @@ const NOTE_MAX: usize = 1024;
 
 /// What is to be told.
 #[derive(Debug)]
-pub(crate) struct News {
+pub(crate) struct EventMessage {
     pub(crate) reason: String,
     pub(crate) note: String,
     pub(crate) warning: bool,
 }
 
-impl News {
+impl EventMessage {
     /// Something that happened, and is no condition.
-    pub(crate) fn new(reason: &str, note: String, warning: bool) -> News {
-        News { reason: reason.to_owned(), note, warning }
+    pub(crate) fn new(reason: &str, note: String, warning: bool) -> EventMessage {
+        EventMessage { reason: reason.to_owned(), note, warning }
     }
 }
 
@@ -37,7 +37,7 @@ fn shortened(note: String) -> String {
 }
 
 /// Records an event. That it cannot be told is logged and is no reason to stop.
-pub(crate) async fn publish(recorder: &Recorder, about: &ObjectReference, news: News) {
+pub(crate) async fn publish(recorder: &Recorder, about: &ObjectReference, news: EventMessage) {
     let event = Event {
         type_: if news.warning { EventType::Warning } else { EventType::Normal },
         reason: news.reason,

@@ -7,7 +7,7 @@ use kube::{Api, Resource, ResourceExt};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::world::{Kept, World};
+use super::object_cache::{Kept, ObjectCache};
 use crate::fingerprint::fingerprint;
 
 /// Who owns the fields that are applied.
@@ -40,7 +40,7 @@ fn holds(live: &Value, wanted: &Value) -> bool {
 
 /// Makes the object be as `wanted`. True if something had to be changed.
 pub(super) async fn apply<K>(
-    world: &World,
+    cache: &ObjectCache,
     api: Api<K>,
     mut wanted: K,
     owner: Option<OwnerReference>,
@@ -52,7 +52,7 @@ where
     let mut value = serde_json::to_value(&wanted).map_err(kube::Error::SerdeError)?;
     value["metadata"]["annotations"][APPLIED] = fingerprint(value.to_string().into_bytes()).into();
     let (namespace, name) = (ResourceExt::namespace(&wanted).unwrap_or_default(), wanted.name_any());
-    if let Some(live) = world.get::<K>(&namespace, &name)
+    if let Some(live) = cache.get::<K>(&namespace, &name)
         && holds(&serde_json::to_value(&*live).map_err(kube::Error::SerdeError)?, &value)
     {
         return Ok(false);

@@ -10,7 +10,7 @@ use kube::api::{DeleteParams, Preconditions};
 use super::apply::gone;
 use super::masters::Masters;
 use super::members::spare;
-use super::pair::Pair;
+use super::runtime_reconciler::RuntimeReconciler;
 use crate::desired::{self, Input, Role};
 
 /// On a claim of a master: it shall be exchanged for an empty one.
@@ -28,7 +28,7 @@ fn reason(claim: &PersistentVolumeClaim) -> Option<&'static str> {
     }
 }
 
-impl Pair {
+impl RuntimeReconciler {
     /// Exchanges at most one claim. Returns what is done or waited for, if anything is.
     pub(super) async fn exchange_claim(
         &self,
@@ -37,7 +37,7 @@ impl Pair {
         masters: &Masters,
     ) -> Result<Option<String>, kube::Error> {
         for (ordinal, name) in (0_i32..).zip(desired::metadata_claims(input)) {
-            let Some(claim) = self.site.world.get::<PersistentVolumeClaim>(&self.namespace, &name) else { continue };
+            let Some(claim) = self.context.cache.get::<PersistentVolumeClaim>(&self.namespace, &name) else { continue };
             let Some(why) = reason(&claim) else { continue };
             let pod = format!("{}-{ordinal}", input.names.of(Role::Master));
             if desired::replicas(input) == 1 {

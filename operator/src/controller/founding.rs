@@ -10,8 +10,8 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::masters::Masters;
-use super::pair::Pair;
-use super::status::Trouble;
+use super::runtime_reconciler::RuntimeReconciler;
+use super::status::NotReady;
 use crate::crd::{ClusterStatus, JindoRuntime, RuntimeStatus};
 use crate::desired::{Input, Role, metadata_claims, named_claim, replicas};
 
@@ -27,17 +27,17 @@ fn cluster_of(bytes: &[u8]) -> Option<Uuid> {
     Uuid::from_slice(bytes).ok()
 }
 
-impl Pair {
+impl RuntimeReconciler {
     /// The cluster that a claim says it holds.
     pub(super) fn note(&self, claim: &str) -> Option<Recorded> {
-        let claim = self.site.world.get::<PersistentVolumeClaim>(&self.namespace, claim)?;
+        let claim = self.context.cache.get::<PersistentVolumeClaim>(&self.namespace, claim)?;
         let notes = claim.metadata.annotations.as_ref()?;
         let uuid = notes.get(CLUSTER)?.parse().ok()?;
         Some((uuid, notes.get(FOUNDED).is_some_and(|value| value == "true")))
     }
 
     /// What is recorded of the cluster; without a status, what its claims say: a runtime that is made again finds its metadata.
-    fn recorded(&self, input: &Input<'_>, status: &RuntimeStatus) -> Result<Option<Recorded>, Trouble> {
+    fn recorded(&self, input: &Input<'_>, status: &RuntimeStatus) -> Result<Option<Recorded>, NotReady> {
         if let Some(cluster) = &status.cluster
             && let Some(uuid) = cluster.uuid.as_deref().and_then(|uuid| uuid.parse().ok())
         {
@@ -46,7 +46,7 @@ impl Pair {
         let noted: Vec<Recorded> = metadata_claims(input).iter().filter_map(|claim| self.note(claim)).collect();
         let different: BTreeSet<Uuid> = noted.iter().map(|one| one.0).collect();
         if different.len() > 1 {
-            return Err(Trouble::new(
+            return Err(NotReady::new(
                 "ForeignMetadata",
                 format!(
                     "the claims of the masters hold metadata of different clusters: {different:?}; delete those of the wrong one"
@@ -57,11 +57,11 @@ impl Pair {
     }
 
     /// A named claim that holds a cluster is never left behind silently for empty volumes.
-    pub(super) fn refuse_to_leave_a_cluster(&self, input: &Input<'_>, status: &RuntimeStatus) -> Result<(), Trouble> {
+    pub(super) fn check_cluster_kept(&self, input: &Input<'_>, status: &RuntimeStatus) -> Result<(), NotReady> {
         let claim = named_claim(input).filter(|_| replicas(input) > 1 || input.own_claims);
         let founded_elsewhere = status.cluster.as_ref().is_some_and(|cluster| cluster.uuid.is_some());
         match claim.filter(|claim| !self.is_superseded(claim)).and_then(|claim| Some((self.note(&claim)?, claim))) {
-            Some(((uuid, true), claim)) if !founded_elsewhere => Err(Trouble::new(
+            Some(((uuid, true), claim)) if !founded_elsewhere => Err(NotReady::new(
                 "ClaimHoldsCluster",
                 format!(
                     "the claim {claim} holds the metadata of cluster {uuid}, and {} masters would start with empty claims of \
@@ -80,15 +80,15 @@ impl Pair {
         runtime: &JindoRuntime,
         status: &mut RuntimeStatus,
         masters: &Masters,
-    ) -> Result<Result<(), Trouble>, kube::Error> {
+    ) -> Result<Result<(), NotReady>, kube::Error> {
         let recorded = match self.recorded(input, status) {
             Ok(recorded) => recorded,
-            Err(trouble) => return Ok(Err(trouble)),
+            Err(not_ready) => return Ok(Err(not_ready)),
         };
         let alive: BTreeSet<Uuid> = masters.answers().filter_map(|(_, one)| cluster_of(&one.cluster_uuid)).collect();
         if let Some(found) = alive.iter().find(|one| recorded.is_some_and(|(uuid, _)| uuid != **one)) {
             let wanted = recorded.map(|(uuid, _)| uuid).unwrap_or_default();
-            return Ok(Err(Trouble::new(
+            return Ok(Err(NotReady::new(
                 "ForeignMetadata",
                 format!(
                     "a master's volume belongs to cluster {found}, this runtime to {wanted}: give it back its own volume"
@@ -108,11 +108,11 @@ impl Pair {
         };
         let silent: Vec<&str> = pods.iter().filter(|pod| !empty(pod)).map(String::as_str).collect();
         if !silent.is_empty() {
-            return Ok(Err(Trouble::passing("MastersStarting", format!("waiting for {}", silent.join(", ")))));
+            return Ok(Err(NotReady::passing("MastersStarting", format!("waiting for {}", silent.join(", ")))));
         }
         let uuid = match recorded {
             Some((uuid, true)) => {
-                return Ok(Err(Trouble::new(
+                return Ok(Err(NotReady::new(
                     "MetadataLost",
                     format!(
                         "cluster {uuid} was founded before, and every master now has an empty volume: bring its volume back; \
@@ -125,7 +125,7 @@ impl Pair {
         };
         self.record(input, runtime, status, (uuid, false)).await?;
         if let Err(why) = masters.provision(&pods[0], uuid).await {
-            return Ok(Err(Trouble::passing("Founding", format!("the cluster is not founded yet: {why}"))));
+            return Ok(Err(NotReady::passing("Founding", format!("the cluster is not founded yet: {why}"))));
         }
         self.record(input, runtime, status, (uuid, true)).await?;
         Ok(Ok(()))
@@ -139,7 +139,7 @@ impl Pair {
         status: &mut RuntimeStatus,
         (uuid, founded): Recorded,
     ) -> Result<(), kube::Error> {
-        let api: Api<PersistentVolumeClaim> = Api::namespaced(self.site.world.client.clone(), &self.namespace);
+        let api: Api<PersistentVolumeClaim> = Api::namespaced(self.context.cache.client.clone(), &self.namespace);
         for claim in metadata_claims(input) {
             if self.note(&claim) == Some((uuid, founded)) {
                 continue;

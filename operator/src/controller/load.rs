@@ -13,18 +13,18 @@ use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::json;
 use uuid::Uuid;
 
-use super::Site;
+use super::Context;
 use super::apply::{FIELD_MANAGER, gone};
 use super::masters::Masters;
-use super::pair::Pair;
 use super::report::size;
+use super::runtime_reconciler::RuntimeReconciler;
 use super::schedule::Schedule;
-use super::status::{Trouble, UNSUPPORTED, name_unsupported, set};
+use super::status::{NotReady, UNSUPPORTED, name_unsupported, set};
 use crate::crd::{DataLoad, Dataset, OperationStatus, Policy};
 use crate::desired::of_load;
 
 /// Pause between two looks at the jobs.
-const LOOK: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Pause while something else has to come first.
 const LATER: Duration = Duration::from_secs(10);
 /// Longest pause until the next run of a schedule: clocks are set.
@@ -34,7 +34,7 @@ const BEGUN: &str = "begun";
 
 /// One DataLoad.
 pub(super) struct Load {
-    pub(super) site: Site,
+    pub(super) context: Context,
     pub(super) namespace: String,
     pub(super) name: String,
 }
@@ -51,12 +51,12 @@ fn job(target: usize) -> String {
 /// When it runs: by a schedule, or once.
 ///
 /// *Errors*: a schedule that is none, and what nobody does yet, in words.
-fn schedule(load: &DataLoad) -> Result<Option<Schedule>, Trouble> {
+fn schedule(load: &DataLoad) -> Result<Option<Schedule>, NotReady> {
     let unsupported = |what: &str| {
         let message = format!("{what} is not supported yet: leave it out, and create the DataLoad when it shall run");
-        Err(Trouble::new("UnsupportedField", message))
+        Err(NotReady::new("UnsupportedField", message))
     };
-    let wrong = |why: &str| Err(Trouble::new("ScheduleInvalid", why));
+    let wrong = |why: &str| Err(NotReady::new("ScheduleInvalid", why));
     match (load.spec.policy, &load.spec.schedule) {
         _ if load.spec.run_after.is_some() => unsupported("runAfter"),
         (Some(Policy::OnEvent), _) => unsupported("policy OnEvent"),
@@ -97,7 +97,7 @@ fn paths(load: &DataLoad) -> Vec<String> {
 impl Load {
     /// One pass. Returns when to look again; none if it is gone.
     pub(super) async fn reconcile(&mut self) -> Result<Option<Duration>, kube::Error> {
-        let Some(load) = self.site.world.get::<DataLoad>(&self.namespace, &self.name) else { return Ok(None) };
+        let Some(load) = self.context.cache.get::<DataLoad>(&self.namespace, &self.name) else { return Ok(None) };
         let mut status = load.status.clone().unwrap_or_default();
         let cron = load.spec.policy == Some(Policy::Cron);
         if !cron && ["Complete", "Failed"].contains(&status.phase.as_str()) {
@@ -107,11 +107,11 @@ impl Load {
             (status.phase, status.duration) = ("Pending".to_owned(), "Unfinished".to_owned());
         }
         if let Some(news) = name_unsupported(&mut status.conditions, &of_load(&load)) {
-            self.site.tell(&*load, news).await;
+            self.context.emit(&*load, news).await;
         }
         let schedule = match schedule(&load) {
             Ok(schedule) => schedule,
-            Err(trouble) => return self.end(&load, status, Err(&trouble)).await,
+            Err(not_ready) => return self.end(&load, status, Err(&not_ready)).await,
         };
         if let Some(schedule) = schedule.filter(|_| !runs(&status)) {
             let now = Timestamp::now();
@@ -121,25 +121,25 @@ impl Load {
             }
         }
         let Some(dataset) = &load.spec.dataset else {
-            let trouble = Trouble::new("DatasetMissing", "spec.dataset is missing: name the Dataset to load");
-            return self.end(&load, status, Err(&trouble)).await;
+            let not_ready = NotReady::new("DatasetMissing", "spec.dataset is missing: name the Dataset to load");
+            return self.end(&load, status, Err(&not_ready)).await;
         };
         let namespace = dataset.namespace.clone().unwrap_or_else(|| self.namespace.clone());
-        let found = self.site.world.get::<Dataset>(&namespace, &dataset.name);
+        let found = self.context.cache.get::<Dataset>(&namespace, &dataset.name);
         let phase = found.as_ref().and_then(|found| found.status.as_ref()?.phase.clone());
         if phase.as_deref() != Some("Bound") {
             let message = match found {
                 None => format!("there is no Dataset {} in namespace {namespace}", dataset.name),
                 Some(_) => format!("Dataset {} is not Bound yet", dataset.name),
             };
-            let news = set(&mut status.conditions, "Progressing", Err(&Trouble::passing("DatasetNotBound", message)));
+            let news = set(&mut status.conditions, "Progressing", Err(&NotReady::passing("DatasetNotBound", message)));
             self.write(&load, &status).await?;
             if let Some(news) = news {
-                self.site.tell(&*load, news).await;
+                self.context.emit(&*load, news).await;
             }
             return Ok(Some(LATER));
         }
-        let masters = Pair::new(self.site.clone(), namespace, dataset.name.clone()).masters().await;
+        let masters = RuntimeReconciler::new(self.context.clone(), namespace, dataset.name.clone()).masters().await;
         self.go_on(&load, status, &masters).await
     }
 
@@ -179,7 +179,7 @@ impl Load {
                         status.infos.insert(asker(target), Uuid::new_v4().to_string());
                     }
                     self.write(load, &status).await?;
-                    return Ok(Some(LOOK));
+                    return Ok(Some(POLL_INTERVAL));
                 }
             }
         }
@@ -187,14 +187,14 @@ impl Load {
         let failed = all.iter().find(|one| matches!(one.state(), JobState::Failed | JobState::Cancelled));
         if let Some(failed) = failed {
             let path = String::from_utf8_lossy(&failed.path).into_owned();
-            let trouble = Trouble::new("LoadFailed", format!("{path}: {}", failed.message));
-            return self.end(load, status, Err(&trouble)).await;
+            let not_ready = NotReady::new("LoadFailed", format!("{path}: {}", failed.message));
+            return self.end(load, status, Err(&not_ready)).await;
         }
         if all.iter().all(|one| one.state() == JobState::Done) {
             return self.end(load, status, Ok(())).await;
         }
         self.write(load, &status).await?;
-        Ok(Some(LOOK))
+        Ok(Some(POLL_INTERVAL))
     }
 
     /// Waits for the next run of a schedule.
@@ -213,14 +213,14 @@ impl Load {
         }
         self.write(load, &status).await?;
         let wait = next.and_then(|next| Duration::try_from(next.duration_since(now)).ok());
-        Ok(Some(wait.unwrap_or(IDLE).clamp(LOOK, IDLE)))
+        Ok(Some(wait.unwrap_or(IDLE).clamp(POLL_INTERVAL, IDLE)))
     }
 
     async fn end(
         &self,
         load: &DataLoad,
         mut status: OperationStatus,
-        outcome: Result<(), &Trouble>,
+        outcome: Result<(), &NotReady>,
     ) -> Result<Option<Duration>, kube::Error> {
         let told = status.clone();
         let made = load.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second());
@@ -233,7 +233,7 @@ impl Load {
                 status.last_successful_time = Some(Time(Timestamp::now()));
                 set(&mut status.conditions, "Complete", Ok(("DataLoadSucceed", "everything asked for is cached")))
             }
-            Err(trouble) => set(&mut status.conditions, "Complete", Err(trouble)),
+            Err(not_ready) => set(&mut status.conditions, "Complete", Err(not_ready)),
         };
         if news.is_none() && told.phase == status.phase {
             // It has been told, and stays as it is until somebody changes it.
@@ -241,9 +241,9 @@ impl Load {
         }
         self.write(load, &status).await?;
         if let Some(news) = news {
-            self.site.tell(load, news).await;
+            self.context.emit(load, news).await;
         }
-        Ok(Some(LOOK))
+        Ok(Some(POLL_INTERVAL))
     }
 
     /// Removes it when its time is up.
@@ -257,7 +257,7 @@ impl Load {
         if let Ok(left @ 1..) = u64::try_from(left) {
             return Ok(Duration::from_secs(left));
         }
-        let api: Api<DataLoad> = Api::namespaced(self.site.world.client.clone(), &self.namespace);
+        let api: Api<DataLoad> = Api::namespaced(self.context.cache.client.clone(), &self.namespace);
         gone(api.delete(&self.name, &DeleteParams::default()).await)?;
         Ok(LATER)
     }
@@ -269,7 +269,7 @@ impl Load {
         let object = json!({
             "apiVersion": "data.fluid.io/v1alpha1", "kind": "DataLoad", "metadata": {"name": self.name}, "status": status,
         });
-        let api: Api<DataLoad> = Api::namespaced(self.site.world.client.clone(), &self.namespace);
+        let api: Api<DataLoad> = Api::namespaced(self.context.cache.client.clone(), &self.namespace);
         let params = PatchParams::apply(FIELD_MANAGER).force();
         gone(api.patch_status(&self.name, &params, &Patch::Apply(object)).await)
     }
@@ -330,8 +330,8 @@ mod tests {
     #[test]
     fn a_schedule_that_is_missing_or_wrong_is_told_with_what_to_write() {
         for (text, word) in [(None, "schedule is missing"), (Some("at night"), "five fields")] {
-            let trouble = schedule(&cron(text)).expect_err("refused");
-            assert!(trouble.reason == "ScheduleInvalid" && trouble.message.contains(word), "{trouble:?}");
+            let not_ready = schedule(&cron(text)).expect_err("refused");
+            assert!(not_ready.reason == "ScheduleInvalid" && not_ready.message.contains(word), "{not_ready:?}");
         }
     }
 }

@@ -9,7 +9,7 @@ use kube::api::DeleteParams;
 use kube::{Api, ResourceExt};
 
 use super::masters::{Masters, Said};
-use super::pair::Pair;
+use super::runtime_reconciler::RuntimeReconciler;
 use crate::desired::{self, Input, MASTER_RAFT, replicas};
 
 /// Label of a pod: the version of the StatefulSet's template it was made from.
@@ -62,7 +62,7 @@ fn outdated(set: &StatefulSet, pod: &Pod) -> bool {
 /// Why this master must stay: another one is away. A pod that is deleted and not made again yet is not in any list.
 pub(super) fn away(wanted: i32, pods: &[Arc<Pod>], taken: &str) -> Option<String> {
     let others = usize::try_from(wanted - 1).unwrap_or(0);
-    let ready = pods.iter().filter(|pod| pod.name_any() != taken && super::waiting::ready(pod)).count();
+    let ready = pods.iter().filter(|pod| pod.name_any() != taken && super::pod_diagnosis::ready(pod)).count();
     (ready < others).then(|| format!("{ready} of the {others} other masters are ready"))
 }
 
@@ -91,7 +91,7 @@ fn ordinal(pod: &Pod) -> Option<i32> {
     pod.name_any().rsplit_once('-')?.1.parse().ok()
 }
 
-impl Pair {
+impl RuntimeReconciler {
     /// Restarts one master that is not as it should be, if the others can do without it; the leader last, and only after
     /// it has handed over. Returns why nothing happens now, if something is to be done.
     pub(super) async fn roll(
@@ -104,7 +104,7 @@ impl Pair {
         let leader = masters.leader().map(|(leader, _)| leader);
         let mut old: Vec<&Arc<Pod>> = pods.iter().filter(|pod| outdated(set, pod)).collect();
         // Where nobody leads a new image may be what is missing: nothing is taken from anybody by one that is not ready.
-        old.retain(|pod| leader.is_some() || !super::waiting::ready(pod));
+        old.retain(|pod| leader.is_some() || !super::pod_diagnosis::ready(pod));
         old.sort_by_key(|pod| (leader == Some(pod.name_any().as_str()), pod.name_any()));
         let Some(next) = old.first() else { return Ok(None) };
         let name = next.name_any();
@@ -119,7 +119,7 @@ impl Pair {
     }
 
     async fn restart(&self, pod: &str) -> Result<(), kube::Error> {
-        let api: Api<Pod> = Api::namespaced(self.site.world.client.clone(), &self.namespace);
+        let api: Api<Pod> = Api::namespaced(self.context.cache.client.clone(), &self.namespace);
         super::apply::gone(api.delete(pod, &DeleteParams::default()).await)
     }
 }

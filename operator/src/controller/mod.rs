@@ -4,22 +4,22 @@
 //! and a slow cluster delays no other one.
 
 mod apply;
+mod claim_migration;
 mod claims;
-mod convert;
+mod cleanup;
 mod founding;
 mod lease;
 mod load;
 mod masters;
 mod members;
 mod mounts;
-mod pair;
-mod release;
+mod object_cache;
+mod pod_diagnosis;
 mod report;
+mod runtime_reconciler;
 mod schedule;
 mod status;
-mod waiting;
 mod workers;
-mod world;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -31,11 +31,11 @@ use kube::{Api, Client};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 
-use crate::events::{News, publish, recorder};
+use crate::events::{EventMessage, publish, recorder};
 use crate::http::Ready;
 use load::Load;
-use pair::Pair;
-use world::{Key, World};
+use object_cache::{Key, ObjectCache};
+use runtime_reconciler::RuntimeReconciler;
 
 /// Who tells events.
 const PROGRAM: &str = "jindofs-operator";
@@ -59,8 +59,8 @@ pub struct Options {
 
 /// What every task shares.
 #[derive(Clone)]
-struct Site {
-    world: World,
+struct Context {
+    cache: ObjectCache,
     options: Arc<Options>,
     recorder: Recorder,
 }
@@ -78,7 +78,7 @@ pub async fn run(options: Options, ready: Ready, stop: impl Future<Output = ()>)
             name: Some(options.identity.clone()),
             ..ObjectReference::default()
         };
-        let news = News::new("FluidPresent", why.clone(), true);
+        let news = EventMessage::new("FluidPresent", why.clone(), true);
         publish(&recorder(client, PROGRAM, &options.identity), &pod, news).await;
         return Err(why);
     }
@@ -114,31 +114,31 @@ async fn refuse_beside_fluid(client: &Client) -> Result<(), String> {
 }
 
 async fn act(client: Client, options: Options) {
-    let (wake, mut woken) = mpsc::unbounded_channel();
+    let (changes, mut changed) = mpsc::unbounded_channel();
     let recorder = recorder(client.clone(), PROGRAM, &options.identity);
-    let world = World::watch(client, &wake).await;
-    let site = Site { world, options: Arc::new(options), recorder };
-    let mut bells: HashMap<Key, Arc<Notify>> = HashMap::new();
+    let cache = ObjectCache::watch(client, &changes).await;
+    let context = Context { cache, options: Arc::new(options), recorder };
+    let mut wakers: HashMap<Key, Arc<Notify>> = HashMap::new();
     let mut tasks: JoinSet<Key> = JoinSet::new();
-    for key in site.world.keys(None) {
-        ring(&site, &mut bells, &mut tasks, key);
+    for key in context.cache.keys(None) {
+        wake(&context, &mut wakers, &mut tasks, key);
     }
     loop {
         tokio::select! {
-            key = woken.recv() => match key {
+            key = changed.recv() => match key {
                 None => return,
-                Some(Key::All) => site.world.keys(None).into_iter().for_each(|key| ring(&site, &mut bells, &mut tasks, key)),
+                Some(Key::All) => context.cache.keys(None).into_iter().for_each(|key| wake(&context, &mut wakers, &mut tasks, key)),
                 Some(Key::Namespace(one)) => {
-                    site.world.keys(Some(&one)).into_iter().for_each(|key| ring(&site, &mut bells, &mut tasks, key));
+                    context.cache.keys(Some(&one)).into_iter().for_each(|key| wake(&context, &mut wakers, &mut tasks, key));
                 }
-                Some(key) => ring(&site, &mut bells, &mut tasks, key),
+                Some(key) => wake(&context, &mut wakers, &mut tasks, key),
             },
             Some(ended) = tasks.join_next() => match ended {
                 // Its objects are gone; one of the same name that came meanwhile gets a task of its own.
                 Ok(key) => {
-                    bells.remove(&key);
-                    if site.world.keys(None).contains(&key) {
-                        ring(&site, &mut bells, &mut tasks, key);
+                    wakers.remove(&key);
+                    if context.cache.keys(None).contains(&key) {
+                        wake(&context, &mut wakers, &mut tasks, key);
                     }
                 }
                 // A defect of ours: better start from nothing than go on without that task.
@@ -153,31 +153,31 @@ async fn act(client: Client, options: Options) {
 
 /// What a task looks after.
 enum Actor {
-    Pair(Pair),
+    Runtime(RuntimeReconciler),
     Load(Load),
 }
 
 /// Wakes the task of a key, or starts it.
-fn ring(site: &Site, bells: &mut HashMap<Key, Arc<Notify>>, tasks: &mut JoinSet<Key>, key: Key) {
-    if let Some(bell) = bells.get(&key) {
-        bell.notify_one();
+fn wake(context: &Context, wakers: &mut HashMap<Key, Arc<Notify>>, tasks: &mut JoinSet<Key>, key: Key) {
+    if let Some(waker) = wakers.get(&key) {
+        waker.notify_one();
         return;
     }
     let mut actor = match key.clone() {
-        Key::Pair(namespace, name) => Actor::Pair(Pair::new(site.clone(), namespace, name)),
-        Key::Load(namespace, name) => Actor::Load(Load { site: site.clone(), namespace, name }),
+        Key::Runtime(namespace, name) => Actor::Runtime(RuntimeReconciler::new(context.clone(), namespace, name)),
+        Key::Load(namespace, name) => Actor::Load(Load { context: context.clone(), namespace, name }),
         Key::Namespace(_) | Key::All => return,
     };
-    if !site.world.keys(None).contains(&key) {
+    if !context.cache.keys(None).contains(&key) {
         return;
     }
-    let bell = Arc::new(Notify::new());
-    bells.insert(key.clone(), bell.clone());
+    let waker = Arc::new(Notify::new());
+    wakers.insert(key.clone(), waker.clone());
     tasks.spawn(async move {
         let mut failures = 0;
         loop {
             let done = match &mut actor {
-                Actor::Pair(pair) => pair.reconcile().await,
+                Actor::Runtime(pair) => pair.reconcile().await,
                 Actor::Load(load) => load.reconcile().await,
             };
             let pause = match done {
@@ -193,7 +193,7 @@ fn ring(site: &Site, bells: &mut HashMap<Key, Arc<Notify>>, tasks: &mut JoinSet<
                     BACKOFF_MAX.min(Duration::from_millis(500) * 2_u32.saturating_pow(failures))
                 }
             };
-            tokio::select! { () = bell.notified() => tokio::time::sleep(BURST).await, () = tokio::time::sleep(pause) => {} }
+            tokio::select! { () = waker.notified() => tokio::time::sleep(BURST).await, () = tokio::time::sleep(pause) => {} }
         }
     });
 }

@@ -3,7 +3,7 @@
 use jindofs_proto::v1::Mount;
 
 use super::masters::{Change, Masters};
-use super::status::Trouble;
+use super::status::NotReady;
 use crate::desired::{Input, mount_table};
 
 /// What leads from `now` to `wanted`; what is taken away first.
@@ -31,8 +31,8 @@ fn changes(now: &[Mount], wanted: Vec<Mount>) -> Vec<Change> {
 }
 
 /// Makes the table be as the Dataset says.
-pub(super) async fn apply(input: &Input<'_>, masters: &Masters) -> Result<(), Trouble> {
-    let now = masters.mounts().await.map_err(|why| Trouble::passing("MastersNotReady", why))?;
+pub(super) async fn apply(input: &Input<'_>, masters: &Masters) -> Result<(), NotReady> {
+    let now = masters.mounts().await.map_err(|why| NotReady::passing("MastersNotReady", why))?;
     for change in changes(&now, mount_table(input)) {
         let what = match &change {
             Change::Mount(mount) | Change::Options(mount) => {
@@ -41,7 +41,7 @@ pub(super) async fn apply(input: &Input<'_>, masters: &Masters) -> Result<(), Tr
             Change::Unmount(path) => format!("the mount at {}", String::from_utf8_lossy(path)),
         };
         tracing::info!(name = input.names.name, ?change, "the mount table is changed");
-        masters.change(change).await.map_err(|why| Trouble::new("RuntimeMountUfsFailed", format!("{what}: {why}")))?;
+        masters.change(change).await.map_err(|why| NotReady::new("RuntimeMountUfsFailed", format!("{what}: {why}")))?;
     }
     Ok(())
 }

@@ -4,40 +4,44 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::{Resource, ResourceExt};
 
-use super::Site;
+use super::Context;
 use crate::crd::Condition;
 use crate::desired::Unsupported;
-use crate::events::{News, publish};
+use crate::events::{EventMessage, publish};
 
 /// Type and reason of the condition that names fields without effect.
 pub(super) const UNSUPPORTED: &str = "UnsupportedField";
 
 /// What keeps a resource from being as it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Trouble {
+pub(super) struct NotReady {
     pub(super) reason: String,
     pub(super) message: String,
     /// It goes away by itself: no warning.
     pub(super) passing: bool,
 }
 
-impl Trouble {
+impl NotReady {
     /// Something that somebody has to look after.
-    pub(super) fn new(reason: impl Into<String>, message: impl Into<String>) -> Trouble {
-        Trouble { reason: reason.into(), message: message.into(), passing: false }
+    pub(super) fn new(reason: impl Into<String>, message: impl Into<String>) -> NotReady {
+        NotReady { reason: reason.into(), message: message.into(), passing: false }
     }
 
     /// Something that only takes its time.
-    pub(super) fn passing(reason: impl Into<String>, message: impl Into<String>) -> Trouble {
-        Trouble { passing: true, ..Trouble::new(reason, message) }
+    pub(super) fn passing(reason: impl Into<String>, message: impl Into<String>) -> NotReady {
+        NotReady { passing: true, ..NotReady::new(reason, message) }
     }
 }
 
 /// Sets a condition. The news, if its status or reason has changed.
-pub(super) fn set(all: &mut Vec<Condition>, kind: &str, state: Result<(&str, &str), &Trouble>) -> Option<News> {
+pub(super) fn set(
+    all: &mut Vec<Condition>,
+    kind: &str,
+    state: Result<(&str, &str), &NotReady>,
+) -> Option<EventMessage> {
     let (status, reason, message) = match &state {
         Ok((reason, message)) => ("True", (*reason).to_owned(), (*message).to_owned()),
-        Err(trouble) => ("False", trouble.reason.clone(), trouble.message.clone()),
+        Err(not_ready) => ("False", not_ready.reason.clone(), not_ready.message.clone()),
     };
     let old = all.iter().position(|one| one.r#type == kind);
     let before = old.map(|at| all[at].clone()).unwrap_or_default();
@@ -63,19 +67,19 @@ pub(super) fn set(all: &mut Vec<Condition>, kind: &str, state: Result<(&str, &st
         None => all.push(condition),
     }
     let told = moved || before.reason.as_deref() != Some(&reason);
-    let warning = matches!(&state, Err(trouble) if !trouble.passing);
-    told.then_some(News { reason, note: message, warning })
+    let warning = matches!(&state, Err(not_ready) if !not_ready.passing);
+    told.then_some(EventMessage { reason, note: message, warning })
 }
 
 /// Names the fields that have no effect, for as long as there are any. The news, when the first one appears.
-pub(super) fn name_unsupported(all: &mut Vec<Condition>, fields: &[Unsupported]) -> Option<News> {
+pub(super) fn name_unsupported(all: &mut Vec<Condition>, fields: &[Unsupported]) -> Option<EventMessage> {
     if fields.is_empty() {
         unset(all, UNSUPPORTED);
         return None;
     }
     let named = fields.iter().map(Unsupported::to_string).collect::<Vec<_>>().join("; ");
     let news = set(all, UNSUPPORTED, Ok((UNSUPPORTED, named.as_str())))?;
-    Some(News { warning: true, ..news })
+    Some(EventMessage { warning: true, ..news })
 }
 
 /// Takes a condition away.
@@ -83,9 +87,9 @@ pub(super) fn unset(all: &mut Vec<Condition>, kind: &str) {
     all.retain(|one| one.r#type != kind);
 }
 
-impl Site {
+impl Context {
     /// Tells it to whoever describes the object.
-    pub(super) async fn tell<K: Resource<DynamicType = ()>>(&self, about: &K, news: News) {
+    pub(super) async fn emit<K: Resource<DynamicType = ()>>(&self, about: &K, news: EventMessage) {
         let (namespace, name) = (about.namespace().unwrap_or_default(), about.name_any());
         tracing::info!(namespace, name, reason = news.reason, note = news.note, "told");
         publish(&self.recorder, &about.object_ref(&()), news).await;
@@ -99,11 +103,11 @@ mod tests {
     #[test]
     fn a_condition_keeps_its_time_until_its_status_changes_and_is_told_once() {
         let mut all = Vec::new();
-        let lost = Trouble::new("QuorumLost", "one of three masters answers");
+        let lost = NotReady::new("QuorumLost", "one of three masters answers");
         assert!(set(&mut all, "Ready", Err(&lost)).is_some());
         assert!(set(&mut all, "Ready", Err(&lost)).is_none());
         let since = all[0].last_transition_time.clone();
-        assert!(set(&mut all, "Ready", Err(&Trouble::new("QuorumLost", "none answers"))).is_none(), "told already");
+        assert!(set(&mut all, "Ready", Err(&NotReady::new("QuorumLost", "none answers"))).is_none(), "told already");
         assert_eq!(all[0].message.as_deref(), Some("none answers"));
         assert_eq!(all[0].last_transition_time, since);
         assert!(set(&mut all, "Ready", Ok(("DatasetReady", "bound"))).is_some());

@@ -10,22 +10,22 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
 use super::masters::{Masters, Said};
-use super::pair::Pair;
-use super::status::Trouble;
+use super::runtime_reconciler::RuntimeReconciler;
+use super::status::NotReady;
 use crate::desired::{self, Input, Role};
-use crate::events::News;
+use crate::events::EventMessage;
 use crate::sync::lock;
 
 /// Said to workers that leave because fewer are asked for: those that people drain are not ours to bring back.
 const REASON: &str = "scale-in";
 /// How long nothing may move before workers leave with what they hold.
-const PATIENCE: Duration = Duration::from_secs(60);
+const DRAIN_STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Bytes left when they last became fewer, and when that was.
 #[derive(Debug, Default)]
-pub(super) struct Watch(Mutex<Option<(u64, Instant)>>);
+pub(super) struct DrainProgress(Mutex<Option<(u64, Instant)>>);
 
-impl Watch {
+impl DrainProgress {
     fn forget(&self) {
         *lock(&self.0) = None;
     }
@@ -45,7 +45,7 @@ impl Watch {
 
 /// What is to be done about workers that have to go.
 #[derive(Debug, PartialEq, Eq)]
-enum Step {
+enum DrainStep {
     /// These are to be drained.
     Mark(Vec<String>),
     /// Bytes that have not moved yet, and what keeps them.
@@ -70,28 +70,28 @@ fn ordinal(worker: &WorkerInfo, pods: &BTreeMap<String, i32>) -> Option<i32> {
 }
 
 /// One look at the workers of ordinals from `wanted` on. One that does not live has nothing to give.
-fn look(workers: &[WorkerInfo], pods: &BTreeMap<String, i32>, wanted: i32) -> Step {
+fn next_step(workers: &[WorkerInfo], pods: &BTreeMap<String, i32>, wanted: i32) -> DrainStep {
     let leaves = |worker: &&WorkerInfo| {
         worker.state() == WorkerState::Live && ordinal(worker, pods).is_some_and(|ordinal| ordinal >= wanted)
     };
     let leaving: Vec<&WorkerInfo> = workers.iter().filter(leaves).collect();
     let unmarked: Vec<String> = leaving.iter().filter(|one| one.drain.is_none()).map(|one| one.id.clone()).collect();
     if !unmarked.is_empty() {
-        return Step::Mark(unmarked);
+        return DrainStep::Mark(unmarked);
     }
     let drains = || leaving.iter().filter_map(|worker| worker.drain.as_ref());
     let left = drains().map(|drain| drain.left_bytes).sum();
     let on = drains().find(|drain| drain.state() != DrainState::Done);
     let why = on.or_else(|| drains().find(|drain| drain.left_bytes > 0));
     let why = why.map(|drain| drain.message.clone()).unwrap_or_default();
-    if on.is_some() { Step::Wait(left, why) } else { Step::Done(left, why) }
+    if on.is_some() { DrainStep::Wait(left, why) } else { DrainStep::Done(left, why) }
 }
 
-impl Pair {
+impl RuntimeReconciler {
     /// Replicas of the workers' StatefulSet now, and what is waited for while there are more than are wanted.
-    pub(super) async fn workers_size(&self, input: &Input<'_>, masters: &Masters) -> (i32, Option<Trouble>) {
+    pub(super) async fn workers_size(&self, input: &Input<'_>, masters: &Masters) -> (i32, Option<NotReady>) {
         let wanted = desired::workers(input);
-        let live = self.site.world.get::<StatefulSet>(&self.namespace, &input.names.of(Role::Worker));
+        let live = self.context.cache.get::<StatefulSet>(&self.namespace, &input.names.of(Role::Worker));
         let now = live.and_then(|set| set.spec.as_ref()?.replicas).unwrap_or(wanted);
         if now <= wanted {
             self.drains.forget();
@@ -99,8 +99,8 @@ impl Pair {
         }
         match self.drain(input, masters, wanted).await {
             Ok(None) => (wanted, None),
-            Ok(Some(why)) => (now, Some(Trouble::passing("WorkersDraining", why))),
-            Err(why) => (now, Some(Trouble::passing("WorkersDraining", format!("not drained yet: {why}")))),
+            Ok(Some(why)) => (now, Some(NotReady::passing("WorkersDraining", why))),
+            Err(why) => (now, Some(NotReady::passing("WorkersDraining", format!("not drained yet: {why}")))),
         }
     }
 
@@ -108,30 +108,30 @@ impl Pair {
     async fn drain(&self, input: &Input<'_>, masters: &Masters, wanted: i32) -> Said<Option<String>> {
         let pods = self.pods(Role::Worker);
         let pods = ordinals(pods.iter().map(|pod| &**pod));
-        match look(&masters.usage().await?.workers, &pods, wanted) {
-            Step::Mark(ids) => {
+        match next_step(&masters.usage().await?.workers, &pods, wanted) {
+            DrainStep::Mark(ids) => {
                 let count = ids.len();
                 masters.drain(ids, false, REASON).await?;
                 Ok(Some(format!("{count} of the workers leave: the others take what they hold")))
             }
-            Step::Wait(left, why) => {
+            DrainStep::Wait(left, why) => {
                 let still = self.drains.still(left, Instant::now());
                 let left = super::report::size(left);
-                if still < PATIENCE {
+                if still < DRAIN_STALL_TIMEOUT {
                     return Ok(Some(format!("{left} are left on workers that leave: {why}")));
                 }
                 let note = format!("nothing has moved for {} s, {left} are left behind: {why}", still.as_secs());
-                self.site.tell(input.dataset, News::new("WorkersNotDrained", note, true)).await;
+                self.context.emit(input.dataset, EventMessage::new("WorkersNotDrained", note, true)).await;
                 Ok(None)
             }
-            Step::Done(0, _) => {
+            DrainStep::Done(0, _) => {
                 let note = "the others hold what the workers that leave have cached".to_owned();
-                self.site.tell(input.dataset, News::new("WorkersDrained", note, false)).await;
+                self.context.emit(input.dataset, EventMessage::new("WorkersDrained", note, false)).await;
                 Ok(None)
             }
-            Step::Done(left, why) => {
+            DrainStep::Done(left, why) => {
                 let note = format!("{} could not move and are left behind: {why}", super::report::size(left));
-                self.site.tell(input.dataset, News::new("WorkersNotDrained", note, true)).await;
+                self.context.emit(input.dataset, EventMessage::new("WorkersNotDrained", note, true)).await;
                 Ok(None)
             }
         }
@@ -181,12 +181,12 @@ mod tests {
     fn workers_of_the_last_ordinals_are_drained_and_waited_for() {
         let stays = worker("a", "10.0.0.1:6101", None);
         let new = || worker("c", "[fd00::3]:6101", None);
-        assert_eq!(look(&[stays.clone(), new()], &pods(), 2), Step::Mark(vec!["c".into()]));
+        assert_eq!(next_step(&[stays.clone(), new()], &pods(), 2), DrainStep::Mark(vec!["c".into()]));
         let on = worker("b", "10.0.0.2:6101", Some((DrainState::Moving, 7)));
         let done = worker("c", "[fd00::3]:6101", Some((DrainState::Done, 0)));
         let all = [stays, on, done];
-        assert_eq!(look(&all, &pods(), 1), Step::Wait(7, "b says".into()));
-        assert_eq!(look(&all, &pods(), 2), Step::Done(0, String::new()));
+        assert_eq!(next_step(&all, &pods(), 1), DrainStep::Wait(7, "b says".into()));
+        assert_eq!(next_step(&all, &pods(), 2), DrainStep::Done(0, String::new()));
     }
 
     #[test]
@@ -194,14 +194,14 @@ mod tests {
         let mut lost = worker("b", "10.0.0.2:6101", None);
         lost.set_state(WorkerState::Lost);
         let elsewhere = worker("x", "10.9.9.9:6101", None);
-        assert_eq!(look(&[lost, elsewhere], &pods(), 1), Step::Done(0, String::new()));
+        assert_eq!(next_step(&[lost, elsewhere], &pods(), 1), DrainStep::Done(0, String::new()));
         let full = worker("b", "10.0.0.2:6101", Some((DrainState::Done, 5)));
-        assert_eq!(look(&[full], &pods(), 1), Step::Done(5, "b says".into()));
+        assert_eq!(next_step(&[full], &pods(), 1), DrainStep::Done(5, "b says".into()));
     }
 
     #[test]
     fn patience_begins_anew_with_every_byte_that_moves() {
-        let (watch, start) = (Watch::default(), Instant::now());
+        let (watch, start) = (DrainProgress::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         assert_eq!(watch.still(100, at(0)), Duration::ZERO);
         assert_eq!(watch.still(100, at(50)), Duration::from_secs(50));

@@ -8,17 +8,17 @@ use jindofs_proto::csi::volume_usage::Unit;
 use rustix::fs::StatVfs;
 use rustix::io::Errno;
 
-use super::turns::Turns;
+use super::keyed_lock::KeyedLock;
 
 /// How long a file system may take to answer. A client whose masters are away needs two seconds to say what it knows.
-const PATIENCE: Duration = Duration::from_millis(2250);
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(2250);
 /// Pause between two looks whether an earlier question was answered.
-const LOOK: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Asks mounts.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Health {
-    asked: Turns,
+    asked: KeyedLock,
 }
 
 impl Health {
@@ -47,20 +47,20 @@ impl Health {
     async fn ask(&self, path: &Path) -> Result<rustix::io::Result<StatVfs>, String> {
         let answer = async {
             // One that hangs keeps its thread: no second one is spent on it.
-            let turn = loop {
-                match self.asked.take(path.display().to_string()) {
-                    Some(turn) => break turn,
-                    None => tokio::time::sleep(LOOK).await,
+            let guard = loop {
+                match self.asked.try_lock(path.display().to_string()) {
+                    Some(guard) => break guard,
+                    None => tokio::time::sleep(POLL_INTERVAL).await,
                 }
             };
             let path = path.to_owned();
             let ask = move || {
-                let _turn = turn;
+                let _guard = guard;
                 rustix::fs::statvfs(&path)
             };
             tokio::task::spawn_blocking(ask).await
         };
-        let answer = tokio::time::timeout(PATIENCE, answer).await;
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT, answer).await;
         let answer = answer.map_err(|_| "the client behind it does not answer: look at the FUSE pod of this node")?;
         answer.map_err(|error| error.to_string())
     }

@@ -5,15 +5,15 @@
 
 mod health;
 mod identity;
-mod keeper;
+mod keyed_lock;
+mod mount_holder;
 mod mounts;
 mod node;
 mod orphans;
+mod pod_events;
 mod published;
 mod registration;
 mod request;
-mod told;
-mod turns;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,14 +28,14 @@ use tonic::transport::Server;
 use crate::desired::handover_socket;
 use crate::http::Ready;
 use health::Health;
-use keeper::Keeper;
+use keyed_lock::KeyedLock;
+use mount_holder::MountHolder;
 use orphans::Reaper;
+use pod_events::PodEvents;
 use published::{Published, Volume};
-use told::Told;
-use turns::Turns;
 
 /// How often mounts are compared with what they show.
-const LOOK: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the plugin is told when it starts.
 #[derive(Debug, Clone)]
@@ -75,13 +75,13 @@ pub async fn run(options: Options, ready: Ready, stop: impl Future<Output = ()>)
     let listener = listen(&socket)?;
     let register = options.kubelet.join("plugins_registry").join(format!("{}-reg.sock", options.driver));
     let registrar = listen(&register)?;
-    let handover = keeper::listen(&handover_socket(&options.mounts))?;
-    let keeper = Arc::new(Keeper::new(published.clone(), options.handover_timeout));
-    let (turns, health) = (Turns::default(), Health::default());
-    let node = node::NodeService::new(options.clone(), published.clone(), turns.clone(), health.clone());
+    let handover = mount_holder::listen(&handover_socket(&options.mounts))?;
+    let mount_holder = Arc::new(MountHolder::new(published.clone(), options.handover_timeout));
+    let (key_locks, health) = (KeyedLock::default(), Health::default());
+    let node = node::NodeService::new(options.clone(), published.clone(), key_locks.clone(), health.clone());
     let reaper = Reaper {
         mounts: options.mounts.clone(),
-        keeper: keeper.clone(),
+        mount_holder: mount_holder.clone(),
         published: published.clone(),
         health: health.clone(),
     };
@@ -89,17 +89,17 @@ pub async fn run(options: Options, ready: Ready, stop: impl Future<Output = ()>)
         .add_service(IdentityServer::new(identity::IdentityService { driver: options.driver.clone() }))
         .add_service(NodeServer::new(node))
         .serve_with_incoming(UnixListenerStream::new(listener));
-    let told = Told::new(&options.node).await;
+    let pod_events = PodEvents::new(&options.node).await;
     let plugin = registration::info(&options.driver, &socket);
     ready.set();
     tracing::info!(driver = options.driver, node = options.node, socket = %socket.display(), "serving the kubelet");
     let outcome = tokio::select! {
         served = serve => served.map_err(|error| format!("the plugin's socket: {error}")),
         () = registration::serve(registrar, plugin) => Err("the registration socket has ended".to_owned()),
-        () = keep_bound(published, turns, health, told) => Ok(()),
-        () = keep_tidy(keeper.clone()) => Ok(()),
+        () = keep_bound(published, key_locks, health, pod_events) => Ok(()),
+        () = keep_tidy(mount_holder.clone()) => Ok(()),
         () = reaper.run() => Ok(()),
-        () = keeper.serve(handover) => Ok(()),
+        () = mount_holder.serve(handover) => Ok(()),
         () = stop => Ok(()),
     };
     // The kubelet takes a socket that is gone for a plugin that is gone, and mounts nothing more until it comes back.
@@ -107,37 +107,43 @@ pub async fn run(options: Options, ready: Ready, stop: impl Future<Output = ()>)
     outcome
 }
 
-async fn keep_bound(published: Arc<Published>, turns: Turns, health: Health, told: Told) {
+async fn keep_bound(published: Arc<Published>, key_locks: KeyedLock, health: Health, pod_events: PodEvents) {
     loop {
         for volume in published.stale() {
-            tokio::spawn(bind_again(volume, published.clone(), turns.clone(), health.clone(), told.clone()));
+            tokio::spawn(bind_again(volume, published.clone(), key_locks.clone(), health.clone(), pod_events.clone()));
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
 /// Apart from binding: what blocks there may wait for what is let go of here.
-async fn keep_tidy(keeper: Arc<Keeper>) {
+async fn keep_tidy(mount_holder: Arc<MountHolder>) {
     loop {
-        keeper.clone().tidied().await;
-        tokio::time::sleep(LOOK).await;
+        mount_holder.clone().tidied().await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
 /// Binds a volume to the client that came back, unless it does not answer or somebody works on the target: the next look is
 /// soon.
-async fn bind_again(volume: Volume, published: Arc<Published>, turns: Turns, health: Health, told: Told) {
+async fn bind_again(
+    volume: Volume,
+    published: Arc<Published>,
+    key_locks: KeyedLock,
+    health: Health,
+    pod_events: PodEvents,
+) {
     if health.usage(&volume.source).await.is_err() {
         return;
     }
-    let Some(turn) = turns.take(volume.target.display().to_string()) else { return };
+    let Some(guard) = key_locks.try_lock(volume.target.display().to_string()) else { return };
     let shown = volume.clone();
     let work = move || {
-        let _turn = turn;
+        let _guard = guard;
         published.rebind(&shown)
     };
     match tokio::task::spawn_blocking(work).await {
-        Ok(true) => told.replaced(&volume).await,
+        Ok(true) => pod_events.replaced(&volume).await,
         Ok(false) => {}
         Err(error) => tracing::error!(%error, "binding again broke off"),
     }

@@ -1,9 +1,12 @@
 //! The node's mount table, read as text: asking a dead file system anything may fail or block.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use jindofs_packets::unescape_mount_field;
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
@@ -46,18 +49,12 @@ fn parse(table: &str) -> Vec<Mounted> {
         let mut fields = line.split(' ');
         let (id, parent) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
         let device = fields.next()?.to_owned();
-        let at = PathBuf::from(unescape(fields.nth(1)?));
+        let at = PathBuf::from(OsString::from_vec(unescape_mount_field(fields.nth(1)?.as_bytes())));
         let read_only = fields.next()?.split(',').any(|option| option == "ro");
         let kind = fields.skip_while(|field| *field != "-").nth(1)?.to_owned();
         Some(Mounted { id, parent, at, device, kind, read_only })
     };
     table.lines().filter_map(line).collect()
-}
-
-/// `\040` and the like.
-fn unescape(field: &str) -> String {
-    let escapes = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
-    escapes.iter().fold(field.to_owned(), |text, (escape, plain)| text.replace(escape, plain))
 }
 
 /// What is on top at exactly this path.

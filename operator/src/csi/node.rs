@@ -19,23 +19,23 @@ use tonic::{Request, Response, Status};
 
 use super::Options;
 use super::health::{self, Health};
+use super::keyed_lock::{KeyedLock, KeyedLockGuard};
 use super::mounts::{Mounted, table, top};
+use super::pod_events::Pod;
 use super::published::{Published, Volume};
 use super::request::{below, given, reads_only, source, target};
-use super::told::Pod;
-use super::turns::{Turn, Turns};
 
 /// How long one call waits for a client to mount; the kubelet asks again.
 const WAIT: Duration = Duration::from_secs(60);
 /// Pause between two looks at the mount table.
-const LOOK: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The service.
 #[derive(Debug)]
 pub(super) struct NodeService {
     options: Options,
     published: Arc<Published>,
-    turns: Turns,
+    key_locks: KeyedLock,
     health: Health,
 }
 
@@ -44,22 +44,30 @@ fn is_mounted(path: &Path) -> bool {
 }
 
 /// The turn ends with the work, not with a caller who does not wait for it.
-async fn blocking(turn: Turn, work: impl FnOnce() -> Result<(), Status> + Send + 'static) -> Result<(), Status> {
+async fn blocking(
+    guard: KeyedLockGuard,
+    work: impl FnOnce() -> Result<(), Status> + Send + 'static,
+) -> Result<(), Status> {
     let work = move || {
-        let _turn = turn;
+        let _guard = guard;
         work()
     };
     tokio::task::spawn_blocking(work).await.map_err(|error| Status::internal(error.to_string()))?
 }
 
 impl NodeService {
-    pub(super) fn new(options: Options, published: Arc<Published>, turns: Turns, health: Health) -> NodeService {
-        NodeService { options, published, turns, health }
+    pub(super) fn new(
+        options: Options,
+        published: Arc<Published>,
+        key_locks: KeyedLock,
+        health: Health,
+    ) -> NodeService {
+        NodeService { options, published, key_locks, health }
     }
 
-    fn turn(&self, key: impl Into<String>) -> Result<Turn, Status> {
+    fn guard(&self, key: impl Into<String>) -> Result<KeyedLockGuard, Status> {
         let key = key.into();
-        let taken = self.turns.take(key.clone());
+        let taken = self.key_locks.try_lock(key.clone());
         taken.ok_or_else(|| Status::aborted(format!("another call for {key} is under way")))
     }
 
@@ -74,7 +82,7 @@ impl NodeService {
                         Err(error) => why = error,
                     }
                 }
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(POLL_INTERVAL).await;
             }
         });
         found.await.map_err(|_| Status::unavailable(format!("{}: {why}", path.display())))
@@ -88,7 +96,7 @@ impl Node for NodeService {
         request: Request<NodeStageVolumeRequest>,
     ) -> Result<Response<NodeStageVolumeResponse>, Status> {
         let request = request.into_inner();
-        let _turn = self.turn(given(&request.volume_id, "volume_id")?)?;
+        let _guard = self.guard(given(&request.volume_id, "volume_id")?)?;
         given(&request.staging_target_path, "staging_target_path")?;
         reads_only(request.volume_capability.as_ref())?;
         self.mounted(&source(&request.volume_context, &self.options.mounts)?).await?;
@@ -100,7 +108,7 @@ impl Node for NodeService {
         request: Request<NodeUnstageVolumeRequest>,
     ) -> Result<Response<NodeUnstageVolumeResponse>, Status> {
         let request = request.into_inner();
-        let _turn = self.turn(given(&request.volume_id, "volume_id")?)?;
+        let _guard = self.guard(given(&request.volume_id, "volume_id")?)?;
         given(&request.staging_target_path, "staging_target_path")?;
         Ok(Response::new(NodeUnstageVolumeResponse {}))
     }
@@ -115,12 +123,12 @@ impl Node for NodeService {
         let read_only = reads_only(request.volume_capability.as_ref())? || request.readonly;
         let source = source(&request.volume_context, &self.options.mounts)?;
         let (directory, pod) = (below(&request.volume_context)?, Pod::of(&request.volume_context));
-        let turn = self.turn(target.display().to_string())?;
+        let guard = self.guard(target.display().to_string())?;
         // After a restart of the node nothing is staged, and the kubelet may not stage again.
         self.mounted(&source).await?;
         let published = self.published.clone();
         let volume = Volume { volume, target, source, directory, read_only, pod };
-        blocking(turn, move || published.publish(volume)).await?;
+        blocking(guard, move || published.publish(volume)).await?;
         Ok(Response::new(NodePublishVolumeResponse {}))
     }
 
@@ -131,9 +139,9 @@ impl Node for NodeService {
         let request = request.into_inner();
         given(&request.volume_id, "volume_id")?;
         let target = target(&request.target_path, &self.options.kubelet)?;
-        let turn = self.turn(target.display().to_string())?;
+        let guard = self.guard(target.display().to_string())?;
         let published = self.published.clone();
-        blocking(turn, move || published.unpublish(&target)).await?;
+        blocking(guard, move || published.unpublish(&target)).await?;
         Ok(Response::new(NodeUnpublishVolumeResponse {}))
     }
 

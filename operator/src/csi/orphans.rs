@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::health::Health;
-use super::keeper::Keeper;
+use super::mount_holder::MountHolder;
 use super::mounts::{Mounted, table};
 use super::published::Published;
 
@@ -19,7 +19,7 @@ const SCAN_INTERVAL: Duration = Duration::from_secs(5);
 pub(super) struct Reaper {
     /// Directory below which the clients of this node mount.
     pub(super) mounts: PathBuf,
-    pub(super) keeper: Arc<Keeper>,
+    pub(super) mount_holder: Arc<MountHolder>,
     pub(super) published: Arc<Published>,
     pub(super) health: Health,
 }
@@ -46,7 +46,7 @@ impl Reaper {
         for mounted in table()? {
             if mounted.is_fuse()
                 && mounted.at.starts_with(&self.mounts)
-                && !self.keeper.holds(&mounted.device)
+                && !self.mount_holder.holds(&mounted.device)
                 && !self.published.needs(&mounted.device)?
             {
                 candidates.push(mounted);

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tonic::Status;
 
 use super::mounts::{Mounted, bind, device, open, table, top, unmount, unmount_all};
-use super::told::Pod;
+use super::pod_events::Pod;
 use crate::fingerprint::fingerprint;
 use crate::sync::lock;
 

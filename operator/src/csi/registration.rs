@@ -173,8 +173,8 @@ mod tests {
         let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display())).expect("a uri");
         let mut client = RegistrationClient::new(endpoint.connect().await.expect("connected"));
         for _ in 0..2 {
-            let told = client.get_info(InfoRequest {}).await.expect("answered").into_inner();
-            assert_eq!(told.endpoint, "/plugins/csi.sock");
+            let pod_events = client.get_info(InfoRequest {}).await.expect("answered").into_inner();
+            assert_eq!(pod_events.endpoint, "/plugins/csi.sock");
             let status = RegistrationStatus { plugin_registered: true, error: String::new() };
             client.notify_registration_status(status).await.expect("answered");
         }

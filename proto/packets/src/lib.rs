@@ -1,6 +1,7 @@
 //! Packets over a Unix socket of this host (`SOCK_SEQPACKET`), each with a few file descriptors at most (`SCM_RIGHTS`), and
 //! what those who hand a FUSE mount over in them say to the kernel.
 
+mod mountinfo;
 mod resend;
 
 use std::io::{self, IoSlice, IoSliceMut};
@@ -16,6 +17,7 @@ use rustix::net::{
 };
 use tokio::io::unix::AsyncFd;
 
+pub use mountinfo::unescape_mount_field;
 pub use resend::resend_requests;
 
 /// Largest packet.

@@ -26,16 +26,16 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// The mounts that are held.
 #[derive(Debug)]
-pub(super) struct Keeper {
+pub(super) struct MountHolder {
     published: Arc<Published>,
-    patience: Duration,
+    unserved_timeout: Duration,
     clients: AtomicU64,
     /// By device number.
-    held: Mutex<HashMap<String, Held>>,
+    held: Mutex<HashMap<String, HeldMount>>,
 }
 
 #[derive(Debug)]
-struct Held {
+struct HeldMount {
     fuse: OwnedFd,
     state: OwnedFd,
     server: Server,
@@ -69,13 +69,13 @@ pub(super) fn listen(socket: &Path) -> Result<PacketListener, String> {
     PacketListener::bind(socket).map_err(at)
 }
 
-impl Keeper {
-    /// Lets go of a mount that no client has served for `patience`.
-    pub(super) fn new(published: Arc<Published>, patience: Duration) -> Keeper {
-        Keeper { published, patience, clients: AtomicU64::new(1), held: Mutex::default() }
+impl MountHolder {
+    /// Lets go of a mount that no client has served for `unserved_timeout`.
+    pub(super) fn new(published: Arc<Published>, unserved_timeout: Duration) -> MountHolder {
+        MountHolder { published, unserved_timeout, clients: AtomicU64::new(1), held: Mutex::default() }
     }
 
-    fn held(&self) -> MutexGuard<'_, HashMap<String, Held>> {
+    fn held(&self) -> MutexGuard<'_, HashMap<String, HeldMount>> {
         lock(&self.held)
     }
 
@@ -155,7 +155,7 @@ impl Keeper {
             return Err(refused(format!("no FUSE mount with the device {device} is seen here")));
         }
         tracing::info!(device, client, "holds the mount of a client");
-        let held = Held { fuse: file.into(), state, server: Server::Client(client) };
+        let held = HeldMount { fuse: file.into(), state, server: Server::Client(client) };
         self.held().insert(device.to_owned(), held);
         Ok(Vec::new())
     }
@@ -218,20 +218,20 @@ impl Keeper {
 
     /// May block.
     fn tidy(&self) {
-        let unserved = |(device, one): (&String, &Held)| match one.server {
+        let unserved = |(device, one): (&String, &HeldMount)| match one.server {
             Server::Gone(since) => Some((device.clone(), since)),
             Server::Client(_) => None,
         };
         let unserved: Vec<(String, Instant)> = self.held().iter().filter_map(unserved).collect();
         for (device, since) in unserved {
-            if let Err(error) = self.let_go(&device, since.elapsed()) {
+            if let Err(error) = self.release(&device, since.elapsed()) {
                 tracing::warn!(device, %error, "a mount without a client was not taken away");
             }
         }
     }
 
-    fn let_go(&self, device: &str, waited: Duration) -> std::io::Result<()> {
-        let late = waited >= self.patience;
+    fn release(&self, device: &str, waited: Duration) -> std::io::Result<()> {
+        let late = waited >= self.unserved_timeout;
         if !late && self.published.needs(device)? {
             return Ok(());
         }
@@ -251,17 +251,17 @@ mod tests {
 
     struct Bench {
         directory: std::path::PathBuf,
-        keeper: Arc<Keeper>,
+        mount_holder: Arc<MountHolder>,
     }
 
     impl Bench {
         fn start() -> Bench {
             let directory = std::env::temp_dir().join(format!("jindofs-keeper-{}", uuid::Uuid::new_v4()));
             let published = Arc::new(Published::load(directory.join("published")).expect("opened"));
-            let keeper = Arc::new(Keeper::new(published, Duration::from_secs(120)));
+            let mount_holder = Arc::new(MountHolder::new(published, Duration::from_secs(120)));
             let listener = listen(&directory.join("s/keeper.sock")).expect("listens");
-            tokio::spawn(keeper.clone().serve(listener));
-            Bench { directory, keeper }
+            tokio::spawn(mount_holder.clone().serve(listener));
+            Bench { directory, mount_holder }
         }
 
         fn connect(&self) -> Packets {
@@ -313,16 +313,16 @@ mod tests {
     async fn a_mount_is_given_to_one_client_at_a_time_and_let_go_of_when_the_last_one_ends_and_nothing_shows_it() {
         let bench = Bench::start();
         let file = || OwnedFd::from(std::fs::File::open("/dev/null").expect("opened"));
-        let held = Held { fuse: file(), state: file(), server: Server::Gone(Instant::now()) };
-        bench.keeper.held().insert("0:999999".to_owned(), held);
+        let held = HeldMount { fuse: file(), state: file(), server: Server::Gone(Instant::now()) };
+        bench.mount_holder.held().insert("0:999999".to_owned(), held);
         let (first, second) = (bench.connect(), bench.connect());
         assert_eq!(call(&first, HandoverOp::Take, &[]).await.outcome(), HandoverOutcome::Done);
         assert_eq!(call(&second, HandoverOp::Take, &[]).await.outcome(), HandoverOutcome::Served);
-        bench.keeper.tidy();
-        assert_eq!(bench.keeper.held().len(), 1, "it is served");
+        bench.mount_holder.tidy();
+        assert_eq!(bench.mount_holder.held().len(), 1, "it is served");
         drop(first);
         let gone = async {
-            while !bench.keeper.held().is_empty() {
+            while !bench.mount_holder.held().is_empty() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };

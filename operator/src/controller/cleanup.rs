@@ -8,38 +8,38 @@ use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 
 use super::apply::gone;
-use super::pair::Pair;
-use super::status::{Trouble, set};
+use super::runtime_reconciler::RuntimeReconciler;
+use super::status::{NotReady, set};
 use crate::crd::{DATASET_FINALIZER, Dataset, JindoRuntime, RUNTIME_FINALIZER};
 use crate::desired::{MANAGER, Names};
-use crate::events::News;
+use crate::events::EventMessage;
 
 /// Pause between two looks at what is on its way out.
-const LOOK: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 fn ours<K: Resource>(object: &K) -> bool {
     object.labels().get("app.kubernetes.io/managed-by").is_some_and(|manager| manager == MANAGER)
 }
 
-impl Pair {
+impl RuntimeReconciler {
     /// Takes down what belongs to the one that is being deleted, once no pod uses it.
     pub(super) async fn release(
         &self,
         dataset: Option<&Dataset>,
         runtime: Option<&JindoRuntime>,
     ) -> Result<Duration, kube::Error> {
-        let world = &self.site.world;
-        let users: Vec<String> = world.users(&self.namespace, &self.name).iter().map(|pod| pod.name_any()).collect();
+        let cache = &self.context.cache;
+        let users: Vec<String> = cache.users(&self.namespace, &self.name).iter().map(|pod| pod.name_any()).collect();
         if !users.is_empty() {
             let message = format!("pods still use it: {}; it is deleted when they are gone", users.join(", "));
-            self.hold(dataset, runtime, &Trouble::new("DatasetInUse", message)).await?;
+            self.hold(dataset, runtime, &NotReady::new("DatasetInUse", message)).await?;
             return Ok(Duration::from_secs(30));
         }
         if !self.delete_volume().await? {
-            return Ok(LOOK);
+            return Ok(POLL_INTERVAL);
         }
         if let Some(runtime) = runtime {
-            for node in world.nodes.state() {
+            for node in cache.nodes.state() {
                 self.unlabel(&node, &self.node_label(dataset)).await?;
             }
             self.finalize(runtime, RUNTIME_FINALIZER, false).await?;
@@ -47,7 +47,7 @@ impl Pair {
         if let Some(dataset) = dataset.filter(|one| one.metadata.deletion_timestamp.is_some()) {
             self.finalize(dataset, DATASET_FINALIZER, false).await?;
         }
-        Ok(LOOK)
+        Ok(POLL_INTERVAL)
     }
 
     /// Says why nothing happens.
@@ -55,45 +55,49 @@ impl Pair {
         &self,
         dataset: Option<&Dataset>,
         runtime: Option<&JindoRuntime>,
-        trouble: &Trouble,
+        not_ready: &NotReady,
     ) -> Result<(), kube::Error> {
         if let Some(dataset) = dataset {
             let mut status = dataset.status.clone().unwrap_or_default();
-            let news = set(&mut status.conditions, "Deletable", Err(trouble));
+            let news = set(&mut status.conditions, "Deletable", Err(not_ready));
             self.write_dataset(dataset, &status).await?;
-            self.tell_all(dataset, news.into_iter()).await;
+            self.emit_all(dataset, news.into_iter()).await;
         } else if let Some(runtime) = runtime {
             let mut status = runtime.status.clone().unwrap_or_default();
-            let news = set(&mut status.conditions, "Deletable", Err(trouble));
+            let news = set(&mut status.conditions, "Deletable", Err(not_ready));
             self.write_runtime(runtime, &status).await?;
-            self.tell_all(runtime, news.into_iter()).await;
+            self.emit_all(runtime, news.into_iter()).await;
         }
         Ok(())
     }
 
-    pub(super) async fn tell_all<K: Resource<DynamicType = ()>>(&self, about: &K, news: impl Iterator<Item = News>) {
+    pub(super) async fn emit_all<K: Resource<DynamicType = ()>>(
+        &self,
+        about: &K,
+        news: impl Iterator<Item = EventMessage>,
+    ) {
         for one in news {
-            self.site.tell(about, one).await;
+            self.context.emit(about, one).await;
         }
     }
 
     /// True when neither claim nor volume is left.
     async fn delete_volume(&self) -> Result<bool, kube::Error> {
-        let world = &self.site.world;
+        let cache = &self.context.cache;
         let mut left = false;
-        if let Some(claim) = world.get::<PersistentVolumeClaim>(&self.namespace, &self.name).filter(|one| ours(&**one))
+        if let Some(claim) = cache.get::<PersistentVolumeClaim>(&self.namespace, &self.name).filter(|one| ours(&**one))
         {
             left = true;
             if claim.metadata.deletion_timestamp.is_none() {
-                let api: Api<PersistentVolumeClaim> = Api::namespaced(world.client.clone(), &self.namespace);
+                let api: Api<PersistentVolumeClaim> = Api::namespaced(cache.client.clone(), &self.namespace);
                 gone(api.delete(&self.name, &DeleteParams::default()).await)?;
             }
         }
         let volume = Names { namespace: self.namespace.clone(), name: self.name.clone() }.volume();
-        if let Some(found) = world.get::<PersistentVolume>("", &volume).filter(|one| ours(&**one)) {
+        if let Some(found) = cache.get::<PersistentVolume>("", &volume).filter(|one| ours(&**one)) {
             left = true;
             if found.metadata.deletion_timestamp.is_none() {
-                let api: Api<PersistentVolume> = Api::all(world.client.clone());
+                let api: Api<PersistentVolume> = Api::all(cache.client.clone());
                 gone(api.delete(&volume, &DeleteParams::default()).await)?;
             }
         }
@@ -119,7 +123,7 @@ impl Pair {
         // Of two writers at once the API server refuses one.
         let version = object.resource_version();
         let patch = json!({"metadata": {"finalizers": finalizers, "resourceVersion": version}});
-        let api: Api<K> = Api::namespaced(self.site.world.client.clone(), &self.namespace);
+        let api: Api<K> = Api::namespaced(self.context.cache.client.clone(), &self.namespace);
         match api.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await {
             Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
             other => gone(other),
@@ -134,7 +138,7 @@ impl Pair {
     }
 
     pub(super) async fn label(&self, node: &str, labels: serde_json::Value) -> Result<(), kube::Error> {
-        let api: Api<Node> = Api::all(self.site.world.client.clone());
+        let api: Api<Node> = Api::all(self.context.cache.client.clone());
         let patch = json!({"metadata": {"labels": labels}});
         gone(api.patch(node, &PatchParams::default(), &Patch::Merge(patch)).await)
     }

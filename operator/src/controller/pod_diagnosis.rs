@@ -4,11 +4,11 @@ use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 
-use super::Site;
-use super::status::Trouble;
+use super::Context;
+use super::status::NotReady;
 
 /// A container that is being created for longer than this has something to wait for.
-const PATIENCE_SECONDS: i64 = 5;
+const START_TIMEOUT_SECONDS: i64 = 5;
 
 /// True if Kubernetes counts the pod as ready, and it is not going away.
 pub(super) fn ready(pod: &Pod) -> bool {
@@ -22,13 +22,13 @@ fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<(&'a str, &'a str)> {
 }
 
 /// What keeps it from running; none if it runs, or is only starting.
-pub(super) async fn why(site: &Site, pod: &Pod) -> Result<Option<Trouble>, kube::Error> {
+pub(super) async fn why(context: &Context, pod: &Pod) -> Result<Option<NotReady>, kube::Error> {
     let name = pod.name_any();
-    if let Some(trouble) = lost_node(site, pod) {
-        return Ok(Some(trouble));
+    if let Some(not_ready) = lost_node(context, pod) {
+        return Ok(Some(not_ready));
     }
     if let Some(("False", message)) = condition(pod, "PodScheduled") {
-        return Ok(Some(Trouble::new("Unschedulable", format!("pod {name}: {message}"))));
+        return Ok(Some(NotReady::new("Unschedulable", format!("pod {name}: {message}"))));
     }
     let status = pod.status.as_ref();
     let containers = status.and_then(|status| status.container_statuses.as_ref());
@@ -38,21 +38,21 @@ pub(super) async fn why(site: &Site, pod: &Pod) -> Result<Option<Trouble>, kube:
         if reason != "ContainerCreating" && reason != "PodInitializing" {
             let message = waiting.message.clone().unwrap_or_default();
             let look = if reason == "CrashLoopBackOff" { format!("; see kubectl logs {name}") } else { String::new() };
-            return Ok(Some(Trouble::new(reason, format!("pod {name}: {message}{look}"))));
+            return Ok(Some(NotReady::new(reason, format!("pod {name}: {message}{look}"))));
         }
     }
     let starting = status.is_none_or(|status| status.phase.as_deref() != Some("Running"));
     let made = pod.metadata.creation_timestamp.as_ref().map(|time| time.0.as_second());
     let now = k8s_openapi::jiff::Timestamp::now().as_second();
-    if !starting || made.is_none_or(|made| now - made < PATIENCE_SECONDS) {
+    if !starting || made.is_none_or(|made| now - made < START_TIMEOUT_SECONDS) {
         return Ok(None);
     }
-    warning(site, pod).await
+    warning(context, pod).await
 }
 
 /// A node that does not answer keeps its pods, and with them their names and volumes: whether it is off only people know.
-fn lost_node(site: &Site, pod: &Pod) -> Option<Trouble> {
-    let node = site.world.get::<Node>("", pod.spec.as_ref()?.node_name.as_deref()?)?;
+fn lost_node(context: &Context, pod: &Pod) -> Option<NotReady> {
+    let node = context.cache.get::<Node>("", pod.spec.as_ref()?.node_name.as_deref()?)?;
     let conditions = node.status.as_ref()?.conditions.as_ref()?;
     let ready = conditions.iter().find(|one| one.type_ == "Ready")?;
     (ready.status != "True").then(|| {
@@ -61,20 +61,20 @@ fn lost_node(site: &Site, pod: &Pod) -> Option<Trouble> {
             "node {node} of pod {pod} does not answer: if it is off for good, let go of its pods with kubectl taint node {node} \
              node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"
         );
-        Trouble::new("NodeLost", message)
+        NotReady::new("NodeLost", message)
     })
 }
 
 /// The last warning about a pod.
-async fn warning(site: &Site, pod: &Pod) -> Result<Option<Trouble>, kube::Error> {
+async fn warning(context: &Context, pod: &Pod) -> Result<Option<NotReady>, kube::Error> {
     let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
-    let api: Api<Event> = Api::namespaced(site.world.client.clone(), &namespace);
+    let api: Api<Event> = Api::namespaced(context.cache.client.clone(), &namespace);
     let of = format!("involvedObject.kind=Pod,involvedObject.name={name},type=Warning");
     let mut events = api.list(&ListParams::default().fields(&of)).await?.items;
     events.retain(|event| event.involved_object.uid == pod.metadata.uid);
     events.sort_by_key(|event| event.last_timestamp.as_ref().map(|time| time.0));
     Ok(events.pop().map(|event| {
         let reason = event.reason.unwrap_or_else(|| "PodNotStarting".to_owned());
-        Trouble::new(reason, format!("pod {name}: {}", event.message.unwrap_or_default()))
+        NotReady::new(reason, format!("pod {name}: {}", event.message.unwrap_or_default()))
     }))
 }

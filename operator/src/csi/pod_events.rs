@@ -7,7 +7,7 @@ use kube::Client;
 use serde::{Deserialize, Serialize};
 
 use super::published::Volume;
-use crate::events::{News, publish, recorder};
+use crate::events::{EventMessage, publish, recorder};
 
 /// The pod that a volume is published for, as the kubelet names it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,15 +27,15 @@ impl Pod {
 
 /// Tells pods by events, inside of Kubernetes.
 #[derive(Clone)]
-pub(super) struct Told(Option<(Client, String)>);
+pub(super) struct PodEvents(Option<(Client, String)>);
 
-impl Told {
-    pub(super) async fn new(node: &str) -> Told {
+impl PodEvents {
+    pub(super) async fn new(node: &str) -> PodEvents {
         match Client::try_default().await {
-            Ok(client) => Told(Some((client, node.to_owned()))),
+            Ok(client) => PodEvents(Some((client, node.to_owned()))),
             Err(error) => {
                 tracing::info!(%error, "no Kubernetes to talk to: pods are told nothing");
-                Told(None)
+                PodEvents(None)
             }
         }
     }
@@ -58,7 +58,7 @@ impl Told {
         );
         // One that remembers would change its last event instead of creating one, which is another right.
         let recorder = recorder(client.clone(), "jindofs-csi", node);
-        publish(&recorder, &about, News::new("MountReplaced", note, true)).await;
+        publish(&recorder, &about, EventMessage::new("MountReplaced", note, true)).await;
     }
 }
 

@@ -16,9 +16,9 @@ use serde_json::json;
 use super::apply::gone;
 use super::masters::Masters;
 use super::members::votes;
-use super::pair::Pair;
-use super::status::Trouble;
-use super::world::claims_of;
+use super::object_cache::claims_of;
+use super::runtime_reconciler::RuntimeReconciler;
+use super::status::NotReady;
 use crate::crd::JindoRuntime;
 use crate::desired::{self, Input, OWNED, Role};
 
@@ -27,7 +27,7 @@ const SUPERSEDED: &str = "jindofs.io/superseded";
 
 /// How far it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stage {
+pub(super) enum MigrationStage {
     /// Nothing is to be done.
     Settled,
     /// The old set has to go.
@@ -49,19 +49,25 @@ pub(super) fn stage(
     on_named: bool,
     pods: &[Arc<Pod>],
     masters: &Masters,
-) -> Stage {
-    let (Some(claim), wanted) = (desired::named_claim(input), desired::replicas(input)) else { return Stage::Settled };
+) -> MigrationStage {
+    let (Some(claim), wanted) = (desired::named_claim(input), desired::replicas(input)) else {
+        return MigrationStage::Settled;
+    };
     let spec = live.and_then(|set| set.spec.as_ref());
     let begins = spec.and_then(|spec| spec.ordinals.as_ref()?.start).unwrap_or(0);
     let old = pods.iter().find(|pod| pod.name_any() == first(input) && claims_of(pod).any(|one| one == claim));
     match live {
-        Some(_) if !input.own_claims && wanted > 1 => Stage::Leave,
-        None if (on_named || old.is_some()) && wanted > 1 => Stage::Beside,
+        Some(_) if !input.own_claims && wanted > 1 => MigrationStage::Leave,
+        None if (on_named || old.is_some()) && wanted > 1 => MigrationStage::Beside,
         Some(_) if begins == 1 => {
             let voters = (1..wanted).filter(|ordinal| votes(input, masters, *ordinal)).count();
-            if i32::try_from(voters).is_ok_and(|voters| voters == wanted - 1) { Stage::Over } else { Stage::Beside }
+            if i32::try_from(voters).is_ok_and(|voters| voters == wanted - 1) {
+                MigrationStage::Over
+            } else {
+                MigrationStage::Beside
+            }
         }
-        _ => Stage::Settled,
+        _ => MigrationStage::Settled,
     }
 }
 
@@ -72,12 +78,12 @@ pub(super) fn beside(set: &mut StatefulSet, wanted: i32) {
     spec.replicas = Some(wanted - 1);
 }
 
-impl Pair {
+impl RuntimeReconciler {
     /// Lets go of the old set, and of its pod.
-    pub(super) async fn leave(&self, input: &Input<'_>) -> Result<Trouble, kube::Error> {
+    pub(super) async fn leave(&self, input: &Input<'_>) -> Result<NotReady, kube::Error> {
         let params = DeleteParams { propagation_policy: Some(PropagationPolicy::Orphan), ..DeleteParams::default() };
         gone(self.api::<StatefulSet>().delete(&input.names.of(Role::Master), &params).await)?;
-        Ok(Trouble::passing(
+        Ok(NotReady::passing(
             "MastersConverting",
             "the master's named claim is exchanged for claims of each master's own",
         ))
@@ -88,19 +94,19 @@ impl Pair {
     pub(super) async fn convert(
         &self,
         input: &Input<'_>,
-        stage: Stage,
+        stage: MigrationStage,
         pods: &[Arc<Pod>],
         masters: &Masters,
-    ) -> Result<(Trouble, bool), kube::Error> {
-        let waits = |what: &str| Trouble::passing("MastersConverting", what);
+    ) -> Result<(NotReady, bool), kube::Error> {
+        let waits = |what: &str| NotReady::passing("MastersConverting", what);
         let name = first(input);
         let old = pods.iter().find(|pod| pod.name_any() == name);
         match (stage, old) {
-            (Stage::Over, None) => {
+            (MigrationStage::Over, None) => {
                 self.supersede(input).await?;
                 Ok((waits("the first master comes back on a claim of its own"), true))
             }
-            (Stage::Over, Some(_)) => {
+            (MigrationStage::Over, Some(_)) => {
                 if masters.leader().is_some_and(|(leader, _)| leader == name)
                     && let Err(why) = masters.transfer().await
                 {
@@ -164,15 +170,15 @@ impl Pair {
 
     /// True if a cluster has left this claim behind.
     pub(super) fn is_superseded(&self, claim: &str) -> bool {
-        let claim = self.site.world.get::<PersistentVolumeClaim>(&self.namespace, claim);
+        let claim = self.context.cache.get::<PersistentVolumeClaim>(&self.namespace, claim);
         claim.is_some_and(|claim| claim.annotations().contains_key(SUPERSEDED))
     }
 
     /// A master is never started from a claim that its cluster has left.
-    pub(super) fn refuse_superseded(&self, input: &Input<'_>) -> Result<(), Trouble> {
+    pub(super) fn check_not_superseded(&self, input: &Input<'_>) -> Result<(), NotReady> {
         let claim = desired::named_claim(input).filter(|_| desired::replicas(input) == 1 && !input.own_claims);
         match claim.filter(|claim| self.is_superseded(claim)) {
-            Some(claim) => Err(Trouble::new(
+            Some(claim) => Err(NotReady::new(
                 "ClaimSuperseded",
                 format!(
                     "the claim {claim} holds old metadata: the cluster went on to claims of each master's own. Set \

@@ -23,7 +23,7 @@ use crate::desired::MANAGER;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Key {
     /// The Dataset and the JindoRuntime of a namespace and name.
-    Pair(String, String),
+    Runtime(String, String),
     /// A DataLoad.
     Load(String, String),
     /// Everything in a namespace.
@@ -34,7 +34,7 @@ pub(super) enum Key {
 
 /// Objects by kind.
 #[derive(Clone)]
-pub(super) struct World {
+pub(super) struct ObjectCache {
     pub(super) client: Client,
     pub(super) datasets: Store<Dataset>,
     pub(super) runtimes: Store<JindoRuntime>,
@@ -56,14 +56,14 @@ pub(super) trait Kept:
     Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
 {
     /// The store of this kind.
-    fn store(world: &World) -> &Store<Self>;
+    fn store(cache: &ObjectCache) -> &Store<Self>;
 }
 
 macro_rules! kept {
     ($($kind:ty => $field:ident),* $(,)?) => {
         $(impl Kept for $kind {
-            fn store(world: &World) -> &Store<Self> {
-                &world.$field
+            fn store(cache: &ObjectCache) -> &Store<Self> {
+                &cache.$field
             }
         })*
     };
@@ -82,7 +82,7 @@ fn place<K: Resource>(object: &K) -> (String, String) {
 /// Objects of a runtime carry its name.
 fn release<K: Resource>(object: &K) -> Key {
     let (namespace, name) = place(object);
-    Key::Pair(namespace, object.labels().get("release").cloned().unwrap_or(name))
+    Key::Runtime(namespace, object.labels().get("release").cloned().unwrap_or(name))
 }
 
 /// Pods concern the runtime they belong to, or the Datasets they use.
@@ -157,14 +157,14 @@ where
     store
 }
 
-impl World {
+impl ObjectCache {
     /// Starts all watches, and returns when each has seen everything once.
-    pub(super) async fn watch(client: Client, wake: &UnboundedSender<Key>) -> World {
+    pub(super) async fn watch(client: Client, wake: &UnboundedSender<Key>) -> ObjectCache {
         let all = watcher::Config::default();
         let ours = all.clone().labels(&format!("app.kubernetes.io/managed-by={MANAGER}"));
-        let world = World {
-            datasets: follow(&client, all.clone(), |_| {}, |one| Key::Pair(place(one).0, place(one).1), wake),
-            runtimes: follow(&client, all.clone(), |_| {}, |one| Key::Pair(place(one).0, place(one).1), wake),
+        let cache = ObjectCache {
+            datasets: follow(&client, all.clone(), |_| {}, |one| Key::Runtime(place(one).0, place(one).1), wake),
+            runtimes: follow(&client, all.clone(), |_| {}, |one| Key::Runtime(place(one).0, place(one).1), wake),
             loads: follow(&client, all.clone(), |_| {}, |one| Key::Load(place(one).0, place(one).1), wake),
             sets: follow(&client, ours.clone(), |_| {}, release, wake),
             daemons: follow(&client, ours.clone(), |_| {}, release, wake),
@@ -178,8 +178,8 @@ impl World {
             nodes: follow(&client, all, slim_node, |_| Key::All, wake),
             client,
         };
-        world.ready().await;
-        world
+        cache.ready().await;
+        cache
     }
 
     async fn ready(&self) {
@@ -225,7 +225,7 @@ impl World {
         let pairs = self.datasets.state().iter().map(|one| place(&**one)).collect::<Vec<_>>();
         let runtimes = self.runtimes.state().iter().map(|one| place(&**one)).collect::<Vec<_>>();
         for at in pairs.into_iter().chain(runtimes).filter(within) {
-            keys.insert(Key::Pair(at.0, at.1), ());
+            keys.insert(Key::Runtime(at.0, at.1), ());
         }
         for at in self.loads.state().iter().map(|one| place(&**one)).filter(within) {
             keys.insert(Key::Load(at.0, at.1), ());

@@ -7,27 +7,27 @@ use crate::sync::lock;
 
 /// What is worked on.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Turns(Arc<Mutex<HashSet<String>>>);
+pub(super) struct KeyedLock(Arc<Mutex<HashSet<String>>>);
 
 /// Held for as long as the work lasts.
 #[derive(Debug)]
-pub(super) struct Turn {
-    turns: Turns,
+pub(super) struct KeyedLockGuard {
+    locks: KeyedLock,
     key: String,
 }
 
-impl Turns {
+impl KeyedLock {
     /// The turn for `key`; `None` while somebody else has it.
-    pub(super) fn take(&self, key: impl Into<String>) -> Option<Turn> {
+    pub(super) fn try_lock(&self, key: impl Into<String>) -> Option<KeyedLockGuard> {
         let key = key.into();
         let free = lock(&self.0).insert(key.clone());
-        free.then(|| Turn { turns: self.clone(), key })
+        free.then(|| KeyedLockGuard { locks: self.clone(), key })
     }
 }
 
-impl Drop for Turn {
+impl Drop for KeyedLockGuard {
     fn drop(&mut self) {
-        lock(&self.turns.0).remove(&self.key);
+        lock(&self.locks.0).remove(&self.key);
     }
 }
 
@@ -37,10 +37,10 @@ mod tests {
 
     #[test]
     fn a_turn_is_had_by_one_and_free_again_when_it_ends() {
-        let turns = Turns::default();
-        let first = turns.take("a").expect("free");
-        assert!(turns.take("a").is_none() && turns.take("b").is_some());
+        let locks = KeyedLock::default();
+        let first = locks.try_lock("a").expect("free");
+        assert!(locks.try_lock("a").is_none() && locks.try_lock("b").is_some());
         drop(first);
-        assert!(turns.take("a").is_some());
+        assert!(locks.try_lock("a").is_some());
     }
 }

@@ -14,15 +14,15 @@ use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 
 use super::apply::{FIELD_MANAGER, apply};
-use super::convert::{self, Stage};
+use super::claim_migration::{self, MigrationStage};
 use super::masters::Masters;
-use super::status::{Trouble, name_unsupported, set, unset};
-use super::{Site, members, mounts, report, waiting, workers};
+use super::status::{NotReady, name_unsupported, set, unset};
+use super::{Context, members, mounts, pod_diagnosis, report, workers};
 use crate::crd::{
     DATASET_FINALIZER, Dataset, DatasetStatus, HcfsStatus, JindoRuntime, RUNTIME_FINALIZER, RuntimeRef, RuntimeStatus,
 };
 use crate::desired::{self, Input, MASTER_RPC, Names, Objects, Role};
-use crate::events::News;
+use crate::events::EventMessage;
 
 /// Pause while something is on its way.
 const SOON: Duration = Duration::from_secs(1);
@@ -32,38 +32,39 @@ const STEADY: Duration = Duration::from_secs(5);
 const GRACE: Duration = Duration::from_secs(10);
 
 /// One name.
-pub(super) struct Pair {
-    pub(super) site: Site,
+pub(super) struct RuntimeReconciler {
+    pub(super) context: Context,
     pub(super) namespace: String,
     pub(super) name: String,
     /// Since when a Bound Dataset is not served.
     down_since: Option<Instant>,
     /// Workers on their way out.
-    pub(super) drains: workers::Watch,
+    pub(super) drains: workers::DrainProgress,
 }
 
 /// What was found on the way.
 struct Found {
-    trouble: Option<Trouble>,
+    not_ready: Option<NotReady>,
     bound: bool,
 }
 
-impl Pair {
-    pub(super) fn new(site: Site, namespace: String, name: String) -> Pair {
-        Pair { site, namespace, name, down_since: None, drains: workers::Watch::default() }
+impl RuntimeReconciler {
+    pub(super) fn new(context: Context, namespace: String, name: String) -> RuntimeReconciler {
+        RuntimeReconciler { context, namespace, name, down_since: None, drains: workers::DrainProgress::default() }
     }
 
     /// One pass. Returns when to look again; none if there is nothing left to look after.
     pub(super) async fn reconcile(&mut self) -> Result<Option<Duration>, kube::Error> {
         let (namespace, name) = (self.namespace.clone(), self.name.clone());
-        let dataset = self.site.world.get::<Dataset>(&namespace, &name);
-        let runtime = self.site.world.get::<JindoRuntime>(&namespace, &name);
+        let dataset = self.context.cache.get::<Dataset>(&namespace, &name);
+        let runtime = self.context.cache.get::<JindoRuntime>(&namespace, &name);
         let leaving = runtime.as_ref().filter(|one| one.metadata.deletion_timestamp.is_some());
         let dataset_leaves = dataset.as_ref().is_some_and(|one| one.metadata.deletion_timestamp.is_some());
         if leaving.is_some() || dataset_leaves {
             let pause = self.release(dataset.as_deref(), leaving.map(|one| &**one)).await?;
             if let Some(dataset) = dataset.filter(|_| !dataset_leaves) {
-                self.unbind(&dataset, &Trouble::passing("RuntimeDeleted", "its JindoRuntime is being deleted")).await?;
+                self.unbind(&dataset, &NotReady::passing("RuntimeDeleted", "its JindoRuntime is being deleted"))
+                    .await?;
             }
             return Ok(Some(pause));
         }
@@ -72,46 +73,46 @@ impl Pair {
             (Some(dataset), None) => {
                 let message =
                     format!("there is no JindoRuntime {name} in namespace {namespace} to serve it: create one");
-                self.unbind(&dataset, &Trouble::passing("RuntimeNotFound", message)).await?;
+                self.unbind(&dataset, &NotReady::passing("RuntimeNotFound", message)).await?;
                 Ok(Some(Duration::from_secs(600)))
             }
             (None, Some(runtime)) => {
                 let message = format!("there is no Dataset {name} in namespace {namespace} to serve: create one");
                 let mut status = runtime.status.clone().unwrap_or_default();
-                let trouble = Trouble::passing("DatasetNotFound", message);
-                let news = set(&mut status.conditions, "Ready", Err(&trouble));
+                let not_ready = NotReady::passing("DatasetNotFound", message);
+                let news = set(&mut status.conditions, "Ready", Err(&not_ready));
                 let named = name_unsupported(&mut status.conditions, &desired::of_runtime(&runtime));
                 self.write_runtime(&runtime, &status).await?;
-                self.tell_all(&*runtime, news.into_iter().chain(named)).await;
+                self.emit_all(&*runtime, news.into_iter().chain(named)).await;
                 Ok(Some(Duration::from_secs(600)))
             }
             (Some(dataset), Some(runtime)) => self.serve(&dataset, &runtime).await.map(Some),
         }
     }
 
-    async fn unbind(&self, dataset: &Dataset, trouble: &Trouble) -> Result<(), kube::Error> {
+    async fn unbind(&self, dataset: &Dataset, not_ready: &NotReady) -> Result<(), kube::Error> {
         let old = dataset.status.clone().unwrap_or_default();
         let mut status =
             DatasetStatus { conditions: old.conditions, operation_ref: old.operation_ref, ..Default::default() };
         status.phase = Some("NotBound".to_owned());
-        let news = set(&mut status.conditions, "Ready", Err(trouble));
+        let news = set(&mut status.conditions, "Ready", Err(not_ready));
         let named = name_unsupported(&mut status.conditions, &desired::of_dataset(dataset));
         self.write_dataset(dataset, &status).await?;
-        self.tell_all(dataset, news.into_iter().chain(named)).await;
+        self.emit_all(dataset, news.into_iter().chain(named)).await;
         Ok(())
     }
 
     async fn serve(&mut self, dataset: &Dataset, runtime: &JindoRuntime) -> Result<Duration, kube::Error> {
         self.finalize(dataset, DATASET_FINALIZER, true).await?;
         self.finalize(runtime, RUNTIME_FINALIZER, true).await?;
-        let options = self.site.options.clone();
+        let options = self.context.options.clone();
         let mut input = Input::new(dataset, runtime, &options.image);
         input.operator_namespace = &options.namespace;
-        let live = self.site.world.get::<StatefulSet>(&self.namespace, &input.names.of(Role::Master));
+        let live = self.context.cache.get::<StatefulSet>(&self.namespace, &input.names.of(Role::Master));
         let templates = live.as_ref().and_then(|set| set.spec.as_ref()?.volume_claim_templates.as_ref());
         input.own_claims = templates.is_some_and(|all| !all.is_empty());
         let claim = desired::named_claim(&input)
-            .and_then(|claim| self.site.world.get::<PersistentVolumeClaim>(&self.namespace, &claim));
+            .and_then(|claim| self.context.cache.get::<PersistentVolumeClaim>(&self.namespace, &claim));
         input.claim = claim.as_ref().and_then(|claim| claim.spec.as_ref());
 
         let mut own = runtime.status.clone().unwrap_or_default();
@@ -123,9 +124,9 @@ impl Pair {
         let named = name_unsupported(&mut own.conditions, &desired::of_runtime(runtime));
         self.write_runtime(runtime, &own).await?;
         self.write_dataset(dataset, &shown).await?;
-        self.tell_all(runtime, named.into_iter()).await;
-        self.tell_all(dataset, news.into_iter()).await;
-        Ok(if found.bound && found.trouble.is_none() { STEADY } else { SOON })
+        self.emit_all(runtime, named.into_iter()).await;
+        self.emit_all(dataset, news.into_iter()).await;
+        Ok(if found.bound && found.not_ready.is_none() { STEADY } else { SOON })
     }
 
     /// Everything up to the first thing that does not go on.
@@ -137,62 +138,62 @@ impl Pair {
         own: &mut RuntimeStatus,
         shown: &mut DatasetStatus,
     ) -> Result<Found, kube::Error> {
-        let stop = |trouble: Trouble| Ok(Found { trouble: Some(trouble), bound: false });
+        let stop = |not_ready: NotReady| Ok(Found { not_ready: Some(not_ready), bound: false });
         if let Some(problem) = desired::problems(input).into_iter().next() {
-            return stop(Trouble::new(problem.reason, problem.message));
+            return stop(NotReady::new(problem.reason, problem.message));
         }
-        if let Err(trouble) = self.refuse_to_leave_a_cluster(input, own) {
-            return stop(trouble);
+        if let Err(not_ready) = self.check_cluster_kept(input, own) {
+            return stop(not_ready);
         }
-        if let Err(trouble) = self.refuse_superseded(input) {
-            return stop(trouble);
+        if let Err(not_ready) = self.check_not_superseded(input) {
+            return stop(not_ready);
         }
         if let Some(claim) = desired::named_claim(input).filter(|_| !claim_exists && desired::replicas(input) == 1) {
             let message = format!("the claim {claim} for the metadata of the master does not exist: create it");
-            return stop(Trouble::new("ClaimNotFound", message));
+            return stop(NotReady::new("ClaimNotFound", message));
         }
         let mut objects = match desired::objects(input) {
             Ok(objects) => objects,
-            Err(problem) => return stop(Trouble::new(problem.reason, problem.message)),
+            Err(problem) => return stop(NotReady::new(problem.reason, problem.message)),
         };
         let pods = self.pods(Role::Master);
         let masters = Masters::ask(&addresses(&pods)).await;
         let recorded = own.cluster.as_ref().and_then(|cluster| cluster.uuid.as_deref());
         let on_named = self.on_named_claim(input, recorded);
-        let stage = convert::stage(input, live, on_named, &pods, &masters);
+        let stage = claim_migration::stage(input, live, on_named, &pods, &masters);
         let mut converting = None;
         match stage {
-            Stage::Leave => {
-                return self.leave(input).await.map(|trouble| Found { trouble: Some(trouble), bound: true });
+            MigrationStage::Leave => {
+                return self.leave(input).await.map(|not_ready| Found { not_ready: Some(not_ready), bound: true });
             }
-            Stage::Settled => {
+            MigrationStage::Settled => {
                 let size = members::set_size(input, live, &masters);
                 objects.masters.spec.get_or_insert_default().replicas = Some(size);
             }
-            Stage::Beside | Stage::Over => {
-                let (trouble, go_on) = self.convert(input, stage, &pods, &masters).await?;
-                let settles = stage == Stage::Over && go_on;
+            MigrationStage::Beside | MigrationStage::Over => {
+                let (not_ready, go_on) = self.convert(input, stage, &pods, &masters).await?;
+                let settles = stage == MigrationStage::Over && go_on;
                 if !go_on {
-                    return Ok(Found { trouble: Some(trouble), bound: true });
+                    return Ok(Found { not_ready: Some(not_ready), bound: true });
                 }
                 if !settles {
-                    convert::beside(&mut objects.masters, desired::replicas(input));
+                    claim_migration::beside(&mut objects.masters, desired::replicas(input));
                 }
-                converting = Some(trouble);
+                converting = Some(not_ready);
             }
         }
         let (size, draining) = self.workers_size(input, &masters).await;
         objects.workers.spec.get_or_insert_default().replicas = Some(size);
         self.apply_all(input, objects).await?;
-        if let Some(live) = live.filter(|_| stage == Stage::Settled && masters.leader().is_none())
+        if let Some(live) = live.filter(|_| stage == MigrationStage::Settled && masters.leader().is_none())
             && let Some(doing) = self.roll(input, live, &pods, &masters).await?
         {
             tracing::info!(name = self.name, doing, "no master leads");
         }
-        if let Err(trouble) = self.found(input, input.runtime, own, &masters).await? {
+        if let Err(not_ready) = self.found(input, input.runtime, own, &masters).await? {
             report::cluster(&masters, own.cluster.get_or_insert_default());
-            let blocked = if trouble.passing { self.blocked(&pods).await? } else { None };
-            return stop(blocked.unwrap_or(trouble));
+            let blocked = if not_ready.passing { self.blocked(&pods).await? } else { None };
+            return stop(blocked.unwrap_or(not_ready));
         }
         report::cluster(&masters, own.cluster.get_or_insert_default());
         if masters.leader().is_none() {
@@ -201,33 +202,33 @@ impl Pair {
             let message = format!("{answer} of {} masters answer, and none leads", desired::replicas(input));
             // Before it was ever served they are only choosing their first leader.
             let served = shown.phase.as_deref().is_some_and(|phase| phase != "NotBound");
-            let lost = Trouble { passing: !served, ..Trouble::new("QuorumLost", message) };
+            let lost = NotReady { passing: !served, ..NotReady::new("QuorumLost", message) };
             return stop(blocked.unwrap_or(lost));
         }
-        let mut trouble = converting.or(draining);
+        let mut not_ready = converting.or(draining);
         if let Err(why) = members::set_members(input, &masters).await {
-            trouble = Some(Trouble::passing("MembersChanging", why));
+            not_ready = Some(NotReady::passing("MembersChanging", why));
         }
         if let Err(mount) = mounts::apply(input, &masters).await {
-            return Ok(Found { trouble: Some(mount), bound: false });
+            return Ok(Found { not_ready: Some(mount), bound: false });
         }
         let usage = match masters.usage().await {
             Ok(usage) => usage,
-            Err(why) => return stop(Trouble::passing("MastersNotReady", why)),
+            Err(why) => return stop(NotReady::passing("MastersNotReady", why)),
         };
         report::data(&usage, shown);
         if let Err(why) = self.tend_workers(input, &masters, &usage).await {
-            trouble = trouble.or(Some(Trouble::passing("WorkersChanging", why)));
+            not_ready = not_ready.or(Some(NotReady::passing("WorkersChanging", why)));
         }
         if desired::workers(input) > 0 && !report::any_worker(&usage) {
             let blocked = self.blocked(&self.pods(Role::Worker)).await?;
-            return stop(blocked.unwrap_or_else(|| Trouble::passing("WorkersStarting", "no worker has reported yet")));
+            return stop(blocked.unwrap_or_else(|| NotReady::passing("WorkersStarting", "no worker has reported yet")));
         }
         self.offer(input).await?;
-        if trouble.is_none() {
-            trouble = self.blocked(&pods).await?;
+        if not_ready.is_none() {
+            not_ready = self.blocked(&pods).await?;
         }
-        if stage == Stage::Settled {
+        if stage == MigrationStage::Settled {
             let claim = self.exchange_claim(input, &pods, &masters).await?;
             // That the claim of a sole master must stay is no reason to keep its pod as it is.
             let waits = claim.is_some() && desired::replicas(input) > 1;
@@ -235,9 +236,9 @@ impl Pair {
                 Some(live) if !waits => self.roll(input, live, &pods, &masters).await?,
                 _ => None,
             };
-            trouble = trouble.or_else(|| rolled.or(claim).map(|doing| Trouble::passing("Updating", doing)));
+            not_ready = not_ready.or_else(|| rolled.or(claim).map(|doing| NotReady::passing("Updating", doing)));
         }
-        Ok(Found { trouble, bound: true })
+        Ok(Found { not_ready, bound: true })
     }
 
     /// The masters, each asked for what it knows.
@@ -249,16 +250,16 @@ impl Pair {
     pub(super) fn pods(&self, role: Role) -> Vec<Arc<Pod>> {
         let wanted = Names { namespace: self.namespace.clone(), name: self.name.clone() }.selector(role);
         let fits = |pod: &Pod| wanted.iter().all(|(key, value)| pod.labels().get(key) == Some(value));
-        let mut pods = self.site.world.pods(&self.namespace, fits);
+        let mut pods = self.context.cache.pods(&self.namespace, fits);
         pods.sort_by_key(|pod| pod.name_any());
         pods
     }
 
     /// The first reason why one of them does not run.
-    async fn blocked(&self, pods: &[Arc<Pod>]) -> Result<Option<Trouble>, kube::Error> {
-        for pod in pods.iter().filter(|pod| !waiting::ready(pod)) {
-            if let Some(trouble) = waiting::why(&self.site, pod).await? {
-                return Ok(Some(trouble));
+    async fn blocked(&self, pods: &[Arc<Pod>]) -> Result<Option<NotReady>, kube::Error> {
+        for pod in pods.iter().filter(|pod| !pod_diagnosis::ready(pod)) {
+            if let Some(not_ready) = pod_diagnosis::why(&self.context, pod).await? {
+                return Ok(Some(not_ready));
             }
         }
         Ok(None)
@@ -268,45 +269,45 @@ impl Pair {
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
     {
-        Api::namespaced(self.site.world.client.clone(), &self.namespace)
+        Api::namespaced(self.context.cache.client.clone(), &self.namespace)
     }
 
     async fn apply_all(&self, input: &Input<'_>, objects: Objects) -> Result<(), kube::Error> {
-        let (world, owner) = (&self.site.world, owner(input.runtime));
+        let (cache, owner) = (&self.context.cache, owner(input.runtime));
         // Before the pods: what they open is closed from the start.
         if let Some(policy) = objects.policy {
-            apply(world, self.api(), policy, owner.clone()).await?;
+            apply(cache, self.api(), policy, owner.clone()).await?;
         }
-        apply(world, self.api(), objects.config, owner.clone()).await?;
-        apply(world, self.api(), objects.service, owner.clone()).await?;
-        apply(world, self.api(), objects.masters, owner.clone()).await?;
+        apply(cache, self.api(), objects.config, owner.clone()).await?;
+        apply(cache, self.api(), objects.service, owner.clone()).await?;
+        apply(cache, self.api(), objects.masters, owner.clone()).await?;
         if let Some(budget) = objects.budget {
-            apply(world, self.api(), budget, owner.clone()).await?;
+            apply(cache, self.api(), budget, owner.clone()).await?;
         }
-        apply(world, self.api(), objects.workers, owner.clone()).await?;
-        apply(world, self.api(), objects.fuse, owner).await?;
+        apply(cache, self.api(), objects.workers, owner.clone()).await?;
+        apply(cache, self.api(), objects.fuse, owner).await?;
         Ok(())
     }
 
     /// The volume and the claim that pods name, and the client on every node where one does.
     async fn offer(&self, input: &Input<'_>) -> Result<(), kube::Error> {
-        let world = &self.site.world;
-        let volume = desired::volume(input, &self.site.options.driver);
-        apply(world, Api::all(world.client.clone()), volume, None).await?;
-        apply(world, self.api(), desired::claim(input), None).await?;
+        let cache = &self.context.cache;
+        let volume = desired::volume(input, &self.context.options.driver);
+        apply(cache, Api::all(cache.client.clone()), volume, None).await?;
+        apply(cache, self.api(), desired::claim(input), None).await?;
         let label = input.node_label();
-        let users = world.users(&self.namespace, &self.name);
+        let users = cache.users(&self.namespace, &self.name);
         let mut nodes: Vec<&str> = users.iter().filter_map(|pod| pod.spec.as_ref()?.node_name.as_deref()).collect();
         nodes.sort_unstable();
         nodes.dedup();
         for node in &nodes {
-            let labelled = world.get::<Node>("", node).is_some_and(|node| node.labels().contains_key(&label));
+            let labelled = cache.get::<Node>("", node).is_some_and(|node| node.labels().contains_key(&label));
             if !labelled {
                 self.label(node, json!({ label.as_str(): "true" })).await?;
             }
         }
         if input.runtime.spec.fuse.clean_policy.as_deref() == Some("OnDemand") {
-            for node in world.nodes.state().iter().filter(|node| !nodes.contains(&node.name_any().as_str())) {
+            for node in cache.nodes.state().iter().filter(|node| !nodes.contains(&node.name_any().as_str())) {
                 self.unlabel(node, &label).await?;
             }
         }
@@ -325,12 +326,12 @@ impl Pair {
         found: &Found,
         own: &mut RuntimeStatus,
         shown: &mut DatasetStatus,
-        news: &mut Vec<News>,
+        news: &mut Vec<EventMessage>,
     ) {
-        let world = &self.site.world;
-        let get = |role| world.get::<StatefulSet>(&self.namespace, &input.names.of(role));
+        let cache = &self.context.cache;
+        let get = |role| cache.get::<StatefulSet>(&self.namespace, &input.names.of(role));
         let (masters, workers) = (get(Role::Master), get(Role::Worker));
-        let fuse = world.get::<DaemonSet>(&self.namespace, &input.names.of(Role::Fuse));
+        let fuse = cache.get::<DaemonSet>(&self.namespace, &input.names.of(Role::Fuse));
         let quorum = own.cluster.as_ref().is_some_and(|cluster| cluster.quorum == Some(true));
         let (masters_wanted, workers_wanted) = (desired::replicas(input), desired::workers(input));
         report::counts(
@@ -378,12 +379,12 @@ impl Pair {
             shown.phase = Some("NotBound".to_owned());
         }
         let ready = Ok(("DatasetReady", "it is served"));
-        let (bound, trouble) = (found.bound, found.trouble.as_ref());
-        let state = if bound { ready } else { trouble.map_or(ready, Err) };
+        let (bound, not_ready) = (found.bound, found.not_ready.as_ref());
+        let state = if bound { ready } else { not_ready.map_or(ready, Err) };
         news.extend(set(&mut shown.conditions, "Ready", state));
         let _ = set(&mut own.conditions, "Ready", state);
-        match trouble.filter(|_| bound) {
-            Some(trouble) => news.extend(set(&mut own.conditions, "Settled", Err(trouble))),
+        match not_ready.filter(|_| bound) {
+            Some(not_ready) => news.extend(set(&mut own.conditions, "Settled", Err(not_ready))),
             None if bound => {
                 drop(set(&mut own.conditions, "Settled", Ok(("AsAsked", "everything is as it was asked for"))))
             }
