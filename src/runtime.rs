@@ -43,6 +43,13 @@ pub fn random_id() -> [u8; 16] {
     *uuid::Uuid::new_v4().as_bytes()
 }
 
+/// Host name of this machine, for people and for finding the worker on the same host; `localhost` if it has none.
+pub fn host_name() -> String {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim();
+    if name.is_empty() || name == "(none)" { "localhost".to_owned() } else { name.to_owned() }
+}
+
 /// Raises the number of files this process may open to what the system allows it.
 pub fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -94,7 +101,7 @@ pub fn may_block() -> bool {
 
 /// Runs `work` on a thread of its own. What mostly waits for disks is not handed from thread to thread there, which costs more
 /// than the rest of it; the caller bounds how many there are.
-pub fn spawn_apart(on: &Handle, work: impl Future<Output = ()> + Send + 'static) {
+pub fn spawn_dedicated(on: &Handle, work: impl Future<Output = ()> + Send + 'static) {
     let handle = on.clone();
     on.spawn_blocking(move || {
         let before = MAY_BLOCK.replace(true);

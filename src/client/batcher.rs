@@ -26,11 +26,11 @@ use crate::runtime::{failpoint_io, lock};
 /// Most operations of a batch: what a log entry can hold many times over, and a caller waits for gladly.
 const OPS_MAX: usize = 256;
 /// How long content waits for a batch that is under way before it goes by itself.
-const PATIENCE: Duration = Duration::from_millis(20);
+const BYPASS_TIMEOUT: Duration = Duration::from_millis(20);
 /// How long what nobody waits for stays for a batch of others.
-const LINGER: Duration = Duration::from_millis(5);
+const FLUSH_DELAY: Duration = Duration::from_millis(5);
 /// Inode numbers reserved at a time, and how few may be left before the next are.
-const RESERVE: u32 = 8192;
+const RESERVE_COUNT: u32 = 8192;
 const RESERVE_BELOW: u64 = 4096;
 
 /// To be told of every directory that a batch has changed, as it is after that, and when the batch was sent; before those who wait
@@ -38,11 +38,11 @@ const RESERVE_BELOW: u64 = 4096;
 pub type Observer = Box<dyn Fn(Attr, Instant) + Send + Sync>;
 
 /// Is told what came of an operation, on a thread that serves: it must not block.
-type Told = Box<dyn FnOnce(Result<MutationResponse>) + Send>;
+type Completion = Box<dyn FnOnce(Result<MutationResponse>) + Send>;
 
 struct Item {
     op: Op,
-    told: Told,
+    completion: Completion,
 }
 
 /// What waits for the next batch.
@@ -53,13 +53,13 @@ struct Queue {
     /// A batch is under way.
     running: bool,
     /// Somebody waits for what is here.
-    hurried: bool,
+    flush_requested: bool,
     /// Somebody looks after what lingers.
-    lingering: bool,
+    flush_scheduled: bool,
     /// How many have been.
-    sent: u64,
+    batches_sent: u64,
     /// Somebody looks after content that waits too long.
-    watched: bool,
+    bypass_watched: bool,
 }
 
 impl Queue {
@@ -68,7 +68,7 @@ impl Queue {
         let creates = if alone { 0 } else { self.creates.len().min(OPS_MAX) };
         let contents = self.contents.len().min(OPS_MAX - creates);
         let items = self.creates.drain(..creates).chain(self.contents.drain(..contents)).collect();
-        self.hurried &= !self.is_empty();
+        self.flush_requested &= !self.is_empty();
         items
     }
 
@@ -79,37 +79,37 @@ impl Queue {
 
 /// Inode numbers of one session, not given to anything yet.
 #[derive(Default)]
-struct Numbers {
+struct InodeRange {
     session: Bytes,
     next: u64,
     end: u64,
     /// More are asked for.
-    asking: bool,
+    reserving_now: bool,
 }
 
 /// The way of small mutations out of one client process.
-pub struct Batches {
+pub struct Batcher {
     namespace: Arc<Namespace>,
     queue: Mutex<Queue>,
-    numbers: Mutex<Numbers>,
+    inodes: Mutex<InodeRange>,
     /// Held by who asks for numbers that others wait for.
     reserving: tokio::sync::Mutex<()>,
     observer: Option<Observer>,
 }
 
-impl std::fmt::Debug for Batches {
+impl std::fmt::Debug for Batcher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Batches").finish_non_exhaustive()
     }
 }
 
-impl Batches {
+impl Batcher {
     /// Nothing is under way yet.
-    pub fn new(namespace: Arc<Namespace>, observer: Option<Observer>) -> Arc<Batches> {
-        Arc::new(Batches {
+    pub fn new(namespace: Arc<Namespace>, observer: Option<Observer>) -> Arc<Batcher> {
+        Arc::new(Batcher {
             namespace,
             queue: Mutex::default(),
-            numbers: Mutex::default(),
+            inodes: Mutex::default(),
             reserving: tokio::sync::Mutex::default(),
             observer,
         })
@@ -129,58 +129,63 @@ impl Batches {
         on: &Handle,
     ) -> impl Future<Output = Result<MutationResponse>> + Send + use<> {
         let (done, outcome) = oneshot::channel();
-        let told = move |result| {
+        let completion = move |result| {
             // Who does not wait does not want to know.
             let _ = done.send(result);
         };
-        self.linger(op, on, told);
-        self.hurry(on);
+        self.enqueue(op, on, completion);
+        self.flush(on);
         outcome.map(|done| done.unwrap_or_else(|_| Err(Error::internal("a batch has ended without an answer"))))
     }
 
-    /// As [`Batches::submit`], for what can wait a little until somebody is in a hurry. `told` hears the outcome in a task of the
+    /// As [`Batcher::submit`], for what can wait a little until somebody is in a hurry. `completion` hears the outcome in a task of the
     /// batch; it must not block.
-    pub fn linger(self: &Arc<Self>, op: Op, on: &Handle, told: impl FnOnce(Result<MutationResponse>) + Send + 'static) {
+    pub fn enqueue(
+        self: &Arc<Self>,
+        op: Op,
+        on: &Handle,
+        completion: impl FnOnce(Result<MutationResponse>) + Send + 'static,
+    ) {
         let stores = matches!(op, Op::BeginWrite(_) | Op::EndWrite(_));
         let mut queue = self.queue();
         let items = if stores { &mut queue.contents } else { &mut queue.creates };
-        items.push_back(Item { op, told: Box::new(told) });
-        queue.hurried |= queue.creates.len() >= OPS_MAX;
-        if stores && queue.running && !std::mem::replace(&mut queue.watched, true) {
+        items.push_back(Item { op, completion: Box::new(completion) });
+        queue.flush_requested |= queue.creates.len() >= OPS_MAX;
+        if stores && queue.running && !std::mem::replace(&mut queue.bypass_watched, true) {
             let this = self.clone();
-            on.spawn(async move { this.watch().await });
+            on.spawn(async move { this.bypass_slow_batch().await });
         }
-        self.go_on(&mut queue, on);
+        self.schedule(&mut queue, on);
     }
 
     /// Somebody waits for what was asked for before.
-    pub fn hurry(self: &Arc<Self>, on: &Handle) {
+    pub fn flush(self: &Arc<Self>, on: &Handle) {
         let mut queue = self.queue();
-        queue.hurried = !queue.is_empty();
-        self.go_on(&mut queue, on);
+        queue.flush_requested = !queue.is_empty();
+        self.schedule(&mut queue, on);
     }
 
     /// Has sent what is in a hurry, and looked after what is not.
-    fn go_on(self: &Arc<Self>, queue: &mut Queue, on: &Handle) {
+    fn schedule(self: &Arc<Self>, queue: &mut Queue, on: &Handle) {
         if queue.running || queue.is_empty() {
             return;
         }
         let this = self.clone();
-        if queue.hurried {
+        if queue.flush_requested {
             queue.running = true;
-            on.spawn(async move { this.send().await });
-        } else if !std::mem::replace(&mut queue.lingering, true) {
+            on.spawn(async move { this.run().await });
+        } else if !std::mem::replace(&mut queue.flush_scheduled, true) {
             on.spawn(async move {
-                tokio::time::sleep(LINGER).await;
-                this.queue().lingering = false;
-                this.hurry(&Handle::current());
+                tokio::time::sleep(FLUSH_DELAY).await;
+                this.queue().flush_scheduled = false;
+                this.flush(&Handle::current());
             });
         }
     }
 
     /// Has the creation of `inode` announce at once that its content is going to be stored, if it was not sent yet, and that its
     /// writer is to be answered before the end.
-    pub fn begin_with(self: &Arc<Self>, inode: u64, end_behind: bool, on: &Handle) {
+    pub fn attach_write(self: &Arc<Self>, inode: u64, end_behind: bool, on: &Handle) {
         let creates = |item: &mut Item| match &mut item.op {
             Op::Create(request) if request.inode == inode => {
                 (request.begin_write, request.end_behind) = (true, end_behind);
@@ -190,50 +195,50 @@ impl Batches {
         };
         // What is waited for now was asked for lately.
         self.queue().creates.iter_mut().rev().any(creates);
-        self.hurry(on);
+        self.flush(on);
     }
 
     /// Number of creations that wait for the next batch.
-    pub fn waiting(&self) -> usize {
+    pub fn pending_creates(&self) -> usize {
         self.queue().creates.len()
     }
 
-    async fn send(self: &Arc<Self>) {
+    async fn run(self: &Arc<Self>) {
         loop {
             let items = {
                 let mut queue = self.queue();
-                queue.sent += 1;
-                queue.running = queue.hurried;
-                if !queue.hurried {
-                    self.go_on(&mut queue, &Handle::current());
+                queue.batches_sent += 1;
+                queue.running = queue.flush_requested;
+                if !queue.flush_requested {
+                    self.schedule(&mut queue, &Handle::current());
                     return;
                 }
                 queue.next(false)
             };
-            self.send_one(items).await;
+            self.send_batch(items).await;
         }
     }
 
     /// Sends content by itself while the batch under way takes too long.
-    async fn watch(&self) {
-        let mut sent = self.queue().sent;
+    async fn bypass_slow_batch(&self) {
+        let mut sent = self.queue().batches_sent;
         loop {
-            tokio::time::sleep(PATIENCE).await;
+            tokio::time::sleep(BYPASS_TIMEOUT).await;
             let items = {
                 let mut queue = self.queue();
                 if queue.contents.is_empty() || !queue.running {
-                    queue.watched = false;
+                    queue.bypass_watched = false;
                     return;
                 }
-                if std::mem::replace(&mut sent, queue.sent) == sent { queue.next(true) } else { Vec::new() }
+                if std::mem::replace(&mut sent, queue.batches_sent) == sent { queue.next(true) } else { Vec::new() }
             };
             if !items.is_empty() {
-                self.send_one(items).await;
+                self.send_batch(items).await;
             }
         }
     }
 
-    async fn send_one(&self, items: Vec<Item>) {
+    async fn send_batch(&self, items: Vec<Item>) {
         let asked = Instant::now();
         let ops = items.iter().map(|item| BatchOp { op: Some(item.op.clone()) }).collect();
         let sent = match failpoint_io("batch.send") {
@@ -246,27 +251,27 @@ impl Batches {
                     directories.into_iter().for_each(|directory| observer(directory, asked));
                 }
                 for (item, result) in items.into_iter().zip(results) {
-                    (item.told)(result);
+                    (item.completion)(result);
                 }
             }
             Err(error) => {
                 for item in items {
-                    (item.told)(Err(error.clone()));
+                    (item.completion)(Err(error.clone()));
                 }
             }
         }
     }
 
     /// A number for a new inode, if one is left; has more of them reserved in time.
-    pub fn number(self: &Arc<Self>, on: &Handle) -> Option<u64> {
+    pub fn next_inode(self: &Arc<Self>, on: &Handle) -> Option<u64> {
         let session = self.namespace.session().id_now()?;
-        let mut numbers = lock(&self.numbers);
-        if numbers.session != session {
-            *numbers = Numbers { asking: numbers.asking, session, ..Numbers::default() };
+        let mut inodes = lock(&self.inodes);
+        if inodes.session != session {
+            *inodes = InodeRange { reserving_now: inodes.reserving_now, session, ..InodeRange::default() };
         }
-        let number = (numbers.next < numbers.end).then_some(numbers.next);
-        numbers.next += u64::from(number.is_some());
-        if numbers.end - numbers.next < RESERVE_BELOW && !std::mem::replace(&mut numbers.asking, true) {
+        let number = (inodes.next < inodes.end).then_some(inodes.next);
+        inodes.next += u64::from(number.is_some());
+        if inodes.end - inodes.next < RESERVE_BELOW && !std::mem::replace(&mut inodes.reserving_now, true) {
             let this = self.clone();
             on.spawn(async move { this.reserve().await });
         }
@@ -274,8 +279,8 @@ impl Batches {
     }
 
     /// Waits until there are numbers for new inodes. False if they are not to be had.
-    pub async fn have_numbers(&self) -> bool {
-        if self.are_left() {
+    pub async fn ensure_inodes(&self) -> bool {
+        if self.has_inodes() {
             return true;
         }
         match self.reserving.try_lock() {
@@ -283,23 +288,23 @@ impl Batches {
             // Somebody has asked, and one answer is enough, also if it takes long and is an error.
             Err(_) => drop(self.reserving.lock().await),
         }
-        self.are_left()
+        self.has_inodes()
     }
 
-    fn are_left(&self) -> bool {
-        let numbers = lock(&self.numbers);
-        numbers.next < numbers.end
-            && self.namespace.session().id_now().is_some_and(|session| session == numbers.session)
+    fn has_inodes(&self) -> bool {
+        let inodes = lock(&self.inodes);
+        inodes.next < inodes.end && self.namespace.session().id_now().is_some_and(|session| session == inodes.session)
     }
 
     async fn reserve(&self) {
-        let reserved = self.namespace.reserve_inodes(RESERVE).await;
-        let mut numbers = lock(&self.numbers);
-        numbers.asking = false;
+        let reserved = self.namespace.reserve_inodes(RESERVE_COUNT).await;
+        let mut inodes = lock(&self.inodes);
+        inodes.reserving_now = false;
         match reserved {
             // What is left of the range before is given up.
             Ok((session, first)) => {
-                *numbers = Numbers { session, next: first, end: first + u64::from(RESERVE), asking: false };
+                *inodes =
+                    InodeRange { session, next: first, end: first + u64::from(RESERVE_COUNT), reserving_now: false };
             }
             Err(error) => tracing::debug!(%error, "no inode numbers are reserved, files are made one by one"),
         }
@@ -313,7 +318,7 @@ mod tests {
     use super::*;
 
     fn item(op: Op) -> Item {
-        Item { op, told: Box::new(|_| ()) }
+        Item { op, completion: Box::new(|_| ()) }
     }
 
     fn stores(items: &[Item]) -> Vec<bool> {

@@ -17,6 +17,7 @@ use tonic::Streaming;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::channel::{MasterChannel, invalidation, judge};
+use crate::runtime::host_name;
 
 /// Longest wait for a master to accept a subscription.
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -80,7 +81,7 @@ impl Subscriber {
     }
 
     async fn subscribe(&self, address: &str) -> Result<Streaming<InvalidationEvent>> {
-        let description = format!("{} process {}", super::hostname(), std::process::id());
+        let description = format!("{} process {}", host_name(), std::process::id());
         let send = |to| {
             let request = SubscribeRequest { description: description.clone() };
             async move { invalidation(to).subscribe(request).await }

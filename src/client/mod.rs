@@ -1,7 +1,7 @@
 //! The client library: namespace, sessions and the data path. Used by FUSE, the command line, the tests and the bench.
 
 pub mod admin;
-pub mod batches;
+pub mod batcher;
 pub mod invalidations;
 pub mod layout_cache;
 pub mod local;
@@ -15,14 +15,8 @@ pub mod session;
 pub mod workers;
 pub mod writer;
 
-pub use batches::Batches;
+pub use batcher::Batcher;
 pub use namespace::{Namespace, at_entry, at_inode, at_path};
 pub use reader::{OpenFile, Reader};
 pub use session::{OpGuard, Session};
 pub use writer::Writer;
-
-/// Name of this host, for people and for finding the worker on the same host.
-pub fn hostname() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    name.trim().to_owned()
-}

@@ -21,6 +21,7 @@ use crate::config::ClientConfig;
 use crate::error::{Error, Result};
 use crate::rpc::channel::{MasterChannel, block, job, namespace};
 use crate::rpc::status::from_detail;
+use crate::runtime::host_name;
 use crate::types::{BATCH_MAX, LIST_PAGE_MAX};
 
 use super::session::{OpGuard, Session};
@@ -58,7 +59,7 @@ impl Namespace {
 
     /// A client with a session of its own on a shared channel.
     pub fn with_channel(channel: MasterChannel) -> Namespace {
-        let host = super::hostname();
+        let host = host_name();
         let session = Session::new(channel.clone(), format!("{host} process {}", std::process::id()));
         Namespace { channel, session }
     }
@@ -428,7 +429,7 @@ impl Namespace {
         F: Fn(Channel, Option<OpId>) -> Fut,
         Fut: Future<Output = Result<Response<T>, Status>>,
     {
-        self.send(what, self.session.begin_aside().await?, send).await
+        self.send(what, self.session.begin_blocking_op().await?, send).await
     }
 
     async fn send<T, F, Fut>(&self, what: &str, guard: OpGuard, send: F) -> Result<T>

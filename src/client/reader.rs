@@ -31,7 +31,7 @@ const OPEN_FILES: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1023);
 /// How long such a file stays open: its lease keeps the worker from evicting it.
 const IDLE: Duration = Duration::from_secs(30);
 /// How long opening a file waits for the worker to say what it has.
-const LOOK_LOCAL: Duration = Duration::from_millis(200);
+const LOCAL_OPEN_TIMEOUT: Duration = Duration::from_millis(200);
 /// How long the first list of workers may take before reads go to the under-storage.
 const FIRST_LIST: Duration = Duration::from_secs(2);
 /// How long the masters may take to look for a version that was not found.
@@ -218,7 +218,7 @@ impl Reader {
         let Some(list) = self.workers.known().filter(|_| file.source.mount_id != 0) else { return };
         let candidates = Workers::candidates(&list, &self.workers.broken(), file.source.file_id, 0);
         let Some(best) = candidates.first().filter(|best| self.locals.is_local(best)) else { return };
-        if let Ok(Err(error)) = tokio::time::timeout(LOOK_LOCAL, self.ensure(file, best, 0, 0)).await {
+        if let Ok(Err(error)) = tokio::time::timeout(LOCAL_OPEN_TIMEOUT, self.ensure(file, best, 0, 0)).await {
             tracing::debug!(%error, worker = best.id, "the file was not looked up");
         }
     }

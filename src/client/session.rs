@@ -36,7 +36,7 @@ pub struct Session {
     channel: MasterChannel,
     description: String,
     open: Slot,
-    aside: [Slot; ASIDE],
+    blocking: [Slot; ASIDE],
 }
 
 /// One opened session, until it expires.
@@ -112,7 +112,7 @@ impl Drop for OpGuard {
 impl Session {
     /// A session that is opened when it is first needed. `description` is shown to people.
     pub fn new(channel: MasterChannel, description: impl Into<String>) -> Session {
-        Session { channel, description: description.into(), open: Slot::default(), aside: Default::default() }
+        Session { channel, description: description.into(), open: Slot::default(), blocking: Default::default() }
     }
 
     /// The id for one mutation. Opens the session if need be; waits while [`WINDOW`] mutations are in flight.
@@ -133,8 +133,8 @@ impl Session {
     /// As [`Session::begin`], for a mutation that may wait for an under-storage and makes nothing that ends with its session.
     ///
     /// *Errors*: those of opening a session.
-    pub async fn begin_aside(&self) -> Result<OpGuard> {
-        let [first, rest @ ..] = &self.aside;
+    pub async fn begin_blocking_op(&self) -> Result<OpGuard> {
+        let [first, rest @ ..] = &self.blocking;
         loop {
             let open = self.opened(first).await?;
             let freed = open.freed.notified();
@@ -175,7 +175,7 @@ impl Session {
 
     /// Closes the sessions, so that the cluster need not wait for them to expire. Errors do not matter: they would expire.
     pub async fn close(&self) {
-        for slot in std::iter::once(&self.open).chain(&self.aside) {
+        for slot in std::iter::once(&self.open).chain(&self.blocking) {
             let Some(open) = slot.lock().await.take() else { continue };
             open.expire();
             let request = CloseSessionRequest { client_id: open.client_id.clone() };

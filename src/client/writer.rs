@@ -15,22 +15,22 @@ use jindofs_proto::v1::{
 };
 use tokio::runtime::Handle;
 
-use super::batches::Batches;
+use super::batcher::Batcher;
 use super::mounts::Mounts;
 use super::namespace::{Namespace, at_entry, at_inode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::{Fail, failpoint, failpoint_io, now_ns};
-use crate::ufs::{Content, Deadline, Entry, Expected, NewAttr, Registry, Sent, Ufs, Upload};
+use crate::ufs::{Content, Deadline, Entry, Expected, NewAttr, PreparedPut, Registry, Ufs, Upload};
 
 /// How long the error of a write waits for a master to find out what came of it.
-const LOOK: Duration = Duration::from_secs(2);
+const OUTCOME_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Pause between two attempts to have recorded what is stored.
-const AGAIN: Duration = Duration::from_secs(1);
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// A write that the masters have been told of.
 #[derive(Debug, Clone)]
-pub struct Begun {
+pub struct WriteIntent {
     intent: u64,
     ufs_path: Bytes,
     attr: Attr,
@@ -40,11 +40,11 @@ pub struct Begun {
     asked: Instant,
 }
 
-impl Begun {
+impl WriteIntent {
     /// What a batch has said of a write that it was asked to announce at `asked`; `None` if it has not.
-    pub fn of(done: MutationResponse, asked: Instant) -> Option<Begun> {
+    pub fn from_response(done: MutationResponse, asked: Instant) -> Option<WriteIntent> {
         let MutationResponse { attr, intent, ufs_path, end_behind } = done;
-        (intent != 0).then_some(Begun { intent, ufs_path, attr: attr?, end_behind, asked })
+        (intent != 0).then_some(WriteIntent { intent, ufs_path, attr: attr?, end_behind, asked })
     }
 
     /// Number that the masters know it by.
@@ -53,7 +53,7 @@ impl Begun {
     }
 
     /// What the file is when this has ended.
-    fn becomes(&self, stored: &StoredContent) -> Attr {
+    fn resulting_attr(&self, stored: &StoredContent) -> Attr {
         let mut attr = self.attr.clone();
         (attr.size, attr.mtime_ns) = (stored.size, stored.mtime_ns);
         (attr.version_token, attr.ctime_ns) = (stored.version_token.clone(), stored.ctime_ns);
@@ -67,32 +67,32 @@ impl Begun {
 
 /// What is stored and still to be recorded.
 #[derive(Debug)]
-pub struct End {
+pub struct DeferredCommit {
     writer: Writer,
-    begun: Begun,
+    begun: WriteIntent,
     stored: StoredContent,
 }
 
-impl End {
-    /// Has it recorded soon, however long the masters are away; `told` hears what the file is then, in a task where it must not
+impl DeferredCommit {
+    /// Has it recorded soon, however long the masters are away; `completion` hears what the file is then, in a task where it must not
     /// block.
     ///
     /// *Errors*: the masters do not know of what is stored.
-    pub fn record(self, told: impl FnOnce(Result<Attr>) + Send + 'static) {
-        let (batches, op) = (self.writer.batches.clone(), end_of(&self.begun, &self.stored));
-        batches.linger(op, &Handle::current(), move |outcome| match outcome {
-            Ok(MutationResponse { attr: Some(attr), .. }) => told(Ok(attr)),
+    pub fn enqueue(self, completion: impl FnOnce(Result<Attr>) + Send + 'static) {
+        let (batcher, op) = (self.writer.batcher.clone(), end_write_op(&self.begun, &self.stored));
+        batcher.enqueue(op, &Handle::current(), move |outcome| match outcome {
+            Ok(MutationResponse { attr: Some(attr), .. }) => completion(Ok(attr)),
             outcome => {
-                tokio::spawn(async move { told(self.settle(outcome).await) });
+                tokio::spawn(async move { completion(self.resolve(outcome).await) });
             }
         });
     }
 
-    async fn settle(self, outcome: Result<MutationResponse>) -> Result<Attr> {
+    async fn resolve(self, outcome: Result<MutationResponse>) -> Result<Attr> {
         match self.writer.outcome_of_end(outcome, self.begun.intent, &self.stored).await {
             Ok(Some(attr)) => Ok(attr),
             // Somebody has looked in our stead, or nobody knows.
-            _ => self.writer.find(&self.begun, &self.stored).await,
+            _ => self.writer.recover(&self.begun, &self.stored).await,
         }
     }
 }
@@ -101,15 +101,15 @@ impl End {
 #[derive(Debug, Clone)]
 pub struct Writer {
     namespace: Arc<Namespace>,
-    batches: Arc<Batches>,
+    batcher: Arc<Batcher>,
     mounts: Arc<Mounts>,
     storage: Arc<Registry>,
 }
 
 impl Writer {
     /// A writer. `namespace` must be the one that creates the files: what is made in a session ends with it.
-    pub fn new(namespace: Arc<Namespace>, batches: Arc<Batches>, mounts: Arc<Mounts>, storage: Registry) -> Writer {
-        Writer { namespace, batches, mounts, storage: Arc::new(storage) }
+    pub fn new(namespace: Arc<Namespace>, batcher: Arc<Batcher>, mounts: Arc<Mounts>, storage: Registry) -> Writer {
+        Writer { namespace, batcher, mounts, storage: Arc::new(storage) }
     }
 
     /// Stores the whole content of a file below a mount. `attr` names the file and the version that `content` was made from.
@@ -118,7 +118,7 @@ impl Writer {
     /// Not cancel-safe: dropped half-way it leaves the file to nobody else until the session ends.
     ///
     /// *Errors*: `Stale` when the file is of another version by now; `Busy`; what the under-storage says; `OutcomeUnknown`.
-    pub async fn store(&self, attr: &Attr, begun: Begun, content: Content, deadline: &Deadline) -> Result<Attr> {
+    pub async fn store(&self, attr: &Attr, begun: WriteIntent, content: Content, deadline: &Deadline) -> Result<Attr> {
         let stored = self.put(&begun, attr, content, deadline).await?;
         self.end(attr, &begun, stored).await
     }
@@ -129,23 +129,23 @@ impl Writer {
     /// they look.
     ///
     /// *Errors*: as [`Writer::store`]. Those of the end say that the masters do not know of what is stored.
-    pub async fn store_behind(
+    pub async fn store_deferring_commit(
         &self,
         attr: &Attr,
-        begun: Begun,
+        begun: WriteIntent,
         content: Content,
         deadline: &Deadline,
-    ) -> Result<(Attr, Option<End>)> {
+    ) -> Result<(Attr, Option<DeferredCommit>)> {
         let mut stored = self.put(&begun, attr, content, deadline).await?;
-        if !begun.end_behind || !self.is_still_ours(&begun) {
+        if !begun.end_behind || !self.holds_lease(&begun) {
             return Ok((self.end(attr, &begun, stored).await?, None));
         }
         if stored.ctime_ns == 0 {
             stored.ctime_ns = now_ns();
         }
         stored.ctime_ns = stored.ctime_ns.max(begun.attr.ctime_ns);
-        let becomes = begun.becomes(&stored);
-        Ok((becomes, Some(End { writer: self.clone(), begun, stored })))
+        let resulting_attr = begun.resulting_attr(&stored);
+        Ok((resulting_attr, Some(DeferredCommit { writer: self.clone(), begun, stored })))
     }
 
     /// Refuses a path that no file can have in the under-storage of a mount, as far as that is known without asking it.
@@ -170,10 +170,10 @@ impl Writer {
     ///
     /// *Errors*: `Stale` for one that is stored; `NotFound`; as [`Namespace::end_write`]. The masters may know of it all the same,
     /// and forget the file later.
-    pub async fn unmake(&self, inode: u64, given_up: Option<u64>) -> Result<Option<Attr>> {
+    pub async fn abandon_create(&self, inode: u64, given_up: Option<u64>) -> Result<Option<Attr>> {
         if let Some(intent) = given_up {
             match self.namespace.abandon_write(intent).await {
-                Err(error) if has_ended(&error) => {}
+                Err(error) if ended_by_others(&error) => {}
                 abandoned => return abandoned,
             }
         }
@@ -183,27 +183,29 @@ impl Writer {
 
     /// True if the masters cannot have ended a write by themselves yet, because our session is over: they were told of it
     /// less than half of that time ago.
-    fn is_still_ours(&self, begun: &Begun) -> bool {
+    fn holds_lease(&self, begun: &WriteIntent) -> bool {
         failpoint("write.lease") == Fail::Skip
             || self.namespace.session().lasts_now().is_some_and(|lasts| begun.asked.elapsed() < lasts / 2)
     }
 
     /// Has the masters find what is stored, however long that takes.
-    async fn find(&self, begun: &Begun, stored: &StoredContent) -> Result<Attr> {
+    async fn recover(&self, begun: &WriteIntent, stored: &StoredContent) -> Result<Attr> {
         loop {
-            match self.find_once(begun, stored).await {
+            match self.recover_once(begun, stored).await {
                 Err(error) if error.is_retryable() || error.kind == ErrorKind::OutcomeUnknown => {
                     tracing::warn!(inode = begun.attr.inode, %error, "a file that is stored is not recorded yet");
                 }
                 found => return found,
             }
-            tokio::time::sleep(AGAIN).await;
+            tokio::time::sleep(RETRY_DELAY).await;
         }
     }
 
-    async fn find_once(&self, begun: &Begun, stored: &StoredContent) -> Result<Attr> {
+    async fn recover_once(&self, begun: &WriteIntent, stored: &StoredContent) -> Result<Attr> {
         let mut found = self.namespace.lookup(at_inode(begun.attr.inode)).await;
-        if found.as_ref().is_err_and(|error| error.kind == ErrorKind::NotFound) && self.is_there(begun, stored).await? {
+        if found.as_ref().is_err_and(|error| error.kind == ErrorKind::NotFound)
+            && self.is_still_stored(begun, stored).await?
+        {
             // Our session has expired before it was stored, and the file that we made with it.
             let name = begun.ufs_path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
             let target = Some(at_entry(begun.attr.parent, name));
@@ -214,12 +216,12 @@ impl Writer {
         if !attr.version_token.is_empty() {
             return Ok(attr);
         }
-        let looked = look(&self.namespace, attr.inode, attr.version_token).await?;
+        let looked = probe_outcome(&self.namespace, attr.inode, attr.version_token).await?;
         looked.ok_or_else(|| Error::new(ErrorKind::NotFound, "the file was removed since it was stored"))
     }
 
     /// True if the under-storage still has what was stored.
-    async fn is_there(&self, begun: &Begun, stored: &StoredContent) -> Result<bool> {
+    async fn is_still_stored(&self, begun: &WriteIntent, stored: &StoredContent) -> Result<bool> {
         let storage = self.storage_of(begun).await?;
         Ok(storage.stat(&begun.ufs_path).await?.is_some_and(|entry| entry.token == stored.version_token))
     }
@@ -237,24 +239,24 @@ impl Writer {
     }
 
     /// Prepares the storing of a new file at `path` of a mount, while the masters are told of it; best effort.
-    pub async fn prepare(&self, mount: &Mount, path: &[u8], attr: NewAttr, content: Content) -> Sent {
+    pub async fn prepare(&self, mount: &Mount, path: &[u8], attr: NewAttr, content: Content) -> PreparedPut {
         match self.storage.open(&mount.ufs_uri, &mount.options) {
             Ok(storage) => storage.prepare(path, content, attr).await,
-            Err(_) => Sent::default(),
+            Err(_) => PreparedPut::default(),
         }
     }
 
     /// Tells the masters that the content of a file is going to be stored; with `end_behind` that its end may come later.
     ///
     /// *Errors*: `Stale` when the file is of another version by now; `Busy`. Nothing was stored then.
-    pub async fn begin(&self, attr: &Attr, end_behind: bool) -> Result<Begun> {
+    pub async fn begin(&self, attr: &Attr, end_behind: bool) -> Result<WriteIntent> {
         let asked = Instant::now();
-        match self.begin_at_once(attr, end_behind).await {
+        match self.try_begin(attr, end_behind).await {
             // It has to wait, which a batch does not.
             Err(error) if error.was_not_begun() => {
                 let done = self.namespace.begin_write(attr.inode, attr.version_token.clone()).await?;
-                let attr = done.attr.ok_or_else(lacks_place)?;
-                Ok(Begun { intent: done.intent, ufs_path: done.ufs_path, attr, end_behind: false, asked })
+                let attr = done.attr.ok_or_else(missing_location)?;
+                Ok(WriteIntent { intent: done.intent, ufs_path: done.ufs_path, attr, end_behind: false, asked })
             }
             begun => begun,
         }
@@ -263,18 +265,18 @@ impl Writer {
     /// As [`Writer::begin`], without waiting for another change of the file that is under way.
     ///
     /// *Errors*: as [`Writer::begin`]; `ResourceExhausted` while there is one.
-    pub async fn begin_at_once(&self, attr: &Attr, end_behind: bool) -> Result<Begun> {
+    pub async fn try_begin(&self, attr: &Attr, end_behind: bool) -> Result<WriteIntent> {
         let (inode, base_token, asked) = (attr.inode, attr.version_token.clone(), Instant::now());
         let request = BeginWriteRequest { op: None, inode, base_token, end_behind };
-        let done = self.batches.submit(Op::BeginWrite(request), &Handle::current()).await?;
-        Begun::of(done, asked).ok_or_else(lacks_place)
+        let done = self.batcher.submit(Op::BeginWrite(request), &Handle::current()).await?;
+        WriteIntent::from_response(done, asked).ok_or_else(missing_location)
     }
 
-    async fn end(&self, attr: &Attr, begun: &Begun, stored: StoredContent) -> Result<Attr> {
-        let outcome = self.batches.submit(end_of(begun, &stored), &Handle::current()).await;
+    async fn end(&self, attr: &Attr, begun: &WriteIntent, stored: StoredContent) -> Result<Attr> {
+        let outcome = self.batcher.submit(end_write_op(begun, &stored), &Handle::current()).await;
         let ended = match self.outcome_of_end(outcome, begun.intent, &stored).await {
-            Err(error) if has_ended(&error) => {
-                self.give_up(attr, begun.intent).await;
+            Err(error) if ended_by_others(&error) => {
+                self.resolve_outcome(attr, begun.intent).await;
                 return Err(error);
             }
             ended => ended?,
@@ -297,38 +299,44 @@ impl Writer {
     }
 
     /// Has a master look what came of a write. Best effort: it looks too when the session ends.
-    async fn give_up(&self, attr: &Attr, intent: u64) {
+    async fn resolve_outcome(&self, attr: &Attr, intent: u64) {
         let (namespace, inode, base) = (self.namespace.clone(), attr.inode, attr.version_token.clone());
         let looked = tokio::spawn(async move {
             let ended = match namespace.end_write(intent, None).await {
                 // A master has looked when our session ended, and we may have stored since.
-                Err(error) if has_ended(&error) => look(&namespace, inode, base).await,
+                Err(error) if ended_by_others(&error) => probe_outcome(&namespace, inode, base).await,
                 ended => ended,
             };
             if let Err(error) = ended {
                 tracing::warn!(inode, %error, "a write that failed is not ended yet");
             }
         });
-        if tokio::time::timeout(LOOK, looked).await.is_err() {
+        if tokio::time::timeout(OUTCOME_TIMEOUT, looked).await.is_err() {
             tracing::info!(inode, "what came of a write is found out when the under-storage answers again");
         }
     }
 
     /// Brings content to the under-storage; after an error nobody waits for it any more.
-    async fn put(&self, begun: &Begun, attr: &Attr, content: Content, deadline: &Deadline) -> Result<StoredContent> {
+    async fn put(
+        &self,
+        begun: &WriteIntent,
+        attr: &Attr,
+        content: Content,
+        deadline: &Deadline,
+    ) -> Result<StoredContent> {
         let (extends_base, ctime_ns) = (content.extends, content.times.map_or(0, |times| times.ctime_ns));
         match self.put_once(begun, &attr.version_token, content, deadline).await {
             Ok(Entry { token, size, mtime_ns, .. }) => {
                 Ok(StoredContent { version_token: token.into(), size, mtime_ns, ctime_ns, extends_base })
             }
             Err(error) => {
-                self.give_up(attr, begun.intent).await;
+                self.resolve_outcome(attr, begun.intent).await;
                 Err(error)
             }
         }
     }
 
-    async fn put_once(&self, begun: &Begun, base: &[u8], content: Content, deadline: &Deadline) -> Result<Entry> {
+    async fn put_once(&self, begun: &WriteIntent, base: &[u8], content: Content, deadline: &Deadline) -> Result<Entry> {
         let storage = self.storage_of(begun).await?;
         failpoint_io("write.begun")?;
         let attr = new_attr(&begun.attr);
@@ -337,7 +345,7 @@ impl Writer {
         Ok(entry)
     }
 
-    async fn storage_of(&self, begun: &Begun) -> Result<Arc<dyn Ufs>> {
+    async fn storage_of(&self, begun: &WriteIntent) -> Result<Arc<dyn Ufs>> {
         let id = begun.attr.mount_id;
         let gone = || Error::new(ErrorKind::Stale, format!("mount {id} of the file does not exist any more"));
         let mount = self.mounts.get(id).await?.ok_or_else(gone)?;
@@ -346,12 +354,12 @@ impl Writer {
 }
 
 /// Has a master look what there is of a file that is of the version `base`, as after a write of which nobody knows the end.
-async fn look(namespace: &Namespace, inode: u64, base: Bytes) -> Result<Option<Attr>> {
+async fn probe_outcome(namespace: &Namespace, inode: u64, base: Bytes) -> Result<Option<Attr>> {
     let begun = namespace.begin_write(inode, base).await?;
     namespace.end_write(begun.intent, None).await
 }
 
-fn lacks_place() -> Error {
+fn missing_location() -> Error {
     Error::internal("begin a write: the answer lacks what to store where")
 }
 
@@ -360,7 +368,7 @@ pub fn new_attr(attr: &Attr) -> NewAttr {
     NewAttr { mode: attr.mode, uid: attr.uid, gid: attr.gid }
 }
 
-fn end_of(begun: &Begun, stored: &StoredContent) -> Op {
+fn end_write_op(begun: &WriteIntent, stored: &StoredContent) -> Op {
     Op::EndWrite(EndWriteRequest { intent: begun.intent, stored: Some(stored.clone()), ..EndWriteRequest::default() })
 }
 
@@ -370,6 +378,6 @@ fn expected(base: &[u8]) -> Expected<'_> {
 }
 
 /// Somebody else has ended the write: our session has expired meanwhile.
-fn has_ended(error: &Error) -> bool {
+fn ended_by_others(error: &Error) -> bool {
     matches!(error.kind, ErrorKind::Stale | ErrorKind::SessionExpired)
 }

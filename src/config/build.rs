@@ -9,6 +9,7 @@ use super::keys::Role;
 use super::source::{Settings, Source, conflict};
 use super::{ClientConfig, FuseConfig, MasterConfig, Medium, TierConfig, WorkerConfig, value};
 use crate::error::Result;
+use crate::runtime::host_name;
 use crate::types::{BLOCK_SIZE, COMMAND_BYTES_MAX};
 
 /// Reads typed values and collects what is wrong, so that all of it is told at once.
@@ -109,13 +110,6 @@ impl<'a> Reader<'a> {
     fn finish<T>(self, value: T) -> Result<T> {
         if self.problems.is_empty() { Ok(value) } else { Err(conflict(self.problems)) }
     }
-}
-
-/// The machine's host name; `localhost` where there is none.
-pub fn host_name() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let name = name.trim();
-    if name.is_empty() || name == "(none)" { "localhost".to_owned() } else { name.to_owned() }
 }
 
 fn host_of(address: &str) -> &str {

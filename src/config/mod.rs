@@ -12,7 +12,6 @@ pub mod value;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use build::host_name;
 pub use keys::Role;
 pub use source::Settings;
 

@@ -16,7 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::lock;
 
 /// How often ended processes are looked for.
-const LOOK: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// Shortest time between two starts of a supervised process.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
@@ -69,7 +69,7 @@ impl Children {
         let shared = Arc::clone(&table);
         let thread = std::thread::Builder::new().name("children".into()).spawn(move || {
             loop {
-                match inbox.recv_timeout(LOOK) {
+                match inbox.recv_timeout(POLL_INTERVAL) {
                     Ok(request) => drop(request.reply.send(shared.spawn(request.index))),
                     Err(RecvTimeoutError::Timeout) => shared.look_after(),
                     Err(RecvTimeoutError::Disconnected) => return,

@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::write_durably;
 
 /// Pause between two looks at a condition.
-const LOOK: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Runs until it is dropped or stopped; then nothing of it runs any more.
 #[derive(Debug)]
@@ -236,7 +236,7 @@ impl DevCluster {
                 let log = process.log.display();
                 return Err(Error::new(ErrorKind::Timeout, format!("{name} does not answer; its log is {log}")));
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 

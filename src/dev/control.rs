@@ -11,7 +11,7 @@ use super::{DevCluster, at};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Longest wait for a command to be carried out.
-const PATIENCE: Duration = Duration::from_secs(120);
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(120);
 
 fn socket(dir: &Path) -> PathBuf {
     dir.join("dev.sock")
@@ -69,7 +69,7 @@ pub(super) fn send(dir: &Path, command: &str) -> Result<()> {
         }
         _ => at(&path)(error),
     })?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(COMMAND_TIMEOUT))?;
     writeln!(stream, "{command}")?;
     let mut reply = String::new();
     BufReader::new(stream).read_line(&mut reply)?;

@@ -18,7 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::stdio;
 
 /// Pause between two looks at a job.
-const LOOK: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Beginning of the paths of our namespace.
 const SCHEME: &str = "jindo://";
 
@@ -158,7 +158,7 @@ impl Commands {
                 job.files_done, job.files_total, job.bytes_done, job.bytes_total
             ))
         };
-        let job = self.namespace.follow_job(job, LOOK, tell).await?;
+        let job = self.namespace.follow_job(job, POLL_INTERVAL, tell).await?;
         match job.state() {
             JobState::Done => Ok(()),
             _ => Err(Error::internal(format!("{}: {}", asked.path, job.message))),

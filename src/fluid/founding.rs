@@ -13,10 +13,10 @@ use crate::error::Error;
 use crate::rpc::channel::MasterChannel;
 
 /// Pause between two attempts.
-const LOOK: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// How often in succession the own master must be found empty: members of a cluster that misses its disk announce themselves
 /// to it every second. Looks are counted and no time, so that a pause of this process counts for nothing.
-const EMPTY_LOOKS: u32 = 6;
+const EMPTY_POLLS: u32 = 6;
 /// Longest wait for an answer about the state of the own master.
 const BUDGET: Duration = Duration::from_secs(2);
 /// Longest wait until all masters vote.
@@ -50,7 +50,7 @@ pub async fn found(config: &MasterConfig) {
                 }
             }
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
@@ -81,7 +81,7 @@ async fn attempt(channel: &MasterChannel, address: &str, uuid: Uuid, empty_looks
     match step {
         NextStep::Wait => return Ok(false),
         NextStep::Done => return Ok(true),
-        NextStep::Found if *empty_looks < EMPTY_LOOKS => return Ok(false),
+        NextStep::Found if *empty_looks < EMPTY_POLLS => return Ok(false),
         NextStep::Found => {}
     }
     admin::provision(channel, address, uuid.into_bytes(), FOUNDING).await?;

@@ -27,7 +27,7 @@ const CFG: &str = "/jindocache.cfg";
 /// Variable with the place of a client's mount.
 const MOUNT: &str = "FLUID_FUSE_MOUNTPOINT";
 /// Pause between two attempts to find the own name among those of the masters.
-const LOOK: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// `jindofs fluid`.
 pub fn command() -> Command {
@@ -82,11 +82,11 @@ fn entrypoint(arguments: &[String]) -> Result<Launch> {
     let cfg = Cfg::read(Path::new(CFG))?;
     match arguments.first().map(String::as_str) {
         Some("master") => loop {
-            match launch::master(&cfg, &variable, &crate::config::host_name(), &launch::is_local) {
+            match launch::master(&cfg, &variable, &crate::runtime::host_name(), &launch::is_local) {
                 // The names of pods are made known after they start.
                 Err(error) if error.kind == ErrorKind::Unavailable => {
                     stdio::complain(format_args!("waiting: {error}"));
-                    std::thread::sleep(LOOK);
+                    std::thread::sleep(POLL_INTERVAL);
                 }
                 other => break other,
             }

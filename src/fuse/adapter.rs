@@ -1,6 +1,6 @@
 //! Between the kernel and [`Fs`]: what is known is answered at once on the kernel's thread, the rest by a task.
 
-mod later;
+mod async_reply;
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -18,43 +18,45 @@ use tokio::sync::Semaphore;
 
 use crate::error::Result;
 
-use super::answer::{
-    created_as, enter, errno, failed, failed_at_inode, give, give_plus, made, nanoseconds, opened, show,
-};
 use super::attributes::Change;
 use super::errno::Errno;
 use super::fs::Fs;
-use super::greet::greet;
+use super::handover_state::Negotiated;
+use super::init::negotiate;
 use super::locks::Request as LockRequest;
 use super::nodes::inode_of;
 use super::open::OpenMode;
-use super::saved::Greeting;
-use super::staging::Place;
+use super::reply::{
+    created_as, credentials_of, enter, errno, failed, failed_at_inode, nanoseconds, opened, reply_readdir,
+    reply_readdirplus, show,
+};
+use super::staging::WritePosition;
 use super::write::Write;
 
 /// Serves one mount.
 pub(super) struct Adapter {
     fs: Arc<Fs>,
     runtime: Handle,
-    greeting: Arc<OnceLock<Greeting>>,
+    negotiated: Arc<OnceLock<Negotiated>>,
     /// Who may have a thread of its own.
-    apart: Arc<Semaphore>,
+    dedicated: Arc<Semaphore>,
 }
 
 impl Adapter {
     pub(super) fn new(fs: Arc<Fs>, runtime: Handle) -> Adapter {
-        Adapter { fs, runtime, greeting: Arc::default(), apart: Arc::new(Semaphore::new(later::APART)) }
+        let dedicated = Arc::new(Semaphore::new(async_reply::DEDICATED_MAX));
+        Adapter { fs, runtime, negotiated: Arc::default(), dedicated }
     }
 
     /// What is agreed with the kernel, once it is.
-    pub(super) fn greeting(&self) -> Arc<OnceLock<Greeting>> {
-        self.greeting.clone()
+    pub(super) fn negotiated(&self) -> Arc<OnceLock<Negotiated>> {
+        self.negotiated.clone()
     }
 }
 
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        let _ = self.greeting.set(greet(config, self.fs.writable, self.fs.locks.are_shared()));
+        let _ = self.negotiated.set(negotiate(config, self.fs.writable, self.fs.locks.are_shared()));
         Ok(())
     }
 
@@ -66,7 +68,7 @@ impl Filesystem for Adapter {
         }
         let (fs, name) = (self.fs.clone(), name.as_bytes().to_vec());
         let what = ("lookup", parent, name.clone());
-        self.enter_later(what, reply, async move { fs.lookup(parent.0, &name).await });
+        self.spawn_entry_reply(what, reply, async move { fs.lookup(parent.0, &name).await });
     }
 
     fn forget(&self, _: &Request, inode: INodeNo, lookups: u64) {
@@ -87,16 +89,7 @@ impl Filesystem for Adapter {
     }
 
     fn readlink(&self, _: &Request, inode: INodeNo, reply: ReplyData) {
-        let fs = self.fs.clone();
-        self.runtime.spawn(async move {
-            match fs.attr(inode.0).await {
-                Ok(known) => reply.data(&known.attr.symlink_target),
-                Err(error) => {
-                    fs.forget_path_if_gone(inode.0, &error);
-                    reply.error(failed_at_inode("readlink", inode.0, &error));
-                }
-            }
-        });
+        self.reply_symlink_target(inode, reply);
     }
 
     fn open(&self, request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -140,7 +133,7 @@ impl Filesystem for Adapter {
             };
         }
         let Some((handle, file)) = self.fs.handles.file(number.0).zip(self.fs.nodes.file(inode.0)) else {
-            return self.read_inherited(inode, number.0, offset, size, reply);
+            return self.read_restored(inode, number.0, offset, size, reply);
         };
         let length = file.source.length.saturating_sub(offset).min(u64::from(size));
         if length == 0 {
@@ -180,7 +173,7 @@ impl Filesystem for Adapter {
     ) {
         // What comes from the page cache later has its place, whatever handle it comes by.
         let appends = flags.0 & libc::O_APPEND != 0 && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let place = if appends { Place::End } else { Place::At(offset) };
+        let place = if appends { WritePosition::End } else { WritePosition::At(offset) };
         let from_pages = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
         let answer = move |written: Result<()>, reply: ReplyWrite| match written {
@@ -209,9 +202,9 @@ impl Filesystem for Adapter {
         }
         // Whoever closes a file gives up its locks, after what was written under them is stored.
         let fs = self.fs.clone();
-        self.end_later(("flush", inode), reply, async move {
+        self.spawn_reply(("flush", inode), reply, async move {
             let stored = fs.flush(file, true).await;
-            fs.give_up((file, owner.0), fs.known_now(file)).await;
+            fs.give_up((file, owner.0), fs.resolved_inode_now(file)).await;
             stored
         });
     }
@@ -230,7 +223,7 @@ impl Filesystem for Adapter {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        let known = self.fs.known_now(inode_of(inode.0));
+        let known = self.fs.resolved_inode_now(inode_of(inode.0));
         let (node, owners) = (self.fs.release(number.0), self.fs.locks.release(number.0));
         if node.is_none() && owners.is_empty() {
             return reply.ok();
@@ -238,12 +231,12 @@ impl Filesystem for Adapter {
         // Nobody waits for it, and of what is not answered the kernel lets few be under way, reads ahead among them.
         reply.ok();
         let fs = self.fs.clone();
-        self.begin_now(async move {
+        self.poll_then_spawn(async move {
             for owner in owners {
                 fs.give_up_stored(owner, known).await;
             }
             if let Some(node) = node {
-                fs.let_go(node).await;
+                fs.finalize_last_close(node).await;
             }
         });
     }
@@ -305,7 +298,7 @@ impl Filesystem for Adapter {
         let fs = self.fs.clone();
         self.spawn_holding(inode, async move {
             match fs.read_directory(number.0, offset).await {
-                Ok(directory) => give(&directory, offset, reply),
+                Ok(directory) => reply_readdir(&directory, offset, reply),
                 Err(error) => reply.error(failed_at_inode("readdir", inode.0, &error)),
             }
         });
@@ -317,13 +310,13 @@ impl Filesystem for Adapter {
                 directory.rewind();
             }
             if directory.wanted(offset).is_none() {
-                return give_plus(&self.fs, &directory, offset, reply);
+                return reply_readdirplus(&self.fs, &directory, offset, reply);
             }
         }
         let fs = self.fs.clone();
         self.spawn_holding(inode, async move {
             match fs.read_directory(number.0, offset).await {
-                Ok(directory) => give_plus(&fs, &directory, offset, reply),
+                Ok(directory) => reply_readdirplus(&fs, &directory, offset, reply),
                 Err(error) => reply.error(failed_at_inode("readdirplus", inode.0, &error)),
             }
         });
@@ -336,7 +329,7 @@ impl Filesystem for Adapter {
 
     fn fsyncdir(&self, _: &Request, inode: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
         let fs = self.fs.clone();
-        self.end_later(("fsyncdir", inode), reply, async move { fs.sync_directory(inode.0).await });
+        self.spawn_reply(("fsyncdir", inode), reply, async move { fs.sync_directory(inode.0).await });
     }
 
     fn statfs(&self, _: &Request, inode: INodeNo, reply: ReplyStatfs) {
@@ -430,14 +423,15 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let (fs, name, made) = (self.fs.clone(), name.as_bytes().to_vec(), made(request, mode));
+        let (fs, name, credentials) = (self.fs.clone(), name.as_bytes().to_vec(), credentials_of(request, mode));
         let exclusive = flags & libc::O_EXCL != 0;
-        let behind = (!exclusive).then(|| fs.create_behind((parent.0, &name), made, false, &self.runtime)).flatten();
-        if let Some(created) = behind {
+        let now =
+            (!exclusive).then(|| fs.create_deferred((parent.0, &name), credentials, false, &self.runtime)).flatten();
+        if let Some(created) = now {
             return created_as(&fs, parent, created, reply);
         }
         self.runtime.spawn(async move {
-            let created = fs.create((parent.0, &name), made, exclusive).await;
+            let created = fs.create((parent.0, &name), credentials, exclusive).await;
             created_as(&fs, parent, created, reply);
         });
     }
@@ -446,21 +440,21 @@ impl Filesystem for Adapter {
         if !matches!(mode & libc::S_IFMT, 0 | libc::S_IFREG) {
             return reply.error(fuser::Errno::EPERM);
         }
-        let (fs, name, made) = (self.fs.clone(), name.as_bytes().to_vec(), made(request, mode));
+        let (fs, name, credentials) = (self.fs.clone(), name.as_bytes().to_vec(), credentials_of(request, mode));
         let what = ("mknod", parent, name.clone());
-        self.enter_later(what, reply, async move { fs.make_node((parent.0, &name), made).await });
+        self.spawn_entry_reply(what, reply, async move { fs.make_node((parent.0, &name), credentials).await });
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, reply: ReplyEntry) {
-        let (fs, name, made) = (self.fs.clone(), name.as_bytes().to_vec(), made(request, mode));
+        let (fs, name, credentials) = (self.fs.clone(), name.as_bytes().to_vec(), credentials_of(request, mode));
         let what = ("mkdir", parent, name.clone());
-        self.enter_later(what, reply, async move { fs.make_directory((parent.0, &name), made).await });
+        self.spawn_entry_reply(what, reply, async move { fs.make_directory((parent.0, &name), credentials).await });
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, to: &Path, reply: ReplyEntry) {
-        let (fs, name, made) = (self.fs.clone(), name.as_bytes().to_vec(), made(request, 0o777));
+        let (fs, name, credentials) = (self.fs.clone(), name.as_bytes().to_vec(), credentials_of(request, 0o777));
         let (to, what) = (to.as_os_str().as_bytes().to_vec(), ("symlink", parent, name.clone()));
-        self.enter_later(what, reply, async move { fs.make_symlink((parent.0, &name), &to, made).await });
+        self.spawn_entry_reply(what, reply, async move { fs.make_symlink((parent.0, &name), &to, credentials).await });
     }
 
     fn link(&self, _: &Request, _: INodeNo, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
@@ -469,12 +463,12 @@ impl Filesystem for Adapter {
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (fs, name) = (self.fs.clone(), name.as_bytes().to_vec());
-        self.end_later(("unlink", parent), reply, async move { fs.remove_file((parent.0, &name)).await });
+        self.spawn_reply(("unlink", parent), reply, async move { fs.remove_file((parent.0, &name)).await });
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (fs, name) = (self.fs.clone(), name.as_bytes().to_vec());
-        self.end_later(("rmdir", parent), reply, async move { fs.remove_directory((parent.0, &name)).await });
+        self.spawn_reply(("rmdir", parent), reply, async move { fs.remove_directory((parent.0, &name)).await });
     }
 
     fn rename(
@@ -492,7 +486,7 @@ impl Filesystem for Adapter {
         }
         let no_replace = flags.contains(RenameFlags::RENAME_NOREPLACE);
         let (fs, from, to) = (self.fs.clone(), name.as_bytes().to_vec(), new_name.as_bytes().to_vec());
-        self.end_later(("rename", parent), reply, async move {
+        self.spawn_reply(("rename", parent), reply, async move {
             fs.rename((parent.0, &from), (new_parent.0, &to), no_replace).await
         });
     }

@@ -11,7 +11,7 @@ use crate::runtime::failpoint;
 use super::fs::Fs;
 use super::inodes::Known;
 use super::nodes::inode_of;
-use super::staging::Turn;
+use super::staging::WriteGuard;
 
 /// What to change; what is `None` stays.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -51,8 +51,8 @@ impl Fs {
     pub(super) async fn set_attr(self: &Arc<Self>, node: u64, number: Option<u64>, change: Change) -> Result<Known> {
         self.check_writable()?;
         let inode = inode_of(node);
-        let known_as = self.known_as(inode).await?;
-        self.recorded(inode).await;
+        let known_as = self.resolve_inode(inode).await?;
+        self.await_commit(inode).await;
         if let Some(length) = change.length {
             self.truncate(node, length, number).await?;
         }
@@ -67,7 +67,7 @@ impl Fs {
 
     /// The file of this name was made elsewhere at the same time, as `known_as`: that is the one that stays.
     async fn change_elsewhere(&self, inode: u64, known_as: u64, change: &Change) -> Result<()> {
-        self.news(self.patient.set_attr(change.request(known_as)).await?);
+        self.apply_attr_update(self.client.set_attr(change.request(known_as)).await?);
         self.change_here(inode, change);
         Ok(())
     }
@@ -76,43 +76,43 @@ impl Fs {
     fn change_here(&self, inode: u64, change: &Change) {
         if let Some(mut known) = self.inodes.get(inode) {
             change.apply(&mut known.attr);
-            self.news(known.attr);
+            self.apply_attr_update(known.attr);
         }
     }
 
     async fn change_attributes(self: &Arc<Self>, inode: u64, change: &Change) -> Result<()> {
-        let Some(mut turn) = self.staging.turn_of_ready(inode).await else {
-            let attr = self.patient.set_attr(change.request(inode)).await?;
-            self.news(attr);
+        let Some(mut guard) = self.staging.lock_if_staged(inode).await else {
+            let attr = self.client.set_attr(change.request(inode)).await?;
+            self.apply_attr_update(attr);
             return Ok(());
         };
-        if turn.is_unlinked() {
+        if guard.is_unlinked() {
             self.change_here(inode, change);
             return Ok(());
         }
         if change.mtime_ns.is_some() {
             // Storing gives a time too; the one that is asked for comes last and wins.
-            self.store(&mut turn).await?;
+            self.store(&mut guard).await?;
         }
-        let attr = self.patient.set_attr(change.request(inode)).await?;
-        self.rebase(&mut turn, attr, 1);
+        let attr = self.client.set_attr(change.request(inode)).await?;
+        self.rebase(&mut guard, attr, 1);
         Ok(())
     }
 
     /// A change of ours has left the content as it is, but may have given its version another name. By itself it raises the
     /// version by `steps`: with more in between, the content may be somebody else's.
-    pub(super) fn rebase(&self, turn: &mut Turn, attr: Attr, steps: u64) {
-        let base = turn.base();
+    pub(super) fn rebase(&self, guard: &mut WriteGuard, attr: Attr, steps: u64) {
+        let base = guard.base();
         if attr.inode != base.inode {
             // By the name another file was changed, which others have put in the place of this one.
-            return self.news(attr);
+            return self.apply_attr_update(attr);
         }
         let alone = attr.version_token == base.version_token || attr.version <= base.version + steps;
         if alone && attr.size == base.size {
-            self.renewed(turn, attr.clone());
-            turn.rebase(attr);
+            self.renewed(guard, attr.clone());
+            guard.rebase(attr);
         } else {
-            self.news(attr);
+            self.apply_attr_update(attr);
         }
     }
 }

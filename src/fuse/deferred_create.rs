@@ -14,17 +14,17 @@ use jindofs_proto::v1::{Attr, CreateRequest, FileType, MutationResponse};
 use tokio::runtime::Handle;
 
 use crate::client::namespace::{at_entry, at_inode};
-use crate::client::writer::Begun;
+use crate::client::writer::WriteIntent;
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::now_ns;
 use crate::types::check_name;
 
-use super::creates::Making;
-use super::dircache::Seen;
+use super::dircache::CachedName;
 use super::fs::Fs;
 use super::inodes::Known;
-use super::names::{Made, Name};
-use super::staging::Turn;
+use super::namespace_ops::{Credentials, Name};
+use super::pending_creates::PendingCreate;
+use super::staging::WriteGuard;
 
 /// Most mutations that wait for their batch: beyond that callers wait for their turn.
 const WAITING_MAX: usize = 1024;
@@ -34,18 +34,22 @@ impl Fs {
     /// there is such a name: the caller may be `sure`. As [`Fs::create`] otherwise.
     ///
     /// *Errors*: too many files are open.
-    pub(super) fn create_behind(
+    pub(super) fn create_deferred(
         self: &Arc<Self>,
         at: Name<'_>,
-        made: Made,
+        credentials: Credentials,
         sure: bool,
         on: &Handle,
     ) -> Option<Result<(Known, u64)>> {
-        if !self.writable || self.masters_fail() || self.batches.waiting() >= WAITING_MAX || check_name(at.1).is_err() {
+        if !self.writable
+            || self.masters_fail()
+            || self.batcher.pending_creates() >= WAITING_MAX
+            || check_name(at.1).is_err()
+        {
             return None;
         }
         let directory = self.attr_now(at.0)?.attr;
-        if !self.can_grow(&directory) || !(sure || self.is_surely_absent(at)) {
+        if !self.accepts_files(&directory) || !(sure || self.is_known_absent(at)) {
             return None;
         }
         // Whoever is not sure is the kernel's thread, which waits for nobody.
@@ -54,74 +58,74 @@ impl Fs {
         if !is_storable {
             return None;
         }
-        let inode = self.batches.number(on)?;
-        self.creates.add(inode, at.0, at.1)?;
-        let attr = imagine(inode, &directory, made.inside(&directory, false));
+        let inode = self.batcher.next_inode(on)?;
+        self.pending_creates.add(inode, at.0, at.1)?;
+        let attr = predicted_attr(inode, &directory, credentials.inherit_from(&directory, false));
         let number = match self.open_new(&attr) {
             Ok(number) => number,
             Err(error) => {
-                self.creates.finish(inode, Err(error.clone()), || false);
+                self.pending_creates.finish(inode, Err(error.clone()), || false);
                 return Some(Err(error));
             }
         };
         if directory.mount_id != 0 {
-            self.staging.begin_new(attr.clone(), self.patient.session().id_now());
+            self.staging.begin_new(attr.clone(), self.client.session().id_now());
         }
-        self.listings.came(at.0, at.1);
+        self.listings.insert(at.0, at.1);
         self.inodes.grown(at.0, attr.mtime_ns);
         let known = self.enter_new(at, attr);
-        self.send(at, &known.attr, on);
+        self.enqueue_create(at, &known.attr, on);
         Some(Ok((known, number)))
     }
 
     /// Has everything at hand that making a file behind its answer takes. False where that cannot be, or there is such a name.
-    pub(super) async fn is_ready_to_make(self: &Arc<Self>, at: Name<'_>) -> bool {
-        if self.masters_fail() || !self.batches.have_numbers().await || self.attr(at.0).await.is_err() {
+    pub(super) async fn can_defer_create(self: &Arc<Self>, at: Name<'_>) -> bool {
+        if self.masters_fail() || !self.batcher.ensure_inodes().await || self.attr(at.0).await.is_err() {
             return false;
         }
-        if self.is_surely_absent(at) {
+        if self.is_known_absent(at) {
             return true;
         }
-        self.patient.lookup(at_entry(at.0, at.1)).await.is_err_and(|error| error.kind == ErrorKind::NotFound)
+        self.client.lookup(at_entry(at.0, at.1)).await.is_err_and(|error| error.kind == ErrorKind::NotFound)
     }
 
     /// True for a directory in which this mount can make files, as far as is known.
-    fn can_grow(&self, directory: &Attr) -> bool {
+    fn accepts_files(&self, directory: &Attr) -> bool {
         let below = || self.mounts.known(directory.mount_id);
         directory.r#type() == FileType::Directory
             && (directory.mount_id == 0 || below().is_some_and(|mount| !mount.read_only))
     }
 
     /// True if nothing is remembered of such a name: the kernel has looked it up before, and was told so by a master.
-    fn is_surely_absent(&self, at: Name<'_>) -> bool {
-        !matches!(self.listings.get(at.0, at.1, self.ttl), Seen::Entry(_))
+    fn is_known_absent(&self, at: Name<'_>) -> bool {
+        !matches!(self.listings.get(at.0, at.1, self.ttl), CachedName::Entry(_))
     }
 
-    fn send(self: &Arc<Self>, at: Name<'_>, attr: &Attr, on: &Handle) {
-        let made = Made { mode: attr.mode, uid: attr.uid, gid: attr.gid };
-        let request = CreateRequest { inode: attr.inode, ..made.request(at) };
+    fn enqueue_create(self: &Arc<Self>, at: Name<'_>, attr: &Attr, on: &Handle) {
+        let credentials = Credentials { mode: attr.mode, uid: attr.uid, gid: attr.gid };
+        let request = CreateRequest { inode: attr.inode, ..credentials.request(at) };
         let (this, parent, name, op) = (self.clone(), at.0, at.1.to_vec(), Op::Create(request.clone()));
-        self.batches.linger(op, on, move |outcome| match outcome {
+        self.batcher.enqueue(op, on, move |outcome| match outcome {
             // It did not fit into its batch, and waits by itself.
             Err(error) if error.was_not_begun() => {
                 tokio::spawn(async move {
                     let inode = request.inode;
-                    let alone = this.patient.create(request).await;
+                    let alone = this.client.create(request).await;
                     let done = alone.map(|attr| MutationResponse { attr: Some(attr), ..MutationResponse::default() });
-                    this.made((parent, &name), inode, done);
+                    this.finish_create((parent, &name), inode, done);
                 });
             }
-            outcome => this.made((parent, &name), request.inode, outcome),
+            outcome => this.finish_create((parent, &name), request.inode, outcome),
         });
     }
 
     /// Nothing but `inode` itself is as good: another file of its name is not what was made here.
-    fn is_made(&self, inode: u64, done: MutationResponse) -> Result<MutationResponse> {
+    fn check_created(&self, inode: u64, done: MutationResponse) -> Result<MutationResponse> {
         match &done.attr {
             Some(attr) if attr.inode == inode => Ok(done),
             Some(attr) => {
-                if let Some(making) = self.creates.get(inode) {
-                    making.is_instead(attr.inode);
+                if let Some(pending) = self.pending_creates.get(inode) {
+                    pending.set_superseded_by(attr.inode);
                 }
                 Err(Error::new(ErrorKind::AlreadyExists, "a file of this name was made elsewhere at the same time"))
             }
@@ -130,8 +134,8 @@ impl Fs {
     }
 
     /// The masters have answered.
-    fn made(&self, at: Name<'_>, inode: u64, outcome: Result<MutationResponse>) {
-        let outcome = outcome.and_then(|done| self.is_made(inode, done));
+    fn finish_create(&self, at: Name<'_>, inode: u64, outcome: Result<MutationResponse>) {
+        let outcome = outcome.and_then(|done| self.check_created(inode, done));
         match &outcome {
             Ok(MutationResponse { attr: Some(attr), .. }) => {
                 self.inodes.renew(Known::new(attr.clone(), Instant::now()));
@@ -144,33 +148,33 @@ impl Fs {
             }
         }
         self.inodes.has_come(at.0);
-        self.creates.finish(inode, outcome, || self.nodes.is_inode_open(inode));
+        self.pending_creates.finish(inode, outcome, || self.nodes.is_inode_open(inode));
     }
 
-    /// Waits until the masters have the file of `turn`, if it is being made. If it is about to be stored (`stores`), they are
+    /// Waits until the masters have the file of `guard`, if it is being made. If it is about to be stored (`stores`), they are
     /// told so with it: what was begun by that is to be ended.
     ///
     /// *Errors*: why they do not have it.
-    pub(super) async fn made_of(&self, turn: &mut Turn, stores: bool) -> Result<Option<Begun>> {
-        let Some(making) = self.creates.get(turn.inode()) else { return Ok(None) };
+    pub(super) async fn await_create(&self, guard: &mut WriteGuard, stores: bool) -> Result<Option<WriteIntent>> {
+        let Some(pending) = self.pending_creates.get(guard.inode()) else { return Ok(None) };
         let on = Handle::current();
         match stores {
-            true => self.batches.begin_with(turn.inode(), turn.is_in_memory(), &on),
-            false => self.batches.hurry(&on),
+            true => self.batcher.attach_write(guard.inode(), guard.is_in_memory(), &on),
+            false => self.batcher.flush(&on),
         }
-        match making.done().await {
-            Ok(()) => Ok(making.take_begun()),
+        match pending.done().await {
+            Ok(()) => Ok(pending.take_write_intent()),
             Err(error) if error.kind == ErrorKind::AlreadyExists => {
-                if self.goes_on_as(turn, making.instead()).await? {
+                if self.try_adopt(guard, pending.superseded_by()).await? {
                     return Ok(None);
                 }
                 // The other one stays; to nothing that was written here it is as good.
-                let written = turn.length() > 0;
-                turn.unlink_behind();
+                let written = guard.length() > 0;
+                guard.unlink_stale_name();
                 if written { Err(Error { kind: ErrorKind::Stale, ..error }) } else { Ok(None) }
             }
             Err(error) => {
-                turn.unlink_behind();
+                guard.unlink_stale_name();
                 Err(error)
             }
         }
@@ -180,36 +184,36 @@ impl Fs {
     /// as if it was made here, and nobody has written anything to it before.
     ///
     /// *Errors*: what the other one is like cannot be found out now.
-    async fn goes_on_as(&self, turn: &mut Turn, instead: Option<u64>) -> Result<bool> {
-        let Some(instead) = instead else { return Ok(false) };
-        if turn.base().inode == instead {
+    async fn try_adopt(&self, guard: &mut WriteGuard, other_inode: Option<u64>) -> Result<bool> {
+        let Some(other_inode) = other_inode else { return Ok(false) };
+        if guard.base().inode == other_inode {
             return Ok(true);
         }
-        match self.patient.lookup(at_inode(instead)).await {
+        match self.client.lookup(at_inode(other_inode)).await {
             Err(error) if error.kind == ErrorKind::NotFound => Ok(false),
-            other => Ok(begins_with(turn, other?)),
+            other => Ok(adopt(guard, other?)),
         }
     }
 
     /// True if what was written to a new file is stored in place of what is there by now: somebody else has made the same file,
     /// and stored that it is there.
-    pub(super) async fn goes_on_from_empty(&self, turn: &mut Turn) -> bool {
-        if !turn.base().version_token.is_empty() || turn.is_new() {
+    pub(super) async fn try_adopt_empty(&self, guard: &mut WriteGuard) -> bool {
+        if !guard.base().version_token.is_empty() || guard.is_new() {
             return false;
         }
-        let there = self.patient.lookup(at_inode(turn.base().inode)).await;
+        let there = self.client.lookup(at_inode(guard.base().inode)).await;
         let Some(other) = there.ok().filter(|other| !other.version_token.is_empty()) else { return false };
-        let goes_on = begins_with(turn, other.clone());
-        if goes_on && other.inode == turn.inode() {
-            self.note_stored(turn, &other);
+        let goes_on = adopt(guard, other.clone());
+        if goes_on && other.inode == guard.inode() {
+            self.note_stored(guard, &other);
         }
         goes_on
     }
 
-    /// As [`Fs::made_of`], for a file that holds no data.
-    pub(super) async fn made_empty(&self, inode: u64) -> Result<()> {
-        let Some(making) = self.creates.get(inode) else { return Ok(()) };
-        match self.made_at_last(&making).await {
+    /// As [`Fs::await_create`], for a file that holds no data.
+    pub(super) async fn await_empty_create(&self, inode: u64) -> Result<()> {
+        let Some(pending) = self.pending_creates.get(inode) else { return Ok(()) };
+        match self.flush_create(&pending).await {
             Err(error) if error.kind == ErrorKind::AlreadyExists => Ok(()),
             done => done,
         }
@@ -218,24 +222,24 @@ impl Fs {
     /// Waits until the masters have said what comes of a file that is being made.
     ///
     /// *Errors*: why it could not be.
-    pub(super) async fn made_at_last(&self, making: &Making) -> Result<()> {
-        self.batches.hurry(&Handle::current());
-        making.done().await
+    pub(super) async fn flush_create(&self, pending: &PendingCreate) -> Result<()> {
+        self.batcher.flush(&Handle::current());
+        pending.done().await
     }
 
-    /// As [`Fs::known_as`], as far as is known.
-    pub(super) fn known_now(&self, inode: u64) -> u64 {
-        self.creates.get(inode).and_then(|making| making.instead()).unwrap_or(inode)
+    /// As [`Fs::resolve_inode`], as far as is known.
+    pub(super) fn resolved_inode_now(&self, inode: u64) -> u64 {
+        self.pending_creates.get(inode).and_then(|pending| pending.superseded_by()).unwrap_or(inode)
     }
 
     /// The inode that everybody knows a file by: another one than its handles here, if it was made elsewhere at the same time.
     ///
     /// *Errors*: why it could not be made.
-    pub(super) async fn known_as(&self, inode: u64) -> Result<u64> {
-        let Some(making) = self.creates.get(inode) else { return Ok(inode) };
-        match (self.made_at_last(&making).await, making.instead()) {
+    pub(super) async fn resolve_inode(&self, inode: u64) -> Result<u64> {
+        let Some(pending) = self.pending_creates.get(inode) else { return Ok(inode) };
+        match (self.flush_create(&pending).await, pending.superseded_by()) {
             (Ok(()), _) => Ok(inode),
-            (Err(_), Some(instead)) => Ok(instead),
+            (Err(_), Some(other_inode)) => Ok(other_inode),
             (Err(error), None) => Err(error),
         }
     }
@@ -243,27 +247,27 @@ impl Fs {
 
 /// True if a file that was made here goes on as `other`, which differs in nothing from it and is empty, as it was itself when
 /// the writing began. Nobody has asked whether the maker may open one of another owner or mode.
-fn begins_with(turn: &mut Turn, other: Attr) -> bool {
+fn adopt(guard: &mut WriteGuard, other: Attr) -> bool {
     let made_so = |attr: &Attr| (attr.r#type, attr.mode, attr.uid, attr.gid, attr.mount_id, attr.parent);
-    if made_so(turn.base()) != made_so(&other) || other.size > 0 {
+    if made_so(guard.base()) != made_so(&other) || other.size > 0 {
         return false;
     }
     let is_stored = !other.version_token.is_empty();
-    turn.rebase(other);
-    if is_stored && turn.is_new() {
-        turn.left_to_others();
+    guard.rebase(other);
+    if is_stored && guard.is_new() {
+        guard.discard_new();
     }
     true
 }
 
 /// What a file will be, as far as nobody else has a say.
-fn imagine(inode: u64, directory: &Attr, made: Made) -> Attr {
+fn predicted_attr(inode: u64, directory: &Attr, credentials: Credentials) -> Attr {
     let now = now_ns();
     let mut attr = Attr {
         inode,
-        mode: made.mode,
-        uid: made.uid,
-        gid: made.gid,
+        mode: credentials.mode,
+        uid: credentials.uid,
+        gid: credentials.gid,
         mtime_ns: now,
         ctime_ns: now,
         nlink: 1,

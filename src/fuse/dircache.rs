@@ -23,7 +23,7 @@ const STREAK: u32 = 4;
 
 /// What a remembered listing says of a name.
 #[derive(Debug)]
-pub(super) enum Seen {
+pub(super) enum CachedName {
     /// It is there.
     Entry(Box<Known>),
     /// The listing, which was begun then, is complete and has no such name.
@@ -33,7 +33,7 @@ pub(super) enum Seen {
 }
 
 #[derive(Debug)]
-struct Directory {
+struct Listing {
     since: Instant,
     /// Names, and what is known of them.
     entries: HashMap<Box<[u8]>, Option<Attr>>,
@@ -45,9 +45,9 @@ struct Directory {
     changed: bool,
 }
 
-impl Directory {
-    fn new() -> Directory {
-        Directory {
+impl Listing {
+    fn new() -> Listing {
+        Listing {
             since: Instant::now(),
             entries: HashMap::new(),
             complete: false,
@@ -61,12 +61,12 @@ impl Directory {
 /// Remembered listings.
 #[derive(Debug)]
 pub(super) struct DirCache {
-    inner: Mutex<Inner>,
+    inner: Mutex<Listings>,
 }
 
 #[derive(Debug)]
-struct Inner {
-    directories: LruCache<u64, Directory>,
+struct Listings {
+    directories: LruCache<u64, Listing>,
     entries: usize,
     /// Changes of our own so far.
     changes: u64,
@@ -74,7 +74,7 @@ struct Inner {
 
 impl DirCache {
     pub(super) fn new() -> DirCache {
-        DirCache { inner: Mutex::new(Inner { directories: LruCache::sparse(DIRECTORIES), entries: 0, changes: 0 }) }
+        DirCache { inner: Mutex::new(Listings { directories: LruCache::sparse(DIRECTORIES), entries: 0, changes: 0 }) }
     }
 
     /// Number of changes of our own so far: a page that is asked for now is worth remembering if there were none since.
@@ -86,7 +86,7 @@ impl DirCache {
     pub(super) fn changed(&self, directory: u64) {
         let mut inner = lock(&self.inner);
         inner.changes += 1;
-        inner.renew(directory, Directory { changed: true, ..Directory::new() });
+        inner.renew(directory, Listing { changed: true, ..Listing::new() });
     }
 
     /// Forgets what is remembered of a directory. A listing that is under way is ignored.
@@ -105,7 +105,7 @@ impl DirCache {
     }
 
     /// A name came, or is of something that has changed, by us: there is one, and nothing else is known of it.
-    pub(super) fn came(&self, directory: u64, name: &[u8]) {
+    pub(super) fn insert(&self, directory: u64, name: &[u8]) {
         let mut inner = lock(&self.inner);
         inner.changes += 1;
         inner.change(directory, |known| {
@@ -116,29 +116,29 @@ impl DirCache {
     }
 
     /// What is remembered of a name, at most `ttl` old.
-    pub(super) fn get(&self, directory: u64, name: &[u8], ttl: Duration) -> Seen {
+    pub(super) fn get(&self, directory: u64, name: &[u8], ttl: Duration) -> CachedName {
         let mut inner = lock(&self.inner);
-        let Some(known) = inner.directories.get(&directory) else { return Seen::Unknown };
+        let Some(known) = inner.directories.get(&directory) else { return CachedName::Unknown };
         if known.since.elapsed() >= ttl {
-            return Seen::Unknown;
+            return CachedName::Unknown;
         }
         match known.entries.get(name) {
-            Some(Some(attr)) => Seen::Entry(Box::new(Known::new(attr.clone(), known.since))),
-            Some(None) => Seen::Unknown,
-            None if known.complete => Seen::Absent(known.since),
-            None => Seen::Unknown,
+            Some(Some(attr)) => CachedName::Entry(Box::new(Known::new(attr.clone(), known.since))),
+            Some(None) => CachedName::Unknown,
+            None if known.complete => CachedName::Absent(known.since),
+            None => CachedName::Unknown,
         }
     }
 
     /// Notes that a master had to be asked for a name. True if the whole directory is to be listed now.
-    pub(super) fn missed(&self, directory: u64, ttl: Duration) -> bool {
+    pub(super) fn note_miss(&self, directory: u64, ttl: Duration) -> bool {
         let mut inner = lock(&self.inner);
         let known = inner.entry(directory);
         if known.listing.is_some() {
             return false;
         }
         if known.since.elapsed() >= ttl {
-            inner.renew(directory, Directory::new());
+            inner.renew(directory, Listing::new());
             return false;
         }
         known.misses += 1;
@@ -176,7 +176,7 @@ impl DirCache {
 
     /// Remembers the first page of a listing that somebody else goes on with, if nothing was changed by us since it was `asked`
     /// for: then [`DirCache::changes`] was `asked.0`, and the time `asked.1`.
-    pub(super) fn first_page(&self, directory: u64, asked: (u64, Instant), page: &[Entry], end: bool) {
+    pub(super) fn insert_first_page(&self, directory: u64, asked: (u64, Instant), page: &[Entry], end: bool) {
         let since = {
             let mut inner = lock(&self.inner);
             if inner.changes != asked.0 {
@@ -186,11 +186,11 @@ impl DirCache {
             inner.begin_at(directory, asked.1)
         };
         self.add(directory, since, page, end);
-        self.ended(directory, since);
+        self.end(directory, since);
     }
 
     /// A listing failed or was given up: the next streak may begin another.
-    pub(super) fn ended(&self, directory: u64, since: Instant) {
+    pub(super) fn end(&self, directory: u64, since: Instant) {
         let mut inner = lock(&self.inner);
         if let Some(known) = inner.directories.get_mut(&directory).filter(|known| known.listing == Some(since)) {
             (known.listing, known.misses) = (None, 0);
@@ -204,14 +204,14 @@ impl DirCache {
     }
 }
 
-impl Inner {
-    fn entry(&mut self, directory: u64) -> &mut Directory {
+impl Listings {
+    fn entry(&mut self, directory: u64) -> &mut Listing {
         if !self.directories.contains(&directory)
-            && let Some((_, dropped)) = self.directories.push(directory, Directory::new())
+            && let Some((_, dropped)) = self.directories.push(directory, Listing::new())
         {
             self.entries -= dropped.entries.len();
         }
-        self.directories.get_or_insert_mut(directory, Directory::new)
+        self.directories.get_or_insert_mut(directory, Listing::new)
     }
 
     fn begin(&mut self, directory: u64) -> Instant {
@@ -219,12 +219,12 @@ impl Inner {
     }
 
     fn begin_at(&mut self, directory: u64, since: Instant) -> Instant {
-        self.renew(directory, Directory { since, listing: Some(since), ..Directory::new() });
+        self.renew(directory, Listing { since, listing: Some(since), ..Listing::new() });
         since
     }
 
     /// Changes what is remembered of a directory, and says whether it did; false for one that is not.
-    fn change(&mut self, directory: u64, change: impl FnOnce(&mut Directory) -> bool) -> bool {
+    fn change(&mut self, directory: u64, change: impl FnOnce(&mut Listing) -> bool) -> bool {
         let Some(known) = self.directories.get_mut(&directory) else { return false };
         let before = known.entries.len();
         let changed = change(known);
@@ -234,7 +234,7 @@ impl Inner {
     }
 
     /// Forgets what is remembered of a directory.
-    fn renew(&mut self, directory: u64, fresh: Directory) {
+    fn renew(&mut self, directory: u64, fresh: Listing) {
         let known = self.entry(directory);
         let dropped = std::mem::replace(known, fresh);
         self.entries -= dropped.entries.len();

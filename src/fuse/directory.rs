@@ -11,21 +11,18 @@ use bytes::Bytes;
 use jindofs_proto::v1::{Attr, Entry, FileType};
 
 use crate::runtime::lock;
+use crate::types::{FNV1A_EMPTY, fnv1a};
 
-use super::saved::Open;
+use super::handover_state::OpenHandle;
 
 /// Offsets 1 and 2 are those after "." and "..".
 const DOTS: u64 = 2;
 /// Attributes kept, in entries.
 const WINDOW_MAX: usize = 4096;
 
-/// Fingerprint of no names at all.
-const EMPTY: u64 = 0xcbf2_9ce4_8422_2325;
-
-/// Fingerprint of names and one more (FNV-1a; no name holds a `/`).
+/// Adds a name to the fingerprint of the names before it. No name holds a `/`, so it ends each one.
 fn with_name(fingerprint: u64, name: &[u8]) -> u64 {
-    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-    name.iter().chain(b"/").fold(fingerprint, step)
+    fnv1a(fingerprint, name.iter().chain(b"/"))
 }
 
 /// A name without its attributes.
@@ -131,9 +128,9 @@ impl Directory {
     }
 
     /// What the next process must know to go on with it.
-    pub(super) fn open(&self) -> Open {
+    pub(super) fn open(&self) -> OpenHandle {
         let state = self.state();
-        Open::Directory { inode: self.inode, names: state.items.len() as u64, fingerprint: state.fingerprint }
+        OpenHandle::Directory { inode: self.inode, names: state.items.len() as u64, fingerprint: state.fingerprint }
     }
 
     /// The offset at which the last of so many names is given; 0 for none.
@@ -145,7 +142,7 @@ impl Directory {
     pub(super) fn begins_with(&self, names: u64, fingerprint: u64) -> bool {
         let state = self.state();
         let first = usize::try_from(names).ok().and_then(|names| state.items.get(..names));
-        first.is_some_and(|items| items.iter().fold(EMPTY, |all, item| with_name(all, &item.name)) == fingerprint)
+        first.is_some_and(|items| items.iter().fold(FNV1A_EMPTY, |all, item| with_name(all, &item.name)) == fingerprint)
     }
 
     /// The kernel starts again from the beginning: entries are read anew.
@@ -165,7 +162,7 @@ impl Directory {
     }
 
     /// Gives entries from `offset` on until `give` says that there is no room, or attributes are used up.
-    pub(super) fn give(&self, offset: u64, mut give: impl FnMut(Given<'_>) -> bool) {
+    pub(super) fn for_each_from(&self, offset: u64, mut give: impl FnMut(Given<'_>) -> bool) {
         let state = self.state();
         let dots = [(&b"."[..], self.inode), (&b".."[..], self.parent)];
         for (next, (name, inode)) in (1..).zip(dots).skip(usize::try_from(offset).unwrap_or(usize::MAX)) {
@@ -202,7 +199,7 @@ impl State {
             window_start: 0,
             since,
             end: false,
-            fingerprint: EMPTY,
+            fingerprint: FNV1A_EMPTY,
             resume: None,
         }
     }
@@ -295,7 +292,7 @@ mod tests {
                 directory.take(&wanted, page, end, Instant::now());
             }
             let before = seen.len();
-            directory.give(offset, |given| {
+            directory.for_each_from(offset, |given| {
                 seen.push((given.next, String::from_utf8_lossy(given.name).into_owned()));
                 seen.len() - before >= batch
             });
@@ -358,7 +355,7 @@ mod tests {
         let mut master = Master::with(2500);
         let first = Directory::new(3, 1, 0);
         let seen = read(&first, &master, 0, 100);
-        let Open::Directory { names, fingerprint, .. } = first.open() else { panic!("a directory") };
+        let OpenHandle::Directory { names, fingerprint, .. } = first.open() else { panic!("a directory") };
         assert_eq!(names, 2500);
         master.0.push(entry(5_000_000));
         let again = Directory::new(3, 1, 0);
@@ -370,7 +367,7 @@ mod tests {
         let changed = Directory::new(3, 1, 0);
         read(&changed, &master, 0, 100);
         assert!(!changed.begins_with(names, fingerprint));
-        assert!(Directory::new(3, 1, 0).begins_with(0, EMPTY), "nothing was read");
+        assert!(Directory::new(3, 1, 0).begins_with(0, FNV1A_EMPTY), "nothing was read");
     }
 
     #[test]

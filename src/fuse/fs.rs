@@ -15,7 +15,7 @@ use crate::client::layout_cache::LayoutCache;
 use crate::client::mounts::Mounts;
 use crate::client::namespace::{Namespace, at_entry, at_inode};
 use crate::client::reader::Reader;
-use crate::client::{Batches, OpenFile, Writer};
+use crate::client::{Batcher, OpenFile, Writer};
 use crate::config::FuseConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::channel::MasterChannel;
@@ -23,10 +23,8 @@ use crate::runtime::lock;
 use crate::types::ROOT_INODE;
 use crate::ufs::Registry;
 
-use super::creates::Creates;
-use super::dircache::{DirCache, Seen};
+use super::dircache::{CachedName, DirCache};
 use super::directory::Directory;
-use super::endings::Endings;
 use super::handles::{FileHandle, Handles};
 use super::inodes::{Inodes, Known};
 use super::invalidation::Invalidation;
@@ -36,11 +34,13 @@ use super::locks::Locks;
 use super::nodes::{Nodes, inode_of};
 use super::open::StaleOpens;
 use super::pages::PageDrops;
+use super::pending_commits::PendingCommits;
+use super::pending_creates::PendingCreates;
 use super::space::Spaces;
 use super::staging::Staging;
 
 /// How long masters are waited for where something older can serve.
-const HASTY: Duration = Duration::from_secs(2);
+const FAST_TIMEOUT: Duration = Duration::from_secs(2);
 /// Most sources that a read goes on with, one after the other, where each is replaced while it is read.
 const MOVES: usize = 4;
 /// Pause between two looks whether masters are back.
@@ -49,15 +49,15 @@ const PROBE: Duration = Duration::from_millis(500);
 /// The file system of one mount.
 pub(super) struct Fs {
     pub(super) channel: MasterChannel,
-    pub(super) patient: Arc<Namespace>,
-    pub(super) hasty: Namespace,
+    pub(super) client: Arc<Namespace>,
+    pub(super) fast_client: Namespace,
     pub(super) mounts: Arc<Mounts>,
     pub(super) reader: Arc<Reader>,
-    pub(super) batches: Arc<Batches>,
+    pub(super) batcher: Arc<Batcher>,
     pub(super) writer: Writer,
     /// What is not recorded yet.
-    pub(super) creates: Creates,
-    pub(super) endings: Endings,
+    pub(super) pending_creates: PendingCreates,
+    pub(super) pending_commits: PendingCommits,
     pub(super) last_closes: LastCloses,
     pub(super) inodes: Inodes,
     pub(super) nodes: Nodes,
@@ -86,17 +86,17 @@ impl Fs {
         mounts: Arc<Mounts>,
         reader: Arc<Reader>,
     ) -> Arc<Fs> {
-        let patient = Arc::new(Namespace::with_channel(channel.clone()));
+        let client = Arc::new(Namespace::with_channel(channel.clone()));
         Arc::new_cyclic(|this: &Weak<Fs>| {
-            let batches = batches(&patient, this);
+            let batcher = batcher(&client, this);
             Fs {
-                writer: Writer::new(patient.clone(), batches.clone(), mounts.clone(), Registry::default()),
-                batches,
-                creates: Creates::default(),
-                endings: Endings::default(),
+                writer: Writer::new(client.clone(), batcher.clone(), mounts.clone(), Registry::default()),
+                batcher,
+                pending_creates: PendingCreates::default(),
+                pending_commits: PendingCommits::default(),
                 last_closes: LastCloses::default(),
-                patient,
-                hasty: Namespace::with_channel(channel.with_timeout(HASTY.min(config.client.rpc_timeout))),
+                client,
+                fast_client: Namespace::with_channel(channel.with_timeout(FAST_TIMEOUT.min(config.client.rpc_timeout))),
                 channel,
                 mounts,
                 reader,
@@ -131,13 +131,13 @@ impl Fs {
     async fn ask(self: &Arc<Self>, target: Target, known: Option<Known>) -> Result<Known> {
         let asked = Instant::now();
         let Some(known) = known.filter(|known| known.since.elapsed() < self.staleness) else {
-            return Ok(Known::new(self.patient.lookup(target).await?, asked));
+            return Ok(Known::new(self.client.lookup(target).await?, asked));
         };
-        if self.channel.failing_since().is_some_and(|since| since.elapsed() > HASTY) {
+        if self.channel.failing_since().is_some_and(|since| since.elapsed() > FAST_TIMEOUT) {
             self.look_for_masters();
             return Ok(known);
         }
-        match self.hasty.lookup(target).await {
+        match self.fast_client.lookup(target).await {
             Ok(attr) => Ok(Known::new(attr, asked)),
             Err(error) if error.is_retryable() => {
                 tracing::debug!(%error, inode = known.attr.inode, "no master answers, what is known serves");
@@ -156,7 +156,7 @@ impl Fs {
         let this = self.clone();
         tokio::spawn(async move {
             while this.channel.failing_since().is_some() {
-                if this.hasty.lookup(at_inode(ROOT_INODE)).await.is_err() {
+                if this.fast_client.lookup(at_inode(ROOT_INODE)).await.is_err() {
                     tokio::time::sleep(PROBE).await;
                 }
             }
@@ -167,7 +167,7 @@ impl Fs {
     /// What can be said of a name without asking; `Err` for one that is known to be absent. Where files are written that is asked
     /// for each time: what another mount has made and closed is to be found by whoever opens it next.
     pub(super) fn lookup_now(&self, parent: u64, name: &[u8]) -> Option<Result<Known, ()>> {
-        if let Some(inode) = self.creates.named(parent, name) {
+        if let Some(inode) = self.pending_creates.named(parent, name) {
             return self.inodes.get(inode).map(Ok);
         }
         // Processes that lock files of a directory are to see its names as they are.
@@ -176,15 +176,17 @@ impl Fs {
         }
         let is_current = |since| self.invalidation.is_name_current(parent, name, since);
         match self.listings.get(parent, name, self.ttl) {
-            Seen::Entry(known) if is_current(known.since) && self.invalidation.is_current(&known) => Some(Ok(*known)),
-            Seen::Absent(since) if !self.writable && is_current(since) => Some(Err(())),
+            CachedName::Entry(known) if is_current(known.since) && self.invalidation.is_current(&known) => {
+                Some(Ok(*known))
+            }
+            CachedName::Absent(since) if !self.writable && is_current(since) => Some(Err(())),
             _ => None,
         }
     }
 
     /// The entry `name` of a directory.
     pub(super) async fn lookup(self: &Arc<Self>, parent: u64, name: &[u8]) -> Result<Known> {
-        if self.listings.missed(parent, self.ttl) {
+        if self.listings.note_miss(parent, self.ttl) {
             let this = self.clone();
             tokio::spawn(async move { this.remember_listing(parent).await });
         }
@@ -201,21 +203,21 @@ impl Fs {
 
     /// Reads a whole directory for the lookups to come.
     async fn remember_listing(&self, directory: u64) {
-        self.settled(directory).await;
+        self.flush_pending(directory).await;
         let since = self.listings.begin(directory);
         let add = |page: &[Entry], end| {
             self.listings.add(directory, since, page, end);
             !self.listings.is_full(directory)
         };
         self.read_all(directory, add).await;
-        self.listings.ended(directory, since);
+        self.listings.end(directory, since);
     }
 
     /// Lists a directory for as long as `add` wants more; it is told whether a page is the last one.
     async fn read_all(&self, directory: u64, add: impl Fn(&[Entry], bool) -> bool) {
         let mut after = Bytes::new();
         loop {
-            let Ok(page) = self.hasty.list_page(at_inode(directory), after, 0).await else { return };
+            let Ok(page) = self.fast_client.list_page(at_inode(directory), after, 0).await else { return };
             let end = page.end || page.entries.is_empty();
             after = page.entries.last().map(|last| last.name.clone()).unwrap_or_default();
             if !add(&page.entries, end) || end {
@@ -255,9 +257,9 @@ impl Fs {
         if let Some(known) = known.as_ref().filter(|_| self.staging.is_unlinked(inode)) {
             return Ok(known.clone());
         }
-        if let Some(making) = self.creates.get(inode) {
+        if let Some(pending) = self.pending_creates.get(inode) {
             // Why it could not be made is for its close to say.
-            let _ = self.made_at_last(&making).await;
+            let _ = self.flush_create(&pending).await;
         }
         match self.ask(at_inode(inode), known.clone()).await {
             Ok(news) => {
@@ -283,7 +285,10 @@ impl Fs {
     /// How long the kernel may keep what is known. While masters are away it asks again soon, and is told the same.
     pub(super) fn ttl_of(&self, known: &Known) -> Duration {
         // What differs from what the masters know changes without them.
-        if known.passing || self.staging.is_apart(known.attr.inode) || self.creates.get(known.attr.inode).is_some() {
+        if known.passing
+            || self.staging.has_private_view(known.attr.inode)
+            || self.pending_creates.get(known.attr.inode).is_some()
+        {
             return Duration::ZERO;
         }
         // A master has told a change while the answer was on its way.
@@ -391,14 +396,14 @@ impl Fs {
     /// Fetches what is needed to give entries from `offset` on; true if anything had to be fetched.
     pub(super) async fn fetch_entries(&self, directory: &Directory, offset: u64) -> Result<bool> {
         let _one = directory.fetching.lock().await;
-        self.settled(directory.inode).await;
+        self.flush_pending(directory.inode).await;
         let mut fetched = false;
         while let Some(wanted) = directory.wanted(offset) {
             let (asked, changes) = (Instant::now(), self.listings.changes());
-            let page = self.patient.list_page(at_inode(directory.inode), wanted.after.clone(), 0).await?;
+            let page = self.client.list_page(at_inode(directory.inode), wanted.after.clone(), 0).await?;
             let end = page.end || page.entries.is_empty();
             if wanted.after.is_empty() {
-                self.listings.first_page(directory.inode, (changes, asked), &page.entries, end);
+                self.listings.insert_first_page(directory.inode, (changes, asked), &page.entries, end);
             }
             directory.take(&wanted, page.entries, end, asked);
             fetched = true;
@@ -421,12 +426,12 @@ pub(super) fn with_name(directory: Attr) -> Result<Attr> {
 }
 
 /// Small changes of this mount, as few entries of the log.
-fn batches(patient: &Arc<Namespace>, fs: &Weak<Fs>) -> Arc<Batches> {
+fn batcher(client: &Arc<Namespace>, fs: &Weak<Fs>) -> Arc<Batcher> {
     let fs = fs.clone();
     let observer = move |directory, asked| {
         if let Some(fs) = fs.upgrade() {
             fs.inodes.renew(Known::new(directory, asked));
         }
     };
-    Batches::new(patient.clone(), Some(Box::new(observer)))
+    Batcher::new(client.clone(), Some(Box::new(observer)))
 }

@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::client::readahead::Readahead;
 use crate::runtime::lock;
 
 use super::directory::Directory;
-use super::saved::{Open, Saved};
+use super::handover_state::{HandoverState, OpenHandle};
 
 /// An open file. What it reads is that of its node: see [`Nodes`](super::nodes::Nodes).
 #[derive(Debug)]
@@ -37,9 +37,9 @@ pub(super) struct Handles {
     files: Mutex<HashMap<u64, Arc<FileHandle>>>,
     directories: Mutex<HashMap<u64, Arc<Directory>>>,
     /// Where it is noted for the next process, if one may take over.
-    saved: OnceLock<Arc<Saved>>,
+    handover_state: OnceLock<Arc<HandoverState>>,
     /// What the process before had open and nobody has used since.
-    inherited: Mutex<HashMap<u64, Open>>,
+    restored: Mutex<HashMap<u64, OpenHandle>>,
 }
 
 impl Handles {
@@ -48,16 +48,16 @@ impl Handles {
             next: AtomicU64::new(1),
             files: Mutex::default(),
             directories: Mutex::default(),
-            saved: OnceLock::new(),
-            inherited: Mutex::default(),
+            handover_state: OnceLock::new(),
+            restored: Mutex::default(),
         }
     }
 
-    /// From now on everything is noted in `saved`; `inherited` is what is open already. To be called before the kernel asks.
-    pub(super) fn save_in(&self, saved: Arc<Saved>, inherited: HashMap<u64, Open>) {
-        self.next.store(saved.first_handle(), Ordering::Relaxed);
-        *lock(&self.inherited) = inherited;
-        if self.saved.set(saved).is_err() {
+    /// From now on everything is noted in `handover_state`; `restored` is what is open already. To be called before the kernel asks.
+    pub(super) fn attach_state(&self, handover_state: Arc<HandoverState>, restored: HashMap<u64, OpenHandle>) {
+        self.next.store(handover_state.first_handle(), Ordering::Relaxed);
+        *lock(&self.restored) = restored;
+        if self.handover_state.set(handover_state).is_err() {
             tracing::error!("open handles are noted in one place only");
         }
     }
@@ -67,27 +67,27 @@ impl Handles {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn note(&self, number: u64, open: Open) -> io::Result<()> {
-        self.saved.get().map_or(Ok(()), |saved| saved.put(number, open))
+    fn note(&self, number: u64, open: OpenHandle) -> io::Result<()> {
+        self.handover_state.get().map_or(Ok(()), |handover_state| handover_state.put(number, open))
     }
 
-    fn forget(&self, number: u64) -> Option<Open> {
-        if let Some(saved) = self.saved.get() {
-            saved.remove(number);
+    fn forget(&self, number: u64) -> Option<OpenHandle> {
+        if let Some(handover_state) = self.handover_state.get() {
+            handover_state.remove(number);
         }
-        lock(&self.inherited).remove(&number)
+        lock(&self.restored).remove(&number)
     }
 
     /// What the process before had open under this number.
-    pub(super) fn inherited(&self, number: u64) -> Option<Open> {
-        lock(&self.inherited).get(&number).copied()
+    pub(super) fn restored(&self, number: u64) -> Option<OpenHandle> {
+        lock(&self.restored).get(&number).copied()
     }
 
     /// A file is open as `number`.
     ///
     /// *Errors*: when it cannot be noted for the next process.
     pub(super) fn add_file(&self, number: u64, node: u64, version: u64, writes: bool) -> io::Result<()> {
-        self.note(number, Open::File { node, version, writes })?;
+        self.note(number, OpenHandle::File { node, version, writes })?;
         lock(&self.files).insert(number, FileHandle::new(node, writes));
         Ok(())
     }
@@ -96,7 +96,7 @@ impl Handles {
     pub(super) fn note_version(&self, numbers: &[u64], node: u64, version: u64) {
         for number in numbers {
             let writes = self.file(*number).is_none_or(|handle| handle.may_write());
-            if let Err(error) = self.note(*number, Open::File { node, version, writes }) {
+            if let Err(error) = self.note(*number, OpenHandle::File { node, version, writes }) {
                 tracing::warn!(number, %error, "the next process will take an open file for one that was replaced");
             }
         }
@@ -116,7 +116,7 @@ impl Handles {
         let here = lock(&self.files).remove(&number).map(|handle| (handle.node, handle.writes));
         let before = self.forget(number);
         here.or(match before {
-            Some(Open::File { node, writes, .. }) => Some((node, writes)),
+            Some(OpenHandle::File { node, writes, .. }) => Some((node, writes)),
             _ => None,
         })
     }

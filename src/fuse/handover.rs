@@ -19,17 +19,17 @@ use super::mountpoint;
 use super::session::Handover;
 
 /// Longest wait for the keeper's answer.
-const ANSWER: Duration = Duration::from_secs(5);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the process before may take to end.
-const SUCCESSION: Duration = Duration::from_secs(20);
+const SUCCESSION_TIMEOUT: Duration = Duration::from_secs(20);
 /// Pause between two attempts.
-const AGAIN: Duration = Duration::from_millis(100);
+const RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// A mount without a process, ours from now on.
 pub(super) struct Taken {
     pub(super) device: String,
     pub(super) fuse: OwnedFd,
-    /// What [`Saved`](super::saved::Saved) is made of.
+    /// What [`HandoverState`](super::saved::Saved) is made of.
     pub(super) state: OwnedFd,
     pub(super) link: Link,
 }
@@ -59,8 +59,8 @@ impl Link {
                 .map_err(|error| Error::new(ErrorKind::Corrupted, format!("the keeper's answer: {error}")))?;
             Ok::<_, Error>((reply, descriptors))
         };
-        let late = |_| Error::unavailable(format!("the keeper did not answer within {} s", ANSWER.as_secs()));
-        tokio::time::timeout(ANSWER, exchange).await.map_err(late)?
+        let late = |_| Error::unavailable(format!("the keeper did not answer within {} s", ANSWER_TIMEOUT.as_secs()));
+        tokio::time::timeout(ANSWER_TIMEOUT, exchange).await.map_err(late)?
     }
 
     /// Tells the keeper to let go of a mount.
@@ -92,9 +92,9 @@ pub(super) async fn take(socket: &Path, mount: &Path) -> Result<Option<Taken>> {
         let (reply, descriptors) = match link.call(HandoverOp::Take, &device, &[]).await {
             Ok(answer) => answer,
             // It may be on its way out itself.
-            Err(error) if started.elapsed() < SUCCESSION => {
+            Err(error) if started.elapsed() < SUCCESSION_TIMEOUT => {
                 tracing::debug!(%error, "the keeper is asked again");
-                tokio::time::sleep(AGAIN).await;
+                tokio::time::sleep(RETRY_DELAY).await;
                 continue;
             }
             Err(error) => {
@@ -106,7 +106,7 @@ pub(super) async fn take(socket: &Path, mount: &Path) -> Result<Option<Taken>> {
             HandoverOutcome::Done => return taken(device, descriptors, link).map(Some),
             HandoverOutcome::Unknown => return Ok(None),
             // It may be on its way out.
-            HandoverOutcome::Served if started.elapsed() < SUCCESSION => tokio::time::sleep(AGAIN).await,
+            HandoverOutcome::Served if started.elapsed() < SUCCESSION_TIMEOUT => tokio::time::sleep(RETRY_DELAY).await,
             HandoverOutcome::Served => {
                 let message = format!("fuse.mount {} is served by another process", mount.display());
                 return Err(Error::new(ErrorKind::Busy, message));
@@ -127,12 +127,12 @@ fn taken(device: String, descriptors: Vec<OwnedFd>, link: Link) -> Result<Taken>
 
 /// Says whether the keeper holds our mount at this moment.
 #[derive(Debug, Clone)]
-pub(super) struct Held(Arc<AtomicBool>);
+pub(super) struct HeldFlag(Arc<AtomicBool>);
 
-impl Held {
+impl HeldFlag {
     /// Told at the beginning: what is taken from the keeper it holds.
-    pub(super) fn new(held: bool) -> Held {
-        Held(Arc::new(AtomicBool::new(held)))
+    pub(super) fn new(held: bool) -> HeldFlag {
+        HeldFlag(Arc::new(AtomicBool::new(held)))
     }
 
     pub(super) fn get(&self) -> bool {
@@ -145,7 +145,7 @@ impl Held {
 }
 
 /// Has the keeper hold a mount, again whenever it comes back. `link` is where it was taken from, if it was.
-pub(super) async fn keep_held(socket: PathBuf, handover: Handover, link: Option<Link>, held: Held) {
+pub(super) async fn keep_held(socket: PathBuf, handover: Handover, link: Option<Link>, held: HeldFlag) {
     let mut link = link;
     let mut told = false;
     loop {
@@ -169,13 +169,13 @@ pub(super) async fn keep_held(socket: PathBuf, handover: Handover, link: Option<
                 told = true;
             }
         }
-        tokio::time::sleep(AGAIN).await;
+        tokio::time::sleep(RETRY_DELAY).await;
     }
 }
 
 async fn offer(socket: &Path, handover: &Handover) -> Result<Link> {
     let link = Link::connect(socket)?;
-    let descriptors = [handover.fuse.as_fd(), handover.saved.as_fd()];
+    let descriptors = [handover.fuse.as_fd(), handover.handover_state.as_fd()];
     let (reply, _) = link.call(HandoverOp::Offer, &handover.device, &descriptors).await?;
     match reply.outcome() {
         HandoverOutcome::Done => Ok(link),

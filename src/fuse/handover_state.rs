@@ -22,7 +22,7 @@ const ENTRY: usize = 40;
 
 /// What was agreed with the kernel when it was mounted, which holds as long as the mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Greeting {
+pub(super) struct Negotiated {
     /// Version of the protocol, as the kernel said it.
     pub(super) version: (u32, u32),
     /// Capabilities that both have.
@@ -33,7 +33,7 @@ pub(super) struct Greeting {
 
 /// Something the kernel has open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Open {
+pub(super) enum OpenHandle {
     /// A file, by its node and content.
     File { node: u64, version: u64, writes: bool },
     /// A directory of which so many names were read; the fingerprint is of all of them, in their order.
@@ -42,23 +42,23 @@ pub(super) enum Open {
 
 /// The file in memory.
 #[derive(Debug)]
-pub(super) struct Saved {
+pub(super) struct HandoverState {
     file: File,
-    greeting: Greeting,
+    negotiated: Negotiated,
     /// How often the mount was taken over: numbers of handles of different processes never meet.
-    turn: u32,
-    places: Mutex<Places>,
+    generation: u32,
+    slots: Mutex<Slots>,
 }
 
 #[derive(Debug, Default)]
-struct Places {
+struct Slots {
     by_handle: HashMap<u64, u64>,
     free: Vec<u64>,
     end: u64,
 }
 
-fn at(place: u64) -> u64 {
-    HEAD as u64 + place * ENTRY as u64
+fn at(slot: u64) -> u64 {
+    HEAD as u64 + slot * ENTRY as u64
 }
 
 fn word(bytes: &[u8], index: usize) -> u64 {
@@ -70,20 +70,20 @@ fn words<const N: usize>(words: [u64; N]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
-impl Open {
+impl OpenHandle {
     fn encode(self, number: u64) -> Vec<u8> {
         match self {
-            Open::File { node, version, writes } => words([1, number, node, version, u64::from(writes)]),
-            Open::Directory { inode, names, fingerprint } => words([2, number, inode, names, fingerprint]),
+            OpenHandle::File { node, version, writes } => words([1, number, node, version, u64::from(writes)]),
+            OpenHandle::Directory { inode, names, fingerprint } => words([2, number, inode, names, fingerprint]),
         }
     }
 
-    fn decode(bytes: &[u8]) -> Result<Option<(u64, Open)>> {
+    fn decode(bytes: &[u8]) -> Result<Option<(u64, OpenHandle)>> {
         let [kind, number, node, third, fourth] = [0, 1, 2, 3, 4].map(|index| word(bytes, index));
         let open = match kind {
             0 => return Ok(None),
-            1 => Open::File { node, version: third, writes: fourth != 0 },
-            2 => Open::Directory { inode: node, names: third, fingerprint: fourth },
+            1 => OpenHandle::File { node, version: third, writes: fourth != 0 },
+            2 => OpenHandle::Directory { inode: node, names: third, fingerprint: fourth },
             other => return Err(corrupted(format!("an entry of kind {other}"))),
         };
         Ok(Some((number, open)))
@@ -94,21 +94,21 @@ fn corrupted(what: String) -> Error {
     Error::new(ErrorKind::Corrupted, format!("what the process before has left cannot be read: {what}"))
 }
 
-impl Saved {
+impl HandoverState {
     /// An empty one, for a mount that is new.
     ///
     /// *Errors*: when there is no memory for it.
-    pub(super) fn new(greeting: Greeting) -> io::Result<Saved> {
+    pub(super) fn new(negotiated: Negotiated) -> io::Result<HandoverState> {
         let file = File::from(memfd_create(c"jindofs-fuse", MemfdFlags::CLOEXEC)?);
-        let saved = Saved { file, greeting, turn: 0, places: Mutex::default() };
-        saved.write_head()?;
-        Ok(saved)
+        let state = HandoverState { file, negotiated, generation: 0, slots: Mutex::default() };
+        state.write_head()?;
+        Ok(state)
     }
 
     /// The one another process has left, and what the kernel had open there, by handle.
     ///
     /// *Errors*: `Corrupted` when it is of another release or of something else.
-    pub(super) fn take(descriptor: OwnedFd) -> Result<(Saved, HashMap<u64, Open>)> {
+    pub(super) fn take(descriptor: OwnedFd) -> Result<(HandoverState, HashMap<u64, OpenHandle>)> {
         let file = File::from(descriptor);
         let size = usize::try_from(file.metadata()?.len()).map_err(|_| corrupted("its size".to_owned()))?;
         let mut bytes = vec![0; size];
@@ -121,68 +121,69 @@ impl Saved {
             let half = |from: usize| u32::from_le_bytes([word[from], word[from + 1], word[from + 2], word[from + 3]]);
             (half(0), half(4))
         };
-        let (max_readahead, turn) = halves(3);
-        let greeting = Greeting { version: halves(1), capabilities: word(&bytes, 2), max_readahead };
-        let (mut open, mut places) = (HashMap::new(), Places::default());
-        for (place, entry) in (0..).zip(bytes[HEAD..].chunks_exact(ENTRY)) {
-            places.end = place + 1;
-            match Open::decode(entry)? {
+        let (max_readahead, generation) = halves(3);
+        let negotiated = Negotiated { version: halves(1), capabilities: word(&bytes, 2), max_readahead };
+        let (mut open, mut slots) = (HashMap::new(), Slots::default());
+        for (slot, entry) in (0..).zip(bytes[HEAD..].chunks_exact(ENTRY)) {
+            slots.end = slot + 1;
+            match OpenHandle::decode(entry)? {
                 Some((number, one)) => {
-                    places.by_handle.insert(number, place);
+                    slots.by_handle.insert(number, slot);
                     open.insert(number, one);
                 }
-                None => places.free.push(place),
+                None => slots.free.push(slot),
             }
         }
-        let saved = Saved { file, greeting, turn: turn.wrapping_add(1), places: Mutex::new(places) };
-        saved.write_head()?;
-        Ok((saved, open))
+        let state =
+            HandoverState { file, negotiated, generation: generation.wrapping_add(1), slots: Mutex::new(slots) };
+        state.write_head()?;
+        Ok((state, open))
     }
 
     fn write_head(&self) -> io::Result<()> {
         let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
-        let Greeting { version, capabilities, max_readahead } = self.greeting;
-        let head = [MAGIC, pair(version.0, version.1), capabilities, pair(max_readahead, self.turn), 0];
-        self.file.write_all_at(&words(head), 0)
+        let Negotiated { version, capabilities, max_readahead } = self.negotiated;
+        let prefix = [MAGIC, pair(version.0, version.1), capabilities, pair(max_readahead, self.generation), 0];
+        self.file.write_all_at(&words(prefix), 0)
     }
 
-    pub(super) fn greeting(&self) -> Greeting {
-        self.greeting
+    pub(super) fn negotiated(&self) -> Negotiated {
+        self.negotiated
     }
 
     /// Smallest number that no process before has given to a handle.
     pub(super) fn first_handle(&self) -> u64 {
-        u64::from(self.turn) << 40 | 1
+        u64::from(self.generation) << 40 | 1
     }
 
     /// Notes what a handle stands for, or what has become of it.
     ///
     /// *Errors*: when there is no memory for it; then the kernel must not be given the handle.
-    pub(super) fn put(&self, number: u64, open: Open) -> io::Result<()> {
-        let mut places = lock(&self.places);
-        let place = match places.by_handle.get(&number) {
-            Some(place) => *place,
-            None => places.free.pop().unwrap_or(places.end),
+    pub(super) fn put(&self, number: u64, open: OpenHandle) -> io::Result<()> {
+        let mut slots = lock(&self.slots);
+        let slot = match slots.by_handle.get(&number) {
+            Some(slot) => *slot,
+            None => slots.free.pop().unwrap_or(slots.end),
         };
-        self.file.write_all_at(&open.encode(number), at(place))?;
-        places.end = places.end.max(place + 1);
-        places.by_handle.insert(number, place);
+        self.file.write_all_at(&open.encode(number), at(slot))?;
+        slots.end = slots.end.max(slot + 1);
+        slots.by_handle.insert(number, slot);
         Ok(())
     }
 
     /// Forgets a handle.
     pub(super) fn remove(&self, number: u64) {
-        let mut places = lock(&self.places);
-        let Some(place) = places.by_handle.remove(&number) else { return };
-        match self.file.write_all_at(&[0; ENTRY], at(place)) {
-            Ok(()) => places.free.push(place),
+        let mut slots = lock(&self.slots);
+        let Some(slot) = slots.by_handle.remove(&number) else { return };
+        match self.file.write_all_at(&[0; ENTRY], at(slot)) {
+            Ok(()) => slots.free.push(slot),
             // The next process takes it for open: it costs an entry and some page cache.
             Err(error) => tracing::warn!(%error, "a closed handle stays noted"),
         }
     }
 }
 
-impl AsFd for Saved {
+impl AsFd for HandoverState {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
@@ -192,25 +193,25 @@ impl AsFd for Saved {
 mod tests {
     use super::*;
 
-    const GREETING: Greeting = Greeting { version: (7, 45), capabilities: 1 << 39 | 5, max_readahead: 4 << 20 };
+    const NEGOTIATED: Negotiated = Negotiated { version: (7, 45), capabilities: 1 << 39 | 5, max_readahead: 4 << 20 };
 
-    fn again(saved: &Saved) -> (Saved, HashMap<u64, Open>) {
-        Saved::take(saved.as_fd().try_clone_to_owned().expect("a descriptor")).expect("taken")
+    fn again(state: &HandoverState) -> (HandoverState, HashMap<u64, OpenHandle>) {
+        HandoverState::take(state.as_fd().try_clone_to_owned().expect("a descriptor")).expect("taken")
     }
 
     #[test]
     fn the_next_process_finds_what_is_open_and_gives_numbers_nobody_gave_before() {
-        let saved = Saved::new(GREETING).expect("memory");
-        let file = Open::File { node: 5, version: u64::MAX, writes: true };
-        let directory = |names| Open::Directory { inode: 6, names, fingerprint: names * 7 };
-        saved.put(saved.first_handle(), file).expect("noted");
-        saved.put(2, file).expect("noted");
-        saved.put(3, directory(0)).expect("noted");
-        saved.put(3, directory(1000)).expect("noted");
-        saved.remove(2);
-        let (next, open) = again(&saved);
+        let state = HandoverState::new(NEGOTIATED).expect("memory");
+        let file = OpenHandle::File { node: 5, version: u64::MAX, writes: true };
+        let directory = |names| OpenHandle::Directory { inode: 6, names, fingerprint: names * 7 };
+        state.put(state.first_handle(), file).expect("noted");
+        state.put(2, file).expect("noted");
+        state.put(3, directory(0)).expect("noted");
+        state.put(3, directory(1000)).expect("noted");
+        state.remove(2);
+        let (next, open) = again(&state);
         assert_eq!(open, [(1, file), (3, directory(1000))].into());
-        assert_eq!(next.greeting(), GREETING);
+        assert_eq!(next.negotiated(), NEGOTIATED);
         assert!(next.first_handle() > 1 << 39);
         next.put(next.first_handle(), file).expect("in the free place");
         next.remove(3);
@@ -222,14 +223,15 @@ mod tests {
 
     #[test]
     fn what_is_no_such_file_is_refused() {
-        let saved = Saved::new(GREETING).expect("memory");
-        saved.file.write_all_at(&words([9]), at(0)).expect("written");
-        saved.file.set_len(at(1)).expect("longer");
-        let taken = |saved: &Saved| Saved::take(saved.as_fd().try_clone_to_owned().expect("a descriptor"));
-        assert_eq!(taken(&saved).expect_err("an unknown kind").kind, ErrorKind::Corrupted);
-        saved.file.write_all_at(b"JFSFUSE2", 0).expect("written");
-        assert_eq!(taken(&saved).expect_err("another release").kind, ErrorKind::Corrupted);
-        saved.file.set_len(3).expect("shorter");
-        assert_eq!(taken(&saved).expect_err("cut off").kind, ErrorKind::Corrupted);
+        let state = HandoverState::new(NEGOTIATED).expect("memory");
+        state.file.write_all_at(&words([9]), at(0)).expect("written");
+        state.file.set_len(at(1)).expect("longer");
+        let taken =
+            |state: &HandoverState| HandoverState::take(state.as_fd().try_clone_to_owned().expect("a descriptor"));
+        assert_eq!(taken(&state).expect_err("an unknown kind").kind, ErrorKind::Corrupted);
+        state.file.write_all_at(b"JFSFUSE2", 0).expect("written");
+        assert_eq!(taken(&state).expect_err("another release").kind, ErrorKind::Corrupted);
+        state.file.set_len(3).expect("shorter");
+        assert_eq!(taken(&state).expect_err("cut off").kind, ErrorKind::Corrupted);
     }
 }

@@ -2,7 +2,7 @@
 
 use fuser::{InitFlags, KernelConfig};
 
-use super::saved::Greeting;
+use super::handover_state::Negotiated;
 
 /// Read-ahead of the kernel, bytes.
 const READ_AHEAD: u32 = 4 << 20;
@@ -12,7 +12,7 @@ const BACKGROUND: u16 = 64;
 const WRITE_MAX: u32 = 1 << 20;
 
 /// Asks the kernel for what we want, and takes what it allows. `locks`: it is to ask us for locks.
-pub(super) fn greet(config: &mut KernelConfig, writable: bool, locks: bool) -> Greeting {
+pub(super) fn negotiate(config: &mut KernelConfig, writable: bool, locks: bool) -> Negotiated {
     let wanted = [
         InitFlags::FUSE_DO_READDIRPLUS,
         InitFlags::FUSE_PARALLEL_DIROPS,
@@ -46,5 +46,5 @@ pub(super) fn greet(config: &mut KernelConfig, writable: bool, locks: bool) -> G
     if writable && let Err(most) = config.set_max_write(WRITE_MAX) {
         let _ = config.set_max_write(most);
     }
-    Greeting { version: (version.0, version.1), capabilities, max_readahead }
+    Negotiated { version: (version.0, version.1), capabilities, max_readahead }
 }

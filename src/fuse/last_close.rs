@@ -21,8 +21,8 @@ use crate::types::ROOT_INODE;
 
 use super::fs::Fs;
 use super::nodes::inode_of;
-use super::staging::{Staged, Turn};
-use super::write::Storing;
+use super::staging::{Staged, WriteGuard};
+use super::write::StoreMode;
 
 /// Most files of one mount that are stored behind their closes at a time.
 const STORES_MAX: usize = 64;
@@ -43,9 +43,9 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Pause between two looks whether it is.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// How long the turn of a file is kept while the masters are told to forget it.
-const UNMAKE_TIMEOUT: Duration = Duration::from_secs(2);
+const ABANDON_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a directory that moves waits for the turn of a file below it.
-const TURN_TIMEOUT: Duration = Duration::from_secs(2);
+const GUARD_TIMEOUT: Duration = Duration::from_secs(2);
 /// Most attempts, over some minutes, to store a file that the under-storage answers with an error which it does not explain.
 const UNEXPLAINED_MAX: usize = 20;
 /// Files remembered of which the masters could not be told to forget them.
@@ -55,14 +55,14 @@ const GIVEN_UP: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
 #[derive(Debug)]
 pub(super) struct LastCloses {
     /// By mounts, since one under-storage that fails must not keep files from the others.
-    rooms: Mutex<HashMap<u32, Room>>,
+    rooms: Mutex<HashMap<u32, MountQuota>>,
     /// Files that the masters forget once their under-storage answers again. Inode numbers are never used twice.
     given_up: Mutex<LruCache<u64, ()>>,
 }
 
 /// Bounds the files of a mount that are stored behind their closes: a close waits while the bound is reached.
 #[derive(Debug, Clone)]
-struct Room {
+struct MountQuota {
     attempts: Arc<Semaphore>,
     /// What is left to be stored.
     waiting: Arc<Semaphore>,
@@ -75,9 +75,11 @@ impl Default for LastCloses {
 }
 
 impl LastCloses {
-    fn of(&self, mount_id: u32) -> Room {
-        let room =
-            || Room { attempts: Arc::new(Semaphore::new(STORES_MAX)), waiting: Arc::new(Semaphore::new(WAITING_MAX)) };
+    fn of(&self, mount_id: u32) -> MountQuota {
+        let room = || MountQuota {
+            attempts: Arc::new(Semaphore::new(STORES_MAX)),
+            waiting: Arc::new(Semaphore::new(WAITING_MAX)),
+        };
         let mut rooms = lock(&self.rooms);
         rooms.entry(mount_id).or_insert_with(room).clone()
     }
@@ -116,7 +118,7 @@ impl Fs {
 
     /// True if a close has nothing to store and nothing to wait for.
     pub(super) fn is_flushed(&self, inode: u64) -> bool {
-        if self.creates.get(inode).is_some() {
+        if self.pending_creates.get(inode).is_some() {
             return false;
         }
         match self.staging.ready(inode).filter(|staged| staged.is_due()) {
@@ -131,13 +133,15 @@ impl Fs {
     ///
     /// *Errors*: as [`Fs::sync`]; why a new file could not be made.
     pub(super) async fn flush(self: &Arc<Self>, inode: u64, gives_up_locks: bool) -> Result<()> {
-        let Some(mut turn) = self.staging.turn_of_ready(inode).await else { return self.made_empty(inode).await };
-        if turn.is_written() || gives_up_locks && !turn.is_new() {
-            return self.store_as(&mut turn, Storing::Behind).await;
+        let Some(mut guard) = self.staging.lock_if_staged(inode).await else {
+            return self.await_empty_create(inode).await;
+        };
+        if guard.is_written() || gives_up_locks && !guard.is_new() {
+            return self.store_as(&mut guard, StoreMode::CommitInBackground).await;
         }
-        self.made_of(&mut turn, false).await?;
-        if turn.is_due() {
-            drop(turn);
+        self.await_create(&mut guard, false).await?;
+        if guard.is_due() {
+            drop(guard);
             self.last_closes.wait_for_room(self.mount_of(inode)).await;
         }
         Ok(())
@@ -146,17 +150,17 @@ impl Fs {
     /// After the close of an open file: stores what is left to be stored, and forgets what is staged unless the file is open.
     /// Nobody is left to be told of an error: it is logged, and what may pass is tried again until this process ends, or
     /// somebody has the file open who may write, and whose close stores it.
-    pub(super) async fn let_go(self: &Arc<Self>, node: u64) {
-        let Some(staged) = self.staging.ready_for(node).filter(|staged| staged.begin_letting_go()) else { return };
+    pub(super) async fn finalize_last_close(self: &Arc<Self>, node: u64) {
+        let Some(staged) = self.staging.ready_for(node).filter(|staged| staged.begin_finalize()) else { return };
         loop {
-            self.let_go_at_last(node, &staged).await;
-            if staged.end_letting_go() {
+            self.finalize_with_retries(node, &staged).await;
+            if staged.end_finalize() {
                 return;
             }
         }
     }
 
-    async fn let_go_at_last(self: &Arc<Self>, node: u64, staged: &Staged) {
+    async fn finalize_with_retries(self: &Arc<Self>, node: u64, staged: &Staged) {
         let mount_id = self.mount_of(inode_of(node));
         let room = self.last_closes.of(mount_id);
         // This task does not wait for room: `wait_for_room` slows closes down instead.
@@ -164,7 +168,7 @@ impl Fs {
         let mut attempts = 0;
         loop {
             let permit = if staged.is_due() { self.last_closes.attempt(mount_id).await } else { None };
-            if self.try_let_go(node, attempts).await {
+            if self.try_finalize(node, attempts).await {
                 return;
             }
             drop(permit);
@@ -179,20 +183,20 @@ impl Fs {
     }
 
     /// One attempt, after `attempts` others; false if there has to be another.
-    async fn try_let_go(self: &Arc<Self>, node: u64, attempts: usize) -> bool {
+    async fn try_finalize(self: &Arc<Self>, node: u64, attempts: usize) -> bool {
         let inode = inode_of(node);
-        let turn = self.staging.turn_of_ready(inode).await.filter(|turn| turn.node() == node);
-        let Some(mut turn) = turn else { return true };
+        let guard = self.staging.lock_if_staged(inode).await.filter(|guard| guard.node() == node);
+        let Some(mut guard) = guard else { return true };
         // Content is for the close of the last one who may write it: who has it open goes on writing.
-        if self.is_open_to_write(node) && (attempts > 0 || turn.is_written()) {
+        if self.is_open_to_write(node) && (attempts > 0 || guard.is_written()) {
             return true;
         }
         // An attempt for an empty file does not wait with the turn held, as the task tries again.
-        let how = if turn.is_written() { Storing::Recorded } else { Storing::AtOnce };
-        if let Err(error) = self.store_as(&mut turn, how).await {
+        let how = if guard.is_written() { StoreMode::Committed } else { StoreMode::NonBlocking };
+        if let Err(error) = self.store_as(&mut guard, how).await {
             let path = self.path_for_people(inode);
             // Of content that was written a close has told the error, unless it came by a mapping.
-            if turn.is_due() && !turn.is_written() && may_pass(&error, attempts) {
+            if guard.is_due() && !guard.is_written() && may_pass(&error, attempts) {
                 tracing::warn!(inode, ?path, %error, "an empty file is not stored yet after it was closed");
                 return false;
             }
@@ -200,39 +204,39 @@ impl Fs {
                 tracing::warn!(inode, ?path, %error, "an empty file is not stored: the next close of it tries again");
                 return true;
             }
-            return self.give_up_storing(turn, &error).await;
+            return self.give_up_storing(guard, &error).await;
         }
         // Whoever has opened it meanwhile goes on with what is staged, and closes it.
-        self.staging.remove_unless(turn, || self.nodes.is_open(node));
+        self.staging.remove_unless(guard, || self.nodes.is_open(node));
         true
     }
 
     /// What is staged cannot be stored, and is not to be tried again by the close of somebody who only reads. Of a file that was
     /// made here nothing is to be left. Whoever opens it to write while it is forgotten waits for the turn, and makes it again by
     /// storing it.
-    async fn give_up_storing(self: &Arc<Self>, mut turn: Turn, error: &Error) -> bool {
-        let (inode, node) = (turn.inode(), turn.node());
-        self.nodes.lose_pages(turn.node());
+    async fn give_up_storing(self: &Arc<Self>, mut guard: WriteGuard, error: &Error) -> bool {
+        let (inode, node) = (guard.inode(), guard.node());
+        self.nodes.lose_pages(guard.node());
         self.inodes.expire(inode);
         let path = self.path_for_people(inode);
-        if turn.is_written() || error.kind != ErrorKind::NotFound {
+        if guard.is_written() || error.kind != ErrorKind::NotFound {
             tracing::error!(inode, ?path, %error, "what was written is lost: it could not be stored after the last close");
         } else {
             tracing::warn!(inode, ?path, "an empty file is gone before it was stored: others have removed it");
         }
-        let is_new = turn.base().version_token.is_empty() && !turn.is_unlinked();
+        let is_new = guard.base().version_token.is_empty() && !guard.is_unlinked();
         // A lock is on the file itself, and whoever has it goes on with the name until its own close.
         let is_locked = is_new && self.locks.are_held_through(&self.nodes.handles(node));
-        let is_unmade = is_new && !is_locked && self.forget_made_file(&mut turn).await;
-        let staged = turn.staged();
-        let is_removed = self.staging.remove_unless(turn, || {
+        let is_unmade = is_new && !is_locked && self.forget_made_file(&mut guard).await;
+        let staged = guard.staged();
+        let is_removed = self.staging.remove_unless(guard, || {
             if self.is_open_to_write(node) {
                 // Its close stores it.
                 return true;
             }
             if is_unmade {
                 // Who reads it goes on with what was written.
-                staged.unlink_behind();
+                staged.unlink_stale_name();
             }
             (is_unmade || is_locked) && self.nodes.is_open(node)
         });
@@ -243,12 +247,12 @@ impl Fs {
     }
 
     /// Has the masters forget a file that was made here and cannot be stored; true if its name is gone.
-    async fn forget_made_file(self: &Arc<Self>, turn: &mut Turn) -> bool {
-        let (made, given_up) = (turn.base().inode, turn.given_up());
-        turn.forget_session();
-        let is_unmade = self.unmake(made, given_up).await;
+    async fn forget_made_file(self: &Arc<Self>, guard: &mut WriteGuard) -> bool {
+        let (made, given_up) = (guard.base().inode, guard.given_up());
+        guard.detach_from_session();
+        let is_unmade = self.abandon_create(made, given_up).await;
         if is_unmade {
-            self.forget_name(turn.inode());
+            self.forget_name(guard.inode());
         } else {
             self.last_closes.give_up(made);
         }
@@ -258,10 +262,10 @@ impl Fs {
     /// Has the masters forget a file that was made here and could not be stored: nobody is to see what cannot be. `given_up` is
     /// the last attempt, if it came so far. False if it stays, as others have made or stored it as well, or for now, as the
     /// under-storage does not answer the master that looks.
-    pub(super) async fn unmake(self: &Arc<Self>, inode: u64, given_up: Option<u64>) -> bool {
+    pub(super) async fn abandon_create(self: &Arc<Self>, inode: u64, given_up: Option<u64>) -> bool {
         let this = self.clone();
-        let unmade = tokio::spawn(async move { this.unmake_slowly(inode, given_up).await });
-        match tokio::time::timeout(UNMAKE_TIMEOUT, unmade).await {
+        let unmade = tokio::spawn(async move { this.abandon_create_unbounded(inode, given_up).await });
+        match tokio::time::timeout(ABANDON_TIMEOUT, unmade).await {
             Ok(unmade) => unmade.unwrap_or(false),
             Err(_) => {
                 tracing::info!(inode, "a file that was never stored is forgotten when the under-storage answers again");
@@ -270,11 +274,11 @@ impl Fs {
         }
     }
 
-    async fn unmake_slowly(&self, inode: u64, given_up: Option<u64>) -> bool {
-        match self.writer.unmake(inode, given_up).await {
+    async fn abandon_create_unbounded(&self, inode: u64, given_up: Option<u64>) -> bool {
+        match self.writer.abandon_create(inode, given_up).await {
             Ok(None) => true,
             Ok(Some(attr)) => {
-                self.news(attr);
+                self.apply_attr_update(attr);
                 false
             }
             Err(error) if error.kind == ErrorKind::NotFound => true,
@@ -292,22 +296,22 @@ impl Fs {
     async fn store_each(
         self: &Arc<Self>,
         inodes: Vec<u64>,
-        how: Storing,
-        wanted: fn(&Turn) -> bool,
+        how: StoreMode,
+        wanted: fn(&WriteGuard) -> bool,
     ) -> Vec<(u64, Result<()>)> {
         let stores = inodes.into_iter().map(|inode| {
             let this = self.clone();
             async move {
-                let turn = this.staging.turn_of_ready(inode);
-                let turn = match how {
+                let guard = this.staging.lock_if_staged(inode);
+                let guard = match how {
                     // Another task stores the file, and its attempt may hang.
-                    Storing::AtOnce => tokio::time::timeout(TURN_TIMEOUT, turn).await.unwrap_or_default(),
-                    _ => turn.await,
+                    StoreMode::NonBlocking => tokio::time::timeout(GUARD_TIMEOUT, guard).await.unwrap_or_default(),
+                    _ => guard.await,
                 };
-                let Some(mut turn) = turn.filter(|turn| !turn.is_written() && wanted(turn)) else {
+                let Some(mut guard) = guard.filter(|guard| !guard.is_written() && wanted(guard)) else {
                     return (inode, Ok(()));
                 };
-                (inode, this.store_as(&mut turn, how).await)
+                (inode, this.store_as(&mut guard, how).await)
             }
         });
         stream::iter(stores).buffer_unordered(STORES_MAX).collect().await
@@ -319,7 +323,7 @@ impl Fs {
         let is_closed = |inode| self.staging.ready(inode).is_some_and(|staged| !self.is_open_to_write(staged.node()));
         let mut inodes = self.staging.unwritten();
         inodes.retain(|inode| is_closed(*inode) && self.inodes.path_below(directory, *inode).is_some());
-        for (inode, stored) in self.store_each(inodes, Storing::AtOnce, |_| true).await {
+        for (inode, stored) in self.store_each(inodes, StoreMode::NonBlocking, |_| true).await {
             if let Err(error) = stored {
                 tracing::warn!(inode, %error, "an empty file is not stored before its directory moves");
             }
@@ -330,12 +334,12 @@ impl Fs {
     ///
     /// *Errors*: those of storing.
     pub(super) async fn sync_directory(self: &Arc<Self>, directory: u64) -> Result<()> {
-        self.settled(directory).await;
+        self.flush_pending(directory).await;
         let mut inodes = self.staging.unwritten();
         inodes.retain(|inode| self.inodes.name_of(*inode).is_some_and(|(parent, _)| parent == directory));
         // A file that was cut off has its name already, and its old content until it is closed.
-        let is_new = |turn: &Turn| turn.base().version_token.is_empty();
-        let stored = self.store_each(inodes, Storing::Recorded, is_new).await;
+        let is_new = |guard: &WriteGuard| guard.base().version_token.is_empty();
+        let stored = self.store_each(inodes, StoreMode::Committed, is_new).await;
         stored.into_iter().try_for_each(|(_, stored)| stored)
     }
 
@@ -347,12 +351,12 @@ impl Fs {
         let started = Instant::now();
         let is_busy = || {
             let stages = self.staging.is_busy(|node| self.is_open_to_write(node));
-            stages || self.creates.is_busy() || self.endings.is_busy()
+            stages || self.pending_creates.is_busy() || self.pending_commits.is_busy()
         };
         while is_busy() && started.elapsed() < SETTLE_TIMEOUT {
             tokio::time::sleep(POLL_INTERVAL).await;
         }
-        self.patient.session().close().await;
+        self.client.session().close().await;
         self.staging.clear();
     }
 

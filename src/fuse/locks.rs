@@ -3,7 +3,7 @@
 //! `flock` and `fcntl` come alike, as ranges with an owner: fuser does not say which it was. So they exclude each other, as
 //! on NFS. What was written under a lock is stored before the lock is given up, and who gets it sees attributes anew.
 
-mod held;
+mod owners;
 mod waiter;
 mod watched;
 
@@ -22,7 +22,7 @@ use super::errno::Errno;
 use super::fs::Fs;
 use super::nodes::inode_of;
 
-use held::{Admission, Departure, Held, Owner};
+use owners::{Admission, Departure, LockOwners, Owner};
 use waiter::Waiter;
 use watched::WatchedNames;
 
@@ -31,7 +31,7 @@ const END: u64 = i64::MAX as u64;
 /// How long a close waits for masters to be told what it gives up.
 const CLOSE: Duration = Duration::from_secs(5);
 /// Pause before they are told again.
-const AGAIN: Duration = Duration::from_secs(1);
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// How long the last close of a handle is waited for that was flushed. The kernel sends both one after the other; it
 /// sends the first alone when a duplicate is closed.
 const RELEASE: Duration = Duration::from_millis(50);
@@ -45,7 +45,7 @@ const SESSIONS: usize = 3;
 pub(super) struct Locks {
     shared: bool,
     wait_max: Duration,
-    held: Held,
+    held: LockOwners,
     names: WatchedNames,
 }
 
@@ -54,7 +54,7 @@ impl Locks {
         Locks {
             shared: config.shared_locks,
             wait_max: config.lock_wait_max,
-            held: Held::default(),
+            held: LockOwners::default(),
             names: WatchedNames::default(),
         }
     }
@@ -215,19 +215,19 @@ impl Fs {
     async fn make_current(self: &Arc<Self>, node: u64) -> Result<()> {
         let inode = inode_of(node);
         self.watch_names_beside(inode).await?;
-        let known_as = self.known_now(inode);
+        let known_as = self.resolved_inode_now(inode);
         for inode in BTreeSet::from([inode, known_as]) {
             self.inodes.changed(inode);
             self.kernel.expire_attributes(inode);
         }
-        if known_as != inode || self.is_unrecorded(inode) {
+        if known_as != inode || self.is_uncommitted(inode) {
             return Ok(());
         }
         self.kernel.expire_attributes(node);
         let newest = self.attr(inode).await?.attr;
-        if let Some(staged) = self.staging.ready_for(node).filter(|staged| staged.is_apart()) {
+        if let Some(staged) = self.staging.ready_for(node).filter(|staged| staged.has_private_view()) {
             self.take_unsaved_to(&staged, &newest).await?;
-            if staged.is_apart() {
+            if staged.has_private_view() {
                 return Ok(());
             }
         }
@@ -260,14 +260,14 @@ impl Fs {
     /// `None` once it is granted; otherwise who has it, as an owner of this mount if it is one.
     async fn try_lock(&self, request: Request, lock: &Lock) -> Result<Option<Option<Owner>>, Errno> {
         let owner = request.owner();
-        let inode = self.known_as(owner.0).await.map_err(|error| refused("lock", owner.0, &error))?;
+        let inode = self.resolve_inode(owner.0).await.map_err(|error| refused("lock", owner.0, &error))?;
         for _ in 0..SESSIONS {
             match self.locks.held.ask(owner, request.number.0) {
                 Admission::Free => {}
                 Admission::Busy => return Ok(Some(Some(owner))),
                 Admission::Lost => return Err(Errno::LOST),
             }
-            match self.patient.set_lock(inode, lock.clone()).await {
+            match self.client.set_lock(inode, lock.clone()).await {
                 Ok(Asked::Granted(session)) => {
                     self.locks.lost(&self.locks.held.granted(owner, request.number.0, &session));
                     return Ok(None);
@@ -298,11 +298,11 @@ impl Fs {
         }
         // Before the masters are asked: what is granted meanwhile may come after this.
         let grants = self.locks.held.grants(owner);
-        let inode = self.known_as(owner.0).await.unwrap_or(owner.0);
+        let inode = self.resolve_inode(owner.0).await.unwrap_or(owner.0);
         for inode in BTreeSet::from([owner.0, inode]) {
             self.store_before_others(inode).await;
         }
-        match self.patient.set_lock(inode, lock).await {
+        match self.client.set_lock(inode, lock).await {
             Err(error) if error.kind != ErrorKind::SessionExpired => return Err(refused("unlock", owner.0, &error)),
             _ if is_whole => self.locks.held.freed(owner, grants),
             _ => {}
@@ -338,12 +338,12 @@ impl Fs {
         let told = tokio::spawn(async move {
             let mut lock = Lock { start: 0, end: END, owner: owner.1, ..Lock::default() };
             lock.set_type(LockType::None);
-            while let Err(error) = this.patient.set_lock(inode, lock.clone()).await {
+            while let Err(error) = this.client.set_lock(inode, lock.clone()).await {
                 if error.kind == ErrorKind::SessionExpired {
                     break;
                 }
                 tracing::warn!(inode, %error, "a lock is not given up yet");
-                tokio::time::sleep(AGAIN).await;
+                tokio::time::sleep(RETRY_DELAY).await;
             }
             this.locks.held.left(owner);
         });
@@ -355,28 +355,28 @@ impl Fs {
     /// Notices that locks were lost with their session.
     pub(super) async fn look_at_locks(&self) {
         if self.locks.shared {
-            self.locks.lost(&self.locks.held.lives(self.patient.session().id().await.as_ref()));
+            self.locks.lost(&self.locks.held.lives(self.client.session().id().await.as_ref()));
         }
     }
 
     /// Answers which lock would be in the way.
     pub(super) async fn tell_lock(&self, request: Request, reply: ReplyLock) {
         let asked = match request.lock() {
-            Ok(lock) => match self.known_as(request.file()).await {
-                Ok(inode) => self.patient.lock_holder(inode, lock).await,
+            Ok(lock) => match self.resolve_inode(request.file()).await {
+                Ok(inode) => self.client.lock_holder(inode, lock).await,
                 Err(error) => Err(error),
             },
-            Err(number) => return reply.error(super::answer::errno(number)),
+            Err(number) => return reply.error(super::reply::errno(number)),
         };
         match asked {
             Ok(None) => reply.locked(request.start, request.end, libc::F_UNLCK, 0),
             Ok(Some(holder)) => {
                 let kind = if holder.r#type() == LockType::Shared { libc::F_RDLCK } else { libc::F_WRLCK };
                 // A process of another host has no number here.
-                let ours = self.patient.session().id().await.is_some_and(|own| own == holder.client_id);
+                let ours = self.client.session().id().await.is_some_and(|own| own == holder.client_id);
                 reply.locked(holder.start, holder.end, kind, if ours { holder.pid } else { 0 });
             }
-            Err(error) => reply.error(super::answer::errno(refused("getlk", request.file(), &error))),
+            Err(error) => reply.error(super::reply::errno(refused("getlk", request.file(), &error))),
         }
     }
 }

@@ -1,31 +1,31 @@
 //! The FUSE client: the namespace as a kernel mount. This file only wires its rooms together.
 
 mod adapter;
-mod answer;
 mod attempt;
 mod attributes;
-mod behind;
-mod creates;
+mod deferred_create;
 mod dircache;
 mod directory;
-mod endings;
 mod errno;
 mod fs;
-mod greet;
 mod handles;
 mod handover;
-mod inherit;
+mod handover_state;
+mod init;
 mod inodes;
 mod invalidation;
 mod kernel_cache;
 mod last_close;
 mod locks;
 mod mountpoint;
-mod names;
+mod namespace_ops;
 mod nodes;
 mod open;
 mod pages;
-mod saved;
+mod pending_commits;
+mod pending_creates;
+mod reply;
+mod restored_handles;
 mod session;
 mod space;
 mod staging;
@@ -50,13 +50,13 @@ use crate::telemetry::http::{self, Probe};
 use crate::ufs;
 
 use fs::Fs;
-use handover::{Held, Link, Taken};
+use handover::{HeldFlag, Link, Taken};
 use session::Served;
 
 pub use mountpoint::{is_mounted, unmount};
 
 /// How often the mount table is looked at, and whether the kernel still serves the mount.
-const LOOK: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Serves a mount until `stop`, or until somebody unmounts it. A mount that a keeper holds is left to the next process: then
 /// this one ends here and now.
@@ -84,7 +84,7 @@ pub async fn run(config: FuseConfig, stop: Shutdown) -> Result<()> {
     let (Served { session, handover }, link) = served;
     let device = mountpoint::device(&config.mount);
     // The keeper holds a mount that was taken over from the beginning: a client that is stopped at once leaves it, too.
-    let held = Held::new(link.is_some());
+    let held = HeldFlag::new(link.is_some());
     if let (Some(socket), Some(handover)) = (config.handover_socket.clone(), handover) {
         tokio::spawn(handover::keep_held(socket, handover, link, held.clone()));
     }
@@ -100,7 +100,7 @@ pub async fn run(config: FuseConfig, stop: Shutdown) -> Result<()> {
     let outcome = loop {
         tokio::select! {
             () = stop.cancelled() => break Ok(()),
-            () = tokio::time::sleep(LOOK) => {}
+            () = tokio::time::sleep(POLL_INTERVAL) => {}
         }
         if session.guard.is_finished() {
             tracing::info!("unmounted by somebody else");
@@ -111,7 +111,7 @@ pub async fn run(config: FuseConfig, stop: Shutdown) -> Result<()> {
         }
         mounts.keep_fresh().await;
         // It waits while a session is opened, which masters that are away may keep it at for long.
-        let _ = tokio::time::timeout(LOOK, fs.look_at_locks()).await;
+        let _ = tokio::time::timeout(POLL_INTERVAL, fs.look_at_locks()).await;
     };
     if held.get() && !session.guard.is_finished() {
         leave(&outcome);

@@ -35,7 +35,7 @@ const LINKS_MAX: usize = 40;
 
 /// A directory that is fit to be mounted on, and what lay there when it was looked at.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct MountTarget {
     path: PathBuf,
     /// Device of what was on top: a dead mount, a guard, or any other file system with a directory there.
     top: Option<String>,
@@ -44,7 +44,7 @@ pub(super) struct Place {
     is_guarded: bool,
 }
 
-impl Place {
+impl MountTarget {
     /// Where it is, without symbolic links.
     pub(super) fn path(&self) -> &Path {
         &self.path
@@ -104,7 +104,7 @@ fn occupied(path: &Path) -> Error {
 ///
 /// *Errors*: `NotFound`, `NotADirectory`; `Busy` when something is mounted there that lives; `FailedPrecondition` for a
 /// directory that is not empty, unless that is asked for.
-pub(super) fn prepare(config: &FuseConfig) -> Result<Place> {
+pub(super) fn prepare(config: &FuseConfig) -> Result<MountTarget> {
     let path = resolve(&config.mount);
     if let Some(place) = find_cover(&path)? {
         return Ok(place);
@@ -119,7 +119,7 @@ pub(super) fn prepare(config: &FuseConfig) -> Result<Place> {
     // What the plugin shows to pods is the client's mount or nothing.
     let is_guarded = config.handover_socket.is_none() && raise_guard(&path)?;
     let top = stack_at(&path).pop().map(|top| top.device);
-    let place = Place { path, top, is_dead: false, is_guarded };
+    let place = MountTarget { path, top, is_dead: false, is_guarded };
     // Looked at when nobody can add to it any more.
     if !config.mount_nonempty
         && let Err(error) = check_empty(&below, &place.path)
@@ -131,7 +131,7 @@ pub(super) fn prepare(config: &FuseConfig) -> Result<Place> {
 }
 
 /// What covers the directory at `path` already: a dead mount or a guard. Of several dead ones the lowest is enough.
-fn find_cover(path: &Path) -> Result<Option<Place>> {
+fn find_cover(path: &Path) -> Result<Option<MountTarget>> {
     for _ in 0..LAYERS_MAX {
         let mut stack = stack_at(path);
         let Some(top) = stack.pop() else { return Ok(None) };
@@ -144,7 +144,7 @@ fn find_cover(path: &Path) -> Result<Option<Place>> {
         }
         if !stack.last().is_some_and(Mounted::is_fuse) {
             let path = path.to_owned();
-            return Ok(Some(Place { path, top: Some(top.device), is_dead, is_guarded: false }));
+            return Ok(Some(MountTarget { path, top: Some(top.device), is_dead, is_guarded: false }));
         }
         unmount_top(path)?;
     }

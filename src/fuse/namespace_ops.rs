@@ -11,7 +11,7 @@ use jindofs_proto::v1::{Attr, CreateRequest, FileType, MkdirRequest, Mount, Syml
 use tokio::runtime::Handle;
 
 use crate::client::namespace::{at_entry, at_inode};
-use crate::client::writer::Begun;
+use crate::client::writer::WriteIntent;
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::source::source_of;
 use crate::types::version_of;
@@ -20,7 +20,7 @@ use crate::ufs::{Content, Deadline};
 use super::fs::{Fs, with_name};
 use super::inodes::Known;
 use super::nodes::Opening;
-use super::staging::Turn;
+use super::staging::WriteGuard;
 
 /// How long a rename waits for a file that is not stored yet, and the pause between two attempts.
 const STORE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -33,21 +33,21 @@ pub(super) type Name<'a> = (u64, &'a [u8]);
 
 /// Who makes something, and with which mode.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Made {
+pub(super) struct Credentials {
     pub(super) mode: u32,
     pub(super) uid: u32,
     pub(super) gid: u32,
 }
 
-impl Made {
+impl Credentials {
     /// What makes a file.
     pub(super) fn request(&self, at: Name<'_>) -> CreateRequest {
-        let Made { mode, uid, gid } = *self;
+        let Credentials { mode, uid, gid } = *self;
         CreateRequest { target: Some(at_entry(at.0, at.1)), mode, uid, gid, ..CreateRequest::default() }
     }
 
     /// What a directory with the setgid bit gives to those in it.
-    pub(super) fn inside(mut self, directory: &Attr, is_directory: bool) -> Made {
+    pub(super) fn inherit_from(mut self, directory: &Attr, is_directory: bool) -> Credentials {
         self.mode &= PERMISSIONS;
         if directory.mode & libc::S_ISGID != 0 {
             self.gid = directory.gid;
@@ -72,24 +72,24 @@ impl Fs {
         if !matches!(error.kind, ErrorKind::NotFound | ErrorKind::Stale) {
             return Err(error);
         }
-        let there = self.patient.lookup(at_inode(directory)).await.and_then(with_name);
+        let there = self.client.lookup(at_inode(directory)).await.and_then(with_name);
         match there.is_err_and(|error| error.kind == ErrorKind::NotFound) {
             true => Err(self.gone_directory(directory).await),
             false => Err(error),
         }
     }
 
-    async fn make_file(self: &Arc<Self>, at: Name<'_>, made: Made, exclusive: bool) -> Result<Attr> {
+    async fn make_file(self: &Arc<Self>, at: Name<'_>, credentials: Credentials, exclusive: bool) -> Result<Attr> {
         let directory = self.attr(at.0).await?.attr;
         if directory.mount_id != 0 {
             self.mounts.get(directory.mount_id).await?;
         }
         self.check_storable(at, &directory)?;
-        let made = made.inside(&directory, false);
+        let credentials = credentials.inherit_from(&directory, false);
         // Never one that exists: nobody has checked yet whether the caller may open it.
-        let request = CreateRequest { exclusive: true, ..made.request(at) };
-        self.settled(at.0).await;
-        let attr = self.done_in(at.0, self.patient.create(request).await).await;
+        let request = CreateRequest { exclusive: true, ..credentials.request(at) };
+        self.flush_pending(at.0).await;
+        let attr = self.done_in(at.0, self.client.create(request).await).await;
         self.changed(at.0);
         attr.map_err(|error| match error.kind {
             // The kernel looks the name up again, and opens what it finds.
@@ -102,29 +102,34 @@ impl Fs {
     /// its answer where that can be, as soon as it can.
     ///
     /// *Errors*: `AlreadyExists`; `Stale` unless `exclusive`, when the file has come from elsewhere: it is to be looked up.
-    pub(super) async fn create(self: &Arc<Self>, at: Name<'_>, made: Made, exclusive: bool) -> Result<(Known, u64)> {
+    pub(super) async fn create(
+        self: &Arc<Self>,
+        at: Name<'_>,
+        credentials: Credentials,
+        exclusive: bool,
+    ) -> Result<(Known, u64)> {
         self.check_writable()?;
         if !exclusive
-            && self.is_ready_to_make(at).await
-            && let Some(created) = self.create_behind(at, made, true, &Handle::current())
+            && self.can_defer_create(at).await
+            && let Some(created) = self.create_deferred(at, credentials, true, &Handle::current())
         {
             return created;
         }
-        let attr = self.make_file(at, made, exclusive).await?;
+        let attr = self.make_file(at, credentials, exclusive).await?;
         let number = match self.open_new(&attr) {
             Ok(number) => number,
             Err(error) => {
-                self.forget_made(at, &attr, None).await;
+                self.undo_create(at, &attr, None).await;
                 return Err(error);
             }
         };
         if attr.mount_id != 0 {
-            let mut turn = self.staging.turn(attr.inode).await;
+            let mut guard = self.staging.lock(attr.inode).await;
             // Whoever has found it meanwhile may have written to it.
-            if !turn.is_ready() {
-                turn.begin(attr.clone(), self.staging.blank());
+            if !guard.is_ready() {
+                guard.begin(attr.clone(), self.staging.blank());
             }
-            turn.made_in(self.patient.session().id().await);
+            guard.mark_new(self.client.session().id().await);
         }
         Ok((self.enter_new(at, attr), number))
     }
@@ -151,14 +156,14 @@ impl Fs {
     /// Makes an empty file without opening it.
     ///
     /// *Errors*: as [`Fs::create`]; those of storing, then there is no file.
-    pub(super) async fn make_node(self: &Arc<Self>, at: Name<'_>, made: Made) -> Result<Known> {
+    pub(super) async fn make_node(self: &Arc<Self>, at: Name<'_>, credentials: Credentials) -> Result<Known> {
         self.check_writable()?;
-        let attr = self.make_file(at, made, true).await?;
+        let attr = self.make_file(at, credentials, true).await?;
         if attr.mount_id == 0 {
             return Ok(Known::new(attr, Instant::now()));
         }
         let begun = self.writer.begin(&attr, false).await;
-        let intent = begun.as_ref().ok().map(Begun::intent);
+        let intent = begun.as_ref().ok().map(WriteIntent::intent);
         let stored = match begun {
             Ok(begun) => {
                 let nothing = Content::in_memory(Bytes::new());
@@ -169,15 +174,15 @@ impl Fs {
         match stored {
             Ok(attr) => Ok(Known::new(attr, Instant::now())),
             Err(error) => {
-                self.forget_made(at, &attr, intent).await;
+                self.undo_create(at, &attr, intent).await;
                 Err(error)
             }
         }
     }
 
     /// A file that was just made cannot be opened, or stored by the attempt `intent`, and is not to be left.
-    async fn forget_made(self: &Arc<Self>, at: Name<'_>, made: &Attr, intent: Option<u64>) {
-        if made.mount_id != 0 && self.unmake(made.inode, intent).await {
+    async fn undo_create(self: &Arc<Self>, at: Name<'_>, credentials: &Attr, intent: Option<u64>) {
+        if credentials.mount_id != 0 && self.abandon_create(credentials.inode, intent).await {
             self.changed(at.0);
         }
     }
@@ -210,19 +215,19 @@ impl Fs {
     /// Makes a directory.
     ///
     /// *Errors*: those of the masters.
-    pub(super) async fn make_directory(self: &Arc<Self>, at: Name<'_>, made: Made) -> Result<Known> {
+    pub(super) async fn make_directory(self: &Arc<Self>, at: Name<'_>, credentials: Credentials) -> Result<Known> {
         self.check_writable()?;
-        let made = made.inside(&self.attr(at.0).await?.attr, true);
+        let credentials = credentials.inherit_from(&self.attr(at.0).await?.attr, true);
         let request = MkdirRequest {
             op: None,
             target: Some(at_entry(at.0, at.1)),
-            mode: made.mode,
-            uid: made.uid,
-            gid: made.gid,
+            mode: credentials.mode,
+            uid: credentials.uid,
+            gid: credentials.gid,
             parents: false,
         };
-        self.settled(at.0).await;
-        let attr = self.done_in(at.0, self.patient.mkdir(request).await).await;
+        self.flush_pending(at.0).await;
+        let attr = self.done_in(at.0, self.client.mkdir(request).await).await;
         self.changed(at.0);
         let attr = attr?;
         Ok(Known::new(attr, Instant::now()))
@@ -231,18 +236,23 @@ impl Fs {
     /// Makes a symbolic link.
     ///
     /// *Errors*: those of the masters.
-    pub(super) async fn make_symlink(self: &Arc<Self>, at: Name<'_>, to: &[u8], made: Made) -> Result<Known> {
+    pub(super) async fn make_symlink(
+        self: &Arc<Self>,
+        at: Name<'_>,
+        to: &[u8],
+        credentials: Credentials,
+    ) -> Result<Known> {
         self.check_writable()?;
-        let made = made.inside(&self.attr(at.0).await?.attr, false);
+        let credentials = credentials.inherit_from(&self.attr(at.0).await?.attr, false);
         let request = SymlinkRequest {
             op: None,
             target: Some(at_entry(at.0, at.1)),
             link_target: to.to_vec().into(),
-            uid: made.uid,
-            gid: made.gid,
+            uid: credentials.uid,
+            gid: credentials.gid,
         };
-        self.settled(at.0).await;
-        let attr = self.done_in(at.0, self.patient.symlink(request).await).await;
+        self.flush_pending(at.0).await;
+        let attr = self.done_in(at.0, self.client.symlink(request).await).await;
         self.changed(at.0);
         Ok(Known::new(attr?, Instant::now()))
     }
@@ -252,11 +262,11 @@ impl Fs {
     /// *Errors*: those of the masters.
     pub(super) async fn remove_directory(&self, at: Name<'_>) -> Result<()> {
         self.check_writable()?;
-        self.settled(at.0).await;
+        self.flush_pending(at.0).await;
         if let Some(known) = self.inodes.get_named(at.0, at.1) {
-            self.settled(known.attr.inode).await;
+            self.flush_pending(known.attr.inode).await;
         }
-        let removed = self.done_in(at.0, self.patient.rmdir(at_entry(at.0, at.1), false).await).await;
+        let removed = self.done_in(at.0, self.client.rmdir(at_entry(at.0, at.1), false).await).await;
         self.changed(at.0);
         removed?;
         self.inodes.removed(at.0, at.1);
@@ -268,17 +278,17 @@ impl Fs {
     /// *Errors*: those of the masters.
     pub(super) async fn remove_file(self: &Arc<Self>, at: Name<'_>) -> Result<()> {
         self.check_writable()?;
-        self.settled(at.0).await;
-        let turn = match self.inodes.get_named(at.0, at.1) {
-            Some(known) => self.keep_for_handles(&known.attr).await,
+        self.flush_pending(at.0).await;
+        let guard = match self.inodes.get_named(at.0, at.1) {
+            Some(known) => self.stage_for_handles(&known.attr).await,
             None => None,
         };
-        let removed = self.done_in(at.0, self.patient.unlink(at_entry(at.0, at.1)).await).await;
+        let removed = self.done_in(at.0, self.client.unlink(at_entry(at.0, at.1)).await).await;
         self.changed(at.0);
         if removed.is_ok() {
             self.inodes.removed(at.0, at.1);
         }
-        self.gone(turn, removed.is_ok()).await;
+        self.finish_unlink(guard, removed.is_ok()).await;
         removed
     }
 
@@ -287,30 +297,30 @@ impl Fs {
     /// *Errors*: those of the masters; those of storing what moves.
     pub(super) async fn rename(self: &Arc<Self>, from: Name<'_>, to: Name<'_>, no_replace: bool) -> Result<()> {
         self.check_writable()?;
-        self.settled(from.0).await;
-        self.settled(to.0).await;
+        self.flush_pending(from.0).await;
+        self.flush_pending(to.0).await;
         if let Some(known) = self.inodes.get_named(from.0, from.1).filter(|known| is_directory(&known.attr)) {
             self.store_closed_below(known.attr.inode).await;
         }
-        let (mut moved, mut replaced) = self.turns_of_rename(from, to, no_replace).await;
-        if let Some(turn) = &mut moved {
+        let (mut moved, mut replaced) = self.lock_for_rename(from, to, no_replace).await;
+        if let Some(guard) = &mut moved {
             // Under its old name: what has no content in the under-storage cannot be moved there.
-            self.store(turn).await?;
+            self.store(guard).await?;
         }
         let renamed = self.rename_stored(from, to, no_replace).await;
         self.changed(from.0);
         self.changed(to.0);
-        if let Some(turn) = replaced.as_mut().filter(|_| renamed.is_err()) {
-            self.notice_forgotten(turn).await;
+        if let Some(guard) = replaced.as_mut().filter(|_| renamed.is_err()) {
+            self.notice_forgotten(guard).await;
         }
-        self.gone(replaced, renamed.is_ok()).await;
+        self.finish_unlink(replaced, renamed.is_ok()).await;
         let attr = self.done_in(to.0, self.done_in(from.0, renamed).await).await?;
         self.inodes.moved(attr.inode, to.0, to.1);
         // Kept by version, it knows the old path.
         self.reader.forget(&source_of(&attr, Vec::new()));
         match &mut moved {
-            Some(turn) => self.rebase(turn, attr, 0),
-            None => self.news(attr),
+            Some(guard) => self.rebase(guard, attr, 0),
+            None => self.apply_attr_update(attr),
         }
         Ok(())
     }
@@ -319,7 +329,7 @@ impl Fs {
     async fn rename_stored(&self, from: Name<'_>, to: Name<'_>, no_replace: bool) -> Result<Attr> {
         let started = Instant::now();
         loop {
-            let renamed = self.patient.rename(at_entry(from.0, from.1), at_entry(to.0, to.1), no_replace).await;
+            let renamed = self.client.rename(at_entry(from.0, from.1), at_entry(to.0, to.1), no_replace).await;
             match renamed {
                 Err(error) if error.kind == ErrorKind::Busy && started.elapsed() < STORE_TIMEOUT => {
                     tokio::time::sleep(POLL_INTERVAL).await;
@@ -330,42 +340,42 @@ impl Fs {
     }
 
     /// The turns of what moves, if it is staged, and of what is replaced, if it is open: always in the order of inodes.
-    async fn turns_of_rename(
+    async fn lock_for_rename(
         self: &Arc<Self>,
         from: Name<'_>,
         to: Name<'_>,
         no_replace: bool,
-    ) -> (Option<Turn>, Option<Turn>) {
+    ) -> (Option<WriteGuard>, Option<WriteGuard>) {
         let Some(moved) = self.inodes.get_named(from.0, from.1) else { return (None, None) };
         let moved = moved.attr.inode;
         let replaced = self.inodes.get_named(to.0, to.1).filter(|known| known.attr.inode != moved && !no_replace);
         match replaced {
-            None => (self.staging.turn_of_ready(moved).await, None),
+            None => (self.staging.lock_if_staged(moved).await, None),
             Some(replaced) if moved < replaced.attr.inode => {
-                let moved = self.staging.turn_of_ready(moved).await;
-                (moved, self.keep_for_handles(&replaced.attr).await)
+                let moved = self.staging.lock_if_staged(moved).await;
+                (moved, self.stage_for_handles(&replaced.attr).await)
             }
             Some(replaced) => {
-                let replaced = self.keep_for_handles(&replaced.attr).await;
-                (self.staging.turn_of_ready(moved).await, replaced)
+                let replaced = self.stage_for_handles(&replaced.attr).await;
+                (self.staging.lock_if_staged(moved).await, replaced)
             }
         }
     }
 
     /// The turn of a file whose name is about to go, with its content staged if handles of this client may still want it.
-    async fn keep_for_handles(self: &Arc<Self>, attr: &Attr) -> Option<Turn> {
+    async fn stage_for_handles(self: &Arc<Self>, attr: &Attr) -> Option<WriteGuard> {
         if attr.mount_id == 0 || attr.r#type() != FileType::File {
             return None;
         }
-        if let Some(turn) = self.staging.turn_of_ready(attr.inode).await {
-            return Some(turn);
+        if let Some(guard) = self.staging.lock_if_staged(attr.inode).await {
+            return Some(guard);
         }
         // Of several versions only the newest can be kept.
         let newest = self.nodes.open_for(attr.inode, version_of(&attr.version_token));
         let follows = || self.nodes.open_nodes(attr.inode).into_iter().find(|node| self.may_move(*node, attr));
         let node = newest.or_else(follows)?;
         match self.stage(node, u64::MAX).await {
-            Ok(turn) => Some(turn),
+            Ok(guard) => Some(guard),
             Err(error) => {
                 tracing::warn!(inode = attr.inode, %error, "a file that is open goes; its handles keep what is cached");
                 None
@@ -375,35 +385,35 @@ impl Fs {
 
     /// After a rename over a file has failed: masters forget one that is not stored before the under-storage refuses to put
     /// another in its place.
-    async fn notice_forgotten(&self, turn: &mut Turn) {
-        if !turn.base().version_token.is_empty() {
+    async fn notice_forgotten(&self, guard: &mut WriteGuard) {
+        if !guard.base().version_token.is_empty() {
             return;
         }
-        let there = self.patient.lookup(at_inode(turn.base().inode)).await;
+        let there = self.client.lookup(at_inode(guard.base().inode)).await;
         if there.is_err_and(|error| error.kind == ErrorKind::NotFound) {
-            turn.forget_session();
+            guard.detach_from_session();
         }
     }
 
     /// The name of a file was removed or taken, if `done`. By the name it may have been another file than the one that is staged.
-    async fn gone(&self, turn: Option<Turn>, done: bool) {
-        let Some(mut turn) = turn else { return };
+    async fn finish_unlink(&self, guard: Option<WriteGuard>, done: bool) {
+        let Some(mut guard) = guard else { return };
         if done {
-            let inode = turn.inode();
-            match self.patient.lookup(at_inode(turn.base().inode)).await {
+            let inode = guard.inode();
+            match self.client.lookup(at_inode(guard.base().inode)).await {
                 Ok(attr) if attr.parent != 0 => {
                     tracing::debug!(inode, "another file was removed by the name of one that is open");
                 }
-                Err(error) if error.kind != ErrorKind::NotFound && turn.is_due() => {
+                Err(error) if error.kind != ErrorKind::NotFound && guard.is_due() => {
                     // Its close finds out, and tells.
                     tracing::warn!(inode, %error, "it is not known whether an open file was removed or another one of its name");
                 }
-                _ => turn.unlinked(),
+                _ => guard.mark_unlinked(),
             }
         }
         // What still waits to be stored after its last close is that one's to give up.
-        let (node, is_due) = (turn.node(), turn.is_due());
-        self.staging.remove_unless(turn, || is_due || self.nodes.is_open(node));
+        let (node, is_due) = (guard.node(), guard.is_due());
+        self.staging.remove_unless(guard, || is_due || self.nodes.is_open(node));
     }
 }
 
@@ -417,12 +427,12 @@ mod tests {
 
     #[test]
     fn a_setgid_directory_gives_its_group_and_the_bit_to_directories() {
-        let made = Made { mode: 0o100644, uid: 7, gid: 8 };
+        let credentials = Credentials { mode: 0o100644, uid: 7, gid: 8 };
         let plain = Attr { mode: 0o755, gid: 9, ..Attr::default() };
         let setgid = Attr { mode: 0o2755, ..plain.clone() };
         let inside = |directory, is_directory| {
-            let made = made.inside(directory, is_directory);
-            (made.mode, made.uid, made.gid)
+            let credentials = credentials.inherit_from(directory, is_directory);
+            (credentials.mode, credentials.uid, credentials.gid)
         };
         assert_eq!(inside(&plain, false), (0o644, 7, 8));
         assert_eq!(inside(&setgid, false), (0o644, 7, 9));

@@ -19,7 +19,7 @@ use crate::types::{ROOT_INODE, version_of};
 use super::fs::Fs;
 use super::inodes::DEPTH_MAX;
 use super::nodes::{Joined, Opening, PageCache, inode_of, supersedes};
-use super::staging::Turn;
+use super::staging::WriteGuard;
 
 /// How often a file is opened again that gets another version at this very moment.
 const ATTEMPTS: usize = 5;
@@ -117,7 +117,7 @@ impl Fs {
             if let Some(node) = self.release(opened.0) {
                 // The caller is told now, however long the store keeps what is left waiting.
                 let this = self.clone();
-                tokio::spawn(async move { this.let_go(node).await });
+                tokio::spawn(async move { this.finalize_last_close(node).await });
             }
             return Err(error);
         }
@@ -126,15 +126,15 @@ impl Fs {
 
     /// Who cuts a file off when it is opened begins with the version that there is then: what is still staged of an older one, and
     /// was or will be refused for that, is what is cut off.
-    pub(super) async fn begin_from_newest(&self, turn: &mut Turn) {
-        let is_old = turn.is_due() && !turn.is_unlinked() && !turn.base().version_token.is_empty();
-        if !is_old || self.is_unrecorded(turn.inode()) {
+    pub(super) async fn begin_from_newest(&self, guard: &mut WriteGuard) {
+        let is_old = guard.is_due() && !guard.is_unlinked() && !guard.base().version_token.is_empty();
+        if !is_old || self.is_uncommitted(guard.inode()) {
             return;
         }
         // Without an answer it goes on with what it has, and is told when that is stored.
-        let Ok(newest) = self.hasty.lookup(at_inode(turn.base().inode)).await else { return };
-        if !newest.version_token.is_empty() && supersedes(&newest, turn.base()) {
-            turn.rebase(newest);
+        let Ok(newest) = self.fast_client.lookup(at_inode(guard.base().inode)).await else { return };
+        if !newest.version_token.is_empty() && supersedes(&newest, guard.base()) {
+            guard.rebase(newest);
         }
     }
 
@@ -191,12 +191,12 @@ impl Fs {
     /// Attributes of the version that an open is to see; `None` if the inode has no name any more and is open here.
     async fn attr_to_open(self: &Arc<Self>, node: u64) -> Result<Option<Attr>> {
         let inode = inode_of(node);
-        if self.staging.ready(inode).is_some_and(|staged| staged.has_left_name()) {
+        if self.staging.ready(inode).is_some_and(|staged| staged.has_stale_name()) {
             // Who comes by a name that the kernel still has means what has that name now.
             self.forget_path(inode);
             return Ok(None);
         }
-        if !self.writable || self.is_unrecorded(inode) || self.staging.is_apart(inode) {
+        if !self.writable || self.is_uncommitted(inode) || self.staging.has_private_view(inode) {
             let attr = self.attr(inode).await;
             if let Err(error) = &attr {
                 self.forget_path_if_gone(inode, error);
@@ -236,7 +236,7 @@ impl Fs {
         for _ in 0..DEPTH_MAX {
             let Some((parent, name)) = self.inodes.name_of(at).filter(|_| at != ROOT_INODE) else { break };
             self.inodes.expire(parent);
-            self.listings.came(parent, &name);
+            self.listings.insert(parent, &name);
             at = parent;
         }
         self.forget_name(inode);
@@ -255,7 +255,7 @@ impl Fs {
         let path = self.inodes.path_below(ROOT_INODE, inode);
         self.forget_path(inode);
         let there = match path {
-            Some(path) => self.patient.lookup(at_path([b"/", &path[..]].concat())).await,
+            Some(path) => self.client.lookup(at_path([b"/", &path[..]].concat())).await,
             None => Err(Error::new(ErrorKind::NotFound, "its path is not known")),
         };
         let kind = match there {
@@ -373,7 +373,7 @@ impl Fs {
         {
             return Ok(source_of(attr, path));
         }
-        let source = self.patient.layout(attr.inode).await?.source;
+        let source = self.client.layout(attr.inode).await?.source;
         let source = source.ok_or_else(|| Error::new(ErrorKind::Stale, "the file has moved out of its mount"))?;
         if source.version != version_of(&attr.version_token) {
             self.inodes.expire(attr.inode);
@@ -391,7 +391,7 @@ impl Fs {
 
     /// The same content under another path, if that is why it was not found: it, or a directory above, was renamed.
     pub(super) async fn moved(&self, inode: u64, before: &FileSource) -> Option<Arc<OpenFile>> {
-        let source = self.hasty.layout(inode).await.ok()?.source?;
+        let source = self.fast_client.layout(inode).await.ok()?.source?;
         if source.version != before.version || source.ufs_path == before.ufs_path {
             return None;
         }
@@ -405,7 +405,7 @@ impl Fs {
         let (node, writes) = self.handles.take_file(number)?;
         let is_last = self.nodes.leave(node, number);
         if !self.nodes.is_inode_open(inode_of(node)) {
-            self.creates.closed(inode_of(node));
+            self.pending_creates.closed(inode_of(node));
         }
         let staged = self.staging.ready_for(node)?;
         (is_last || writes && staged.is_dirty()).then_some(node)

@@ -8,25 +8,25 @@ use std::time::Instant;
 use jindofs_proto::v1::MutationResponse;
 use tokio::sync::watch;
 
-use crate::client::writer::Begun;
+use crate::client::writer::WriteIntent;
 use crate::error::{Error, Result};
 use crate::runtime::lock;
 
 /// One file on its way to the masters.
 #[derive(Debug)]
-pub(super) struct Making {
+pub(super) struct PendingCreate {
     pub(super) parent: u64,
     name: Box<[u8]>,
     since: Instant,
     /// What came of it.
     outcome: watch::Sender<Option<Result<()>>>,
     /// The file of this name that was made elsewhere at the same time.
-    instead: AtomicU64,
+    superseded_by: AtomicU64,
     /// The writing that was announced with it, until somebody takes it.
-    begun: Mutex<Option<Begun>>,
+    write_intent: Mutex<Option<WriteIntent>>,
 }
 
-impl Making {
+impl PendingCreate {
     /// Waits until the masters have it. Cancel-safe.
     ///
     /// *Errors*: why they do not.
@@ -39,37 +39,37 @@ impl Making {
     }
 
     /// The file of this name that was made elsewhere at the same time.
-    pub(super) fn instead(&self) -> Option<u64> {
-        Some(self.instead.load(Ordering::Acquire)).filter(|inode| *inode != 0)
+    pub(super) fn superseded_by(&self) -> Option<u64> {
+        Some(self.superseded_by.load(Ordering::Acquire)).filter(|inode| *inode != 0)
     }
 
     /// It was made elsewhere, as `inode`.
-    pub(super) fn is_instead(&self, inode: u64) {
-        self.instead.store(inode, Ordering::Release);
+    pub(super) fn set_superseded_by(&self, inode: u64) {
+        self.superseded_by.store(inode, Ordering::Release);
     }
 
     /// The writing that was announced with it, once.
-    pub(super) fn take_begun(&self) -> Option<Begun> {
-        lock(&self.begun).take()
+    pub(super) fn take_write_intent(&self) -> Option<WriteIntent> {
+        lock(&self.write_intent).take()
     }
 }
 
 #[derive(Debug, Default)]
-struct Inner {
-    inodes: HashMap<u64, Arc<Making>>,
+struct Tables {
+    inodes: HashMap<u64, Arc<PendingCreate>>,
     names: HashMap<(u64, Box<[u8]>), u64>,
 }
 
 /// All of them.
 #[derive(Debug, Default)]
-pub(super) struct Creates {
-    inner: Mutex<Inner>,
+pub(super) struct PendingCreates {
+    inner: Mutex<Tables>,
     /// Number of inodes: most of the time there are none, and nobody should wait to learn that.
     count: AtomicUsize,
 }
 
-impl Creates {
-    fn inner(&self) -> MutexGuard<'_, Inner> {
+impl PendingCreates {
+    fn inner(&self) -> MutexGuard<'_, Tables> {
         lock(&self.inner)
     }
 
@@ -78,22 +78,29 @@ impl Creates {
     }
 
     /// A file is about to be made; `None` if one of this name is already.
-    pub(super) fn add(&self, inode: u64, parent: u64, name: &[u8]) -> Option<Arc<Making>> {
+    pub(super) fn add(&self, inode: u64, parent: u64, name: &[u8]) -> Option<Arc<PendingCreate>> {
         let mut inner = self.inner();
         if inner.names.contains_key(&(parent, Box::from(name))) {
             return None;
         }
         let (outcome, name, since) = (watch::Sender::new(None), Box::from(name), Instant::now());
-        let making = Making { parent, name, since, outcome, instead: AtomicU64::new(0), begun: Mutex::default() };
-        let making = Arc::new(making);
-        inner.names.insert((parent, making.name.clone()), inode);
-        inner.inodes.insert(inode, making.clone());
+        let pending = PendingCreate {
+            parent,
+            name,
+            since,
+            outcome,
+            superseded_by: AtomicU64::new(0),
+            write_intent: Mutex::default(),
+        };
+        let pending = Arc::new(pending);
+        inner.names.insert((parent, pending.name.clone()), inode);
+        inner.inodes.insert(inode, pending.clone());
         self.count.store(inner.inodes.len(), Ordering::Release);
-        Some(making)
+        Some(pending)
     }
 
     /// The file, if it is being made, or could not be made and is open.
-    pub(super) fn get(&self, inode: u64) -> Option<Arc<Making>> {
+    pub(super) fn get(&self, inode: u64) -> Option<Arc<PendingCreate>> {
         if self.is_empty() {
             return None;
         }
@@ -110,20 +117,20 @@ impl Creates {
 
     /// The masters have answered. A file that could not be made stays known for as long as it is `open`.
     pub(super) fn finish(&self, inode: u64, outcome: Result<MutationResponse>, open: impl FnOnce() -> bool) {
-        let making = {
+        let pending = {
             let mut inner = self.inner();
-            let Some(making) = inner.inodes.get(&inode).cloned() else { return };
-            inner.names.remove(&(making.parent, making.name.clone()));
+            let Some(pending) = inner.inodes.get(&inode).cloned() else { return };
+            inner.names.remove(&(pending.parent, pending.name.clone()));
             if outcome.is_ok() || !open() {
                 inner.inodes.remove(&inode);
             }
             self.count.store(inner.inodes.len(), Ordering::Release);
-            making
+            pending
         };
         let outcome = outcome.map(|done| {
-            *lock(&making.begun) = Begun::of(done, making.since);
+            *lock(&pending.write_intent) = WriteIntent::from_response(done, pending.since);
         });
-        making.outcome.send_replace(Some(outcome));
+        pending.outcome.send_replace(Some(outcome));
     }
 
     /// The last handle is closed: nobody asks for the outcome any more.
@@ -132,23 +139,23 @@ impl Creates {
             return;
         }
         let mut inner = self.inner();
-        if inner.inodes.get(&inode).is_some_and(|making| making.outcome.borrow().is_some()) {
+        if inner.inodes.get(&inode).is_some_and(|pending| pending.outcome.borrow().is_some()) {
             inner.inodes.remove(&inode);
             self.count.store(inner.inodes.len(), Ordering::Release);
         }
     }
 
     /// What is on its way into a directory.
-    pub(super) fn bound_for(&self, directory: u64) -> Vec<Arc<Making>> {
+    pub(super) fn bound_for(&self, directory: u64) -> Vec<Arc<PendingCreate>> {
         if self.is_empty() {
             return Vec::new();
         }
-        self.inner().inodes.values().filter(|making| making.parent == directory).cloned().collect()
+        self.inner().inodes.values().filter(|pending| pending.parent == directory).cloned().collect()
     }
 
     /// True while anything is on its way.
     pub(super) fn is_busy(&self) -> bool {
-        self.inner().inodes.values().any(|making| making.outcome.borrow().is_none())
+        self.inner().inodes.values().any(|pending| pending.outcome.borrow().is_none())
     }
 }
 
@@ -160,25 +167,29 @@ mod tests {
 
     #[tokio::test]
     async fn a_file_is_known_by_name_until_it_is_made_and_those_who_wait_are_told() {
-        let creates = Creates::default();
-        let making = creates.add(7, 1, b"f").expect("new");
-        assert!(creates.add(8, 1, b"f").is_none(), "the name is taken");
-        assert_eq!(creates.named(1, b"f"), Some(7));
-        assert!(creates.bound_for(1)[0].done().now_or_never().is_none() && creates.bound_for(2).is_empty());
-        creates.finish(7, Ok(MutationResponse::default()), || true);
-        making.done().await.expect("made");
-        assert!(creates.get(7).is_none() && creates.named(1, b"f").is_none() && creates.is_empty());
+        let pending_creates = PendingCreates::default();
+        let pending = pending_creates.add(7, 1, b"f").expect("new");
+        assert!(pending_creates.add(8, 1, b"f").is_none(), "the name is taken");
+        assert_eq!(pending_creates.named(1, b"f"), Some(7));
+        assert!(
+            pending_creates.bound_for(1)[0].done().now_or_never().is_none() && pending_creates.bound_for(2).is_empty()
+        );
+        pending_creates.finish(7, Ok(MutationResponse::default()), || true);
+        pending.done().await.expect("made");
+        assert!(
+            pending_creates.get(7).is_none() && pending_creates.named(1, b"f").is_none() && pending_creates.is_empty()
+        );
     }
 
     #[tokio::test]
     async fn a_file_that_could_not_be_made_is_an_error_to_its_handles_until_the_last_is_closed() {
-        let creates = Creates::default();
-        creates.add(7, 1, b"f").expect("new");
-        creates.finish(7, Err(Error::internal("no")), || true);
-        assert!(creates.named(1, b"f").is_none(), "the name is free");
-        assert!(!creates.is_busy());
-        creates.get(7).expect("known").done().await.expect_err("an error");
-        creates.closed(7);
-        assert!(creates.get(7).is_none());
+        let pending_creates = PendingCreates::default();
+        pending_creates.add(7, 1, b"f").expect("new");
+        pending_creates.finish(7, Err(Error::internal("no")), || true);
+        assert!(pending_creates.named(1, b"f").is_none(), "the name is free");
+        assert!(!pending_creates.is_busy());
+        pending_creates.get(7).expect("known").done().await.expect_err("an error");
+        pending_creates.closed(7);
+        assert!(pending_creates.get(7).is_none());
     }
 }

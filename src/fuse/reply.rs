@@ -17,7 +17,7 @@ use super::directory::Directory;
 use super::errno::Errno;
 use super::fs::Fs;
 use super::inodes::Known;
-use super::names::Made;
+use super::namespace_ops::Credentials;
 use super::nodes::{PageCache, inode_of, is_secondary, same_version};
 
 pub(super) const GENERATION: Generation = Generation(0);
@@ -64,8 +64,8 @@ pub(super) fn nanoseconds(time: TimeOrNow) -> i64 {
 }
 
 /// Whose request it is, for something new with this mode.
-pub(super) fn made(request: &Request, mode: u32) -> Made {
-    Made { mode, uid: request.uid(), gid: request.gid() }
+pub(super) fn credentials_of(request: &Request, mode: u32) -> Credentials {
+    Credentials { mode, uid: request.uid(), gid: request.gid() }
 }
 
 fn kind(kind: Kind) -> FileType {
@@ -159,9 +159,9 @@ fn entry_of(fs: &Fs, (directory, name): (u64, &[u8]), known: &Known, is_dot: boo
     (ttl, attributes(fs, first, &shown.attr))
 }
 
-pub(super) fn give_plus(fs: &Fs, directory: &Directory, offset: u64, mut reply: ReplyDirectoryPlus) {
+pub(super) fn reply_readdirplus(fs: &Fs, directory: &Directory, offset: u64, mut reply: ReplyDirectoryPlus) {
     let (own, begun, mut entered) = (fs.inodes.get(directory.inode), Instant::now(), Vec::new());
-    directory.give(offset, |given| {
+    directory.for_each_from(offset, |given| {
         let (known, dot);
         match (given.attr, &own) {
             (Some(attr), _) => {
@@ -191,8 +191,8 @@ pub(super) fn give_plus(fs: &Fs, directory: &Directory, offset: u64, mut reply: 
     fs.invalidation.recheck(directory.inode, &entered, begun);
 }
 
-pub(super) fn give(directory: &Directory, offset: u64, mut reply: ReplyDirectory) {
-    directory.give(offset, |given| {
+pub(super) fn reply_readdir(directory: &Directory, offset: u64, mut reply: ReplyDirectory) {
+    directory.for_each_from(offset, |given| {
         reply.add(INodeNo(given.inode), given.next, kind(given.kind), OsStr::from_bytes(given.name))
     });
     reply.ok();

@@ -10,8 +10,8 @@ use crate::error::{Error, ErrorKind, Result};
 use super::directory::Directory;
 use super::fs::Fs;
 use super::handles::FileHandle;
+use super::handover_state::OpenHandle;
 use super::nodes::inode_of;
-use super::saved::Open;
 
 fn unknown(number: u64) -> Error {
     Error::internal(format!("the kernel names a handle {number} that nobody gave it"))
@@ -25,8 +25,8 @@ impl Fs {
     /// Reads through a file handle of the process before.
     ///
     /// *Errors*: `Stale` when the file is gone or has another content by now.
-    pub(super) async fn read_inherited(self: &Arc<Self>, number: u64, offset: u64, size: u32) -> Result<Bytes> {
-        let (handle, file) = self.open_inherited(number).await?;
+    pub(super) async fn read_restored(self: &Arc<Self>, number: u64, offset: u64, size: u32) -> Result<Bytes> {
+        let (handle, file) = self.restore_file(number).await?;
         let length = file.source.length.saturating_sub(offset).min(u64::from(size));
         if length == 0 {
             return Ok(Bytes::new());
@@ -35,8 +35,8 @@ impl Fs {
         self.read(handle.node, &file, offset, size).await
     }
 
-    async fn open_inherited(self: &Arc<Self>, number: u64) -> Result<(Arc<FileHandle>, Arc<OpenFile>)> {
-        let Some(Open::File { node, version, writes }) = self.handles.inherited(number) else {
+    async fn restore_file(self: &Arc<Self>, number: u64) -> Result<(Arc<FileHandle>, Arc<OpenFile>)> {
+        let Some(OpenHandle::File { node, version, writes }) = self.handles.restored(number) else {
             let handle = self.handles.file(number).ok_or_else(|| unknown(number))?;
             let file = self.nodes.file(handle.node).ok_or_else(|| unknown(number))?;
             return Ok((handle, file));
@@ -64,7 +64,7 @@ impl Fs {
     pub(super) async fn read_directory(self: &Arc<Self>, number: u64, offset: u64) -> Result<Arc<Directory>> {
         let directory = match self.handles.directory(number) {
             Some(directory) => directory,
-            None => self.open_inherited_directory(number, offset).await?,
+            None => self.restore_directory(number, offset).await?,
         };
         if self.fetch_entries(&directory, offset).await? {
             // Before the kernel is given what was fetched.
@@ -73,8 +73,8 @@ impl Fs {
         Ok(directory)
     }
 
-    async fn open_inherited_directory(self: &Arc<Self>, number: u64, offset: u64) -> Result<Arc<Directory>> {
-        let Some(Open::Directory { inode, names, fingerprint }) = self.handles.inherited(number) else {
+    async fn restore_directory(self: &Arc<Self>, number: u64, offset: u64) -> Result<Arc<Directory>> {
+        let Some(OpenHandle::Directory { inode, names, fingerprint }) = self.handles.restored(number) else {
             return self.handles.directory(number).ok_or_else(|| unknown(number));
         };
         let directory = {

@@ -20,8 +20,8 @@ use crate::error::{Error, ErrorKind, Result};
 
 use super::adapter::Adapter;
 use super::fs::Fs;
-use super::mountpoint::{self, CLIENT, Detached, Place, make_client};
-use super::saved::{Greeting, Open, Saved};
+use super::handover_state::{HandoverState, Negotiated, OpenHandle};
+use super::mountpoint::{self, CLIENT, Detached, MountTarget, make_client};
 
 /// `FUSE_INIT`.
 const INIT: u32 = 26;
@@ -32,7 +32,7 @@ pub(super) struct Handover {
     /// Device number of the mount, "major:minor".
     pub(super) device: String,
     pub(super) fuse: OwnedFd,
-    pub(super) saved: Arc<Saved>,
+    pub(super) handover_state: Arc<HandoverState>,
 }
 
 /// A mount that is served.
@@ -62,7 +62,7 @@ fn options(config: &FuseConfig) -> Config {
 }
 
 /// Mounts at `place`, and agrees with the kernel on what both can do.
-fn begin(config: &FuseConfig, place: &Place, adapter: Adapter) -> Result<Session<Adapter>> {
+fn begin(config: &FuseConfig, place: &MountTarget, adapter: Adapter) -> Result<Session<Adapter>> {
     let options = options(config);
     let failed = |error: std::io::Error| {
         let hint = match error.raw_os_error() {
@@ -91,23 +91,23 @@ fn begin(config: &FuseConfig, place: &Place, adapter: Adapter) -> Result<Session
 /// Mounts anew.
 ///
 /// *Errors*: the system's, with the way out.
-pub(super) fn mount(config: &FuseConfig, place: &Place, fs: &Arc<Fs>) -> Result<Served> {
+pub(super) fn mount(config: &FuseConfig, place: &MountTarget, fs: &Arc<Fs>) -> Result<Served> {
     let adapter = Adapter::new(fs.clone(), tokio::runtime::Handle::current());
-    let greeting = adapter.greeting();
+    let negotiated = adapter.negotiated();
     let session = begin(config, place, adapter)?;
     fs.kernel.tell_through(session.notifier(), session.as_fd().try_clone_to_owned()?);
     let mut handover = None;
     if config.handover_socket.is_some()
-        && let Some(greeting) = greeting.get()
+        && let Some(negotiated) = negotiated.get()
     {
-        if greeting.capabilities & InitFlags::FUSE_HAS_RESEND.bits() == 0 {
+        if negotiated.capabilities & InitFlags::FUSE_HAS_RESEND.bits() == 0 {
             tracing::warn!("this kernel cannot repeat requests (Linux 6.9 can): the mount ends with this process");
         } else {
-            let saved = Arc::new(Saved::new(*greeting)?);
-            fs.handles.save_in(saved.clone(), HashMap::new());
+            let handover_state = Arc::new(HandoverState::new(*negotiated)?);
+            fs.handles.attach_state(handover_state.clone(), HashMap::new());
             let device = mountpoint::device(place.path())
                 .ok_or_else(|| Error::internal(format!("{} was unmounted at once", place.path().display())))?;
-            handover = Some(Handover { device, fuse: session.as_fd().try_clone_to_owned()?, saved });
+            handover = Some(Handover { device, fuse: session.as_fd().try_clone_to_owned()?, handover_state });
         }
     }
     Ok(Served { session: session.spawn()?, handover })
@@ -124,20 +124,20 @@ pub(super) fn take_over(
     fuse: OwnedFd,
     state: OwnedFd,
 ) -> Result<Served> {
-    let (saved, open) = Saved::take(state)?;
-    let greeting = saved.greeting();
+    let (handover_state, open) = HandoverState::take(state)?;
+    let negotiated = handover_state.negotiated();
     let (near, far) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
         .map_err(std::io::Error::from)?;
     let mut far = File::from(far);
-    far.write_all(&request(&greeting))?;
+    far.write_all(&request(&negotiated))?;
     let options = options(config);
     let adapter = Adapter::new(fs.clone(), tokio::runtime::Handle::current());
     let session = Session::from_fd(adapter, near, options.acl, options)?;
     let mut reply = [0; 128];
     let length = far.read(&mut reply)?;
     let ours = capabilities(&reply[..length]);
-    if ours != greeting.capabilities {
-        let message = format!("it was mounted with the capabilities {:#x}, we have {ours:#x}", greeting.capabilities);
+    if ours != negotiated.capabilities {
+        let message = format!("it was mounted with the capabilities {:#x}, we have {ours:#x}", negotiated.capabilities);
         return Err(Error::new(ErrorKind::Unsupported, message));
     }
     // SAFETY: the session owns this number and keeps it open; we never close it, and what it stands for is replaced whole.
@@ -147,26 +147,26 @@ pub(super) fn take_over(
     resend_requests(&fuse)?;
     tracing::info!(device, handles = open.len(), "goes on with the mount of the process before");
     for (number, one) in &open {
-        if let Open::File { node, version, writes } = one {
+        if let OpenHandle::File { node, version, writes } = one {
             fs.nodes.adopt(*node, *number, *version, *writes);
         }
     }
     fs.kernel.tell_through(session.notifier(), session.as_fd().try_clone_to_owned()?);
-    let saved = Arc::new(saved);
-    fs.handles.save_in(saved.clone(), open);
-    Ok(Served { session: session.spawn()?, handover: Some(Handover { device, fuse, saved }) })
+    let handover_state = Arc::new(handover_state);
+    fs.handles.attach_state(handover_state.clone(), open);
+    Ok(Served { session: session.spawn()?, handover: Some(Handover { device, fuse, handover_state }) })
 }
 
 /// The kernel's greeting, as it said it then.
-fn request(greeting: &Greeting) -> Vec<u8> {
-    let capabilities = greeting.capabilities | InitFlags::FUSE_INIT_EXT.bits();
+fn request(negotiated: &Negotiated) -> Vec<u8> {
+    let capabilities = negotiated.capabilities | InitFlags::FUSE_INIT_EXT.bits();
     let mut bytes = Vec::with_capacity(104);
     bytes.extend(104_u32.to_ne_bytes());
     bytes.extend(INIT.to_ne_bytes());
     // Number of the request; inode, user, group, process and padding are nothing.
     bytes.extend(1_u64.to_ne_bytes());
     bytes.extend([0; 24]);
-    for word in [greeting.version.0, greeting.version.1, greeting.max_readahead] {
+    for word in [negotiated.version.0, negotiated.version.1, negotiated.max_readahead] {
         bytes.extend(word.to_ne_bytes());
     }
     for half in [capabilities & u64::from(u32::MAX), capabilities >> 32] {
@@ -193,7 +193,7 @@ mod tests {
     #[test]
     fn the_greeting_is_as_long_as_it_says_and_an_answer_is_read_where_the_kernel_reads_it() {
         let capabilities = InitFlags::FUSE_HAS_RESEND.bits() | 1;
-        let said = request(&Greeting { version: (7, 45), capabilities, max_readahead: 9 });
+        let said = request(&Negotiated { version: (7, 45), capabilities, max_readahead: 9 });
         assert_eq!((said.len(), &said[..4]), (104, &104_u32.to_ne_bytes()[..]));
         assert_eq!(said[52..56], (1_u32 | 1 << 30).to_ne_bytes(), "low half, with the mark that a high one follows");
         assert_eq!(said[56..60], (1_u32 << 7).to_ne_bytes());

@@ -7,8 +7,8 @@
 //! An inode is staged from its first change to the close of its last handle. All its handles share what is staged.
 
 mod appends;
-mod sending;
 mod spool;
+mod streaming_upload;
 mod superseded;
 #[cfg(test)]
 mod tests;
@@ -34,9 +34,9 @@ use crate::ufs::Content;
 use super::nodes::inode_of;
 
 use appends::Changes;
-use sending::{Senders, Sending};
-use spool::Room;
-pub(super) use spool::{Place, Spool};
+use spool::StagingQuota;
+pub(super) use spool::{Spool, WritePosition};
+use streaming_upload::{StreamingUpload, UploadPermits};
 use unsaved::{Unsaved, UnsavedCell};
 
 /// What may change in turn only.
@@ -48,14 +48,14 @@ struct Work {
     grown: u64,
     changes: Changes,
     /// It is being sent already.
-    sending: Option<Sending>,
+    streaming: Option<StreamingUpload>,
     /// The session in which a file was made here that is not stored yet: it goes with that at the masters. Empty for one that
     /// they were told to forget.
-    made_in: Option<Bytes>,
+    created_in: Option<Bytes>,
     /// The intent of the last attempt to store it, if that has failed.
     given_up: Option<u64>,
     /// Out of the table: whoever waited for the turn has to look again.
-    gone: bool,
+    removed: bool,
 }
 
 /// One inode that is being written.
@@ -71,13 +71,13 @@ pub(super) struct Staged {
     base: Mutex<Arc<Attr>>,
     unsaved: UnsavedCell,
     /// What is written through these handles is stored as another inode, which was made elsewhere at the same time.
-    elsewhere: AtomicBool,
+    aliased: AtomicBool,
     /// Has no name any more: only its handles see it, and it is never stored.
     unlinked: AtomicBool,
     /// Set with `unlinked` where the kernel was not asked to remove the name.
-    left_name: AtomicBool,
+    name_is_stale: AtomicBool,
     /// Whether somebody stores what is left of it after a close.
-    let_go: AtomicU8,
+    finalizing: AtomicU8,
     mtime_ns: AtomicI64,
 }
 
@@ -90,10 +90,10 @@ impl Staged {
             work: Arc::default(),
             base: Mutex::default(),
             unsaved: UnsavedCell::new(),
-            elsewhere: AtomicBool::new(false),
+            aliased: AtomicBool::new(false),
             unlinked: AtomicBool::new(false),
-            left_name: AtomicBool::new(false),
-            let_go: AtomicU8::new(0),
+            name_is_stale: AtomicBool::new(false),
+            finalizing: AtomicU8::new(0),
             mtime_ns: AtomicI64::new(0),
         }
     }
@@ -112,7 +112,7 @@ impl Staged {
     }
 
     /// It has no name any more.
-    pub(super) fn unlink(&self) {
+    pub(super) fn mark_unlinked(&self) {
         self.unlinked.store(true, Ordering::Release);
     }
 
@@ -129,16 +129,16 @@ impl Staged {
     }
 
     /// The turn, if it is nobody's and there is content to change.
-    pub(super) fn try_turn(self: &Arc<Self>) -> Option<Turn> {
+    pub(super) fn try_lock(self: &Arc<Self>) -> Option<WriteGuard> {
         self.spool.get()?;
         let work = self.work.clone().try_lock_owned().ok()?;
-        (!work.gone).then(|| Turn { staged: self.clone(), work })
+        (!work.removed).then(|| WriteGuard { staged: self.clone(), work })
     }
 
     /// The turn; `None` if it is not staged any more when it is ours.
-    pub(super) async fn turn(self: Arc<Self>) -> Option<Turn> {
+    pub(super) async fn lock(self: Arc<Self>) -> Option<WriteGuard> {
         let work = self.work.clone().lock_owned().await;
-        (!work.gone).then_some(Turn { staged: self, work })
+        (!work.removed).then_some(WriteGuard { staged: self, work })
     }
 
     pub(super) fn length(&self) -> u64 {
@@ -150,9 +150,9 @@ impl Staged {
     }
 
     /// True if what others see of the file is not what its handles here see.
-    pub(super) fn is_apart(&self) -> bool {
+    pub(super) fn has_private_view(&self) -> bool {
         matches!(self.unsaved.get(), Unsaved::Emptied | Unsaved::Written)
-            || self.elsewhere.load(Ordering::Acquire)
+            || self.aliased.load(Ordering::Acquire)
             || self.is_unlinked()
     }
 
@@ -164,12 +164,12 @@ impl Staged {
 
 /// The right to change what is staged of one inode, and to store it.
 #[derive(Debug)]
-pub(super) struct Turn {
+pub(super) struct WriteGuard {
     staged: Arc<Staged>,
     work: OwnedMutexGuard<Work>,
 }
 
-impl Turn {
+impl WriteGuard {
     pub(super) fn inode(&self) -> u64 {
         self.staged.inode
     }
@@ -227,7 +227,7 @@ impl Turn {
     }
 
     /// Others have stored something: what is new here, and nothing more, is not needed.
-    pub(super) fn left_to_others(&mut self) {
+    pub(super) fn discard_new(&mut self) {
         self.staged.unsaved.set(Unsaved::Nothing);
     }
 
@@ -239,19 +239,19 @@ impl Turn {
     /// Writes, and says where; a gap before it reads as zeros.
     ///
     /// *Errors*: `NoSpace`: then nothing has changed; the disk's.
-    pub(super) fn write(&mut self, place: Place, data: &[u8]) -> Result<u64> {
+    pub(super) fn write(&mut self, place: WritePosition, data: &[u8]) -> Result<u64> {
         let spool = self.spool()?;
         let before = spool.length();
         spool.write(place, data)?;
         self.work.grown += self.staged.length() - before;
         self.work.changes.note_write(place, before);
         self.touch(Unsaved::Written);
-        Ok(if let Place::At(offset) = place { offset } else { before })
+        Ok(if let WritePosition::At(offset) = place { offset } else { before })
     }
 
     /// Sets the length; what is new reads as zeros.
     ///
-    /// *Errors*: as [`Turn::write`].
+    /// *Errors*: as [`WriteGuard::write`].
     pub(super) fn truncate(&mut self, length: u64) -> Result<()> {
         self.spool()?.resize(length)?;
         self.work.changes.note_length(length);
@@ -275,17 +275,17 @@ impl Turn {
     }
 
     /// It is stored: `attr` is of the new version.
-    pub(super) fn stored(&mut self, attr: Attr) {
+    pub(super) fn mark_stored(&mut self, attr: Attr) {
         self.work.grown = 0;
         self.work.changes = Changes::default();
-        (self.work.made_in, self.work.given_up) = (None, None);
+        (self.work.created_in, self.work.given_up) = (None, None);
         self.rebase(attr);
         self.staged.unsaved.set(Unsaved::Nothing);
     }
 
     /// Attributes have changed, and with them maybe the name of the version, or the inode that it is stored as.
     pub(super) fn rebase(&mut self, attr: Attr) {
-        self.staged.elsewhere.store(attr.inode != self.inode(), Ordering::Release);
+        self.staged.aliased.store(attr.inode != self.inode(), Ordering::Release);
         self.set_base(attr);
     }
 
@@ -296,17 +296,17 @@ impl Turn {
     }
 
     /// Its name is gone: from now on it is of nobody's concern but its handles'.
-    pub(super) fn unlinked(&mut self) {
-        self.staged.unlink();
-        self.work.sending = None;
+    pub(super) fn mark_unlinked(&mut self) {
+        self.staged.mark_unlinked();
+        self.work.streaming = None;
     }
 }
 
 /// Everything that is staged.
 #[derive(Debug)]
 pub(super) struct Staging {
-    room: Arc<Room>,
-    pub(super) senders: Senders,
+    quota: Arc<StagingQuota>,
+    pub(super) upload_permits: UploadPermits,
     staged: Mutex<HashMap<u64, Arc<Staged>>>,
     /// Number of entries: most clients write nothing, and should not pay for those who do.
     count: AtomicUsize,
@@ -315,21 +315,22 @@ pub(super) struct Staging {
 impl Staging {
     /// An empty one; the directory is made by [`Staging::prepare`].
     pub(super) fn new(dir: PathBuf, limit: u64) -> Staging {
-        let room = Arc::new(Room::new(dir, limit));
-        Staging { room, senders: Senders::new(), staged: Mutex::default(), count: AtomicUsize::new(0) }
+        let quota = Arc::new(StagingQuota::new(dir, limit));
+        Staging { quota, upload_permits: UploadPermits::new(), staged: Mutex::default(), count: AtomicUsize::new(0) }
     }
 
     /// Makes the directory, for us alone.
     ///
     /// *Errors*: `PermissionDenied` for one that belongs to somebody else; the disk's.
     pub(super) fn prepare(&self) -> Result<()> {
-        prepare(&self.room.dir).map_err(|error| error.context(format!("fuse.staging.dir {}", self.room.dir.display())))
+        prepare(&self.quota.dir)
+            .map_err(|error| error.context(format!("fuse.staging.dir {}", self.quota.dir.display())))
     }
 
     /// Takes the directory away if nothing is in it.
     pub(super) fn clear(&self) {
-        if let Err(error) = fs::remove_dir(&self.room.dir) {
-            tracing::debug!(%error, dir = %self.room.dir.display(), "the staging directory stays");
+        if let Err(error) = fs::remove_dir(&self.quota.dir) {
+            tracing::debug!(%error, dir = %self.quota.dir.display(), "the staging directory stays");
         }
     }
 
@@ -356,8 +357,8 @@ impl Staging {
     }
 
     /// True if handles here see another file than everybody else.
-    pub(super) fn is_apart(&self, inode: u64) -> bool {
-        self.ready(inode).is_some_and(|staged| staged.is_apart())
+    pub(super) fn has_private_view(&self, inode: u64) -> bool {
+        self.ready(inode).is_some_and(|staged| staged.has_private_view())
     }
 
     /// True if only handles here still have it.
@@ -367,7 +368,7 @@ impl Staging {
 
     /// The turn of a node, which is staged from now on; without content if nobody has brought it. What another node of the file
     /// has stored and still holds is given up for it.
-    pub(super) async fn turn(&self, node: u64) -> Turn {
+    pub(super) async fn lock(&self, node: u64) -> WriteGuard {
         loop {
             let staged = {
                 let mut table = self.table();
@@ -375,49 +376,49 @@ impl Staging {
                 self.count.store(table.len(), Ordering::Release);
                 staged
             };
-            let Some(turn) = staged.turn().await else { continue };
-            if turn.node() == node || turn.staged.is_apart() {
-                return turn;
+            let Some(guard) = staged.lock().await else { continue };
+            if guard.node() == node || guard.staged.has_private_view() {
+                return guard;
             }
-            self.remove(turn);
+            self.remove(guard);
         }
     }
 
-    /// As [`Staging::turn`], if nothing of the file is staged: otherwise another task may have the turn for long.
-    pub(super) fn try_turn(&self, node: u64) -> Option<Turn> {
+    /// As [`Staging::lock`], if nothing of the file is staged: otherwise another task may have the turn for long.
+    pub(super) fn try_lock(&self, node: u64) -> Option<WriteGuard> {
         let mut table = self.table();
         let Entry::Vacant(vacant) = table.entry(inode_of(node)) else { return None };
         let staged = vacant.insert(Arc::new(Staged::new(node))).clone();
         self.count.store(table.len(), Ordering::Release);
         let work = staged.work.clone().try_lock_owned().ok()?;
-        Some(Turn { staged, work })
+        Some(WriteGuard { staged, work })
     }
 
     /// The turn of an inode that is staged.
-    pub(super) async fn turn_of_ready(&self, inode: u64) -> Option<Turn> {
-        self.ready(inode)?.turn().await
+    pub(super) async fn lock_if_staged(&self, inode: u64) -> Option<WriteGuard> {
+        self.ready(inode)?.lock().await
     }
 
     /// An inode is not staged any more, unless it `stays`, which is asked while nobody can find it. True if it does not.
-    pub(super) fn remove_unless(&self, mut turn: Turn, stays: impl FnOnce() -> bool) -> bool {
+    pub(super) fn remove_unless(&self, mut guard: WriteGuard, stays: impl FnOnce() -> bool) -> bool {
         let mut table = self.table();
         let stays = stays();
         if !stays {
-            turn.work.gone = true;
-            table.remove(&turn.inode());
+            guard.work.removed = true;
+            table.remove(&guard.inode());
             self.count.store(table.len(), Ordering::Release);
         }
         !stays
     }
 
     /// An inode is not staged any more.
-    pub(super) fn remove(&self, turn: Turn) {
-        self.remove_unless(turn, || false);
+    pub(super) fn remove(&self, guard: WriteGuard) {
+        self.remove_unless(guard, || false);
     }
 
     /// No content yet.
     pub(super) fn blank(&self) -> Arc<Spool> {
-        Arc::new(Spool::new(self.room.clone()))
+        Arc::new(Spool::new(self.quota.clone()))
     }
 
     /// A new file is staged, which is made in `session`: nobody else can have found it yet, and nothing of it is stored.
@@ -427,15 +428,15 @@ impl Staging {
         table.insert(base.inode, staged.clone());
         self.count.store(table.len(), Ordering::Release);
         if let Ok(work) = staged.work.clone().try_lock_owned() {
-            let mut turn = Turn { staged, work };
-            turn.begin(base, self.blank());
-            turn.made_in(session);
+            let mut guard = WriteGuard { staged, work };
+            guard.begin(base, self.blank());
+            guard.mark_new(session);
         }
     }
 
     /// Attributes as handles of a node see them: with length and time of what is not stored yet.
     pub(super) fn overlay<'a>(&self, node: u64, attr: &'a Attr) -> Cow<'a, Attr> {
-        let Some(staged) = self.ready_for(node).filter(|staged| staged.is_apart()) else {
+        let Some(staged) = self.ready_for(node).filter(|staged| staged.has_private_view()) else {
             return Cow::Borrowed(attr);
         };
         let Some(spool) = staged.spool.get() else { return Cow::Borrowed(attr) };

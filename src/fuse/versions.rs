@@ -16,7 +16,7 @@ use super::fs::Fs;
 use super::inodes::Known;
 use super::nodes::{extends, inode_of, same_version, supersedes};
 use super::open::other_version;
-use super::staging::{Staged, Turn};
+use super::staging::{Staged, WriteGuard};
 
 /// How long who looks at attributes waits for the kernel to drop pages.
 const DROP_TIMEOUT: Duration = Duration::from_secs(2);
@@ -67,19 +67,19 @@ impl Fs {
     ///
     /// *Errors*: `Timeout` if the turn is not given up in time; those of finding the content.
     pub(super) async fn give_way(self: &Arc<Self>, newest: &Attr, waits: bool) -> Result<()> {
-        let Some(staged) = self.staging.superseded(newest).filter(|_| !self.is_unrecorded(newest.inode)) else {
+        let Some(staged) = self.staging.superseded(newest).filter(|_| !self.is_uncommitted(newest.inode)) else {
             return Ok(());
         };
-        let turn = match staged.try_turn() {
-            None if waits => self.in_time(newest.inode, staged.turn()).await?,
-            turn => turn,
+        let guard = match staged.try_lock() {
+            None if waits => self.in_time(newest.inode, staged.lock()).await?,
+            guard => guard,
         };
-        let Some(turn) = turn.filter(|turn| turn.gives_way_to(newest)) else { return Ok(()) };
-        let node = turn.node();
+        let Some(guard) = guard.filter(|guard| guard.gives_way_to(newest)) else { return Ok(()) };
+        let node = guard.node();
         if self.goes_on(node, newest) {
-            self.move_in_turn(&turn, newest).await?;
+            self.move_locked(&guard, newest).await?;
         }
-        self.staging.remove(turn);
+        self.staging.remove(guard);
         self.drop_stale_pages(node);
         Ok(())
     }
@@ -93,16 +93,16 @@ impl Fs {
         if !supersedes(newest, &staged.base()) {
             return Ok(());
         }
-        let turn = self.in_time(newest.inode, staged.clone().turn()).await?;
-        let Some(mut turn) = turn.filter(|turn| is_overtaken(turn, newest)) else { return Ok(()) };
-        if turn.is_emptied() {
-            turn.left_to_others();
+        let guard = self.in_time(newest.inode, staged.clone().lock()).await?;
+        let Some(mut guard) = guard.filter(|guard| is_overtaken(guard, newest)) else { return Ok(()) };
+        if guard.is_emptied() {
+            guard.discard_new();
             return Ok(());
         }
-        if turn.appended_from().is_none() {
+        if guard.appended_from().is_none() {
             return Err(other_version(newest.inode));
         }
-        match self.store(&mut turn).await {
+        match self.store(&mut guard).await {
             Err(error) if error.kind == ErrorKind::NoSpace => Err(Error { kind: ErrorKind::Stale, ..error }),
             stored => stored,
         }
@@ -119,38 +119,38 @@ impl Fs {
     ///
     /// *Errors*: those of finding the content; `Timeout`.
     pub(super) async fn move_node(self: &Arc<Self>, node: u64, newest: &Attr) -> Result<()> {
-        let turn = self.in_time(newest.inode, self.staging.turn(node)).await?;
-        self.move_handles(turn, newest).await?;
+        let guard = self.in_time(newest.inode, self.staging.lock(node)).await?;
+        self.move_handles(guard, newest).await?;
         self.stale_pages_dropped(node, self.channel.timeout()).await
     }
 
     /// As [`Fs::move_node`], without waiting for the kernel; nothing happens where something is staged.
-    async fn move_handles(self: &Arc<Self>, turn: Turn, newest: &Attr) -> Result<()> {
-        if turn.is_ready() {
+    async fn move_handles(self: &Arc<Self>, guard: WriteGuard, newest: &Attr) -> Result<()> {
+        if guard.is_ready() {
             return Ok(());
         }
-        let node = turn.node();
+        let node = guard.node();
         // Another task may have moved it while this one waited for the turn.
-        let moved = if self.may_move(node, newest) { self.move_in_turn(&turn, newest).await } else { Ok(()) };
-        self.staging.remove(turn);
+        let moved = if self.may_move(node, newest) { self.move_locked(&guard, newest).await } else { Ok(()) };
+        self.staging.remove(guard);
         self.drop_stale_pages(node);
         moved
     }
 
     /// As [`Fs::move_handles`], where nothing is staged and nobody else can begin to. The caller has the stale pages dropped
     /// after that: the kernel must not read them again from what the node had before.
-    pub(super) async fn move_in_turn(&self, turn: &Turn, newest: &Attr) -> Result<()> {
+    pub(super) async fn move_locked(&self, guard: &WriteGuard, newest: &Attr) -> Result<()> {
         let file = self.open_version(newest).await?;
-        let numbers = self.nodes.move_to(turn.node(), &file, newest);
-        self.handles.note_version(&numbers, turn.node(), file.source.version);
+        let numbers = self.nodes.move_to(guard.node(), &file, newest);
+        self.handles.note_version(&numbers, guard.node(), file.source.version);
         Ok(())
     }
 
-    /// What the handles of `turn` have, and the kernel's pages hold, is the version `attr` now, or made from it.
-    pub(super) fn note_stored(&self, turn: &Turn, attr: &Attr) {
+    /// What the handles of `guard` have, and the kernel's pages hold, is the version `attr` now, or made from it.
+    pub(super) fn note_stored(&self, guard: &WriteGuard, attr: &Attr) {
         let file = self.open_source_now(attr);
-        let numbers = self.nodes.note_stored(turn.node(), &file, attr);
-        self.handles.note_version(&numbers, turn.node(), file.source.version);
+        let numbers = self.nodes.note_stored(guard.node(), &file, attr);
+        self.handles.note_version(&numbers, guard.node(), file.source.version);
     }
 
     /// What a node is to show, without asking anybody; `None` if a master has to be asked, or it has to move first.
@@ -223,9 +223,9 @@ impl Fs {
             self.give_way(newest, false).await?;
         }
         if self.may_move(node, newest)
-            && let Some(turn) = self.staging.try_turn(node)
+            && let Some(guard) = self.staging.try_lock(node)
         {
-            self.move_handles(turn, newest).await?;
+            self.move_handles(guard, newest).await?;
         }
         self.stale_pages_dropped(node, Some(DROP_TIMEOUT)).await
     }
@@ -235,7 +235,7 @@ impl Fs {
     pub(super) fn view_of(&self, node: u64, known: Known) -> Known {
         let version = match self.staging.ready_for(node) {
             // What is not stored yet is shown by `Staging::overlay`.
-            Some(staged) if staged.is_apart() => None,
+            Some(staged) if staged.has_private_view() => None,
             Some(staged) => Some(Attr::clone(&staged.base())),
             None => self.nodes.shown(node),
         };
@@ -259,8 +259,8 @@ impl Fs {
         }
         let newest = self.ask_attr(inode).await.ok()?.attr;
         if self.may_move(node, &newest) {
-            let turn = self.in_time(inode, self.staging.turn(node)).await.ok()?;
-            self.move_handles(turn, &newest).await.ok()?;
+            let guard = self.in_time(inode, self.staging.lock(node)).await.ok()?;
+            self.move_handles(guard, &newest).await.ok()?;
         }
         has_moved()
     }
@@ -268,10 +268,10 @@ impl Fs {
 
 /// True if a change that is not stored was made from another version than `newest`, and cannot be stored as if it were not: what
 /// was written to a new file is stored in place of an empty one.
-fn is_overtaken(turn: &Turn, newest: &Attr) -> bool {
-    let base = turn.base();
+fn is_overtaken(guard: &WriteGuard, newest: &Attr) -> bool {
+    let base = guard.base();
     let began_empty = base.version_token.is_empty() && newest.size == 0;
-    let is_changed = turn.is_due() && !turn.is_new();
+    let is_changed = guard.is_due() && !guard.is_new();
     is_changed && base.inode == newest.inode && supersedes(newest, base) && !began_empty
 }
 

@@ -5,7 +5,7 @@
 //! Names are resolved anew on every connect. The configured addresses are a start: members are learned from the cluster.
 
 mod attempts;
-mod learn;
+mod discovery;
 mod node;
 
 use std::future::Future;
@@ -49,20 +49,20 @@ enum Route {
 /// A channel to all masters. Clones share connections and what is known about the leader.
 #[derive(Debug, Clone)]
 pub struct MasterChannel {
-    inner: Arc<Inner>,
+    inner: Arc<ChannelState>,
     /// `None` waits for ever.
     timeout: Option<Duration>,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct ChannelState {
     nodes: RwLock<Nodes>,
     leader: watch::Sender<Option<Arc<Node>>>,
     turn: AtomicUsize,
     probes: Semaphore,
     /// Since when whole rounds over all masters fail.
     failing_since: Mutex<Option<Instant>>,
-    learning: AtomicBool,
+    discovering: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -78,13 +78,13 @@ impl MasterChannel {
     /// A channel that starts with the configured masters. Nothing is connected before the first call.
     pub fn new(config: &ClientConfig) -> MasterChannel {
         let configured = config.masters.iter().map(|address| Arc::new(Node::new(address.clone()))).collect();
-        let inner = Inner {
+        let inner = ChannelState {
             nodes: RwLock::new(Nodes { configured, members: Vec::new(), cluster: Vec::new() }),
             leader: watch::Sender::new(None),
             turn: AtomicUsize::new(usize::from(crate::runtime::random_id()[0])),
             probes: Semaphore::new(PROBES),
             failing_since: Mutex::new(None),
-            learning: AtomicBool::new(false),
+            discovering: AtomicBool::new(false),
         };
         let timeout = (!config.hard).then_some(config.rpc_timeout);
         MasterChannel { inner: Arc::new(inner), timeout }
@@ -157,7 +157,7 @@ impl MasterChannel {
         F: Fn(Channel) -> Fut,
         Fut: Future<Output = Result<Response<T>, Status>>,
     {
-        learn::start(&self.inner);
+        discovery::start(&self.inner);
         let mut attempts = Attempts::new(what, self.timeout);
         loop {
             let Some((node, probe)) = self.pick(route, &mut attempts).await else {
@@ -276,7 +276,7 @@ enum Next {
     Pause,
 }
 
-impl Inner {
+impl ChannelState {
     fn all(&self) -> Vec<Arc<Node>> {
         let nodes = read_lock(&self.nodes);
         let extra = nodes.configured.iter().filter(|node| !nodes.members.iter().any(|m| m.address() == node.address()));

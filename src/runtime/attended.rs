@@ -23,9 +23,9 @@ pub struct Moment(Duration);
 
 /// A clock that advances only while the process runs. Clones share it.
 #[derive(Clone)]
-pub struct AttendedClock(Arc<Inner>);
+pub struct AttendedClock(Arc<ClockState>);
 
-struct Inner {
+struct ClockState {
     /// Time since a fixed point, pauses included.
     elapsed: Box<dyn Fn() -> Duration + Send + Sync>,
     readings: Mutex<Readings>,
@@ -51,7 +51,7 @@ impl AttendedClock {
     /// A clock over `elapsed`, the time since a fixed point, which never decreases.
     pub fn over(elapsed: impl Fn() -> Duration + Send + Sync + 'static) -> AttendedClock {
         let readings = Mutex::new(Readings { last: elapsed(), ..Readings::default() });
-        AttendedClock(Arc::new(Inner { elapsed: Box::new(elapsed), readings }))
+        AttendedClock(Arc::new(ClockState { elapsed: Box::new(elapsed), readings }))
     }
 
     /// The clock of this process. It advances while [`AttendedClock::tick_until`] runs.

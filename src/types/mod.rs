@@ -24,7 +24,15 @@ pub const MESSAGE_BYTES_MAX: usize = 8 << 20;
 /// Most entries in one page of a listing.
 pub const LIST_PAGE_MAX: usize = 1000;
 
-/// Hash of a version token: names one content of a file. FNV-1a, because it must never change between releases.
+/// The FNV-1a hash of no bytes.
+pub const FNV1A_EMPTY: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// Adds bytes to an FNV-1a hash: a hash that is the same in every release, for stored values. Start with [`FNV1A_EMPTY`].
+pub fn fnv1a<'b>(hash: u64, bytes: impl IntoIterator<Item = &'b u8>) -> u64 {
+    bytes.into_iter().fold(hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// Hash of a version token: names one content of a file. It is stored, so it must never change between releases.
 pub fn version_of(token: &[u8]) -> u64 {
-    token.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+    fnv1a(FNV1A_EMPTY, token)
 }

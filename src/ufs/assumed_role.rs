@@ -36,14 +36,14 @@ pub(super) struct RoleBucket {
     provider: Provider,
     /// For people.
     role: String,
-    open: fn(&Place, &Keys) -> Result<Bucket>,
-    place: Place,
+    open: fn(&BucketLocation, &Keys) -> Result<Bucket>,
+    place: BucketLocation,
     current: Mutex<Option<Current>>,
 }
 
 /// Where a bucket lies and how it is reached.
 #[derive(Debug, Clone)]
-pub(super) struct Place {
+pub(super) struct BucketLocation {
     pub(super) bucket: String,
     pub(super) prefix: String,
     pub(super) endpoint: String,
@@ -63,7 +63,7 @@ impl RoleBucket {
     /// The bucket with the keys of the role that its options name. Nothing is contacted.
     ///
     /// *Errors*: `FailedPrecondition` when a key cannot be read.
-    pub(super) fn new(place: Place, open: fn(&Place, &Keys) -> Result<Bucket>) -> Result<RoleBucket> {
+    pub(super) fn new(place: BucketLocation, open: fn(&BucketLocation, &Keys) -> Result<Bucket>) -> Result<RoleBucket> {
         let role = value(&place.options, "fs.oss.roleArn")?.unwrap_or_default();
         let provider = provider(&place.options, &role)?;
         super::bucket::prepare();

@@ -10,7 +10,7 @@ use rustix::buffer::spare_capacity;
 use rustix::fs::copy_file_range;
 use rustix::io::{Errno, pread};
 
-use super::{Sent, blocking};
+use super::{PreparedPut, blocking};
 use crate::error::{Error, Result};
 
 /// Bytes that are copied at once where the kernel does not copy by itself.
@@ -42,7 +42,7 @@ pub struct Content {
     /// Bytes.
     pub length: u64,
     /// What of it is on its way already.
-    pub sent: Sent,
+    pub prepared: PreparedPut,
     /// All of the content that it is stored in place of is its beginning.
     pub extends: bool,
     /// The times that it was given before; `None` for those of its storing.
@@ -56,7 +56,7 @@ impl Content {
     }
 
     fn new(source: Source, length: u64) -> Content {
-        Content { source, length, sent: Sent::default(), extends: false, times: None }
+        Content { source, length, prepared: PreparedPut::default(), extends: false, times: None }
     }
 
     /// The first `length` bytes of a file.

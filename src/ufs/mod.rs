@@ -3,17 +3,17 @@
 //! Every read is pinned to a version token: bytes of another version are never returned in its place. Every change says
 //! which version it expects to find, and may be repeated: found done, it is done.
 
+mod assumed_role;
 mod bucket;
 mod content;
 mod deadline;
-mod early;
 mod health;
 mod local;
 mod options;
 mod oss;
+mod prepared_put;
 mod registry;
 mod retry;
-mod role;
 mod s3;
 mod upload;
 
@@ -22,9 +22,9 @@ use futures::future::BoxFuture;
 
 pub use content::{Content, Source, Times};
 pub use deadline::Deadline;
-pub use early::Sent;
 pub use health::Outage;
 pub use options::{Options, validate};
+pub use prepared_put::PreparedPut;
 pub use registry::Registry;
 pub use upload::Upload;
 
@@ -183,8 +183,8 @@ pub trait Ufs: Send + Sync + std::fmt::Debug {
     }
 
     /// Prepares a put of something new as far as can be without being seen; best effort. The put is given what this returns.
-    fn prepare<'a>(&'a self, _path: &'a [u8], _content: Content, _attr: NewAttr) -> BoxFuture<'a, Sent> {
-        Box::pin(std::future::ready(Sent::default()))
+    fn prepare<'a>(&'a self, _path: &'a [u8], _content: Content, _attr: NewAttr) -> BoxFuture<'a, PreparedPut> {
+        Box::pin(std::future::ready(PreparedPut::default()))
     }
 
     /// Removes what a put that was cut off has left beside `path`; that there is nothing is no error.

@@ -36,7 +36,7 @@ const OWNERS: &[&str] = &["fs.ufs.uid", "fs.ufs.gid", "fs.ufs.fileMode", "fs.ufs
 
 /// Where an under-storage lies.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum StorageLocation {
     /// An absolute directory.
     Local(std::path::PathBuf),
     /// A bucket and the prefix in it, without slashes at its ends; the endpoint if the uri names it.
@@ -85,8 +85,8 @@ pub(super) struct Owner {
 pub fn validate(uri: &str, options: &Options) -> Result<()> {
     let place = parse(uri)?;
     let known: Vec<(&str, bool)> = match place {
-        Place::Local(_) => Vec::new(),
-        Place::Bucket { store, .. } => {
+        StorageLocation::Local(_) => Vec::new(),
+        StorageLocation::Bucket { store, .. } => {
             store.options().iter().copied().chain(OWNERS.iter().map(|name| (*name, false))).collect()
         }
     };
@@ -114,7 +114,7 @@ pub fn validate(uri: &str, options: &Options) -> Result<()> {
             )));
         }
     }
-    if let Place::Bucket { store, endpoint, .. } = place {
+    if let StorageLocation::Bucket { store, endpoint, .. } = place {
         let (id, secret) = store.keys();
         for (one, other) in [(id, secret), (secret, id)] {
             if options.contains_key(one) && !options.contains_key(other) {
@@ -213,7 +213,7 @@ pub(super) fn oss_endpoint(uri: &str, named: Option<String>, options: &Options) 
 }
 
 /// Understands a uri.
-pub(super) fn parse(uri: &str) -> Result<Place> {
+pub(super) fn parse(uri: &str) -> Result<StorageLocation> {
     if uri.split_once("://").is_some_and(|(_, rest)| rest.split('/').next().is_some_and(|host| host.contains('@'))) {
         return Err(Error::invalid(format!(
             "{}: credentials have no place in a uri: give the keys by their options, as file:PATH",
@@ -228,7 +228,7 @@ pub(super) fn parse(uri: &str) -> Result<Place> {
     };
     let shown = without_credentials(uri);
     match scheme {
-        "local" if rest.starts_with('/') => Ok(Place::Local(rest.into())),
+        "local" if rest.starts_with('/') => Ok(StorageLocation::Local(rest.into())),
         "local" => Err(Error::invalid(format!("{shown}: the directory must be absolute, as in local:///data"))),
         "s3" => in_bucket(uri, Store::S3, rest),
         "oss" => in_bucket(uri, Store::Oss, rest),
@@ -238,7 +238,7 @@ pub(super) fn parse(uri: &str) -> Result<Place> {
     }
 }
 
-fn in_bucket(uri: &str, store: Store, rest: &str) -> Result<Place> {
+fn in_bucket(uri: &str, store: Store, rest: &str) -> Result<StorageLocation> {
     let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
     // Names of OSS buckets have no dots: what follows one is the endpoint.
     let (bucket, endpoint) = match (store, bucket.split_once('.')) {
@@ -260,7 +260,7 @@ fn in_bucket(uri: &str, store: Store, rest: &str) -> Result<Place> {
     if prefix.split('/').any(|part| matches!(part, "." | "..")) || prefix.contains("//") {
         return Err(Error::invalid(format!("{uri}: the prefix must not hold '.', '..' or '//'")));
     }
-    Ok(Place::Bucket { store, bucket: bucket.to_owned(), prefix: prefix.to_owned(), endpoint })
+    Ok(StorageLocation::Bucket { store, bucket: bucket.to_owned(), prefix: prefix.to_owned(), endpoint })
 }
 
 /// The value of an option, read from its file where it is one.
@@ -383,7 +383,7 @@ mod tests {
     fn the_endpoint_of_oss_comes_from_its_option_or_from_the_uri() {
         let endpoint = |uri: &str, pairs: &[(&str, &str)]| {
             let options = options(pairs);
-            let Place::Bucket { endpoint, bucket, prefix, .. } = parse(uri).expect("a place") else {
+            let StorageLocation::Bucket { endpoint, bucket, prefix, .. } = parse(uri).expect("a place") else {
                 panic!("a bucket")
             };
             (bucket, prefix, oss_endpoint(uri, endpoint, &options).expect("an endpoint"))

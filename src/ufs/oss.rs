@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use super::assumed_role::{BucketLocation, RoleBucket};
 use super::bucket::Bucket;
 use super::options::value;
-use super::role::{Place, RoleBucket};
 use super::{Ufs, health::Health, retry::Retry};
 use crate::error::Result;
 
@@ -19,7 +19,7 @@ pub(super) struct Keys {
 /// The bucket, with keys from its options, with those of a role, or with none. Nothing is contacted.
 ///
 /// *Errors*: `FailedPrecondition` when a key cannot be read.
-pub(super) fn open(place: Place, health: Arc<Health>) -> Result<Arc<dyn Ufs>> {
+pub(super) fn open(place: BucketLocation, health: Arc<Health>) -> Result<Arc<dyn Ufs>> {
     let option = |name| value(&place.options, name);
     if option("fs.oss.roleArn")?.is_some() {
         return Ok(Arc::new(Retry::new(RoleBucket::new(place, with_keys)?, health)));
@@ -31,12 +31,12 @@ pub(super) fn open(place: Place, health: Arc<Health>) -> Result<Arc<dyn Ufs>> {
     Ok(Arc::new(Retry::new(reach(&place, keys.as_ref())?, health)))
 }
 
-fn with_keys(place: &Place, keys: &Keys) -> Result<Bucket> {
+fn with_keys(place: &BucketLocation, keys: &Keys) -> Result<Bucket> {
     reach(place, Some(keys))
 }
 
-fn reach(place: &Place, keys: Option<&Keys>) -> Result<Bucket> {
-    let Place { bucket, prefix, endpoint, options } = place;
+fn reach(place: &BucketLocation, keys: Option<&Keys>) -> Result<Bucket> {
+    let BucketLocation { bucket, prefix, endpoint, options } = place;
     let mut service = opendal::services::Oss::default().bucket(bucket).root(&format!("/{prefix}")).endpoint(endpoint);
     if let Some(style) = value(options, "fs.oss.addressingStyle")? {
         service = service.addressing_style(&style);

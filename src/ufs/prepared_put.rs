@@ -11,42 +11,42 @@ use super::{NewAttr, Upload};
 
 /// Something to begin with.
 #[derive(Debug)]
-pub(super) enum Early {
+pub(super) enum Prepared {
     /// The beginning of an object.
     Upload(Upload),
     /// All of a new file.
-    Filled(Filled),
+    NewFile(UnnamedFile),
 }
 
 /// A file without a name that holds all of the content, on disk.
 #[derive(Debug)]
-pub(super) struct Filled {
+pub(super) struct UnnamedFile {
     pub(super) file: File,
     pub(super) attr: NewAttr,
 }
 
 /// What is there of some content already: whoever puts it first takes it over.
 #[derive(Debug, Clone, Default)]
-pub struct Sent(Arc<Mutex<Option<Early>>>);
+pub struct PreparedPut(Arc<Mutex<Option<Prepared>>>);
 
-impl Sent {
-    pub(super) fn early(early: Early) -> Sent {
-        Sent(Arc::new(Mutex::new(Some(early))))
+impl PreparedPut {
+    pub(super) fn new(prepared: Prepared) -> PreparedPut {
+        PreparedPut(Arc::new(Mutex::new(Some(prepared))))
     }
 
     /// The beginning is on its way.
-    pub fn by(upload: Upload) -> Sent {
-        Sent::early(Early::Upload(upload))
+    pub fn from_upload(upload: Upload) -> PreparedPut {
+        PreparedPut::new(Prepared::Upload(upload))
     }
 
     /// What there is, once.
-    pub(super) fn take(&self) -> Option<Early> {
+    pub(super) fn take(&self) -> Option<Prepared> {
         lock(&self.0).take()
     }
 
     /// Gives up what nobody has taken over.
-    pub async fn give_up(&self) {
-        if let Some(Early::Upload(upload)) = self.take() {
+    pub async fn abort(&self) {
+        if let Some(Prepared::Upload(upload)) = self.take() {
             upload.abort().await;
         }
     }

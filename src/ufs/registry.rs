@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::health::{Health, Outage};
-use super::options::{Place, Store, oss_endpoint, parse, secrets_fingerprint};
-use super::{Options, Ufs, local::Local, oss, retry::Retry, role, s3, validate};
+use super::options::{StorageLocation, Store, oss_endpoint, parse, secrets_fingerprint};
+use super::{Options, Ufs, assumed_role, local::Local, oss, retry::Retry, s3, validate};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::lock;
 
@@ -57,13 +57,16 @@ impl Registry {
         let known = opened.get(&key).map(|known| known.health.clone());
         let health = known.unwrap_or_else(|| Arc::new(Health::new(uri)));
         let ufs: Arc<dyn Ufs> = match parse(uri)? {
-            Place::Local(root) => Arc::new(Retry::new(Local::new(root), health.clone())),
-            Place::Bucket { store: Store::S3, bucket, prefix, .. } => {
+            StorageLocation::Local(root) => Arc::new(Retry::new(Local::new(root), health.clone())),
+            StorageLocation::Bucket { store: Store::S3, bucket, prefix, .. } => {
                 Arc::new(Retry::new(s3::open(&bucket, &prefix, options)?, health.clone()))
             }
-            Place::Bucket { store: Store::Oss, bucket, prefix, endpoint } => {
+            StorageLocation::Bucket { store: Store::Oss, bucket, prefix, endpoint } => {
                 let endpoint = oss_endpoint(uri, endpoint, options)?;
-                oss::open(role::Place { bucket, prefix, endpoint, options: options.clone() }, health.clone())?
+                oss::open(
+                    assumed_role::BucketLocation { bucket, prefix, endpoint, options: options.clone() },
+                    health.clone(),
+                )?
             }
         };
         if opened.len() >= OPEN_MAX {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 
 use super::health::Health;
-use super::{AttrChange, Content, Deadline, Entry, Expected, Listing, NewAttr, Sent, Space, Ufs, Upload};
+use super::{AttrChange, Content, Deadline, Entry, Expected, Listing, NewAttr, PreparedPut, Space, Ufs, Upload};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Pauses between attempts; together they are shorter than what a reader waits for one worker.
@@ -126,7 +126,7 @@ impl<U: Ufs> Ufs for Retry<U> {
         Box::pin(again(move || self.inner.begin(path, expected)))
     }
 
-    fn prepare<'a>(&'a self, path: &'a [u8], content: Content, attr: NewAttr) -> BoxFuture<'a, Sent> {
+    fn prepare<'a>(&'a self, path: &'a [u8], content: Content, attr: NewAttr) -> BoxFuture<'a, PreparedPut> {
         self.inner.prepare(path, content, attr)
     }
 

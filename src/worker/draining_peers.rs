@@ -14,22 +14,22 @@ use crate::rpc::remote::Remotes;
 use crate::runtime::{lock, read_lock, write_lock};
 
 /// How long a worker that did not answer is not asked again.
-const SILENT: Duration = Duration::from_secs(5);
+const RETRY_DELAY: Duration = Duration::from_secs(5);
 
 /// The list, and the way to those on it.
 #[derive(Debug)]
-pub(super) struct Leaving {
+pub(super) struct DrainingPeers {
     own: String,
     remotes: Remotes,
     /// Version and content.
     list: RwLock<(u64, Vec<WorkerInfo>)>,
-    silent_until: Mutex<HashMap<String, Instant>>,
+    suspended_until: Mutex<HashMap<String, Instant>>,
 }
 
-impl Leaving {
+impl DrainingPeers {
     /// Nobody yet; `own` is the id of this worker.
-    pub(super) fn new(own: String) -> Leaving {
-        Leaving { own, remotes: Remotes::default(), list: RwLock::default(), silent_until: Mutex::default() }
+    pub(super) fn new(own: String) -> DrainingPeers {
+        DrainingPeers { own, remotes: Remotes::default(), list: RwLock::default(), suspended_until: Mutex::default() }
     }
 
     /// Takes over a list; older ones come from masters that lag.
@@ -62,8 +62,8 @@ impl Leaving {
                 Err(error) if error.kind == ErrorKind::NotFound => {}
                 Err(error) => {
                     tracing::info!(worker = worker.id, %error, "a worker that leaves did not give a block");
-                    let mut silent = lock(&self.silent_until);
-                    silent.insert(worker.id, Instant::now() + SILENT);
+                    let mut suspended = lock(&self.suspended_until);
+                    suspended.insert(worker.id, Instant::now() + RETRY_DELAY);
                 }
             }
         }
@@ -75,9 +75,9 @@ impl Leaving {
         if list.1.is_empty() {
             return Vec::new();
         }
-        let mut silent = lock(&self.silent_until);
-        silent.retain(|_, until| *until > Instant::now());
-        let asked = |worker: &&WorkerInfo| worker.id != self.own && !silent.contains_key(&worker.id);
+        let mut suspended = lock(&self.suspended_until);
+        suspended.retain(|_, until| *until > Instant::now());
+        let asked = |worker: &&WorkerInfo| worker.id != self.own && !suspended.contains_key(&worker.id);
         list.1.iter().filter(asked).cloned().collect()
     }
 }
@@ -88,12 +88,12 @@ mod tests {
 
     #[test]
     fn a_list_of_a_master_that_lags_brings_no_drain_back() {
-        let leaving = Leaving::new("w".into());
+        let draining = DrainingPeers::new("w".into());
         let own = || vec![WorkerInfo { id: "w".into(), ..WorkerInfo::default() }];
-        leaving.learn(4, own());
-        assert!(leaving.is_own() && leaving.others().is_empty());
-        leaving.learn(5, Vec::new());
-        leaving.learn(4, own());
-        assert!(!leaving.is_own());
+        draining.learn(4, own());
+        assert!(draining.is_own() && draining.others().is_empty());
+        draining.learn(5, Vec::new());
+        draining.learn(4, own());
+        assert!(!draining.is_own());
     }
 }

@@ -12,7 +12,7 @@ use jindofs_proto::v1::FileSource;
 use metrics::counter;
 use tokio::sync::Semaphore;
 
-use super::leaving::Leaving;
+use super::draining_peers::DrainingPeers;
 use super::mounts::Mounts;
 use super::store::{BlockFile, Key, Presence, Store};
 use crate::error::{Error, ErrorKind, Result};
@@ -33,24 +33,24 @@ pub(super) enum Filled {
     Passed(Bytes),
 }
 
-type Running = Shared<BoxFuture<'static, Result<Filled>>>;
+type FillTask = Shared<BoxFuture<'static, Result<Filled>>>;
 
 /// Fills blocks of cached files.
 pub(super) struct Filler {
     pub(super) store: Arc<Store>,
     mounts: Arc<Mounts>,
-    leaving: Arc<Leaving>,
+    draining: Arc<DrainingPeers>,
     storage: ufs::Registry,
     permits: Semaphore,
-    running: Mutex<HashMap<(Key, usize), Running>>,
+    running: Mutex<HashMap<(Key, usize), FillTask>>,
 }
 
 impl Filler {
-    pub(super) fn new(store: Arc<Store>, mounts: Arc<Mounts>, leaving: Arc<Leaving>) -> Filler {
+    pub(super) fn new(store: Arc<Store>, mounts: Arc<Mounts>, draining: Arc<DrainingPeers>) -> Filler {
         Filler {
             store,
             mounts,
-            leaving,
+            draining,
             storage: ufs::Registry::default(),
             permits: Semaphore::new(FETCHES),
             running: Mutex::default(),
@@ -97,7 +97,7 @@ impl Filler {
     }
 
     fn no_room(&self) -> Error {
-        let leaves = self.leaving.is_own();
+        let leaves = self.draining.is_own();
         let why = if leaves { "this worker is being drained" } else { "the cache is full of files that are open" };
         Error::new(ErrorKind::NoSpace, why)
     }
@@ -113,7 +113,7 @@ impl Filler {
         }
     }
 
-    fn start(self: &Arc<Self>, key: (Key, usize), file: Arc<BlockFile>, source: FileSource) -> Running {
+    fn start(self: &Arc<Self>, key: (Key, usize), file: Arc<BlockFile>, source: FileSource) -> FillTask {
         let this = self.clone();
         let task = tokio::spawn(async move {
             let done = this.run(&file, &source, key.1).await;
@@ -130,9 +130,9 @@ impl Filler {
         }
         let _permit = self.permits.acquire().await.map_err(|_| Error::internal("the worker stops"))?;
         let length = file.block_length(block);
-        let reserved = if self.leaving.is_own() { Err(self.no_room()) } else { self.store.reserve(file, length) };
+        let reserved = if self.draining.is_own() { Err(self.no_room()) } else { self.store.reserve(file, length) };
         let start = BlockFile::block_start(block);
-        let fetched = match self.leaving.pull(source, start, length).await {
+        let fetched = match self.draining.pull(source, start, length).await {
             Some(data) => Ok(data),
             None => self.fetch(source, start, length).await,
         };

@@ -11,8 +11,8 @@ use jindofs_proto::v1::{
     CachedFile, HeartbeatRequest, HeartbeatResponse, RegisterWorkerRequest, ReportRequest, WorkerInfo,
 };
 
+use super::draining_peers::DrainingPeers;
 use super::identity::Identity;
-use super::leaving::Leaving;
 use super::mounts::Mounts;
 use super::store::Store;
 use crate::config::WorkerConfig;
@@ -26,23 +26,23 @@ const BUDGET: Duration = Duration::from_secs(2);
 const PAGE: usize = 2000;
 
 /// The worker's side of its registration.
-pub(super) struct Heart {
+pub(super) struct HeartbeatTask {
     info: WorkerInfo,
     configured: Vec<String>,
     interval: Duration,
     identity: Arc<Identity>,
     store: Arc<Store>,
     mounts: Arc<Mounts>,
-    leaving: Arc<Leaving>,
+    draining: Arc<DrainingPeers>,
     channel: MasterChannel,
     registered: AtomicBool,
     learned: Mutex<BTreeSet<String>>,
     /// What each master was told.
-    told: Mutex<HashMap<String, Told>>,
+    reports: Mutex<HashMap<String, ReportState>>,
 }
 
 #[derive(Debug, Default)]
-struct Told {
+struct ReportState {
     /// Sequence of the last report.
     seq: u64,
     /// Totals that changed since, by file version.
@@ -50,28 +50,28 @@ struct Told {
     full: bool,
 }
 
-impl Heart {
+impl HeartbeatTask {
     pub(super) fn new(
         config: &WorkerConfig,
         info: WorkerInfo,
         identity: Arc<Identity>,
         store: Arc<Store>,
         mounts: Arc<Mounts>,
-        leaving: Arc<Leaving>,
+        draining: Arc<DrainingPeers>,
         channel: MasterChannel,
-    ) -> Arc<Heart> {
-        Arc::new(Heart {
+    ) -> Arc<HeartbeatTask> {
+        Arc::new(HeartbeatTask {
             info,
             configured: config.masters.clone(),
             interval: config.heartbeat,
             identity,
             store,
             mounts,
-            leaving,
+            draining,
             channel,
             registered: AtomicBool::new(false),
             learned: Mutex::default(),
-            told: Mutex::default(),
+            reports: Mutex::default(),
         })
     }
 
@@ -86,14 +86,14 @@ impl Heart {
         while !stop.is_cancelled() {
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                beaten = self.beat() => beaten?,
+                sent = self.send_heartbeats() => sent?,
             }
             tokio::select! { () = stop.cancelled() => {}, () = tokio::time::sleep(self.interval) => {} }
         }
         Ok(())
     }
 
-    async fn beat(&self) -> Result<()> {
+    async fn send_heartbeats(&self) -> Result<()> {
         if !self.is_registered()
             && let Err(error) = self.register().await
         {
@@ -103,16 +103,16 @@ impl Heart {
             tracing::info!(%error, "not registered yet");
             return Ok(());
         }
-        self.spread_changes();
+        self.queue_changes();
         let masters = self.masters();
-        let answers = join_all(masters.iter().map(|master| self.tell(master))).await;
+        let answers = join_all(masters.iter().map(|master| self.send_heartbeat(master))).await;
         for (master, answer) in masters.iter().zip(answers) {
             match answer {
                 Ok(answer) => self.learn(answer)?,
                 Err(error) if error.kind == ErrorKind::Foreign => return Err(error),
                 Err(error) => {
                     tracing::debug!(%error, master, "heartbeat failed");
-                    self.with_told(master, |told| told.full = true);
+                    self.with_report_state(master, |state| state.full = true);
                 }
             }
         }
@@ -142,28 +142,28 @@ impl Heart {
         Ok(())
     }
 
-    fn with_told<T>(&self, master: &str, change: impl FnOnce(&mut Told) -> T) -> T {
-        let mut told = lock(&self.told);
-        let fresh = || Told { full: true, ..Told::default() };
-        change(told.entry(master.to_owned()).or_insert_with(fresh))
+    fn with_report_state<T>(&self, master: &str, change: impl FnOnce(&mut ReportState) -> T) -> T {
+        let mut reports = lock(&self.reports);
+        let fresh = || ReportState { full: true, ..ReportState::default() };
+        change(reports.entry(master.to_owned()).or_insert_with(fresh))
     }
 
     /// Every master is to hear what has changed.
-    fn spread_changes(&self) {
+    fn queue_changes(&self) {
         let changed = self.store.take_changed();
-        let mut told = lock(&self.told);
-        for told in told.values_mut().filter(|told| !told.full) {
-            told.pending.extend(changed.iter().map(|file| ((file.file_id, file.version), *file)));
+        let mut reports = lock(&self.reports);
+        for state in reports.values_mut().filter(|state| !state.full) {
+            state.pending.extend(changed.iter().map(|file| ((file.file_id, file.version), *file)));
         }
     }
 
-    async fn tell(&self, master: &str) -> Result<HeartbeatResponse> {
+    async fn send_heartbeat(&self, master: &str) -> Result<HeartbeatResponse> {
         let request = HeartbeatRequest {
             worker: Some(self.store.totals(&self.info)),
             epoch: self.identity.epoch(),
             mounts_version: self.mounts.version(),
             cluster_uuid: self.identity.cluster().into(),
-            draining: self.leaving.ids(),
+            draining: self.draining.ids(),
         };
         let send = |to| {
             let request = request.clone();
@@ -171,7 +171,7 @@ impl Heart {
         };
         let answer = self.channel.call_one(master, BUDGET, send).await?;
         if answer.want_full_report {
-            self.with_told(master, |told| told.full = true);
+            self.with_report_state(master, |state| state.full = true);
         }
         self.report(master).await?;
         Ok(answer)
@@ -179,11 +179,11 @@ impl Heart {
 
     /// Sends what this master has not heard of yet, or everything.
     async fn report(&self, master: &str) -> Result<()> {
-        let (full, mut seq, files) = self.with_told(master, |told| {
-            let full = std::mem::take(&mut told.full);
-            let pending = std::mem::take(&mut told.pending);
+        let (full, mut seq, files) = self.with_report_state(master, |state| {
+            let full = std::mem::take(&mut state.full);
+            let pending = std::mem::take(&mut state.pending);
             // A full report begins with a gap: what was said before is void.
-            let seq = if full { told.seq + 2 } else { told.seq + 1 };
+            let seq = if full { state.seq + 2 } else { state.seq + 1 };
             let files: Vec<CachedFile> = if full { self.store.all() } else { pending.into_values().collect() };
             (full, seq, files)
         });
@@ -204,7 +204,7 @@ impl Heart {
                 more: at < last,
                 files,
             };
-            self.with_told(master, |told| told.seq = seq);
+            self.with_report_state(master, |state| state.seq = seq);
             seq += 1;
             let send = |to| {
                 let request = request.clone();
@@ -221,7 +221,7 @@ impl Heart {
         if !answer.mounts.is_empty() || answer.mounts_version > self.mounts.version() {
             self.mounts.learn(answer.mounts_version, answer.mounts)?;
         }
-        self.leaving.learn(answer.drains_version, answer.draining);
+        self.draining.learn(answer.drains_version, answer.draining);
         if !answer.masters.is_empty() {
             *lock(&self.learned) = answer.masters.into_iter().collect();
         }

@@ -1,10 +1,10 @@
 //! The worker: keeps blocks of files on this host and fills them from under-storage. It serves and fills without a
 //! master. This file only wires its rooms together.
 
+mod draining_peers;
 mod fill;
 mod heartbeat;
 mod identity;
-mod leaving;
 mod local;
 mod mounts;
 mod service;
@@ -20,15 +20,15 @@ use crate::config::{ClientConfig, WorkerConfig};
 use crate::error::{Error, Result};
 use crate::rpc::channel::MasterChannel;
 use crate::rpc::server;
-use crate::runtime::Shutdown;
+use crate::runtime::{Shutdown, host_name};
 use crate::telemetry::http::{self, Probe};
 use crate::types::MESSAGE_BYTES_MAX;
 use jindofs_packets::PacketListener;
 
+use draining_peers::DrainingPeers;
 use fill::Filler;
-use heartbeat::Heart;
+use heartbeat::HeartbeatTask;
 use identity::Identity;
-use leaving::Leaving;
 use mounts::Mounts;
 use store::Store;
 
@@ -53,12 +53,12 @@ pub async fn run(config: WorkerConfig, stop: Shutdown) -> Result<()> {
         hard: false,
     });
     let mounts = Arc::new(Mounts::open(&config.data_dir, channel.clone())?);
-    let leaving = Arc::new(Leaving::new(identity.id()));
-    let filler = Arc::new(Filler::new(store.clone(), mounts.clone(), leaving.clone()));
+    let draining = Arc::new(DrainingPeers::new(identity.id()));
+    let filler = Arc::new(Filler::new(store.clone(), mounts.clone(), draining.clone()));
     let info = WorkerInfo {
         id: identity.id(),
         address: format!("{}:{}", config.host, config.grpc_port),
-        host: crate::config::host_name(),
+        host: host_name(),
         socket: config.socket.display().to_string(),
         capacity_bytes: store.capacity(),
         ..WorkerInfo::default()
@@ -67,15 +67,16 @@ pub async fn run(config: WorkerConfig, stop: Shutdown) -> Result<()> {
 
     let ends = Shutdown::new();
     let mut tasks = JoinSet::new();
-    let heart = Heart::new(&config, info.clone(), identity.clone(), store.clone(), mounts, leaving, channel);
+    let heartbeats =
+        HeartbeatTask::new(&config, info.clone(), identity.clone(), store.clone(), mounts, draining, channel);
     let service = service::WorkerService::new(info, identity, store, filler.clone());
     let service = WorkerServer::new(service)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     tasks.spawn(server::serve(client_port, server::routes(service).await?, ends.clone()));
-    tasks.spawn(http::serve(http_port, Arc::new(Ready(heart.clone())), ends.clone()));
+    tasks.spawn(http::serve(http_port, Arc::new(Ready(heartbeats.clone())), ends.clone()));
     tasks.spawn(local::serve(socket, filler, ends.clone()));
-    tasks.spawn(heart.run(ends.clone()));
+    tasks.spawn(heartbeats.run(ends.clone()));
     let outcome = tokio::select! {
         () = stop.cancelled() => Ok(()),
         ended = tasks.join_next() => match ended {
@@ -90,7 +91,7 @@ pub async fn run(config: WorkerConfig, stop: Shutdown) -> Result<()> {
     outcome
 }
 
-struct Ready(Arc<Heart>);
+struct Ready(Arc<HeartbeatTask>);
 
 impl Probe for Ready {
     fn ready(&self) -> Result<String, String> {

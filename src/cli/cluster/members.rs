@@ -13,7 +13,7 @@ use crate::runtime::stdio;
 use crate::types::address::host_port;
 
 /// Pause between two looks.
-const LOOK: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// How long one master may take to say what it sees.
 const BUDGET: Duration = Duration::from_secs(2);
 
@@ -130,7 +130,7 @@ impl Wait {
             if Instant::now() >= deadline {
                 return Err(Error::new(ErrorKind::Timeout, format!("after {} s {late}", self.timeout)));
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 }

@@ -11,7 +11,7 @@ use jindofs_proto::v1::{Attr, CreateRequest, FileType};
 
 use crate::client::mounts::Mounts;
 use crate::client::namespace::{Namespace, at_path};
-use crate::client::{Batches, Writer};
+use crate::client::{Batcher, Writer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::split_parent;
 use crate::ufs::{Content, Deadline, Registry};
@@ -23,7 +23,7 @@ const MODE: u32 = 0o644;
 
 fn writer(namespace: &Arc<Namespace>) -> Writer {
     let mounts = Mounts::new(namespace.channel().clone());
-    Writer::new(namespace.clone(), Batches::new(namespace.clone(), None), Arc::new(mounts), Registry::default())
+    Writer::new(namespace.clone(), Batcher::new(namespace.clone(), None), Arc::new(mounts), Registry::default())
 }
 
 async fn store(namespace: &Arc<Namespace>, attr: &Attr, content: Content) -> Result<()> {

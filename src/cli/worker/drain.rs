@@ -15,7 +15,7 @@ use crate::rpc::channel::MasterChannel;
 use crate::runtime::stdio;
 
 /// Pause between two looks.
-const LOOK: Duration = Duration::from_millis(300);
+const POLL_INTERVAL: Duration = Duration::from_millis(300);
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Arguments {
@@ -67,7 +67,7 @@ async fn wait_drained(channel: &MasterChannel, ids: &[String], patience: u64) ->
             let message = format!("after {patience} s not everything has moved: the leader goes on");
             return Err(Error::new(ErrorKind::Timeout, message));
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 

@@ -17,7 +17,7 @@ use tokio::task::AbortHandle;
 
 use crate::error::{Error, Result};
 use crate::rpc::status::from_detail;
-use crate::runtime::lock;
+use crate::runtime::{host_name, lock};
 use jindofs_packets::{PACKET_MAX, Packets};
 
 use file::CacheFile;
@@ -96,7 +96,7 @@ pub struct Locals {
 impl Locals {
     /// True if the worker runs on this host and its socket could be reached lately.
     pub fn is_local(&self, worker: &WorkerInfo) -> bool {
-        if worker.socket.is_empty() || worker.host != crate::config::host_name() {
+        if worker.socket.is_empty() || worker.host != host_name() {
             return false;
         }
         let mut unreachable = lock(&self.unreachable);

@@ -4,16 +4,16 @@ use std::task::{Context, Waker};
 
 use fuser::{INodeNo, ReplyData, ReplyEmpty, ReplyEntry};
 
-use super::super::answer::{enter, errno, failed};
 use super::super::errno::Errno;
 use super::super::inodes::Known;
 use super::super::nodes::inode_of;
+use super::super::reply::{enter, errno, failed, failed_at_inode};
 use super::Adapter;
 use crate::error::Result;
-use crate::runtime::spawn_apart;
+use crate::runtime::spawn_dedicated;
 
 /// Most closes and syncs that wait for disks on threads of their own: they keep them while masters are away.
-pub(super) const APART: usize = 64;
+pub(super) const DEDICATED_MAX: usize = 64;
 
 fn end((what, inode): (&'static str, INodeNo), reply: ReplyEmpty, done: Result<()>) {
     match done {
@@ -24,15 +24,29 @@ fn end((what, inode): (&'static str, INodeNo), reply: ReplyEmpty, done: Result<(
 
 impl Adapter {
     /// Reads through a handle of the process before, which is opened here first.
-    pub(super) fn read_inherited(&self, inode: INodeNo, number: u64, offset: u64, size: u32, reply: ReplyData) {
-        if self.fs.handles.inherited(number).is_none() {
+    pub(super) fn read_restored(&self, inode: INodeNo, number: u64, offset: u64, size: u32, reply: ReplyData) {
+        if self.fs.handles.restored(number).is_none() {
             return reply.error(errno(Errno::BAD_HANDLE));
         }
         let fs = self.fs.clone();
         self.runtime.spawn(async move {
-            match fs.read_inherited(number, offset, size).await {
+            match fs.read_restored(number, offset, size).await {
                 Ok(bytes) => reply.data(&bytes),
                 Err(error) => reply.error(failed("read", inode.0, &error)),
+            }
+        });
+    }
+
+    /// Answers with the target of a symbolic link.
+    pub(super) fn reply_symlink_target(&self, inode: INodeNo, reply: ReplyData) {
+        let fs = self.fs.clone();
+        self.runtime.spawn(async move {
+            match fs.attr(inode.0).await {
+                Ok(known) => reply.data(&known.attr.symlink_target),
+                Err(error) => {
+                    fs.forget_path_if_gone(inode.0, &error);
+                    reply.error(failed_at_inode("readlink", inode.0, &error));
+                }
             }
         });
     }
@@ -47,7 +61,7 @@ impl Adapter {
     }
 
     /// Answers with an entry once it is there; `name` is its name.
-    pub(super) fn enter_later(
+    pub(super) fn spawn_entry_reply(
         &self,
         (what, parent, name): (&'static str, INodeNo, Vec<u8>),
         reply: ReplyEntry,
@@ -63,7 +77,7 @@ impl Adapter {
     }
 
     /// Answers once something is done.
-    pub(super) fn end_later(
+    pub(super) fn spawn_reply(
         &self,
         (what, inode): (&'static str, INodeNo),
         reply: ReplyEmpty,
@@ -99,16 +113,16 @@ impl Adapter {
         work: impl Future<Output = Result<()>> + Send + 'static,
     ) {
         let is_in_memory = self.fs.staging.is_in_memory(inode_of(inode.0));
-        let apart = is_in_memory.then(|| self.apart.clone().try_acquire_owned());
-        let Some(Ok(permit)) = apart else { return self.end_later((what, inode), reply, work) };
-        spawn_apart(&self.runtime, async move {
+        let dedicated = is_in_memory.then(|| self.dedicated.clone().try_acquire_owned());
+        let Some(Ok(permit)) = dedicated else { return self.spawn_reply((what, inode), reply, work) };
+        spawn_dedicated(&self.runtime, async move {
             end((what, inode), reply, work.await);
             drop(permit);
         });
     }
 
     /// Does something as far as that goes at once, and the rest by a task.
-    pub(super) fn begin_now(&self, work: impl Future<Output = ()> + Send + 'static) {
+    pub(super) fn poll_then_spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         let mut work = Box::pin(work);
         let begun = {
             let _entered = self.runtime.enter();

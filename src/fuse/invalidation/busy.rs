@@ -30,7 +30,7 @@ struct Busy {
 }
 
 #[derive(Debug, Default)]
-struct Inner {
+struct BusyTable {
     directories: HashMap<u64, Busy>,
     next_request: u64,
 }
@@ -38,7 +38,7 @@ struct Inner {
 /// The directories with requests under way.
 #[derive(Debug, Default)]
 pub(crate) struct BusyDirectories {
-    inner: Mutex<Inner>,
+    inner: Mutex<BusyTable>,
     idle: Notify,
 }
 
@@ -51,7 +51,7 @@ pub(crate) struct DirectoryRequest {
 }
 
 impl BusyDirectories {
-    fn inner(&self) -> MutexGuard<'_, Inner> {
+    fn inner(&self) -> MutexGuard<'_, BusyTable> {
         lock(&self.inner)
     }
 

@@ -32,7 +32,7 @@ enum Subject {
 }
 
 #[derive(Debug)]
-struct Inner {
+struct MarkTable {
     latest: LruCache<Subject, Instant>,
     /// Everything that was asked for before this time is invalid.
     floor: Option<Instant>,
@@ -45,12 +45,12 @@ pub(super) struct Marks {
     created: Instant,
     /// Time of the newest mark, in nanoseconds; 0 without a mark. Answers that are newer take no lock.
     newest: AtomicU64,
-    inner: RwLock<Inner>,
+    inner: RwLock<MarkTable>,
 }
 
 impl Default for Marks {
     fn default() -> Marks {
-        let inner = Inner { latest: LruCache::sparse(MARKS_MAX), floor: None };
+        let inner = MarkTable { latest: LruCache::sparse(MARKS_MAX), floor: None };
         Marks { created: Instant::now(), newest: AtomicU64::new(0), inner: RwLock::new(inner) }
     }
 }
@@ -117,7 +117,7 @@ impl Marks {
     }
 }
 
-impl Inner {
+impl MarkTable {
     fn set(&mut self, subject: Subject, now: Instant) {
         // The mark that is evicted is replaced by one on everything: that is coarser, and as safe.
         if let Some((dropped, mark)) = self.latest.push(subject, now)

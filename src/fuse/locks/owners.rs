@@ -55,7 +55,7 @@ struct Holding {
 
 /// Everybody who has asked for locks and has not closed since.
 #[derive(Debug, Default)]
-pub(super) struct Held {
+pub(super) struct LockOwners {
     table: Mutex<Table>,
     /// Rung when an owner has been released or is gone.
     departures: Notify,
@@ -113,7 +113,7 @@ impl Table {
     }
 }
 
-impl Held {
+impl LockOwners {
     fn table(&self) -> MutexGuard<'_, Table> {
         lock(&self.table)
     }
@@ -203,7 +203,7 @@ impl Held {
         }
     }
 
-    /// The last close of a handle has come. Owners that have asked through it, each of which is to [`Held::leave`].
+    /// The last close of a handle has come. Owners that have asked through it, each of which is to [`LockOwners::leave`].
     pub(super) fn release(&self, handle: u64) -> Vec<Owner> {
         let mut table = self.table();
         table.flushed.remove(&handle);
@@ -246,7 +246,7 @@ impl Held {
         self.table().session == *client
     }
 
-    /// An owner has closed; true if masters have to be told. Then [`Held::left`] is to be called.
+    /// An owner has closed; true if masters have to be told. Then [`LockOwners::left`] is to be called.
     pub(super) fn leave(&self, owner: Owner) -> bool {
         let mut table = self.table();
         let Some(holding) = table.owners.get_mut(&owner).filter(|holding| !holding.leaving) else { return false };
@@ -286,7 +286,7 @@ mod tests {
 
     #[test]
     fn masters_are_told_of_a_close_only_by_whom_they_gave_something() {
-        let held = Held::default();
+        let held = LockOwners::default();
         assert_eq!((held.ask(A, 5), held.ask(B, 6)), (Admission::Free, Admission::Free));
         held.granted(A, 5, &session("one"));
         assert!(held.has(A) && !held.has(B) && held.knows(B), "B was refused");
@@ -304,7 +304,7 @@ mod tests {
 
     #[test]
     fn an_owner_keeps_nothing_once_all_that_it_was_granted_is_given_up_and_is_told_of_at_its_close() {
-        let held = Held::default();
+        let held = LockOwners::default();
         assert_eq!((held.ask(A, 5), held.keeps(A), held.grants(A)), (Admission::Free, false, 0));
         held.granted(A, 5, &session("one"));
         held.granted(A, 5, &session("one"));
@@ -318,7 +318,7 @@ mod tests {
 
     #[test]
     fn an_owner_may_depart_after_a_flush_and_does_after_a_release() {
-        let held = Held::default();
+        let held = LockOwners::default();
         assert_eq!(held.ask(A, 5), Admission::Free);
         held.granted(A, 5, &session("one"));
         held.flush(6);
@@ -338,7 +338,7 @@ mod tests {
 
     #[test]
     fn what_was_held_in_a_session_that_is_gone_is_lost_until_it_is_given_up() {
-        let held = Held::default();
+        let held = LockOwners::default();
         assert_eq!((held.ask(A, 5), held.ask(B, 6)), (Admission::Free, Admission::Free));
         assert!(held.granted(A, 5, &session("one")).is_empty());
         assert!(held.lives(Some(&session("one"))).is_empty());

@@ -13,9 +13,9 @@ const PAUSE_MIN: Duration = Duration::from_millis(5);
 /// Longest pause between two attempts.
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 /// Pause between two looks for signals.
-const LOOK: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// Pause before a signal that was seen is looked for again.
-const AGAIN: Duration = Duration::from_millis(5);
+const RETRY_DELAY: Duration = Duration::from_millis(5);
 
 /// A thread that waits.
 #[derive(Debug)]
@@ -64,7 +64,7 @@ impl Waiter {
             if left.is_zero() {
                 return Ok(());
             }
-            tokio::time::sleep(left.min(if self.noticed { AGAIN } else { LOOK })).await;
+            tokio::time::sleep(left.min(if self.noticed { RETRY_DELAY } else { POLL_INTERVAL })).await;
         }
     }
 }

@@ -4,6 +4,8 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use jindofs_packets::unescape_mount_field;
+
 /// A line of the mount table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Mounted {
@@ -62,45 +64,18 @@ fn parse(line: &[u8]) -> Option<(PathBuf, Mounted)> {
     let mut number = || std::str::from_utf8(fields.next()?).ok()?.parse().ok();
     let (id, parent) = (number()?, number()?);
     let device = String::from_utf8(fields.next()?.to_owned()).ok()?;
-    let at = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));
+    let at = PathBuf::from(OsString::from_vec(unescape_mount_field(fields.nth(1)?)));
     let mut rest = fields.skip(1);
     let is_shared = rest.by_ref().take_while(|field| *field != b"-").any(|field| field.starts_with(b"shared:"));
     let mut rest = line.split(|byte| *byte == b' ').skip_while(|field| *field != b"-").skip(1);
     let kind = String::from_utf8(rest.next()?.to_owned()).ok()?;
-    let source = unescape(rest.next()?);
+    let source = unescape_mount_field(rest.next()?);
     Some((at, Mounted { id, parent, device, kind, source, is_shared }))
-}
-
-/// `\040` and the like.
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut at = 0;
-    while at < field.len() {
-        let octal = field.get(at + 1..at + 4).filter(|_| field[at] == b'\\');
-        let value = octal.and_then(|digits| std::str::from_utf8(digits).ok());
-        match value.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(value) => {
-                bytes.push(value);
-                at += 4;
-            }
-            None => {
-                bytes.push(field[at]);
-                at += 1;
-            }
-        }
-    }
-    bytes
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn escapes_of_the_mount_table_are_understood() {
-        assert_eq!(unescape(br"/a\040b\134c"), br"/a b\c");
-        assert_eq!(unescape(br"/a\"), br"/a\");
-    }
 
     #[test]
     fn mounts_at_one_place_are_told_by_their_parents_whatever_their_order() {

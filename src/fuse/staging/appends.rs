@@ -8,7 +8,7 @@ use jindofs_proto::v1::Attr;
 
 use crate::error::Result;
 
-use super::{Place, Spool, Turn};
+use super::{Spool, WriteGuard, WritePosition};
 
 /// What was changed of a version.
 #[derive(Debug, Clone, Copy)]
@@ -29,10 +29,10 @@ impl Default for Changes {
 
 impl Changes {
     /// Something was written to a content of `length` bytes.
-    pub(super) fn note_write(&mut self, place: Place, length: u64) {
+    pub(super) fn note_write(&mut self, place: WritePosition, length: u64) {
         match place {
-            Place::End => self.unchanged = self.unchanged.min(length),
-            Place::At(offset) => {
+            WritePosition::End => self.unchanged = self.unchanged.min(length),
+            WritePosition::At(offset) => {
                 *self = Changes { unchanged: self.unchanged.min(offset), appends_only: false, ..*self }
             }
         }
@@ -44,7 +44,7 @@ impl Changes {
     }
 }
 
-impl Turn {
+impl WriteGuard {
     /// True if all of the version that it was made from is its beginning.
     pub(in crate::fuse) fn extends_base(&self) -> bool {
         let base = &self.work.base;
@@ -72,7 +72,7 @@ impl Turn {
     /// What was appended comes behind the content of the version `base` instead: `content` holds both.
     pub(in crate::fuse) fn append_to(&mut self, base: Attr, content: &Arc<Spool>) -> Result<()> {
         self.spool()?.replace_by(content);
-        self.work.sending = None;
+        self.work.streaming = None;
         self.work.changes = Changes { unchanged: base.size, ..Changes::default() };
         let mtime_ns = self.staged.mtime_ns.load(Ordering::Acquire);
         self.set_base(base);
@@ -95,13 +95,13 @@ mod tests {
     #[test]
     fn what_was_written_at_an_offset_is_no_append_and_may_still_leave_the_beginning_as_it_was() {
         let mut changes = Changes::default();
-        changes.note_write(Place::End, 10);
-        changes.note_write(Place::End, 20);
+        changes.note_write(WritePosition::End, 10);
+        changes.note_write(WritePosition::End, 20);
         assert!(changes.appends_only && changes.unchanged == 10);
-        changes.note_write(Place::At(10), 30);
+        changes.note_write(WritePosition::At(10), 30);
         assert!(!changes.appends_only && changes.unchanged == 10);
         changes.note_length(4);
-        changes.note_write(Place::End, 4);
+        changes.note_write(WritePosition::End, 4);
         assert!(!changes.appends_only && changes.unchanged == 4);
     }
 }

@@ -18,12 +18,12 @@ use crate::runtime::{read_lock, write_lock};
 use crate::ufs::Content;
 
 /// Most bytes of one inode in memory, and of all together.
-const MEMORY: usize = 128 << 10;
-const MEMORY_TOTAL: u64 = 32 << 20;
+const FILE_MEMORY_MAX: usize = 128 << 10;
+const TOTAL_MEMORY_MAX: u64 = 32 << 20;
 
 /// Where files are made, bytes of all of them together, and how many they may be.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(super) struct StagingQuota {
     pub(super) dir: PathBuf,
     limit: u64,
     used: AtomicU64,
@@ -31,9 +31,9 @@ pub(super) struct Room {
     memory: AtomicU64,
 }
 
-impl Room {
-    pub(super) fn new(dir: PathBuf, limit: u64) -> Room {
-        Room { dir, limit, used: AtomicU64::new(0), memory: AtomicU64::new(0) }
+impl StagingQuota {
+    pub(super) fn new(dir: PathBuf, limit: u64) -> StagingQuota {
+        StagingQuota { dir, limit, used: AtomicU64::new(0), memory: AtomicU64::new(0) }
     }
 
     fn take(&self, bytes: u64) -> Result<()> {
@@ -59,8 +59,8 @@ impl Room {
             self.leave_memory(before - after);
             return true;
         }
-        let more = |used: u64| Some(used + (after - before) as u64).filter(|sum| *sum <= MEMORY_TOTAL);
-        after <= MEMORY && self.memory.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
+        let more = |used: u64| Some(used + (after - before) as u64).filter(|sum| *sum <= TOTAL_MEMORY_MAX);
+        after <= FILE_MEMORY_MAX && self.memory.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
     }
 
     fn leave_memory(&self, bytes: usize) {
@@ -70,7 +70,7 @@ impl Room {
 
 /// Where a write goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum WritePosition {
     /// To this offset.
     At(u64),
     /// To the end, wherever that is by then.
@@ -78,7 +78,7 @@ pub(crate) enum Place {
 }
 
 #[derive(Debug)]
-enum Held {
+enum SpoolData {
     Memory(Vec<u8>),
     File(Arc<File>),
 }
@@ -86,46 +86,46 @@ enum Held {
 /// The content. Whoever changes it does so alone; readers need not care.
 #[derive(Debug)]
 pub(crate) struct Spool {
-    held: RwLock<Held>,
+    data: RwLock<SpoolData>,
     length: AtomicU64,
     /// How much of the beginning has stayed as it was since it is watched.
-    kept: AtomicU64,
-    grew: Notify,
-    room: Arc<Room>,
+    unchanged_prefix: AtomicU64,
+    growth_notify: Notify,
+    quota: Arc<StagingQuota>,
 }
 
 impl Spool {
-    pub(super) fn new(room: Arc<Room>) -> Spool {
+    pub(super) fn new(quota: Arc<StagingQuota>) -> Spool {
         Spool {
-            held: RwLock::new(Held::Memory(Vec::new())),
+            data: RwLock::new(SpoolData::Memory(Vec::new())),
             length: AtomicU64::new(0),
-            kept: AtomicU64::new(0),
-            grew: Notify::new(),
-            room,
+            unchanged_prefix: AtomicU64::new(0),
+            growth_notify: Notify::new(),
+            quota,
         }
     }
 
-    /// From now on [`Spool::kept`] tells what has stayed.
+    /// From now on [`Spool::unchanged_prefix`] tells what has stayed.
     pub(super) fn watch(&self) {
-        self.kept.store(u64::MAX, Ordering::Release);
+        self.unchanged_prefix.store(u64::MAX, Ordering::Release);
     }
 
     /// How many bytes of the beginning are what they were at the call of [`Spool::watch`], as far as there were any.
-    pub(super) fn kept(&self) -> u64 {
-        self.kept.load(Ordering::Acquire)
+    pub(super) fn unchanged_prefix(&self) -> u64 {
+        self.unchanged_prefix.load(Ordering::Acquire)
     }
 
     /// Waits until there are that many bytes. For one who waits; cancel-safe.
     pub(super) async fn reaches(&self, length: u64) {
         while self.length() < length {
-            self.grew.notified().await;
+            self.growth_notify.notified().await;
         }
     }
 
     /// The length is another one now.
-    fn is(&self, length: u64) {
+    fn set_length(&self, length: u64) {
         self.length.store(length, Ordering::Release);
-        self.grew.notify_one();
+        self.growth_notify.notify_one();
     }
 
     pub(super) fn length(&self) -> u64 {
@@ -135,24 +135,24 @@ impl Spool {
     /// Takes over all that another one holds, which is left with what this one held.
     pub(super) fn replace_by(&self, other: &Spool) {
         {
-            let mut held = write_lock(&self.held);
-            let mut theirs = write_lock(&other.held);
-            std::mem::swap(&mut *held, &mut *theirs);
+            let mut data = write_lock(&self.data);
+            let mut theirs = write_lock(&other.data);
+            std::mem::swap(&mut *data, &mut *theirs);
         }
         let (length, theirs) = (self.length(), other.length());
-        self.kept.store(0, Ordering::Release);
-        other.is(length);
-        self.is(theirs);
+        self.unchanged_prefix.store(0, Ordering::Release);
+        other.set_length(length);
+        self.set_length(theirs);
     }
 
     pub(super) fn is_in_memory(&self) -> bool {
-        matches!(*read_lock(&self.held), Held::Memory(_))
+        matches!(*read_lock(&self.data), SpoolData::Memory(_))
     }
 
     pub(crate) fn content(&self) -> Content {
-        match &*read_lock(&self.held) {
-            Held::Memory(bytes) => Content::in_memory(Bytes::copy_from_slice(bytes)),
-            Held::File(file) => Content::in_file(file.clone(), self.length()),
+        match &*read_lock(&self.data) {
+            SpoolData::Memory(bytes) => Content::in_memory(Bytes::copy_from_slice(bytes)),
+            SpoolData::File(file) => Content::in_file(file.clone(), self.length()),
         }
     }
 
@@ -160,13 +160,13 @@ impl Spool {
     ///
     /// *Errors*: the disk's.
     pub(super) fn read(&self, offset: u64, size: u32) -> Result<Vec<u8>> {
-        let file = match &*read_lock(&self.held) {
-            Held::Memory(bytes) => {
+        let file = match &*read_lock(&self.data) {
+            SpoolData::Memory(bytes) => {
                 let begin = usize::try_from(offset).map_or(bytes.len(), |offset| offset.min(bytes.len()));
                 let end = begin.saturating_add(usize::try_from(size).unwrap_or(usize::MAX)).min(bytes.len());
                 return Ok(bytes[begin..end].to_vec());
             }
-            Held::File(file) => file.clone(),
+            SpoolData::File(file) => file.clone(),
         };
         let wanted = self.length().saturating_sub(offset).min(u64::from(size));
         let mut bytes = vec![0; usize::try_from(wanted).unwrap_or(0)];
@@ -187,49 +187,49 @@ impl Spool {
     /// Changes what is in memory, if it can stay there with `length` bytes, zeros where it grows. Otherwise the file that it is
     /// in from now on, which is to be changed.
     fn change(&self, length: u64, change: impl FnOnce(&mut [u8])) -> Result<Option<Arc<File>>> {
-        let mut held = write_lock(&self.held);
-        let bytes = match &mut *held {
-            Held::File(file) => return Ok(Some(file.clone())),
-            Held::Memory(bytes) => bytes,
+        let mut data = write_lock(&self.data);
+        let bytes = match &mut *data {
+            SpoolData::File(file) => return Ok(Some(file.clone())),
+            SpoolData::Memory(bytes) => bytes,
         };
         let wanted = usize::try_from(length).unwrap_or(usize::MAX);
-        if self.room.may_stay(bytes.len(), wanted) {
+        if self.quota.may_stay(bytes.len(), wanted) {
             bytes.resize(wanted, 0);
             change(bytes);
             return Ok(None);
         }
-        let dir = &self.room.dir;
+        let dir = &self.quota.dir;
         let failed = |error: io::Error| Error::from(error).context(format!("fuse.staging.dir {}", dir.display()));
         let file = tempfile::tempfile_in(dir).map_err(failed)?;
         file.write_all_at(bytes, 0).map_err(failed)?;
-        self.room.leave_memory(bytes.len());
+        self.quota.leave_memory(bytes.len());
         let file = Arc::new(file);
-        *held = Held::File(file.clone());
+        *data = SpoolData::File(file.clone());
         Ok(Some(file))
     }
 
     /// Writes; a gap before it reads as zeros.
     ///
     /// *Errors*: `NoSpace`: then nothing has changed but bytes that were to be written over; the disk's.
-    pub(crate) fn write(&self, place: Place, data: &[u8]) -> Result<()> {
+    pub(crate) fn write(&self, place: WritePosition, data: &[u8]) -> Result<()> {
         let before = self.length();
         let offset = match place {
-            Place::At(offset) => offset,
-            Place::End => before,
+            WritePosition::At(offset) => offset,
+            WritePosition::End => before,
         };
         let end = offset.checked_add(data.len() as u64).filter(|end| i64::try_from(*end).is_ok());
         let end = end.ok_or_else(|| Error::invalid(format!("no file can have a byte at {offset}")))?;
         let growth = end.saturating_sub(before);
-        self.room.take(growth)?;
+        self.quota.take(growth)?;
         if offset < before {
-            self.kept.fetch_min(offset, Ordering::AcqRel);
+            self.unchanged_prefix.fetch_min(offset, Ordering::AcqRel);
         }
         if let Err(error) = self.write_at(offset, data, before) {
-            self.room.give_back(growth);
+            self.quota.give_back(growth);
             return Err(error.context("staging"));
         }
         if growth > 0 {
-            self.is(end);
+            self.set_length(end);
         }
         Ok(())
     }
@@ -259,27 +259,27 @@ impl Spool {
     pub(crate) fn resize(&self, length: u64) -> Result<()> {
         let before = self.length();
         let growth = length.saturating_sub(before);
-        self.room.take(growth)?;
-        self.kept.fetch_min(length, Ordering::AcqRel);
+        self.quota.take(growth)?;
+        self.unchanged_prefix.fetch_min(length, Ordering::AcqRel);
         let resized = match self.change(length, |_| ()) {
             Ok(Some(file)) => file.set_len(length).map_err(Error::from),
             done => done.map(drop),
         };
         if let Err(error) = resized {
-            self.room.give_back(growth);
+            self.quota.give_back(growth);
             return Err(error.context("staging"));
         }
-        self.is(length);
-        self.room.give_back(before.saturating_sub(length));
+        self.set_length(length);
+        self.quota.give_back(before.saturating_sub(length));
         Ok(())
     }
 }
 
 impl Drop for Spool {
     fn drop(&mut self) {
-        self.room.give_back(self.length());
-        if let Held::Memory(bytes) = self.held.get_mut().unwrap_or_else(PoisonError::into_inner) {
-            self.room.leave_memory(bytes.len());
+        self.quota.give_back(self.length());
+        if let SpoolData::Memory(bytes) = self.data.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            self.quota.leave_memory(bytes.len());
         }
     }
 }

@@ -10,28 +10,28 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::error::Result;
-use crate::ufs::{Deadline, Sent, Upload};
+use crate::ufs::{Deadline, PreparedPut, Upload};
 
-use super::{Spool, Turn};
+use super::{Spool, WriteGuard};
 
 /// Most files that are sent at a time: each holds a few parts in memory.
-const FILES: usize = 2;
+const UPLOADS_MAX: usize = 2;
 /// Bytes that a file must have grown by before it is worth an upload of its own.
-const GROWN: u64 = 16 << 20;
+const UPLOAD_MIN: u64 = 16 << 20;
 
 /// Who may send.
 #[derive(Debug)]
-pub(in crate::fuse) struct Senders(Arc<Semaphore>);
+pub(in crate::fuse) struct UploadPermits(Arc<Semaphore>);
 
-impl Senders {
-    pub(super) fn new() -> Senders {
-        Senders(Arc::new(Semaphore::new(FILES)))
+impl UploadPermits {
+    pub(super) fn new() -> UploadPermits {
+        UploadPermits(Arc::new(Semaphore::new(UPLOADS_MAX)))
     }
 }
 
 /// One file on its way. Dropped, it is given up.
 #[derive(Debug)]
-pub(in crate::fuse) struct Sending {
+pub(in crate::fuse) struct StreamingUpload {
     spool: Arc<Spool>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<Option<(Upload, OwnedSemaphorePermit)>>,
@@ -39,88 +39,88 @@ pub(in crate::fuse) struct Sending {
 
 /// What was sent before the end, until all is stored.
 #[derive(Debug, Default)]
-pub(in crate::fuse) struct Head {
-    pub(in crate::fuse) sent: Sent,
+pub(in crate::fuse) struct UploadedPrefix {
+    pub(in crate::fuse) prepared: PreparedPut,
     _permit: Option<OwnedSemaphorePermit>,
 }
 
-impl Sending {
+impl StreamingUpload {
     /// Begins to send, if enough has `grown` and not too many do so; `upload` begins the object.
     pub(super) fn start<F>(
-        senders: &Senders,
+        upload_permits: &UploadPermits,
         spool: &Arc<Spool>,
         grown: u64,
         upload: impl FnOnce() -> Option<F>,
         on: &Handle,
-    ) -> Option<Sending>
+    ) -> Option<StreamingUpload>
     where
         F: Future<Output = Result<Option<Upload>>> + Send + 'static,
     {
-        if grown < GROWN {
+        if grown < UPLOAD_MIN {
             return None;
         }
-        let permit = senders.0.clone().try_acquire_owned().ok()?;
+        let permit = upload_permits.0.clone().try_acquire_owned().ok()?;
         let upload = upload()?;
         let (stop, stopped) = oneshot::channel();
         spool.watch();
         let sent = send(spool.clone(), upload, stopped);
         let task = on.spawn(async move { Some((sent.await?, permit)) });
-        Some(Sending { spool: spool.clone(), stop, task })
+        Some(StreamingUpload { spool: spool.clone(), stop, task })
     }
 
     /// What was sent of content that is still the same. To be called while nobody changes it. Parts that are under way are waited
     /// for, for a part of the time until `deadline`; after that the whole of it is left to who sends all again.
-    pub(super) async fn end(self, deadline: &Deadline) -> Head {
-        let Sending { spool, stop, mut task } = self;
+    pub(super) async fn end(self, deadline: &Deadline) -> UploadedPrefix {
+        let StreamingUpload { spool, stop, mut task } = self;
         // It may have ended by itself.
         let _ = stop.send(());
         let Some(ended) = deadline.bound_earlier(&mut task).await else {
             tracing::info!("a store does not answer: what was sent before the end is given up");
             task.abort();
             deadline.extend();
-            return Head::default();
+            return UploadedPrefix::default();
         };
-        let Ok(Some((upload, permit))) = ended else { return Head::default() };
-        if upload.sent() > spool.kept() {
+        let Ok(Some((upload, permit))) = ended else { return UploadedPrefix::default() };
+        if upload.sent() > spool.unchanged_prefix() {
             upload.abort().await;
-            return Head::default();
+            return UploadedPrefix::default();
         }
         deadline.extend();
-        Head { sent: Sent::by(upload), _permit: Some(permit) }
+        UploadedPrefix { prepared: PreparedPut::from_upload(upload), _permit: Some(permit) }
     }
 }
 
-impl Turn {
+impl WriteGuard {
     /// Begins to send what is staged, if it is long and not on its way yet; `upload` begins the object.
-    pub(in crate::fuse) fn send_ahead<F>(
+    pub(in crate::fuse) fn start_upload<F>(
         &mut self,
-        senders: &Senders,
+        upload_permits: &UploadPermits,
         upload: impl FnOnce(&Attr) -> Option<F>,
         on: &Handle,
     ) where
         F: Future<Output = Result<Option<Upload>>> + Send + 'static,
     {
         let work = &mut *self.work;
-        if work.sending.is_none()
+        if work.streaming.is_none()
             && !self.staged.is_unlinked()
             && let Some(spool) = self.staged.spool.get()
         {
-            work.sending = Sending::start(senders, spool, work.grown, || upload(&work.base), on);
+            work.streaming = StreamingUpload::start(upload_permits, spool, work.grown, || upload(&work.base), on);
         }
     }
 
     /// What was sent of it before the end, which is now.
-    pub(in crate::fuse) async fn head(&mut self, deadline: &Deadline) -> Head {
-        match self.work.sending.take() {
-            Some(sending) => sending.end(deadline).await,
-            None => Head::default(),
+    pub(in crate::fuse) async fn finish_upload(&mut self, deadline: &Deadline) -> UploadedPrefix {
+        match self.work.streaming.take() {
+            Some(streaming) => streaming.end(deadline).await,
+            None => UploadedPrefix::default(),
         }
     }
 
     /// Gives up what was sent of it.
-    pub(in crate::fuse) fn without_head(&mut self) -> Head {
-        self.work.sending = None;
-        Head::default()
+    pub(in crate::fuse) fn discard_upload(&mut self) -> UploadedPrefix {
+        self.work.streaming = None;
+        UploadedPrefix::default()
     }
 }
 
@@ -141,7 +141,7 @@ async fn send(
             },
             () = spool.reaches(upload.sent() + upload.part()) => {}
         }
-        if spool.kept() < upload.sent() {
+        if spool.unchanged_prefix() < upload.sent() {
             break;
         }
         let sent = match spool.content().part(upload.sent(), upload.part()).await {
@@ -162,24 +162,24 @@ mod tests {
     use std::future::pending;
     use std::time::{Duration, Instant};
 
-    use super::super::Place;
+    use super::super::WritePosition;
     use super::super::tests::{MIB, bench};
     use super::*;
 
     #[tokio::test]
     async fn a_store_that_takes_no_part_before_the_end_does_not_hold_up_the_close() {
         let bench = bench(64 * MIB as u64);
-        let mut turn = bench.staged(1, &[]).await;
-        turn.write(Place::End, &vec![1; GROWN as usize]).expect("staged");
+        let mut guard = bench.staged(1, &[]).await;
+        guard.write(WritePosition::End, &vec![1; UPLOAD_MIN as usize]).expect("staged");
         let never = |_: &Attr| Some(pending::<Result<Option<Upload>>>());
-        turn.send_ahead(&bench.staging.senders, never, &Handle::current());
-        assert!(turn.work.sending.is_some(), "it is being sent");
+        guard.start_upload(&bench.staging.upload_permits, never, &Handle::current());
+        assert!(guard.work.streaming.is_some(), "it is being sent");
         let (began, deadline) = (Instant::now(), Deadline::within(Duration::from_millis(200)));
-        let _head = turn.head(&deadline).await;
+        let _head = guard.finish_upload(&deadline).await;
         assert!(began.elapsed() < Duration::from_secs(15));
         // Nobody sends any more: as many others can.
-        let permits = bench.staging.senders.0.clone();
-        let freed = tokio::time::timeout(Duration::from_secs(15), permits.acquire_many(FILES as u32)).await;
+        let permits = bench.staging.upload_permits.0.clone();
+        let freed = tokio::time::timeout(Duration::from_secs(15), permits.acquire_many(UPLOADS_MAX as u32)).await;
         freed.expect("the sender is gone").expect("never closed").forget();
     }
 }

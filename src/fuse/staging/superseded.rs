@@ -7,7 +7,7 @@ use jindofs_proto::v1::Attr;
 use crate::runtime::lock;
 
 use super::super::nodes::supersedes;
-use super::{Staged, Staging, Turn};
+use super::{Staged, Staging, WriteGuard};
 
 impl Staged {
     /// The version that was stored last, or that the content was made from. It is known also while another task has the turn.
@@ -20,11 +20,11 @@ impl Staged {
     }
 
     fn gives_way_to(&self, newest: &Attr) -> bool {
-        !self.is_apart() && supersedes(newest, &self.base())
+        !self.has_private_view() && supersedes(newest, &self.base())
     }
 }
 
-impl Turn {
+impl WriteGuard {
     /// True if all that is staged is stored, and others have stored the version `newest` since.
     pub(in crate::fuse) fn gives_way_to(&self, newest: &Attr) -> bool {
         self.staged.gives_way_to(newest)

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use bytes::Bytes;
 
-use super::{Staged, Staging, Turn};
+use super::{Staged, Staging, WriteGuard};
 
 /// What of an inode waits to be stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub(super) enum Unsaved {
 
 /// Whether a task stores what is left of a file after a close.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum LetGo {
+enum FinalizeState {
     Idle,
     Running,
     /// It was closed once more since.
@@ -51,26 +51,38 @@ impl UnsavedCell {
 
 impl Staged {
     /// A handle of it was closed. False if somebody stores what is left after a close already, who does so once more then.
-    pub(in crate::fuse) fn begin_letting_go(&self) -> bool {
-        let closed = |before| Some(if before == LetGo::Idle as u8 { LetGo::Running as u8 } else { LetGo::Again as u8 });
-        self.let_go.fetch_update(Ordering::SeqCst, Ordering::SeqCst, closed) == Ok(LetGo::Idle as u8)
+    pub(in crate::fuse) fn begin_finalize(&self) -> bool {
+        let closed = |before| {
+            Some(if before == FinalizeState::Idle as u8 {
+                FinalizeState::Running as u8
+            } else {
+                FinalizeState::Again as u8
+            })
+        };
+        self.finalizing.fetch_update(Ordering::SeqCst, Ordering::SeqCst, closed) == Ok(FinalizeState::Idle as u8)
     }
 
     /// False if a handle was closed since it was begun: it begins again.
-    pub(in crate::fuse) fn end_letting_go(&self) -> bool {
-        let ended = |before| Some(if before == LetGo::Again as u8 { LetGo::Running as u8 } else { LetGo::Idle as u8 });
-        self.let_go.fetch_update(Ordering::SeqCst, Ordering::SeqCst, ended) != Ok(LetGo::Again as u8)
+    pub(in crate::fuse) fn end_finalize(&self) -> bool {
+        let ended = |before| {
+            Some(if before == FinalizeState::Again as u8 {
+                FinalizeState::Running as u8
+            } else {
+                FinalizeState::Idle as u8
+            })
+        };
+        self.finalizing.fetch_update(Ordering::SeqCst, Ordering::SeqCst, ended) != Ok(FinalizeState::Again as u8)
     }
 
     /// It has no name any more, but the kernel may still have one that leads to it.
-    pub(in crate::fuse) fn unlink_behind(&self) {
-        self.left_name.store(true, Ordering::Release);
-        self.unlink();
+    pub(in crate::fuse) fn unlink_stale_name(&self) {
+        self.name_is_stale.store(true, Ordering::Release);
+        self.mark_unlinked();
     }
 
     /// True if who comes to it by a name means what has that name now.
-    pub(in crate::fuse) fn has_left_name(&self) -> bool {
-        self.left_name.load(Ordering::Acquire)
+    pub(in crate::fuse) fn has_stale_name(&self) -> bool {
+        self.name_is_stale.load(Ordering::Acquire)
     }
 
     /// Whose handles share it.
@@ -79,11 +91,11 @@ impl Staged {
     }
 }
 
-impl Turn {
+impl WriteGuard {
     /// It has no name any more, but the kernel may still have one that leads to it.
-    pub(in crate::fuse) fn unlink_behind(&mut self) {
-        self.staged.unlink_behind();
-        self.unlinked();
+    pub(in crate::fuse) fn unlink_stale_name(&mut self) {
+        self.staged.unlink_stale_name();
+        self.mark_unlinked();
     }
 
     pub(in crate::fuse) fn staged(&self) -> Arc<Staged> {
@@ -91,22 +103,22 @@ impl Turn {
     }
 
     /// The file is new, and not stored yet: it was made in `session`.
-    pub(in crate::fuse) fn made_in(&mut self, session: Option<Bytes>) {
+    pub(in crate::fuse) fn mark_new(&mut self, session: Option<Bytes>) {
         if !self.is_dirty() {
             self.staged.unsaved.set(Unsaved::New);
         }
-        self.work.made_in = session;
+        self.work.created_in = session;
     }
 
     /// True if the masters have forgotten a file that was made here and is not stored: `session` is another one than that in
     /// which it was made, or they were told to.
     pub(in crate::fuse) fn is_forgotten(&self, session: Option<&Bytes>) -> bool {
-        self.work.made_in.is_some() && self.work.made_in.as_ref() != session
+        self.work.created_in.is_some() && self.work.created_in.as_ref() != session
     }
 
     /// The masters are told to forget a file that was made here and cannot be stored.
-    pub(in crate::fuse) fn forget_session(&mut self) {
-        self.work.made_in = self.work.made_in.take().map(|_| Bytes::new());
+    pub(in crate::fuse) fn detach_from_session(&mut self) {
+        self.work.created_in = self.work.created_in.take().map(|_| Bytes::new());
     }
 
     /// True if nothing is in it any more.

@@ -5,7 +5,7 @@ use jindofs_proto::v1::FileType;
 use tokio::runtime::Handle;
 
 use super::super::nodes::{Joined, Opening};
-use super::super::staging::Place;
+use super::super::staging::WritePosition;
 use super::super::write::Write;
 use super::*;
 use crate::client::mounts::Mounts;
@@ -72,13 +72,13 @@ impl Bench {
     }
 
     /// The turn of a node whose content is staged, and is that of the version `base`.
-    async fn staged(&self, node: u64, base: &Attr) -> Turn {
+    async fn staged(&self, node: u64, base: &Attr) -> WriteGuard {
         let content = self.fs.staging.blank();
         let bytes = vec![u8::try_from(base.version).expect("small"); usize::try_from(base.size).expect("small")];
-        content.write(Place::End, &bytes).expect("written");
-        let mut turn = self.fs.staging.turn(node).await;
-        turn.begin(base.clone(), content);
-        turn
+        content.write(WritePosition::End, &bytes).expect("written");
+        let mut guard = self.fs.staging.lock(node).await;
+        guard.begin(base.clone(), content);
+        guard
     }
 
     /// What a node reads: its version, if all of that is there, staged or stored.
@@ -113,12 +113,12 @@ async fn a_file_that_another_task_changes_is_shown_as_one_version_as_a_whole_and
     let mut bench = Bench::new();
     bench.open(5, &attr(2), true);
     let fs = bench.fs.clone();
-    let turn = bench.staged(5, &attr(2)).await;
+    let guard = bench.staged(5, &attr(2)).await;
     fs.inodes.entered(1, b"f", Known::new(attr(3), Instant::now()));
     let shown = fs.attr_of_node(5).await.expect("known").attr;
     assert_eq!((shown.size, shown.mtime_ns, bench.read(5)), (2000, 2, 2));
     assert!(fs.attr_of_node_now(5).is_none(), "it moves as soon as it can");
-    drop(turn);
+    drop(guard);
     let before = fs.attr_of_node(5).await.expect("known");
     assert!(before.attr.size == 2000 && before.passing && fs.ttl_of(&before).is_zero(), "by the kernel's pages");
     assert_eq!(fs.attr_of_node(5).await.expect("known").attr.size, 3000);
@@ -131,18 +131,18 @@ async fn what_is_staged_gives_way_when_another_task_is_done_with_it_and_not_befo
     let mut bench = Bench::new();
     bench.open(5, &attr(2), true);
     let fs = bench.fs.clone();
-    let turn = bench.staged(5, &attr(2)).await;
+    let guard = bench.staged(5, &attr(2)).await;
     assert_eq!(fs.give_way(&attr(3), true).await.expect_err("held").kind, ErrorKind::Timeout);
     assert_eq!(bench.read(5), 2);
-    drop(turn);
+    drop(guard);
     let lies_below_a_mount = Attr { mount_id: 1, ..attr(3) };
     fs.give_way(&lies_below_a_mount, true).await.expect_err("no master tells where its content is");
     assert!(fs.staging.ready_for(5).is_some(), "readers go on with it");
-    let turn = fs.staging.turn_of_ready(5).await.expect("staged");
+    let guard = fs.staging.lock_if_staged(5).await.expect("staged");
     let newest = attr(3);
     let mut gives_way = std::pin::pin!(fs.give_way(&newest, true));
     assert!(futures::poll!(gives_way.as_mut()).is_pending());
-    drop(turn);
+    drop(guard);
     gives_way.await.expect("gone");
     assert!(fs.staging.ready_for(5).is_none());
     assert_eq!(bench.read(5), 3);
@@ -153,12 +153,12 @@ async fn what_is_written_while_it_is_waited_for_does_not_give_way() {
     let mut bench = Bench::new();
     bench.open(5, &attr(2), true);
     let fs = bench.fs.clone();
-    let mut turn = bench.staged(5, &attr(2)).await;
+    let mut guard = bench.staged(5, &attr(2)).await;
     let newest = attr(3);
     let mut gives_way = std::pin::pin!(fs.give_way(&newest, true));
     assert!(futures::poll!(gives_way.as_mut()).is_pending());
-    turn.write(Place::At(0), b"x").expect("written");
-    drop(turn);
+    guard.write(WritePosition::At(0), b"x").expect("written");
+    drop(guard);
     gives_way.await.expect("nothing to do");
     assert_eq!(bench.read(5), u64::from(b'x'), "its close is told");
 }
@@ -169,7 +169,7 @@ async fn pages_that_a_mapping_has_changed_are_refused_until_the_kernel_has_dropp
     bench.open(5, &attr(2), true);
     let fs = bench.fs.clone();
     drop(bench.staged(5, &attr(3)).await);
-    let page = Write { place: Place::At(0), offset: 0, from_pages: true, data: b"x" };
+    let page = Write { place: WritePosition::At(0), offset: 0, from_pages: true, data: b"x" };
     fs.nodes.move_to(5, &fs.reader.open(source_of(&attr(3), Vec::new())), &attr(3));
     assert!(fs.write_now(5, page, &Handle::current()).is_none());
     assert_eq!(fs.write(5, page).await.expect_err("of the version before").kind, ErrorKind::Stale);

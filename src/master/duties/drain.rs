@@ -19,9 +19,9 @@ use crate::types::BLOCK_SIZE;
 use crate::types::placement::{piece_of, rank};
 
 /// Pause between two looks while something is on its way.
-const LOOK: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Pause before what could not move is tried again.
-const AGAIN: Duration = Duration::from_secs(10);
+const RETRY_DELAY: Duration = Duration::from_secs(10);
 /// Files of one worker moved at the same time.
 const FILES: usize = 4;
 /// Most blocks asked for in one call.
@@ -44,7 +44,7 @@ pub(super) async fn run(parts: Parts, stop: Shutdown) {
             let drainer = drainer.clone();
             running.entry(id.clone()).or_insert_with(|| tokio::spawn(async move { drainer.drain(&id).await }));
         }
-        tokio::select! { () = stop.cancelled() => {}, () = tokio::time::sleep(LOOK) => {} }
+        tokio::select! { () = stop.cancelled() => {}, () = tokio::time::sleep(POLL_INTERVAL) => {} }
     }
     running.into_values().for_each(|task| task.abort());
 }
@@ -83,7 +83,7 @@ impl Drainer {
                 Ok(state) => done = state == DrainState::Done,
                 Err(error) => tracing::info!(worker = id, %error, "a drain does not go on"),
             }
-            tokio::time::sleep(if done { AGAIN } else { LOOK }).await;
+            tokio::time::sleep(if done { RETRY_DELAY } else { POLL_INTERVAL }).await;
         }
     }
 

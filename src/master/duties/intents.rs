@@ -7,7 +7,7 @@ use crate::master::service::Parts;
 use crate::runtime::Shutdown;
 
 /// Pause between two looks.
-const LOOK: Duration = Duration::from_millis(300);
+const POLL_INTERVAL: Duration = Duration::from_millis(300);
 
 pub(super) async fn run(parts: Parts, stop: Shutdown) {
     let mut leadership = parts.handle.leadership();
@@ -20,7 +20,7 @@ pub(super) async fn run(parts: Parts, stop: Shutdown) {
         tokio::select! {
             () = stop.cancelled() => {}
             _ = leadership.changed() => {}
-            () = tokio::time::sleep(LOOK) => {}
+            () = tokio::time::sleep(POLL_INTERVAL) => {}
         }
     }
 }

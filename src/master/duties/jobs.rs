@@ -21,7 +21,7 @@ use crate::runtime::Shutdown;
 use crate::runtime::attended::AttendedClock;
 use crate::types::placement::{piece_end, piece_of, rank};
 
-const LOOK: Duration = Duration::from_millis(300);
+const POLL_INTERVAL: Duration = Duration::from_millis(300);
 /// Files filled at the same time.
 const FILES: usize = 8;
 /// Blocks asked for in one call: progress is counted after each.
@@ -47,7 +47,7 @@ pub(super) async fn run(parts: Parts, stop: Shutdown) {
         for job in due {
             running.entry(job.id).or_insert_with(|| tokio::spawn(load(filler.clone(), job)));
         }
-        tokio::select! { () = stop.cancelled() => {}, () = tokio::time::sleep(LOOK) => {} }
+        tokio::select! { () = stop.cancelled() => {}, () = tokio::time::sleep(POLL_INTERVAL) => {} }
     }
     running.into_values().for_each(|task| task.abort());
 }

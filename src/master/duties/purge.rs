@@ -13,7 +13,7 @@ use crate::runtime::Shutdown;
 /// Inodes freed by one command: small enough that it never delays what clients wait for.
 const PURGE_INODES: u32 = 500;
 /// Pause between two looks while there is nothing to free.
-const LOOK: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Purges until `stop`.
 pub(super) async fn run(handle: Handle, stop: Shutdown) {
@@ -26,7 +26,7 @@ pub(super) async fn run(handle: Handle, stop: Shutdown) {
             }
         };
         if !busy {
-            tokio::select! { () = stop.cancelled() => {}, () = tokio::time::sleep(LOOK) => {} }
+            tokio::select! { () = stop.cancelled() => {}, () = tokio::time::sleep(POLL_INTERVAL) => {} }
         }
     }
 }

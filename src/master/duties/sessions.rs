@@ -10,10 +10,10 @@ use crate::runtime::Shutdown;
 use crate::types::BATCH_MAX;
 
 /// Looks per time to live.
-const LOOKS: u32 = 4;
+const POLLS_PER_TTL: u32 = 4;
 
 pub(super) async fn run(parts: Parts, stop: Shutdown) {
-    let pause = parts.sessions.ttl() / LOOKS;
+    let pause = parts.sessions.ttl() / POLLS_PER_TTL;
     while !stop.is_cancelled() {
         if let Err(error) = once(&parts).await {
             tracing::info!(%error, "expiry of sessions put off");

@@ -13,11 +13,11 @@ use crate::runtime::{Shutdown, now_ns};
 use crate::ufs::Kind;
 
 /// Pause between two looks at what is due.
-const LOOK: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Shortest time between two counts of a mount.
-const AGAIN: Duration = Duration::from_secs(60);
+const COUNT_INTERVAL_MIN: Duration = Duration::from_secs(60);
 /// A count that takes long is repeated after this many times its length.
-const PATIENCE: u32 = 20;
+const COUNT_INTERVAL_FACTOR: u32 = 20;
 
 /// Counts until `stop`.
 pub(super) async fn run(parts: Parts, stop: Shutdown) {
@@ -30,7 +30,7 @@ pub(super) async fn run(parts: Parts, stop: Shutdown) {
                 tracing::info!(%error, "under-storages are not counted");
             }
         }
-        tokio::select! { () = stop.cancelled() => {}, () = tokio::time::sleep(LOOK) => {} }
+        tokio::select! { () = stop.cancelled() => {}, () = tokio::time::sleep(POLL_INTERVAL) => {} }
     }
 }
 
@@ -50,7 +50,7 @@ async fn round(parts: &Parts, due: &mut HashMap<(u32, String), Instant>) -> Resu
             Ok(size) => parts.sizes.set(mount.id, size),
             Err(error) => tracing::warn!(ufs = mount.ufs_uri, %error, "an under-storage cannot be counted"),
         }
-        due.insert(key, Instant::now() + AGAIN.max(began.elapsed() * PATIENCE));
+        due.insert(key, Instant::now() + COUNT_INTERVAL_MIN.max(began.elapsed() * COUNT_INTERVAL_FACTOR));
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! How many names are being removed from each directory at this time.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 
 use crate::runtime::lock;
 

@@ -18,7 +18,7 @@ use crate::master::wording::to_error;
 use crate::ufs;
 
 /// How long to wait for a writer: many times what it takes.
-const PATIENCE: Duration = Duration::from_millis(100);
+const COMMIT_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// A file that is being stored, by the intent of that.
 type Behind = (u64, u64);
@@ -34,7 +34,7 @@ impl Metadata {
             return Ok(changed);
         }
         // Whether it was in vain is seen from what is left.
-        let _ = tokio::time::timeout(PATIENCE, self.all_end(&behind)).await;
+        let _ = tokio::time::timeout(COMMIT_TIMEOUT, self.all_end(&behind)).await;
         let left = self.left(&behind)?;
         if !left.is_empty() && !self.handle.is_leader() {
             return Err(self.handle.not_leader());

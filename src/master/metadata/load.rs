@@ -34,7 +34,7 @@ type Running = Shared<BoxFuture<'static, Result<()>>>;
 const READS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(99_999);
 
 /// Looks at one name, each of which was overtaken by a listing, before the caller is told so.
-const LOOKS: u32 = 8;
+const ATTEMPTS_MAX: u32 = 8;
 
 /// Where the youngest listing began that is taken into a directory, shared by the loads of it that are under way. A listing
 /// takes tombstones away: what was looked up before it began may be a name that has gone since, and is looked up again.
@@ -176,7 +176,7 @@ impl Loads {
         youngest: &Youngest,
     ) -> Result<()> {
         let path = if need.path.is_empty() { name.to_vec() } else { [&need.path, &b"/"[..], name].concat() };
-        for _ in 0..LOOKS {
+        for _ in 0..ATTEMPTS_MAX {
             let blank = self.blank(need);
             counter!("jindofs_master_ufs_stats_total", "mount" => need.mount.id.to_string()).increment(1);
             let found = storage.stat(&path).await.map_err(not_absent)?;

@@ -8,7 +8,7 @@ use jindofs_proto::v1::{LookupRequest, StatusRequest, Target, target};
 
 use crate::types::ROOT_INODE;
 
-use super::{Inner, MasterChannel, admin, namespace};
+use super::{ChannelState, MasterChannel, admin, namespace};
 
 /// A short-lived client (one command) should not ask for what it will not use.
 const FIRST: Duration = Duration::from_secs(1);
@@ -17,13 +17,13 @@ const WHILE_FAILING: Duration = Duration::from_millis(250);
 const BUDGET: Duration = Duration::from_secs(2);
 
 /// Starts the task with the first call; it ends with the last clone of the channel.
-pub(super) fn start(inner: &Arc<Inner>) {
-    if !inner.learning.swap(true, Ordering::Relaxed) {
+pub(super) fn start(inner: &Arc<ChannelState>) {
+    if !inner.discovering.swap(true, Ordering::Relaxed) {
         tokio::spawn(learn(Arc::downgrade(inner)));
     }
 }
 
-async fn learn(inner: Weak<Inner>) {
+async fn learn(inner: Weak<ChannelState>) {
     let mut pause = FIRST;
     loop {
         tokio::time::sleep(pause).await;

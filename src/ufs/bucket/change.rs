@@ -10,7 +10,7 @@ use crate::ufs::{Entry, Expected, Kind, stale};
 /// Bytes of the largest object that a store copies in one step.
 pub(super) const COPY_MAX: u64 = 5 << 30;
 /// Most entries of a directory that are looked at to know that one stays: a page of a listing.
-const LOOK_MAX: usize = 1000;
+const LIST_MAX: usize = 1000;
 
 impl Bucket {
     /// An object without content whose name ends in '/', so that the directory is there while nothing is in it.
@@ -78,7 +78,7 @@ impl Bucket {
         let key = key_to_change(path)?;
         let failed = |error: opendal::Error| self.failed(key, &error);
         let marker = format!("{key}/");
-        if leaving < LOOK_MAX {
+        if leaving < LIST_MAX {
             let mut lister = self.operator.lister_with(&marker).limit(leaving + 1).await.map_err(failed)?;
             let mut others = 0;
             while let Some(found) = lister.try_next().await.map_err(failed)? {
@@ -122,7 +122,7 @@ impl Bucket {
         } else if expected != Expected::Absent {
             return Err(stale(to));
         }
-        self.patient.copy(from_key, to_key).await.map_err(|error| match error.kind() {
+        self.write_operator.copy(from_key, to_key).await.map_err(|error| match error.kind() {
             opendal::ErrorKind::NotFound | opendal::ErrorKind::ConditionNotMatch | opendal::ErrorKind::Conflict => {
                 stale(from)
             }

@@ -51,7 +51,7 @@ pub(super) fn prepare() {
 pub(super) struct Bucket {
     operator: Operator,
     /// The same with more patience: for content that is stored.
-    patient: Operator,
+    write_operator: Operator,
     /// The store has been found to know no conditions for what is written.
     unconditional: AtomicBool,
     owner: Owner,
@@ -76,7 +76,7 @@ impl Bucket {
         let waits = |io| TimeoutLayer::default().with_timeout(TIMEOUT).with_io_timeout(io);
         Ok(Bucket {
             operator: service.clone().layer(waits(IO_TIMEOUT)),
-            patient: service.layer(waits(CHANGE_TIMEOUT)),
+            write_operator: service.layer(waits(CHANGE_TIMEOUT)),
             unconditional: AtomicBool::new(false),
             owner: options::owner(options)?,
             place,

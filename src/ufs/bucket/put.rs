@@ -9,7 +9,7 @@ use super::verdict::{Verdict, says};
 use super::{Bucket, key_to_change};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::{failpoint_io, now_ns};
-use crate::ufs::early::Early;
+use crate::ufs::prepared_put::Prepared;
 use crate::ufs::retry::again_until;
 use crate::ufs::{Content, Deadline, Entry, Expected, Kind, Upload, stale};
 
@@ -47,7 +47,7 @@ impl Bucket {
     ) -> Result<Entry> {
         let key = key_to_change(path)?;
         let put = Put { path, key, content, expected, deadline };
-        let Some(Early::Upload(upload)) = content.sent.take() else {
+        let Some(Prepared::Upload(upload)) = content.prepared.take() else {
             return self.put_whole(put).await;
         };
         if !upload.is_for(key, expected) || upload.sent() > content.length || content.length > upload.part() * PARTS_MAX
@@ -172,7 +172,7 @@ impl Bucket {
     ) -> Result<Upload> {
         let part = part_size(length);
         let chunk = usize::try_from(part).map_err(|_| Error::invalid("content too long to be stored"))?;
-        let writer = self.patient.writer_with(key).chunk(chunk).concurrent(CONCURRENT);
+        let writer = self.write_operator.writer_with(key).chunk(chunk).concurrent(CONCURRENT);
         let writer = match condition {
             None => writer,
             Some(Expected::Absent) => writer.if_not_exists(true),

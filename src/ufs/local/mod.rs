@@ -22,10 +22,10 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, open, openat2, readlinkat, sta
 use rustix::io::Errno;
 
 use self::place::is_temporary;
-use super::early::Early;
+use super::prepared_put::Prepared;
 use super::{
-    AttrChange, Content, Deadline, Entry, Expected, Kind, Listing, NewAttr, Sent, Space, Ufs, blocking, saturated_ns,
-    stale, tidy,
+    AttrChange, Content, Deadline, Entry, Expected, Kind, Listing, NewAttr, PreparedPut, Space, Ufs, blocking,
+    saturated_ns, stale, tidy,
 };
 use crate::error::{Error, ErrorKind, Result};
 
@@ -260,17 +260,17 @@ impl Ufs for Local {
         Box::pin(blocking(move || this.put_now(&path, &content, Expected::of(&expected), attr, intent)))
     }
 
-    fn prepare<'a>(&'a self, path: &'a [u8], content: Content, attr: NewAttr) -> BoxFuture<'a, Sent> {
+    fn prepare<'a>(&'a self, path: &'a [u8], content: Content, attr: NewAttr) -> BoxFuture<'a, PreparedPut> {
         let (this, path) = (self.clone(), path.to_vec());
         let filled = blocking(move || this.fill_now(&path, &content, attr));
         Box::pin(async move {
             match filled.await {
-                Ok(Some(filled)) => Sent::early(Early::Filled(filled)),
-                Ok(None) => Sent::default(),
+                Ok(Some(filled)) => PreparedPut::new(Prepared::NewFile(filled)),
+                Ok(None) => PreparedPut::default(),
                 // The put meets it again, and tells.
                 Err(error) => {
                     tracing::debug!(%error, "a put is not prepared");
-                    Sent::default()
+                    PreparedPut::default()
                 }
             }
         })

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use super::Local;
 use super::attributes::{give, give_link};
-use super::place::{Place, is_thing, is_version};
+use super::place::{EntryName, is_thing, is_version};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ufs::{Entry, Expected, Kind, NewAttr, stale};
 
@@ -58,7 +58,7 @@ impl Local {
     }
 
     pub(super) fn rename_now(&self, from: &[u8], token: &[u8], to: &[u8], expected: Expected<'_>) -> Result<Entry> {
-        let look = |path: &[u8], place: &Place<'_>| place.metadata().map_err(|error| self.failed(path, &error));
+        let look = |path: &[u8], place: &EntryName<'_>| place.metadata().map_err(|error| self.failed(path, &error));
         let (source, target) = (self.place(from)?, self.place_for_new(to)?);
         let there = look(to, &target)?;
         let moving = match &source {
@@ -81,12 +81,12 @@ impl Local {
             None if there.as_ref().is_some_and(|there| is_thing(there, token)) => {}
             None => return Err(stale(from)),
         }
-        let synced = target.sync().and_then(|()| source.as_ref().map_or(Ok(()), Place::sync));
+        let synced = target.sync().and_then(|()| source.as_ref().map_or(Ok(()), EntryName::sync));
         synced.map_err(|error| Error { kind: ErrorKind::OutcomeUnknown, ..self.failed(to, &error) })?;
         target.entry().map_err(|error| self.failed(to, &error))?.ok_or_else(|| stale(to))
     }
 
-    fn move_into(&self, path: &[u8], target: &Place<'_>, source: &Place<'_>, free: bool) -> Result<()> {
+    fn move_into(&self, path: &[u8], target: &EntryName<'_>, source: &EntryName<'_>, free: bool) -> Result<()> {
         match target.take(&source.directory, source.name, free) {
             Err(error) if free && error.kind() == io::ErrorKind::AlreadyExists => Err(stale(path)),
             // It went, or was replaced, between the look and the move.
@@ -96,14 +96,14 @@ impl Local {
     }
 
     /// *Errors*: `NotFound` when the directory is not there.
-    fn place_for_new<'p>(&self, path: &'p [u8]) -> Result<Place<'p>> {
+    fn place_for_new<'p>(&self, path: &'p [u8]) -> Result<EntryName<'p>> {
         self.place(path)?.ok_or_else(|| self.failed(path, &io::ErrorKind::NotFound.into()))
     }
 
     /// What was made, or found made.
     ///
     /// *Errors*: `AlreadyExists` when it is something else.
-    fn made(&self, path: &[u8], place: &Place<'_>, is_it: impl FnOnce(&Entry) -> bool) -> Result<Entry> {
+    fn made(&self, path: &[u8], place: &EntryName<'_>, is_it: impl FnOnce(&Entry) -> bool) -> Result<Entry> {
         let failed = |error: io::Error| self.failed(path, &error);
         place.sync().map_err(failed)?;
         let entry = place.entry().map_err(failed)?;
@@ -112,7 +112,7 @@ impl Local {
 }
 
 /// Gives a directory that was just made to its owner; one that cannot be given is taken away again.
-fn own(place: &Place<'_>, attr: NewAttr) -> io::Result<()> {
+fn own(place: &EntryName<'_>, attr: NewAttr) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let opened = openat(&place.directory, place.name, flags, Mode::empty());
     let given = opened.map_err(io::Error::from).map(File::from).and_then(|directory| {

@@ -34,7 +34,7 @@ pub(super) fn check_path(path: &[u8]) -> Result<()> {
 
 /// A name in a directory.
 #[derive(Debug)]
-pub(super) struct Place<'p> {
+pub(super) struct EntryName<'p> {
     pub(super) directory: File,
     pub(super) name: &'p [u8],
 }
@@ -43,7 +43,7 @@ impl Local {
     /// Where `path` is, or would be; `None` when there is no such directory, or only behind a symbolic link.
     ///
     /// *Errors*: `InvalidArgument` and `NameTooLong` for what can be no name; `UnderStorage` when the root itself is gone.
-    pub(super) fn place<'p>(&self, path: &'p [u8]) -> Result<Option<Place<'p>>> {
+    pub(super) fn place<'p>(&self, path: &'p [u8]) -> Result<Option<EntryName<'p>>> {
         let (parent, name) = match path.iter().rposition(|byte| *byte == b'/') {
             Some(at) => (&path[..at], &path[at + 1..]),
             None => (&path[..0], path),
@@ -51,14 +51,14 @@ impl Local {
         check_path(path)?;
         // Not O_PATH: what changes in it is made durable by it.
         match self.open_below(parent, OFlags::RDONLY | OFlags::DIRECTORY) {
-            Ok(directory) => Ok(Some(Place { directory, name })),
+            Ok(directory) => Ok(Some(EntryName { directory, name })),
             Err(error) if gone(&error) => Ok(None),
             Err(error) => Err(self.failed(path, &error)),
         }
     }
 }
 
-impl Place<'_> {
+impl EntryName<'_> {
     /// What has the name, open for looking only; a symbolic link is not followed.
     pub(super) fn open(&self) -> io::Result<Option<File>> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -7,11 +7,11 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, openat};
 use rustix::io::Errno;
 
 use super::attributes::{give, set_mtime};
-use super::place::{Place, TEMPORARY, is_version};
+use super::place::{EntryName, TEMPORARY, is_version};
 use super::{Local, by_fd, entry_of_opened, gone, xattrs};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::failpoint_io;
-use crate::ufs::early::{Early, Filled};
+use crate::ufs::prepared_put::{Prepared, UnnamedFile};
 use crate::ufs::{Content, Entry, Expected, NewAttr, stale};
 
 /// What content is called until it takes its place.
@@ -30,7 +30,7 @@ impl Local {
     ) -> Result<Entry> {
         let failed = |error: io::Error| self.failed(path, &error);
         let Some(place) = self.place(path)? else { return Err(self.no_place(path, expected)) };
-        if let Some(Early::Filled(filled)) = content.sent.take()
+        if let Some(Prepared::NewFile(filled)) = content.prepared.take()
             && expected == Expected::Absent
             && filled.attr == attr
             && self.link(path, &place, &filled.file)?
@@ -67,14 +67,14 @@ impl Local {
     }
 
     /// Makes durable that a file has its place.
-    fn in_place(&self, path: &[u8], place: &Place<'_>, file: &File) -> Result<Entry> {
+    fn in_place(&self, path: &[u8], place: &EntryName<'_>, file: &File) -> Result<Entry> {
         let stored = place.sync().and_then(|()| entry_of_opened(place.name, file));
         let unknown = |error: io::Error| Error { kind: ErrorKind::OutcomeUnknown, ..self.failed(path, &error) };
         stored.map_err(unknown)?.ok_or_else(|| Error::internal("a stored file is none"))
     }
 
     /// Fills a file that has no name; `None` where there are none.
-    pub(super) fn fill_now(&self, path: &[u8], content: &Content, attr: NewAttr) -> Result<Option<Filled>> {
+    pub(super) fn fill_now(&self, path: &[u8], content: &Content, attr: NewAttr) -> Result<Option<UnnamedFile>> {
         let Some(place) = self.place(path)? else { return Ok(None) };
         let flags = OFlags::WRONLY | OFlags::TMPFILE | OFlags::CLOEXEC;
         let file = match openat(&place.directory, ".", flags, Mode::RUSR | Mode::WUSR) {
@@ -83,13 +83,13 @@ impl Local {
             Err(error) => return Err(self.failed(path, &error.into())),
         };
         fill(&file, content, attr, None).map_err(|error| self.failed(path, &error))?;
-        Ok(Some(Filled { file, attr }))
+        Ok(Some(UnnamedFile { file, attr }))
     }
 
     /// Gives a file without a name its place; false if that cannot be.
     ///
     /// *Errors*: `Stale` when something else is there.
-    fn link(&self, path: &[u8], place: &Place<'_>, file: &File) -> Result<bool> {
+    fn link(&self, path: &[u8], place: &EntryName<'_>, file: &File) -> Result<bool> {
         failpoint_io("local.filled").map_err(|error| self.failed(path, &error))?;
         match linkat(CWD, by_fd(file), &place.directory, place.name, AtFlags::SYMLINK_FOLLOW) {
             Ok(()) => Ok(true),
@@ -114,7 +114,7 @@ impl Local {
         synced.map_err(|error| self.failed(path, &error))
     }
 
-    fn put_in_place(&self, path: &[u8], place: &Place<'_>, temporary: &[u8], expected: Expected<'_>) -> Result<()> {
+    fn put_in_place(&self, path: &[u8], place: &EntryName<'_>, temporary: &[u8], expected: Expected<'_>) -> Result<()> {
         self.must_be(path, place, expected)?;
         match place.take(&place.directory, temporary, expected == Expected::Absent) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(stale(path)),
@@ -123,7 +123,7 @@ impl Local {
     }
 
     /// *Errors*: `Stale` when something else is there than expected.
-    fn must_be(&self, path: &[u8], place: &Place<'_>, expected: Expected<'_>) -> Result<()> {
+    fn must_be(&self, path: &[u8], place: &EntryName<'_>, expected: Expected<'_>) -> Result<()> {
         let found = place.metadata().map_err(|error| self.failed(path, &error))?;
         let is = match (found, expected) {
             (None, Expected::Absent) => true,
@@ -159,7 +159,7 @@ fn fill(file: &File, content: &Content, attr: NewAttr, replaced: Option<&File>) 
 }
 
 /// A new file, in place of what an attempt of the same intent has left when it was cut off.
-fn create(place: &Place<'_>, name: &[u8]) -> io::Result<File> {
+fn create(place: &EntryName<'_>, name: &[u8]) -> io::Result<File> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let create = || openat(&place.directory, name, flags, Mode::RUSR | Mode::WUSR);
     let created = match create() {

@@ -95,8 +95,8 @@ fn content_is_stored_whole_and_only_in_the_place_of_what_was_expected() {
 /// Content of a new file `f` that is on disk before it is put.
 async fn prepared(ufs: &Local, bytes: &[u8]) -> Content {
     let content = Content::in_memory(Bytes::copy_from_slice(bytes));
-    let sent = ufs.prepare(b"f", content.clone(), attr()).await;
-    Content { sent, ..content }
+    let prepared = ufs.prepare(b"f", content.clone(), attr()).await;
+    Content { prepared, ..content }
 }
 
 #[test]
