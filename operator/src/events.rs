@@ -1,4 +1,4 @@
-//! What happens, told to whoever describes the object it is about.
+//! Kubernetes events about objects.
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
@@ -7,7 +7,7 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 /// Most bytes of an event's note.
 const NOTE_MAX: usize = 1024;
 
-/// What is to be told.
+/// The content of an event.
 #[derive(Debug)]
 pub(crate) struct EventMessage {
     pub(crate) reason: String,
@@ -16,18 +16,18 @@ pub(crate) struct EventMessage {
 }
 
 impl EventMessage {
-    /// Something that happened, and is no condition.
+    /// An event that belongs to no condition.
     pub(crate) fn new(reason: &str, note: String, warning: bool) -> EventMessage {
         EventMessage { reason: reason.to_owned(), note, warning }
     }
 }
 
-/// Who tells: a program, and which of several.
+/// A recorder for one of several instances of a program.
 pub(crate) fn recorder(client: Client, program: &str, instance: &str) -> Recorder {
     Recorder::new(client, Reporter { controller: program.to_owned(), instance: Some(instance.to_owned()) })
 }
 
-/// The note of an event, of which Kubernetes takes no longer one; the condition has it whole.
+/// The note of an event, cut to the length that Kubernetes accepts; the condition has the whole text.
 fn shortened(note: String) -> String {
     const REST: &str = " ... (see the conditions)";
     if note.len() <= NOTE_MAX {
@@ -36,7 +36,7 @@ fn shortened(note: String) -> String {
     format!("{}{REST}", &note[..note.floor_char_boundary(NOTE_MAX - REST.len())])
 }
 
-/// Records an event. That it cannot be told is logged and is no reason to stop.
+/// Records an event. A failure is logged and otherwise ignored.
 pub(crate) async fn publish(recorder: &Recorder, about: &ObjectReference, news: EventMessage) {
     let event = Event {
         type_: if news.warning { EventType::Warning } else { EventType::Normal },

@@ -1,9 +1,11 @@
-//! From one master on a named claim to several with claims of their own, while clients go on.
+//! Migration from one master on a named claim to several masters with claims of their own, without an interruption for
+//! clients.
 //!
-//! A StatefulSet's claims cannot be changed, and a new set would not take over a pod with another volume. So the old set goes
-//! without its pod, which loses the label that only sets select by (the Service still finds it); the new set begins with
-//! ordinal 1; its masters join; the old master hands over, goes, and comes back as ordinal 0 on a claim of its own. Each step
-//! follows from what is there: an operator that dies anywhere goes on where it stopped.
+//! The claims of a StatefulSet cannot be changed, and a new set would not adopt a pod with another volume. So the old
+//! set is deleted without its pod, which loses the label that only sets select by (the Service still selects it). The
+//! new set begins with ordinal 1, and its masters join. Then the old master transfers leadership, is deleted, and comes
+//! back as ordinal 0 on a claim of its own. Each step follows from the observed state, so an operator that dies at any
+//! point continues where it stopped.
 
 use std::sync::Arc;
 
@@ -22,19 +24,19 @@ use super::status::NotReady;
 use crate::crd::JindoRuntime;
 use crate::desired::{self, Input, OWNED, Role};
 
-/// On a named claim: the cluster that has left it. It is never started from again.
+/// Annotation on a named claim: the cluster that has left it. No master is started from such a claim.
 const SUPERSEDED: &str = "jindofs.io/superseded";
 
-/// How far it is.
+/// Stage of the migration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MigrationStage {
-    /// Nothing is to be done.
+    /// No migration is needed, or it is finished.
     Settled,
-    /// The old set has to go.
+    /// The old set has to be deleted.
     Leave,
-    /// The old master stands beside the new set.
+    /// The old master runs beside the new set.
     Beside,
-    /// The others vote: the old master may go.
+    /// The new masters vote: the old master may be deleted.
     Over,
 }
 
@@ -42,7 +44,7 @@ fn first(input: &Input<'_>) -> String {
     format!("{}-0", input.names.of(Role::Master))
 }
 
-/// Where a change from a named claim to own claims is. `on_named`: the named claim still holds the cluster.
+/// The current stage. `on_named`: the named claim still holds the cluster.
 pub(super) fn stage(
     input: &Input<'_>,
     live: Option<&StatefulSet>,
@@ -71,7 +73,7 @@ pub(super) fn stage(
     }
 }
 
-/// The new set, as long as the old master is beside it.
+/// Shapes the new set while the old master runs beside it.
 pub(super) fn beside(set: &mut StatefulSet, wanted: i32) {
     let spec = set.spec.get_or_insert_default();
     spec.ordinals = Some(StatefulSetOrdinals { start: Some(1) });
@@ -79,7 +81,7 @@ pub(super) fn beside(set: &mut StatefulSet, wanted: i32) {
 }
 
 impl RuntimeReconciler {
-    /// Lets go of the old set, and of its pod.
+    /// Deletes the old set without its pod.
     pub(super) async fn leave(&self, input: &Input<'_>) -> Result<NotReady, kube::Error> {
         let params = DeleteParams { propagation_policy: Some(PropagationPolicy::Orphan), ..DeleteParams::default() };
         gone(self.api::<StatefulSet>().delete(&input.names.of(Role::Master), &params).await)?;
@@ -89,8 +91,8 @@ impl RuntimeReconciler {
         ))
     }
 
-    /// Keeps the old master where it is until the others vote, then lets it hand over and go. Returns what is being waited
-    /// for, and true if the new set may have its place.
+    /// Keeps the old master running until the others vote, then transfers its leadership and deletes it. Returns what
+    /// is being waited for, and true if the new set may be applied.
     pub(super) async fn convert(
         &self,
         input: &Input<'_>,
@@ -119,7 +121,7 @@ impl RuntimeReconciler {
                 if pod.labels().contains_key(OWNED) {
                     let patch = json!({"metadata": {"labels": {OWNED: null}}});
                     gone(self.api::<Pod>().patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await)?;
-                    // The set that comes next must not find it.
+                    // The next set must not adopt the pod.
                     return Ok((waits("the first master is let go of"), false));
                 }
                 Ok((waits("the new masters join"), true))
@@ -131,7 +133,7 @@ impl RuntimeReconciler {
         }
     }
 
-    /// Makes the pod of the old master, which no set makes any more.
+    /// Creates the pod of the old master, for which no set exists any more.
     async fn bring_back(&self, input: &Input<'_>) -> Result<(), kube::Error> {
         let mut runtime: JindoRuntime = input.runtime.clone();
         runtime.spec.master.replicas = Some(1);
@@ -152,7 +154,7 @@ impl RuntimeReconciler {
         }
     }
 
-    /// What is on the named claim grows old from now on.
+    /// Marks the named claim: its metadata is outdated from now on.
     async fn supersede(&self, input: &Input<'_>) -> Result<(), kube::Error> {
         let Some(claim) = desired::named_claim(input) else { return Ok(()) };
         let status = input.runtime.status.as_ref().and_then(|status| status.cluster.as_ref());
@@ -168,13 +170,13 @@ impl RuntimeReconciler {
         noted.is_some_and(|(uuid, _)| recorded == Some(uuid.to_string().as_str()))
     }
 
-    /// True if a cluster has left this claim behind.
+    /// True if the cluster has left this claim.
     pub(super) fn is_superseded(&self, claim: &str) -> bool {
         let claim = self.context.cache.get::<PersistentVolumeClaim>(&self.namespace, claim);
         claim.is_some_and(|claim| claim.annotations().contains_key(SUPERSEDED))
     }
 
-    /// A master is never started from a claim that its cluster has left.
+    /// Refuses to start a master from a claim that its cluster has left.
     pub(super) fn check_not_superseded(&self, input: &Input<'_>) -> Result<(), NotReady> {
         let claim = desired::named_claim(input).filter(|_| desired::replicas(input) == 1 && !input.own_claims);
         match claim.filter(|claim| self.is_superseded(claim)) {

@@ -1,4 +1,4 @@
-//! What is deleted when, and what holds it: nothing is taken from pods that use a Dataset.
+//! Deletion of a Dataset or JindoRuntime. Nothing is deleted while pods use the Dataset.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::crd::{DATASET_FINALIZER, Dataset, JindoRuntime, RUNTIME_FINALIZER};
 use crate::desired::{MANAGER, Names};
 use crate::events::EventMessage;
 
-/// Pause between two looks at what is on its way out.
+/// Pause between two checks of what is being deleted.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 fn ours<K: Resource>(object: &K) -> bool {
@@ -22,7 +22,7 @@ fn ours<K: Resource>(object: &K) -> bool {
 }
 
 impl RuntimeReconciler {
-    /// Takes down what belongs to the one that is being deleted, once no pod uses it.
+    /// Deletes what belongs to the deleted object, once no pod uses it.
     pub(super) async fn release(
         &self,
         dataset: Option<&Dataset>,
@@ -50,7 +50,7 @@ impl RuntimeReconciler {
         Ok(POLL_INTERVAL)
     }
 
-    /// Says why nothing happens.
+    /// Reports why the deletion has to wait.
     async fn hold(
         &self,
         dataset: Option<&Dataset>,
@@ -81,7 +81,7 @@ impl RuntimeReconciler {
         }
     }
 
-    /// True when neither claim nor volume is left.
+    /// Deletes the claim and the volume. Returns true when both are gone.
     async fn delete_volume(&self) -> Result<bool, kube::Error> {
         let cache = &self.context.cache;
         let mut left = false;
@@ -104,7 +104,7 @@ impl RuntimeReconciler {
         Ok(!left)
     }
 
-    /// Adds or removes our finalizer; nothing is written where it is as it should be.
+    /// Adds or removes our finalizer; writes only if it has to change.
     pub(super) async fn finalize<K>(&self, object: &K, finalizer: &str, wanted: bool) -> Result<(), kube::Error>
     where
         K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
@@ -120,7 +120,7 @@ impl RuntimeReconciler {
         if wanted {
             finalizers.push(finalizer.to_owned());
         }
-        // Of two writers at once the API server refuses one.
+        // The API server refuses one of two concurrent writers.
         let version = object.resource_version();
         let patch = json!({"metadata": {"finalizers": finalizers, "resourceVersion": version}});
         let api: Api<K> = Api::namespaced(self.context.cache.client.clone(), &self.namespace);

@@ -1,5 +1,5 @@
-//! Founding a cluster, once. Its uuid is recorded in the status and on the claims of the metadata before masters are told to
-//! found it: whatever dies in between, the same founding is repeated, and never a second one is begun.
+//! Founds a cluster, once. Its uuid is recorded in the status and on the metadata claims before the masters are told to
+//! found it: whatever dies in between, the same founding is repeated, and no second cluster is founded.
 
 use std::collections::BTreeSet;
 
@@ -15,12 +15,12 @@ use super::status::NotReady;
 use crate::crd::{ClusterStatus, JindoRuntime, RuntimeStatus};
 use crate::desired::{Input, Role, metadata_claims, named_claim, replicas};
 
-/// On a claim: the cluster whose metadata it holds.
+/// Annotation on a claim: the cluster whose metadata it holds.
 const CLUSTER: &str = "jindofs.io/cluster";
-/// On a claim: that cluster was founded.
+/// Annotation on a claim: that cluster was founded.
 const FOUNDED: &str = "jindofs.io/founded";
 
-/// A uuid, and whether its cluster is known to have been founded.
+/// A uuid, and whether its cluster was founded.
 type Recorded = (Uuid, bool);
 
 fn cluster_of(bytes: &[u8]) -> Option<Uuid> {
@@ -28,7 +28,7 @@ fn cluster_of(bytes: &[u8]) -> Option<Uuid> {
 }
 
 impl RuntimeReconciler {
-    /// The cluster that a claim says it holds.
+    /// The cluster that is recorded on a claim.
     pub(super) fn note(&self, claim: &str) -> Option<Recorded> {
         let claim = self.context.cache.get::<PersistentVolumeClaim>(&self.namespace, claim)?;
         let notes = claim.metadata.annotations.as_ref()?;
@@ -36,7 +36,8 @@ impl RuntimeReconciler {
         Some((uuid, notes.get(FOUNDED).is_some_and(|value| value == "true")))
     }
 
-    /// What is recorded of the cluster; without a status, what its claims say: a runtime that is made again finds its metadata.
+    /// The recorded cluster; if the status has none, that of the claims: a runtime that is created again finds its
+    /// metadata.
     fn recorded(&self, input: &Input<'_>, status: &RuntimeStatus) -> Result<Option<Recorded>, NotReady> {
         if let Some(cluster) = &status.cluster
             && let Some(uuid) = cluster.uuid.as_deref().and_then(|uuid| uuid.parse().ok())
@@ -56,7 +57,7 @@ impl RuntimeReconciler {
         Ok(noted.first().map(|first| (first.0, noted.iter().any(|one| one.1))))
     }
 
-    /// A named claim that holds a cluster is never left behind silently for empty volumes.
+    /// Refuses to abandon a named claim that holds a cluster for empty volumes.
     pub(super) fn check_cluster_kept(&self, input: &Input<'_>, status: &RuntimeStatus) -> Result<(), NotReady> {
         let claim = named_claim(input).filter(|_| replicas(input) > 1 || input.own_claims);
         let founded_elsewhere = status.cluster.as_ref().is_some_and(|cluster| cluster.uuid.is_some());
@@ -73,7 +74,7 @@ impl RuntimeReconciler {
         }
     }
 
-    /// Founds the cluster if nobody ever has. Returns whether it is there.
+    /// Founds the cluster if it was never founded. Returns whether it exists.
     pub(super) async fn found(
         &self,
         input: &Input<'_>,
@@ -96,7 +97,7 @@ impl RuntimeReconciler {
             )));
         }
         if let Some(uuid) = alive.first() {
-            // They live: that they do is recorded where it is not yet.
+            // The cluster exists: this is recorded if it was not.
             self.record(input, runtime, status, (*uuid, true)).await?;
             return Ok(Ok(()));
         }
@@ -131,7 +132,7 @@ impl RuntimeReconciler {
         Ok(Ok(()))
     }
 
-    /// Writes it to the status and to the claims, before anything follows from it.
+    /// Records the cluster in the status and on the claims, before anything depends on it.
     async fn record(
         &self,
         input: &Input<'_>,

@@ -1,7 +1,7 @@
-//! The operator: makes Kubernetes be as Datasets and JindoRuntimes ask, and says in their status what is.
+//! The operator: reconciles Kubernetes with Datasets and JindoRuntimes, and reports the observed state in their status.
 //!
-//! One task per Dataset and JindoRuntime of a name, woken by changes and by time: nothing runs twice at once for one name,
-//! and a slow cluster delays no other one.
+//! There is one task for each name of a Dataset and JindoRuntime, woken by changes and by a timer: a name is never
+//! reconciled twice at the same time, and a slow cluster delays no other one.
 
 mod apply;
 mod claim_migration;
@@ -37,27 +37,27 @@ use load::Load;
 use object_cache::{Key, ObjectCache};
 use runtime_reconciler::RuntimeReconciler;
 
-/// Who tells events.
+/// The reporter of events.
 const PROGRAM: &str = "jindofs-operator";
-/// Longest pause after something failed.
+/// Longest pause after an error.
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
-/// Changes come in bursts: they are looked at together.
+/// Changes come in bursts and are handled together.
 const BURST: Duration = Duration::from_millis(50);
 
-/// What the operator is told when it starts.
+/// Options of the operator.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Namespace of the Lease.
     pub namespace: String,
-    /// Name of this process among several.
+    /// Name of this replica.
     pub identity: String,
-    /// Image of runtimes that name none.
+    /// Image for runtimes that name none.
     pub image: String,
     /// Name of the node plugin.
     pub driver: String,
 }
 
-/// What every task shares.
+/// Shared by all tasks.
 #[derive(Clone)]
 struct Context {
     cache: ObjectCache,
@@ -67,7 +67,7 @@ struct Context {
 
 /// Runs until the Lease is lost or `stop` completes.
 ///
-/// *Errors*: what keeps it from starting, or that the Lease was lost.
+/// *Errors*: what prevents the start, or that the Lease was lost.
 pub async fn run(options: Options, ready: Ready, stop: impl Future<Output = ()>) -> Result<(), String> {
     let client = Client::try_default().await.map_err(|error| format!("no Kubernetes to talk to: {error}"))?;
     if let Err(why) = refuse_beside_fluid(&client).await {
@@ -83,7 +83,7 @@ pub async fn run(options: Options, ready: Ready, stop: impl Future<Output = ()>)
         return Err(why);
     }
     let mut election = lease::Election::new(client.clone(), &options.namespace, options.identity.clone());
-    // One that waits is ready to take over.
+    // A standby counts as ready.
     ready.set();
     let mut stop = std::pin::pin!(stop);
     tracing::info!(identity = options.identity, "waiting for the lease");
@@ -98,7 +98,7 @@ pub async fn run(options: Options, ready: Ready, stop: impl Future<Output = ()>)
     outcome
 }
 
-/// Two operators for the same resources would undo each other's work.
+/// Refuses to run beside Fluid's controllers: two operators for the same resources would undo each other's work.
 async fn refuse_beside_fluid(client: &Client) -> Result<(), String> {
     let deployments: Api<k8s_openapi::api::apps::v1::Deployment> = Api::namespaced(client.clone(), "fluid-system");
     for name in ["dataset-controller", "jindoruntime-controller"] {
@@ -134,14 +134,15 @@ async fn act(client: Client, options: Options) {
                 Some(key) => wake(&context, &mut wakers, &mut tasks, key),
             },
             Some(ended) = tasks.join_next() => match ended {
-                // Its objects are gone; one of the same name that came meanwhile gets a task of its own.
+                // The objects of the task are gone; a new object of the same name that was created meanwhile gets a new
+                // task.
                 Ok(key) => {
                     wakers.remove(&key);
                     if context.cache.keys(None).contains(&key) {
                         wake(&context, &mut wakers, &mut tasks, key);
                     }
                 }
-                // A defect of ours: better start from nothing than go on without that task.
+                // A bug: a restart is better than to continue without that task.
                 Err(error) => {
                     tracing::error!(%error, "a task has failed");
                     return;
@@ -151,13 +152,13 @@ async fn act(client: Client, options: Options) {
     }
 }
 
-/// What a task looks after.
+/// What a task reconciles.
 enum Actor {
     Runtime(RuntimeReconciler),
     Load(Load),
 }
 
-/// Wakes the task of a key, or starts it.
+/// Wakes the task of a key, or starts one.
 fn wake(context: &Context, wakers: &mut HashMap<Key, Arc<Notify>>, tasks: &mut JoinSet<Key>, key: Key) {
     if let Some(waker) = wakers.get(&key) {
         waker.notify_one();

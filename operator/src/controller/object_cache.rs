@@ -1,4 +1,4 @@
-//! What Kubernetes holds, kept up to date by watches: nothing is asked while nothing changes.
+//! A cache of Kubernetes objects, kept up to date by watches: no requests while nothing changes.
 
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -19,20 +19,20 @@ use tokio::sync::mpsc::UnboundedSender;
 use crate::crd::{DataLoad, Dataset, JindoRuntime};
 use crate::desired::MANAGER;
 
-/// Whom a change concerns.
+/// What a change concerns.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Key {
     /// The Dataset and the JindoRuntime of a namespace and name.
     Runtime(String, String),
     /// A DataLoad.
     Load(String, String),
-    /// Everything in a namespace.
+    /// All objects of a namespace.
     Namespace(String),
-    /// Everything.
+    /// All objects.
     All,
 }
 
-/// Objects by kind.
+/// The cached objects, by kind.
 #[derive(Clone)]
 pub(super) struct ObjectCache {
     pub(super) client: Client,
@@ -51,7 +51,7 @@ pub(super) struct ObjectCache {
     pub(super) nodes: Store<Node>,
 }
 
-/// Kinds that a store is kept of.
+/// The kinds of objects that are cached.
 pub(super) trait Kept:
     Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
 {
@@ -79,13 +79,13 @@ fn place<K: Resource>(object: &K) -> (String, String) {
     (ResourceExt::namespace(object).unwrap_or_default(), object.name_any())
 }
 
-/// Objects of a runtime carry its name.
+/// The key of an object that belongs to a runtime, which carries its name.
 fn release<K: Resource>(object: &K) -> Key {
     let (namespace, name) = place(object);
     Key::Runtime(namespace, object.labels().get("release").cloned().unwrap_or(name))
 }
 
-/// Pods concern the runtime they belong to, or the Datasets they use.
+/// The key of a pod: the runtime it belongs to, or the Datasets it uses.
 fn of_pod(pod: &Pod) -> Key {
     if pod.labels().get("app.kubernetes.io/managed-by").is_some_and(|manager| manager == MANAGER) {
         return release(pod);
@@ -99,7 +99,7 @@ pub(super) fn claims_of(pod: &Pod) -> impl Iterator<Item = &str> {
     volumes.filter_map(|volume| Some(volume.persistent_volume_claim.as_ref()?.claim_name.as_str()))
 }
 
-/// What nobody here reads of a pod, and what would fill the memory.
+/// Drops the parts of a pod that are never read here and would use much memory.
 fn slim_pod(pod: &mut Pod) {
     pod.metadata.managed_fields = None;
     pod.metadata.annotations = None;
@@ -124,12 +124,12 @@ fn slim_node(node: &mut Node) {
         status.allocatable = None;
         status.volumes_attached = None;
         status.volumes_in_use = None;
-        // The heartbeat changes every few minutes and says nothing.
+        // The heartbeat changes every few minutes and is not used.
         status.conditions.iter_mut().flatten().for_each(|one| one.last_heartbeat_time = None);
     }
 }
 
-/// Follows a kind; every change is told to `wake`.
+/// Watches a kind and sends the key of every change to `wake`.
 fn follow<K>(
     client: &Client,
     config: watcher::Config,
@@ -148,7 +148,7 @@ where
         let mut changes = std::pin::pin!(changes.reflect(writer).touched_objects());
         while let Some(change) = changes.next().await {
             match change {
-                // Nobody listens any more when the process ends.
+                // The receiver is gone when the process ends.
                 Ok(object) => drop(wake.send(key(&object))),
                 Err(error) => tracing::warn!(kind, %error, "a watch was interrupted and is taken up again"),
             }
@@ -158,7 +158,7 @@ where
 }
 
 impl ObjectCache {
-    /// Starts all watches, and returns when each has seen everything once.
+    /// Starts all watches, and returns when each cache is filled.
     pub(super) async fn watch(client: Client, wake: &UnboundedSender<Key>) -> ObjectCache {
         let all = watcher::Config::default();
         let ours = all.clone().labels(&format!("app.kubernetes.io/managed-by={MANAGER}"));
@@ -192,7 +192,7 @@ impl ObjectCache {
         );
     }
 
-    /// An object as last seen.
+    /// An object, as last seen.
     pub(super) fn get<K>(&self, namespace: &str, name: &str) -> Option<Arc<K>>
     where
         K: Kept + Lookup<DynamicType = ()>,
@@ -204,7 +204,7 @@ impl ObjectCache {
         K::store(self).get(&at)
     }
 
-    /// Pods of a namespace that are not over and fit `is`.
+    /// Pods of a namespace that are not finished and match `is`.
     pub(super) fn pods(&self, namespace: &str, is: impl Fn(&Pod) -> bool) -> Vec<Arc<Pod>> {
         let over = |pod: &Pod| {
             let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
@@ -213,12 +213,12 @@ impl ObjectCache {
         self.pods.state_filter(|pod| pod.metadata.namespace.as_deref() == Some(namespace) && !over(pod) && is(pod))
     }
 
-    /// Pods of others that use a claim.
+    /// Pods of users that use a claim.
     pub(super) fn users(&self, namespace: &str, claim: &str) -> Vec<Arc<Pod>> {
         self.pods(namespace, |pod| claims_of(pod).any(|one| one == claim))
     }
 
-    /// Everyone there is to look after.
+    /// Keys of everything that has to be reconciled.
     pub(super) fn keys(&self, namespace: Option<&str>) -> Vec<Key> {
         let mut keys = HashMap::new();
         let within = |at: &(String, String)| namespace.is_none_or(|namespace| namespace == at.0);

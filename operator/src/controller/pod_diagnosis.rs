@@ -1,4 +1,4 @@
-//! Why a pod does not run, in the words of whoever keeps it from running.
+//! Diagnoses why a pod does not run, from its conditions, container states and events.
 
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use kube::api::ListParams;
@@ -7,10 +7,10 @@ use kube::{Api, ResourceExt};
 use super::Context;
 use super::status::NotReady;
 
-/// A container that is being created for longer than this has something to wait for.
+/// A container that is being created for longer than this waits for something.
 const START_TIMEOUT_SECONDS: i64 = 5;
 
-/// True if Kubernetes counts the pod as ready, and it is not going away.
+/// True if the pod is ready and not being deleted.
 pub(super) fn ready(pod: &Pod) -> bool {
     condition(pod, "Ready").is_some_and(|(status, _)| status == "True") && pod.metadata.deletion_timestamp.is_none()
 }
@@ -21,7 +21,7 @@ fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<(&'a str, &'a str)> {
     Some((one.status.as_str(), one.message.as_deref().unwrap_or_default()))
 }
 
-/// What keeps it from running; none if it runs, or is only starting.
+/// Why a pod does not run; `None` if it runs or is only starting.
 pub(super) async fn why(context: &Context, pod: &Pod) -> Result<Option<NotReady>, kube::Error> {
     let name = pod.name_any();
     if let Some(not_ready) = lost_node(context, pod) {
@@ -50,7 +50,8 @@ pub(super) async fn why(context: &Context, pod: &Pod) -> Result<Option<NotReady>
     warning(context, pod).await
 }
 
-/// A node that does not answer keeps its pods, and with them their names and volumes: whether it is off only people know.
+/// Reports a node that does not answer. Its pods keep their names and volumes, because only people can know whether it
+/// is off.
 fn lost_node(context: &Context, pod: &Pod) -> Option<NotReady> {
     let node = context.cache.get::<Node>("", pod.spec.as_ref()?.node_name.as_deref()?)?;
     let conditions = node.status.as_ref()?.conditions.as_ref()?;
@@ -65,7 +66,7 @@ fn lost_node(context: &Context, pod: &Pod) -> Option<NotReady> {
     })
 }
 
-/// The last warning about a pod.
+/// The last warning event of a pod.
 async fn warning(context: &Context, pod: &Pod) -> Result<Option<NotReady>, kube::Error> {
     let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
     let api: Api<Event> = Api::namespaced(context.cache.client.clone(), &namespace);

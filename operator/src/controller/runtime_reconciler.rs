@@ -1,4 +1,5 @@
-//! One Dataset and its JindoRuntime: from what is asked for to what is, step by step, each of which may be repeated.
+//! Reconciles one Dataset and its JindoRuntime: brings the cluster from its observed to its desired state, in
+//! idempotent steps.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,25 +25,25 @@ use crate::crd::{
 use crate::desired::{self, Input, MASTER_RPC, Names, Objects, Role};
 use crate::events::EventMessage;
 
-/// Pause while something is on its way.
+/// Pause while a step is in progress.
 const SOON: Duration = Duration::from_secs(1);
-/// Pause while all is well: masters are asked, Kubernetes is not.
+/// Pause in the steady state: only the masters are asked, not Kubernetes.
 const STEADY: Duration = Duration::from_secs(5);
-/// An election is not worth a word.
+/// How long a Dataset may be unavailable before that is reported: longer than an election.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// One name.
+/// Reconciles the Dataset and the JindoRuntime of one name.
 pub(super) struct RuntimeReconciler {
     pub(super) context: Context,
     pub(super) namespace: String,
     pub(super) name: String,
-    /// Since when a Bound Dataset is not served.
+    /// Since when a bound Dataset is unavailable.
     down_since: Option<Instant>,
-    /// Workers on their way out.
+    /// Progress of workers that are being drained.
     pub(super) drains: workers::DrainProgress,
 }
 
-/// What was found on the way.
+/// Outcome of one pass.
 struct Found {
     not_ready: Option<NotReady>,
     bound: bool,
@@ -53,7 +54,7 @@ impl RuntimeReconciler {
         RuntimeReconciler { context, namespace, name, down_since: None, drains: workers::DrainProgress::default() }
     }
 
-    /// One pass. Returns when to look again; none if there is nothing left to look after.
+    /// One pass. Returns when to reconcile again; `None` if nothing is left to reconcile.
     pub(super) async fn reconcile(&mut self) -> Result<Option<Duration>, kube::Error> {
         let (namespace, name) = (self.namespace.clone(), self.name.clone());
         let dataset = self.context.cache.get::<Dataset>(&namespace, &name);
@@ -129,7 +130,7 @@ impl RuntimeReconciler {
         Ok(if found.bound && found.not_ready.is_none() { STEADY } else { SOON })
     }
 
-    /// Everything up to the first thing that does not go on.
+    /// All steps up to the first one that has to wait.
     async fn steps(
         &self,
         input: &Input<'_>,
@@ -200,7 +201,7 @@ impl RuntimeReconciler {
             let blocked = self.blocked(&pods).await?;
             let answer = masters.answers().count();
             let message = format!("{answer} of {} masters answer, and none leads", desired::replicas(input));
-            // Before it was ever served they are only choosing their first leader.
+            // Before the cluster first served, its masters are only electing their first leader.
             let served = shown.phase.as_deref().is_some_and(|phase| phase != "NotBound");
             let lost = NotReady { passing: !served, ..NotReady::new("QuorumLost", message) };
             return stop(blocked.unwrap_or(lost));
@@ -230,7 +231,7 @@ impl RuntimeReconciler {
         }
         if stage == MigrationStage::Settled {
             let claim = self.exchange_claim(input, &pods, &masters).await?;
-            // That the claim of a sole master must stay is no reason to keep its pod as it is.
+            // A sole master must keep its claim, but its pod may be updated.
             let waits = claim.is_some() && desired::replicas(input) > 1;
             let rolled = match live {
                 Some(live) if !waits => self.roll(input, live, &pods, &masters).await?,
@@ -241,7 +242,7 @@ impl RuntimeReconciler {
         Ok(Found { not_ready, bound: true })
     }
 
-    /// The masters, each asked for what it knows.
+    /// Asks each master for its status.
     pub(super) async fn masters(&self) -> Masters {
         Masters::ask(&addresses(&self.pods(Role::Master))).await
     }
@@ -255,7 +256,7 @@ impl RuntimeReconciler {
         pods
     }
 
-    /// The first reason why one of them does not run.
+    /// Why the first pod that is not ready does not run.
     async fn blocked(&self, pods: &[Arc<Pod>]) -> Result<Option<NotReady>, kube::Error> {
         for pod in pods.iter().filter(|pod| !pod_diagnosis::ready(pod)) {
             if let Some(not_ready) = pod_diagnosis::why(&self.context, pod).await? {
@@ -274,7 +275,7 @@ impl RuntimeReconciler {
 
     async fn apply_all(&self, input: &Input<'_>, objects: Objects) -> Result<(), kube::Error> {
         let (cache, owner) = (&self.context.cache, owner(input.runtime));
-        // Before the pods: what they open is closed from the start.
+        // Before the pods, so that their ports are restricted from the start.
         if let Some(policy) = objects.policy {
             apply(cache, self.api(), policy, owner.clone()).await?;
         }
@@ -289,7 +290,8 @@ impl RuntimeReconciler {
         Ok(())
     }
 
-    /// The volume and the claim that pods name, and the client on every node where one does.
+    /// Creates the volume and the claim that pods refer to, and labels the nodes with such pods, so that they run a
+    /// client.
     async fn offer(&self, input: &Input<'_>) -> Result<(), kube::Error> {
         let cache = &self.context.cache;
         let volume = desired::volume(input, &self.context.options.driver);
@@ -319,7 +321,7 @@ impl RuntimeReconciler {
         names.node_label(dataset.and_then(|dataset| dataset.metadata.uid.as_deref()))
     }
 
-    /// Phases and conditions from what was found.
+    /// Sets phases and conditions from the outcome of a pass.
     fn conclude(
         &mut self,
         input: &Input<'_>,
@@ -426,7 +428,7 @@ impl RuntimeReconciler {
     }
 }
 
-/// Pod names with their addresses.
+/// Addresses of pods, by pod name.
 fn addresses(pods: &[Arc<Pod>]) -> BTreeMap<String, String> {
     let each = pods.iter().filter_map(|pod| Some((pod.name_any(), pod.status.as_ref()?.pod_ip.clone()?)));
     each.collect()

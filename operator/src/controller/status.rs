@@ -1,4 +1,4 @@
-//! Conditions and events: each change of a condition is told once, in words of what to do.
+//! Conditions and events: each change of a condition is reported once, with what to do about it.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
@@ -9,31 +9,31 @@ use crate::crd::Condition;
 use crate::desired::Unsupported;
 use crate::events::{EventMessage, publish};
 
-/// Type and reason of the condition that names fields without effect.
+/// Type and reason of the condition that lists fields without effect.
 pub(super) const UNSUPPORTED: &str = "UnsupportedField";
 
-/// What keeps a resource from being as it was asked for.
+/// Why a resource is not in its desired state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct NotReady {
     pub(super) reason: String,
     pub(super) message: String,
-    /// It goes away by itself: no warning.
+    /// It resolves itself: no warning is needed.
     pub(super) passing: bool,
 }
 
 impl NotReady {
-    /// Something that somebody has to look after.
+    /// A problem that needs attention.
     pub(super) fn new(reason: impl Into<String>, message: impl Into<String>) -> NotReady {
         NotReady { reason: reason.into(), message: message.into(), passing: false }
     }
 
-    /// Something that only takes its time.
+    /// A state that only takes time.
     pub(super) fn passing(reason: impl Into<String>, message: impl Into<String>) -> NotReady {
         NotReady { passing: true, ..NotReady::new(reason, message) }
     }
 }
 
-/// Sets a condition. The news, if its status or reason has changed.
+/// Sets a condition. Returns an event if its status or reason has changed.
 pub(super) fn set(
     all: &mut Vec<Condition>,
     kind: &str,
@@ -71,7 +71,7 @@ pub(super) fn set(
     told.then_some(EventMessage { reason, note: message, warning })
 }
 
-/// Names the fields that have no effect, for as long as there are any. The news, when the first one appears.
+/// Sets the condition that lists fields without effect, while there are any. Returns an event when it appears.
 pub(super) fn name_unsupported(all: &mut Vec<Condition>, fields: &[Unsupported]) -> Option<EventMessage> {
     if fields.is_empty() {
         unset(all, UNSUPPORTED);
@@ -82,13 +82,13 @@ pub(super) fn name_unsupported(all: &mut Vec<Condition>, fields: &[Unsupported])
     Some(EventMessage { warning: true, ..news })
 }
 
-/// Takes a condition away.
+/// Removes a condition.
 pub(super) fn unset(all: &mut Vec<Condition>, kind: &str) {
     all.retain(|one| one.r#type != kind);
 }
 
 impl Context {
-    /// Tells it to whoever describes the object.
+    /// Records an event about an object.
     pub(super) async fn emit<K: Resource<DynamicType = ()>>(&self, about: &K, news: EventMessage) {
         let (namespace, name) = (about.namespace().unwrap_or_default(), about.name_any());
         tracing::info!(namespace, name, reason = news.reason, note = news.note, "told");

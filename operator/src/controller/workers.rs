@@ -1,4 +1,4 @@
-//! How many workers there are: one that has to go is drained first, so that what it holds need not be fetched again.
+//! Scaling of workers: a worker that has to leave is drained first, so that its blocks need not be fetched again.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -16,12 +16,12 @@ use crate::desired::{self, Input, Role};
 use crate::events::EventMessage;
 use crate::sync::lock;
 
-/// Said to workers that leave because fewer are asked for: those that people drain are not ours to bring back.
+/// The reason of a drain for scale-in. Drains with another reason were started by people and are not cancelled here.
 const REASON: &str = "scale-in";
-/// How long nothing may move before workers leave with what they hold.
+/// How long a drain may make no progress before the workers leave with the blocks that they hold.
 const DRAIN_STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Bytes left when they last became fewer, and when that was.
+/// The smallest number of bytes left so far, and since when.
 #[derive(Debug, Default)]
 pub(super) struct DrainProgress(Mutex<Option<(u64, Instant)>>);
 
@@ -30,7 +30,7 @@ impl DrainProgress {
         *lock(&self.0) = None;
     }
 
-    /// How long nothing has moved.
+    /// How long the drain has made no progress.
     fn still(&self, left: u64, now: Instant) -> Duration {
         let mut seen = lock(&self.0);
         match *seen {
@@ -43,18 +43,18 @@ impl DrainProgress {
     }
 }
 
-/// What is to be done about workers that have to go.
+/// The next step for workers that have to leave.
 #[derive(Debug, PartialEq, Eq)]
 enum DrainStep {
-    /// These are to be drained.
+    /// Start to drain these workers.
     Mark(Vec<String>),
-    /// Bytes that have not moved yet, and what keeps them.
+    /// Wait: bytes that are not moved yet, and what delays them.
     Wait(u64, String),
-    /// Nothing moves any more: bytes that stay behind, and why.
+    /// The drain is finished: bytes that stay behind, and why.
     Done(u64, String),
 }
 
-/// Ordinals of pods by their address.
+/// Ordinals of pods, by address.
 fn ordinals<'a>(pods: impl Iterator<Item = &'a Pod>) -> BTreeMap<String, i32> {
     let of = |pod: &Pod| {
         let ordinal = pod.name_any().rsplit_once('-')?.1.parse().ok()?;
@@ -63,13 +63,13 @@ fn ordinals<'a>(pods: impl Iterator<Item = &'a Pod>) -> BTreeMap<String, i32> {
     pods.filter_map(of).collect()
 }
 
-/// The pod of a worker, by the address it registered with.
+/// Ordinal of the pod of a worker, by the address with which it registered.
 fn ordinal(worker: &WorkerInfo, pods: &BTreeMap<String, i32>) -> Option<i32> {
     let (host, _) = worker.address.rsplit_once(':')?;
     pods.get(host.trim_matches(['[', ']'])).copied()
 }
 
-/// One look at the workers of ordinals from `wanted` on. One that does not live has nothing to give.
+/// The next step for the workers with ordinals from `wanted` on. A worker that is not live is not drained.
 fn next_step(workers: &[WorkerInfo], pods: &BTreeMap<String, i32>, wanted: i32) -> DrainStep {
     let leaves = |worker: &&WorkerInfo| {
         worker.state() == WorkerState::Live && ordinal(worker, pods).is_some_and(|ordinal| ordinal >= wanted)
@@ -88,7 +88,7 @@ fn next_step(workers: &[WorkerInfo], pods: &BTreeMap<String, i32>, wanted: i32) 
 }
 
 impl RuntimeReconciler {
-    /// Replicas of the workers' StatefulSet now, and what is waited for while there are more than are wanted.
+    /// Current replicas of the workers' StatefulSet, and what it waits for while there are more than `wanted`.
     pub(super) async fn workers_size(&self, input: &Input<'_>, masters: &Masters) -> (i32, Option<NotReady>) {
         let wanted = desired::workers(input);
         let live = self.context.cache.get::<StatefulSet>(&self.namespace, &input.names.of(Role::Worker));
@@ -104,7 +104,7 @@ impl RuntimeReconciler {
         }
     }
 
-    /// Why the workers that have to go must stay a while; none if they may leave.
+    /// Why the workers that have to leave must wait; `None` if they may leave.
     async fn drain(&self, input: &Input<'_>, masters: &Masters, wanted: i32) -> Said<Option<String>> {
         let pods = self.pods(Role::Worker);
         let pods = ordinals(pods.iter().map(|pod| &**pod));
@@ -137,7 +137,7 @@ impl RuntimeReconciler {
         }
     }
 
-    /// Lets workers stay that are wanted again, and has the masters forget those that are gone for good.
+    /// Cancels drains of workers that are wanted again, and removes workers that are gone for good.
     pub(super) async fn tend_workers(&self, input: &Input<'_>, masters: &Masters, usage: &WorkersResponse) -> Said<()> {
         let wanted = desired::workers(input);
         let pods = self.pods(Role::Worker);
@@ -148,7 +148,7 @@ impl RuntimeReconciler {
         if !back.is_empty() {
             masters.drain(back, true, "").await?;
         }
-        // A pod that comes back at another address registers again.
+        // A pod that comes back with another address registers again.
         let gone = |worker: &&WorkerInfo| worker.state() == WorkerState::Lost && ordinal(worker, &pods).is_none();
         let gone: Vec<String> = usage.workers.iter().filter(gone).map(|one| one.id.clone()).collect();
         if gone.is_empty() { Ok(()) } else { masters.forget(gone).await }

@@ -1,4 +1,4 @@
-//! Whether a mount answers and how full it is, asked so that one that hangs costs one thread and holds nobody up.
+//! Checks whether a mount answers and how full it is. A mount that hangs costs one thread and blocks no caller.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,21 +10,21 @@ use rustix::io::Errno;
 
 use super::keyed_lock::KeyedLock;
 
-/// How long a file system may take to answer. A client whose masters are away needs two seconds to say what it knows.
+/// Timeout of a `statvfs`. A client without masters needs two seconds to answer from its cache.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(2250);
-/// Pause between two looks whether an earlier question was answered.
+/// Pause between two checks whether an earlier `statvfs` has returned.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Asks mounts.
+/// Asks mounts for their state.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Health {
     asked: KeyedLock,
 }
 
 impl Health {
-    /// How full a mount is.
+    /// Usage of a mount.
     ///
-    /// *Errors*: what is wrong with it.
+    /// *Errors*: what is wrong with the mount.
     pub(super) async fn usage(&self, path: &Path) -> Result<Vec<VolumeUsage>, String> {
         let stat = self.ask(path).await?.map_err(|error| {
             if is_gone(error) {
@@ -36,17 +36,17 @@ impl Health {
         Ok(figures(&stat))
     }
 
-    /// True if a mount answers that its client is gone. One that hangs may go on.
+    /// True if the client of a mount is gone. A mount that hangs may recover.
     pub(super) async fn is_dead(&self, path: &Path) -> bool {
         matches!(self.ask(path).await, Ok(Err(error)) if is_gone(error))
     }
 
-    /// The answer of a mount.
+    /// Calls `statvfs` on a mount.
     ///
-    /// *Errors*: that there is none.
+    /// *Errors*: the mount does not answer.
     async fn ask(&self, path: &Path) -> Result<rustix::io::Result<StatVfs>, String> {
         let answer = async {
-            // One that hangs keeps its thread: no second one is spent on it.
+            // A mount that hangs keeps its thread: no second thread is spent on it.
             let guard = loop {
                 match self.asked.try_lock(path.display().to_string()) {
                     Some(guard) => break guard,
@@ -70,8 +70,8 @@ fn is_gone(error: Errno) -> bool {
     matches!(error, Errno::NOTCONN | Errno::CONNABORTED)
 }
 
-/// What is told of a mount that does not say how full it is. The kubelet takes an answer without any figure for an error, and
-/// drops what is said about the volume's condition.
+/// The usage that is reported for a mount that does not answer. The kubelet takes an answer without any figure for an
+/// error, and drops the condition of the volume.
 pub(super) fn unknown() -> Vec<VolumeUsage> {
     vec![VolumeUsage { unit: Unit::Bytes.into(), ..VolumeUsage::default() }]
 }
@@ -85,7 +85,7 @@ fn figures(stat: &StatVfs) -> Vec<VolumeUsage> {
         used: bytes(stat.f_blocks.saturating_sub(stat.f_bfree)),
         unit: Unit::Bytes.into(),
     }];
-    // Nothing limits inodes where there are none in all: told as figures, that would read as full.
+    // A total of zero means that inodes are not limited: reported as figures it would read as full.
     if stat.f_files > 0 {
         figures.push(VolumeUsage {
             available: whole(stat.f_ffree),

@@ -1,15 +1,16 @@
-//! One call at a time for a volume and for a target. A turn lasts as long as the work, also when the caller has gone.
+//! Serialises calls for one volume and for one target. The lock is held as long as the work lasts, also if the caller
+//! has given up.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
 use crate::sync::lock;
 
-/// What is worked on.
+/// A set of locked keys. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub(super) struct KeyedLock(Arc<Mutex<HashSet<String>>>);
 
-/// Held for as long as the work lasts.
+/// Unlocks its key when it is dropped.
 #[derive(Debug)]
 pub(super) struct KeyedLockGuard {
     locks: KeyedLock,
@@ -17,7 +18,7 @@ pub(super) struct KeyedLockGuard {
 }
 
 impl KeyedLock {
-    /// The turn for `key`; `None` while somebody else has it.
+    /// Locks `key`; `None` while it is locked.
     pub(super) fn try_lock(&self, key: impl Into<String>) -> Option<KeyedLockGuard> {
         let key = key.into();
         let free = lock(&self.0).insert(key.clone());

@@ -1,7 +1,7 @@
-//! The CSI node plugin: shows the mount of the FUSE client on a node to the pods that use its Dataset.
+//! The CSI node plugin: binds the mount of the FUSE client on a node into the pods that use its Dataset.
 //!
-//! It has no right in Kubernetes but to tell events: which node runs a client is the operator's business; the plugin waits
-//! until the mount is there and binds it to where the kubelet wants it.
+//! Its only permission in Kubernetes is to create events. The operator decides which nodes run a client; the plugin
+//! waits until the mount is there and binds it to the target of the kubelet.
 
 mod health;
 mod identity;
@@ -34,21 +34,21 @@ use orphans::Reaper;
 use pod_events::PodEvents;
 use published::{Published, Volume};
 
-/// How often mounts are compared with what they show.
+/// How often mounts are compared with the published volumes.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What the plugin is told when it starts.
+/// Options of the plugin.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Name of the driver.
     pub driver: String,
     /// Name of the node.
     pub node: String,
-    /// Directory of the kubelet, the same path here and on the node.
+    /// Directory of the kubelet; the path is the same in the container and on the node.
     pub kubelet: PathBuf,
     /// Directory below which the clients of this node mount.
     pub mounts: PathBuf,
-    /// How long a mount waits for the next client.
+    /// How long an unserved mount waits for the next client.
     pub handover_timeout: Duration,
 }
 
@@ -67,7 +67,7 @@ fn listen(socket: &Path) -> Result<UnixListener, String> {
 
 /// Serves the kubelet until `stop` completes.
 ///
-/// *Errors*: when a socket cannot be had, or serving ends.
+/// *Errors*: a socket cannot be opened, or serving ends.
 pub async fn run(options: Options, ready: Ready, stop: impl Future<Output = ()>) -> Result<(), String> {
     let directory = options.kubelet.join("plugins").join(&options.driver);
     let published = Arc::new(Published::load(directory.join("published"))?);
@@ -102,7 +102,7 @@ pub async fn run(options: Options, ready: Ready, stop: impl Future<Output = ()>)
         () = mount_holder.serve(handover) => Ok(()),
         () = stop => Ok(()),
     };
-    // The kubelet takes a socket that is gone for a plugin that is gone, and mounts nothing more until it comes back.
+    // The kubelet takes a removed socket for a removed plugin, and mounts nothing more until the plugin is back.
     let _ = std::fs::remove_file(&register);
     outcome
 }
@@ -116,7 +116,7 @@ async fn keep_bound(published: Arc<Published>, key_locks: KeyedLock, health: Hea
     }
 }
 
-/// Apart from binding: what blocks there may wait for what is let go of here.
+/// In a task of its own: a bind that blocks may wait for a mount that is released here.
 async fn keep_tidy(mount_holder: Arc<MountHolder>) {
     loop {
         mount_holder.clone().tidied().await;
@@ -124,8 +124,8 @@ async fn keep_tidy(mount_holder: Arc<MountHolder>) {
     }
 }
 
-/// Binds a volume to the client that came back, unless it does not answer or somebody works on the target: the next look is
-/// soon.
+/// Binds a volume to a client that came back, unless the client does not answer or the target is locked: the next check
+/// follows soon.
 async fn bind_again(
     volume: Volume,
     published: Arc<Published>,

@@ -1,8 +1,10 @@
-//! Holds the mounts of FUSE clients while they are replaced: a reader waits for the next client instead of failing.
+//! Holds the mounts of FUSE clients while the clients are replaced: a reader waits for the next client instead of
+//! getting an error.
 //!
-//! The kernel ends a mount when the last descriptor of `/dev/fuse` that belongs to it is closed. Each client gives us a second
-//! one, with a file that says what is open, and its successor gets both from us. A mount that no client serves is let go of
-//! when no volume shows it any more, or when no client came for too long; then a new one is bound in its place.
+//! The kernel ends a mount when the last descriptor of its `/dev/fuse` is closed. Each client passes a second
+//! descriptor to the mount holder, with a memfd that describes the open handles, and its successor gets both. A mount
+//! that no client serves is released when no volume uses it any more, or when no client has come for too long; then a
+//! new one is bound in its place.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,10 +23,10 @@ use crate::sync::lock;
 use super::mounts::table;
 use super::published::Published;
 
-/// Pause after a connection that could not be accepted.
+/// Pause after a failed `accept`.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// The mounts that are held.
+/// The held mounts.
 #[derive(Debug)]
 pub(super) struct MountHolder {
     published: Arc<Published>,
@@ -43,23 +45,23 @@ struct HeldMount {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Server {
-    /// The client of this connection.
+    /// The client on this connection.
     Client(u64),
-    /// Nobody, since then.
+    /// No client, since then.
     Gone(Instant),
 }
 
-/// What a client is answered.
+/// Descriptors for the client, or the reason for a refusal.
 type Answer = Result<Vec<OwnedFd>, (HandoverOutcome, String)>;
 
 fn refused(message: impl Into<String>) -> (HandoverOutcome, String) {
     (HandoverOutcome::Refused, message.into())
 }
 
-/// Listens at `socket`, in a directory that nobody but root may enter. Who connects is not asked: the kernel names no process
-/// of another PID namespace, such as that of a client's pod.
+/// Listens at `socket`, in a directory that only root may enter. The identity of a client is not checked: the kernel
+/// cannot name a process of another PID namespace, such as that of a client's pod.
 ///
-/// *Errors*: what keeps it from it, with the path.
+/// *Errors*: those of the system, with the path.
 pub(super) fn listen(socket: &Path) -> Result<PacketListener, String> {
     let at = |error: std::io::Error| format!("{}: {error}", socket.display());
     if let Some(directory) = socket.parent() {
@@ -70,7 +72,7 @@ pub(super) fn listen(socket: &Path) -> Result<PacketListener, String> {
 }
 
 impl MountHolder {
-    /// Lets go of a mount that no client has served for `unserved_timeout`.
+    /// A mount that no client has served for `unserved_timeout` is released.
     pub(super) fn new(published: Arc<Published>, unserved_timeout: Duration) -> MountHolder {
         MountHolder { published, unserved_timeout, clients: AtomicU64::new(1), held: Mutex::default() }
     }
@@ -79,12 +81,12 @@ impl MountHolder {
         lock(&self.held)
     }
 
-    /// True if the mount with this device number is held, whether a client serves it or not.
+    /// True if the mount with this device number is held, served or not.
     pub(super) fn holds(&self, device: &str) -> bool {
         self.held().contains_key(device)
     }
 
-    /// Answers every client.
+    /// Accepts and serves clients.
     pub(super) async fn serve(self: Arc<Self>, listener: PacketListener) {
         loop {
             match listener.accept().await {
@@ -100,7 +102,7 @@ impl MountHolder {
         }
     }
 
-    /// Follows one client until it ends.
+    /// Serves one client until it ends.
     async fn converse(self: Arc<Self>, packets: Packets) {
         let client = self.clients.fetch_add(1, Ordering::Relaxed);
         if let Err(error) = self.answer_all(client, &packets).await {
@@ -187,14 +189,14 @@ impl MountHolder {
         Ok(Vec::new())
     }
 
-    /// A client has ended; true if it served anything.
+    /// Marks the mounts of a client that has ended as unserved. Returns true if there was one.
     fn left(&self, client: u64) -> bool {
         let mut any = false;
         for (device, one) in self.held().iter_mut().filter(|(_, one)| one.server == Server::Client(client)) {
             tracing::info!(device, client, "the client of a mount has ended");
             one.server = Server::Gone(Instant::now());
-            // The kernel gives a request that this client has read to no other client unasked. A process that waits for the
-            // answer to such a request could not be killed until the next client comes.
+            // The kernel does not pass a request that this client has read to another client unless it is asked to. A
+            // process that waits for such a request could not be killed until the next client comes.
             if let Err(error) = resend_requests(&one.fuse) {
                 tracing::warn!(device, %error, "processes that wait for this client cannot be killed before the next client comes");
             }
@@ -209,7 +211,7 @@ impl MountHolder {
         unserved && held.remove(device).is_some()
     }
 
-    /// Lets go of what nobody serves and nobody needs, or nobody has served for too long.
+    /// Releases mounts that no client serves and no volume uses, or that no client has served for too long.
     pub(super) async fn tidied(self: Arc<Self>) {
         if let Err(error) = tokio::task::spawn_blocking(move || self.tidy()).await {
             tracing::error!(%error, "letting go of mounts broke off");
@@ -235,7 +237,7 @@ impl MountHolder {
         if !late && self.published.needs(device)? {
             return Ok(());
         }
-        // First the kernel is told: others may wait for this very mount, with locks in their hands.
+        // First the kernel ends the mount: other processes may wait for it while they hold locks.
         if !self.drop_unserved(device) {
             return Ok(());
         }

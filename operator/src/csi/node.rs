@@ -1,5 +1,5 @@
-//! `csi.v1.Node`: what the kubelet asks for a pod. Every call may be repeated; of two for one volume the second is told to
-//! come back.
+//! `csi.v1.Node`: the calls of the kubelet for a pod. Every call is idempotent; of two concurrent calls for one volume
+//! the second is refused and retried.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,9 +25,9 @@ use super::pod_events::Pod;
 use super::published::{Published, Volume};
 use super::request::{below, given, reads_only, source, target};
 
-/// How long one call waits for a client to mount; the kubelet asks again.
+/// How long one call waits for a client to mount; the kubelet retries.
 const WAIT: Duration = Duration::from_secs(60);
-/// Pause between two looks at the mount table.
+/// Pause between two checks of the mount table.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The service.
@@ -43,7 +43,7 @@ fn is_mounted(path: &Path) -> bool {
     table().is_ok_and(|table| top(&table, path).is_some_and(Mounted::is_fuse))
 }
 
-/// The turn ends with the work, not with a caller who does not wait for it.
+/// The lock is released when the work ends, not when the caller gives up.
 async fn blocking(
     guard: KeyedLockGuard,
     work: impl FnOnce() -> Result<(), Status> + Send + 'static,

@@ -1,4 +1,4 @@
-//! What the plugin tells pods: that the mount they had is another one now.
+//! Events about pods whose mount was replaced.
 
 use std::collections::BTreeMap;
 
@@ -18,14 +18,14 @@ pub(super) struct Pod {
 }
 
 impl Pod {
-    /// The pod that a request is about; none where nobody says.
+    /// The pod in the context of a request, if the kubelet names it.
     pub(super) fn of(context: &BTreeMap<String, String>) -> Option<Pod> {
         let said = |what: &str| context.get(&format!("csi.storage.k8s.io/pod.{what}")).cloned();
         Some(Pod { namespace: said("namespace")?, name: said("name")?, uid: said("uid")? })
     }
 }
 
-/// Tells pods by events, inside of Kubernetes.
+/// Records events about pods; does nothing outside of Kubernetes.
 #[derive(Clone)]
 pub(super) struct PodEvents(Option<(Client, String)>);
 
@@ -40,7 +40,7 @@ impl PodEvents {
         }
     }
 
-    /// Another mount was bound in the place of one that ended.
+    /// Reports that a mount has ended and another one was bound in its place.
     pub(super) async fn replaced(&self, volume: &Volume) {
         let (Some((client, node)), Some(pod)) = (&self.0, &volume.pod) else { return };
         let about = ObjectReference {
@@ -56,7 +56,7 @@ impl PodEvents {
              containers that do not mount it with mountPropagation HostToContainer see it only after the pod is restarted",
             volume.volume
         );
-        // One that remembers would change its last event instead of creating one, which is another right.
+        // A recorder that is reused would update its last event, which needs another permission.
         let recorder = recorder(client.clone(), "jindofs-csi", node);
         publish(&recorder, &about, EventMessage::new("MountReplaced", note, true)).await;
     }
