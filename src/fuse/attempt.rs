@@ -1,5 +1,5 @@
-//! One attempt to store what is staged of a file. It holds the turn of the file: a change of its name or mode, and a removal,
-//! wait for it. So it has a deadline.
+//! One attempt to store the staged content of a file. It holds the guard of the file, so that renames, attribute
+//! changes and removals of the file wait for it; therefore it has a deadline.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use super::write::StoreMode;
 impl Fs {
     /// *Errors*: as [`Fs::sync`].
     pub(super) async fn store_once(self: &Arc<Self>, guard: &mut WriteGuard, how: StoreMode) -> Result<()> {
-        // The content is taken once, as what is in memory is copied.
+        // The content is taken once, because content in memory is copied.
         let content = guard.is_due().then(|| guard.content()).transpose()?;
         let prepared = self.prepared(guard, content.as_ref());
         let is_due = guard.is_due();
@@ -30,7 +30,7 @@ impl Fs {
             None if how == StoreMode::NonBlocking => self.writer.try_begin(guard.base(), false).await,
             None => self.writer.begin(guard.base(), behind && guard.base().version_token.is_empty()).await,
         };
-        // The masters have a time of their own. From here on the under-storage is waited for, with the turn held.
+        // The masters have a timeout of their own. From here on the under-storage is awaited with the guard held.
         let deadline = Deadline::for_store();
         let prefix = if begun.is_ok() { guard.finish_upload(&deadline).await } else { guard.discard_upload() };
         let (prepared, extends) = (prepared.unwrap_or_else(|| prefix.prepared.clone()), guard.extends_base());
@@ -42,7 +42,7 @@ impl Fs {
             Err(error) => Err(error),
         };
         if let Some(intent) = intent.filter(|_| stored.is_err()) {
-            // Some or all of it may be there.
+            // Some or all of the content may be stored.
             guard.doubt(intent);
         }
         prefix.prepared.abort().await;
@@ -55,14 +55,15 @@ impl Fs {
         self.finish_store(guard, stored).await
     }
 
-    /// The times that handles see of a file that was never written: to store it behind its last close changes nothing of it.
+    /// The times that handles see of a file without written content: storing it after its last close must not change
+    /// them.
     fn times_of_unwritten(&self, guard: &WriteGuard) -> Option<Times> {
         let known = self.inodes.get(guard.inode()).filter(|_| !guard.is_written())?;
         let seen = self.staging.overlay(guard.node(), &known.attr);
         Some(Times { mtime_ns: seen.mtime_ns, ctime_ns: seen.ctime_ns })
     }
 
-    /// What can be done of storing a small file while it is being made, which takes the masters as long.
+    /// Prepares the storing of a small file while its create is committed, which takes about as long.
     fn prepared<'s>(
         &'s self,
         guard: &WriteGuard,
@@ -78,7 +79,7 @@ impl Fs {
         }
     }
 
-    /// The mount of a file and its path there, as far as is known.
+    /// The mount of a file and its path below it, as far as known.
     pub(super) fn place_of(&self, attr: &Attr) -> Option<(Mount, Vec<u8>)> {
         let mount = self.mounts.known(attr.mount_id)?;
         let path = self.inodes.path_below(mount.root_inode, attr.inode)?;

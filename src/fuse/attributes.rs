@@ -1,4 +1,4 @@
-//! Changes of attributes: mode, owner, length and time of modification.
+//! Changes of attributes: mode, owner, length and mtime.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use super::inodes::Known;
 use super::nodes::inode_of;
 use super::staging::WriteGuard;
 
-/// What to change; what is `None` stays.
+/// The attributes to change; `None` keeps the value.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Change {
     /// Permission bits.
@@ -26,7 +26,7 @@ pub(super) struct Change {
 }
 
 impl Change {
-    /// True if there is more to change than the length.
+    /// True if more than the length changes.
     fn is_of_attributes(&self) -> bool {
         *self != Change { length: self.length, ..Change::default() }
     }
@@ -45,7 +45,7 @@ impl Change {
 }
 
 impl Fs {
-    /// Changes attributes, the length first; `number` is the handle it is done through.
+    /// Changes attributes, the length first. `number` is the handle that the change comes through.
     ///
     /// *Errors*: those of the masters, and of storing.
     pub(super) async fn set_attr(self: &Arc<Self>, node: u64, number: Option<u64>, change: Change) -> Result<Known> {
@@ -65,14 +65,14 @@ impl Fs {
         self.attr_of_changed_node(node).await
     }
 
-    /// The file of this name was made elsewhere at the same time, as `known_as`: that is the one that stays.
+    /// Another client created the file at the same time, as `known_as`, and that file stays: it is changed.
     async fn change_elsewhere(&self, inode: u64, known_as: u64, change: &Change) -> Result<()> {
         self.apply_attr_update(self.client.set_attr(change.request(known_as)).await?);
         self.change_here(inode, change);
         Ok(())
     }
 
-    /// Only handles of this client are left to see it.
+    /// Changes the cached attributes only: no other client can see the file.
     fn change_here(&self, inode: u64, change: &Change) {
         if let Some(mut known) = self.inodes.get(inode) {
             change.apply(&mut known.attr);
@@ -91,7 +91,7 @@ impl Fs {
             return Ok(());
         }
         if change.mtime_ns.is_some() {
-            // Storing gives a time too; the one that is asked for comes last and wins.
+            // Storing sets a time as well; the requested time is set last.
             self.store(&mut guard).await?;
         }
         let attr = self.client.set_attr(change.request(inode)).await?;
@@ -99,12 +99,13 @@ impl Fs {
         Ok(())
     }
 
-    /// A change of ours has left the content as it is, but may have given its version another name. By itself it raises the
-    /// version by `steps`: with more in between, the content may be somebody else's.
+    /// Applies attributes after a change of this client that left the content as it is, but may have given the version
+    /// another token. The change itself raises the version by `steps`; after a larger step the content may be that of
+    /// another client.
     pub(super) fn rebase(&self, guard: &mut WriteGuard, attr: Attr, steps: u64) {
         let base = guard.base();
         if attr.inode != base.inode {
-            // By the name another file was changed, which others have put in the place of this one.
+            // The name belongs to another file by now, which was changed instead.
             return self.apply_attr_update(attr);
         }
         let alone = attr.version_token == base.version_token || attr.version <= base.version + steps;

@@ -1,10 +1,11 @@
-//! Files that are made behind their answer: whoever creates a file is told at once, and what the masters say of it is the
-//! result of its next sync or close. Other mounts see it once they have said yes, which takes a few milliseconds.
+//! Deferred creates: the client answers a CREATE at once and sends the mutation to the masters in the background. The
+//! result of the mutation is reported by the next `fsync` or `close` of the file. Other mounts see the file once the
+//! masters have committed it, which takes a few milliseconds.
 //!
-//! The kernel holds a directory's lock while it waits for a creation, so that many files in one directory could only be made
-//! one after the other. Behind their answers they are made together, many by one entry of the log.
+//! The kernel holds the lock of the directory until a CREATE is answered, so without this, creates in one directory
+//! would be serialised. Deferred creates of one directory are committed together, many in one log entry.
 //!
-//! `O_EXCL` is a question, and waits for its answer.
+//! A CREATE with `O_EXCL` needs the answer of the masters and waits for it.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -26,12 +27,12 @@ use super::namespace_ops::{Credentials, Name};
 use super::pending_creates::PendingCreate;
 use super::staging::WriteGuard;
 
-/// Most mutations that wait for their batch: beyond that callers wait for their turn.
+/// Most creates in the queue of the batcher. Above this bound a create is not deferred: its caller waits.
 const WAITING_MAX: usize = 1024;
 
 impl Fs {
-    /// Makes a file and opens it without waiting for anybody; `None` where the masters have to be asked first, if only whether
-    /// there is such a name: the caller may be `sure`. As [`Fs::create`] otherwise.
+    /// Creates a file and opens it without waiting for the masters. Returns `None` if they have to be asked first, for
+    /// example because the name may exist; a caller that has already asked sets `sure`. Otherwise as [`Fs::create`].
     ///
     /// *Errors*: too many files are open.
     pub(super) fn create_deferred(
@@ -52,7 +53,8 @@ impl Fs {
         if !self.accepts_files(&directory) || !(sure || self.is_known_absent(at)) {
             return None;
         }
-        // Whoever is not sure is the kernel's thread, which waits for nobody.
+        // A caller that is not sure runs on the kernel's thread, which must not block, not even for reading an option
+        // file.
         let is_storable =
             if sure { self.check_storable(at, &directory).is_ok() } else { self.is_storable_now(at, &directory) };
         if !is_storable {
@@ -78,7 +80,8 @@ impl Fs {
         Some(Ok((known, number)))
     }
 
-    /// Has everything at hand that making a file behind its answer takes. False where that cannot be, or there is such a name.
+    /// Prepares a deferred create: waits for a reserved inode number and for the attributes of the directory. Returns
+    /// false if the create cannot be deferred or the name exists.
     pub(super) async fn can_defer_create(self: &Arc<Self>, at: Name<'_>) -> bool {
         if self.masters_fail() || !self.batcher.ensure_inodes().await || self.attr(at.0).await.is_err() {
             return false;
@@ -89,14 +92,15 @@ impl Fs {
         self.client.lookup(at_entry(at.0, at.1)).await.is_err_and(|error| error.kind == ErrorKind::NotFound)
     }
 
-    /// True for a directory in which this mount can make files, as far as is known.
+    /// True for a directory in which this mount may create files, as far as the client knows.
     fn accepts_files(&self, directory: &Attr) -> bool {
         let below = || self.mounts.known(directory.mount_id);
         directory.r#type() == FileType::Directory
             && (directory.mount_id == 0 || below().is_some_and(|mount| !mount.read_only))
     }
 
-    /// True if nothing is remembered of such a name: the kernel has looked it up before, and was told so by a master.
+    /// True if the client has cached nothing under this name. The kernel has looked the name up before, and a master
+    /// answered that it does not exist.
     fn is_known_absent(&self, at: Name<'_>) -> bool {
         !matches!(self.listings.get(at.0, at.1, self.ttl), CachedName::Entry(_))
     }
@@ -106,7 +110,7 @@ impl Fs {
         let request = CreateRequest { inode: attr.inode, ..credentials.request(at) };
         let (this, parent, name, op) = (self.clone(), at.0, at.1.to_vec(), Op::Create(request.clone()));
         self.batcher.enqueue(op, on, move |outcome| match outcome {
-            // It did not fit into its batch, and waits by itself.
+            // The create did not fit into its batch: it is sent by itself.
             Err(error) if error.was_not_begun() => {
                 tokio::spawn(async move {
                     let inode = request.inode;
@@ -119,7 +123,8 @@ impl Fs {
         });
     }
 
-    /// Nothing but `inode` itself is as good: another file of its name is not what was made here.
+    /// Accepts the outcome of a create only if it is for `inode` itself. A file of the same name with another inode was
+    /// created by another client; it is recorded as the one that supersedes ours.
     fn check_created(&self, inode: u64, done: MutationResponse) -> Result<MutationResponse> {
         match &done.attr {
             Some(attr) if attr.inode == inode => Ok(done),
@@ -133,7 +138,7 @@ impl Fs {
         }
     }
 
-    /// The masters have answered.
+    /// Handles the outcome of a deferred create: updates the caches and wakes the waiters.
     fn finish_create(&self, at: Name<'_>, inode: u64, outcome: Result<MutationResponse>) {
         let outcome = outcome.and_then(|done| self.check_created(inode, done));
         match &outcome {
@@ -151,10 +156,10 @@ impl Fs {
         self.pending_creates.finish(inode, outcome, || self.nodes.is_inode_open(inode));
     }
 
-    /// Waits until the masters have the file of `guard`, if it is being made. If it is about to be stored (`stores`), they are
-    /// told so with it: what was begun by that is to be ended.
+    /// Waits until the create of the file under `guard` is committed, if it is pending. With `stores` the masters are
+    /// told in the same mutation that the content will be stored; the returned write intent has to be ended.
     ///
-    /// *Errors*: why they do not have it.
+    /// *Errors*: why the create failed.
     pub(super) async fn await_create(&self, guard: &mut WriteGuard, stores: bool) -> Result<Option<WriteIntent>> {
         let Some(pending) = self.pending_creates.get(guard.inode()) else { return Ok(None) };
         let on = Handle::current();
@@ -168,7 +173,7 @@ impl Fs {
                 if self.try_adopt(guard, pending.superseded_by()).await? {
                     return Ok(None);
                 }
-                // The other one stays; to nothing that was written here it is as good.
+                // The file of the other client stays. If nothing was written here, the create counts as done.
                 let written = guard.length() > 0;
                 guard.unlink_stale_name();
                 if written { Err(Error { kind: ErrorKind::Stale, ..error }) } else { Ok(None) }
@@ -180,10 +185,10 @@ impl Fs {
         }
     }
 
-    /// True if what is written to a file is stored as the one of its name that was made elsewhere at the same time: if that is
-    /// as if it was made here, and nobody has written anything to it before.
+    /// Redirects what was written here to the file that another client created under the same name at the same time.
+    /// Returns true if that file has the same attributes and nobody has written to it.
     ///
-    /// *Errors*: what the other one is like cannot be found out now.
+    /// *Errors*: the masters cannot be asked for the attributes of the other file.
     async fn try_adopt(&self, guard: &mut WriteGuard, other_inode: Option<u64>) -> Result<bool> {
         let Some(other_inode) = other_inode else { return Ok(false) };
         if guard.base().inode == other_inode {
@@ -195,8 +200,8 @@ impl Fs {
         }
     }
 
-    /// True if what was written to a new file is stored in place of what is there by now: somebody else has made the same file,
-    /// and stored that it is there.
+    /// Redirects what was written to a new file to the empty version that another client has stored under the same name
+    /// in the meantime. Returns false if that version is not empty or has other attributes.
     pub(super) async fn try_adopt_empty(&self, guard: &mut WriteGuard) -> bool {
         if !guard.base().version_token.is_empty() || guard.is_new() {
             return false;
@@ -210,7 +215,7 @@ impl Fs {
         goes_on
     }
 
-    /// As [`Fs::await_create`], for a file that holds no data.
+    /// As [`Fs::await_create`], for a file without data.
     pub(super) async fn await_empty_create(&self, inode: u64) -> Result<()> {
         let Some(pending) = self.pending_creates.get(inode) else { return Ok(()) };
         match self.flush_create(&pending).await {
@@ -219,22 +224,23 @@ impl Fs {
         }
     }
 
-    /// Waits until the masters have said what comes of a file that is being made.
+    /// Flushes the batcher and waits for the outcome of a pending create.
     ///
-    /// *Errors*: why it could not be.
+    /// *Errors*: why the create failed.
     pub(super) async fn flush_create(&self, pending: &PendingCreate) -> Result<()> {
         self.batcher.flush(&Handle::current());
         pending.done().await
     }
 
-    /// As [`Fs::resolve_inode`], as far as is known.
+    /// As [`Fs::resolve_inode`], without waiting: from what is known now.
     pub(super) fn resolved_inode_now(&self, inode: u64) -> u64 {
         self.pending_creates.get(inode).and_then(|pending| pending.superseded_by()).unwrap_or(inode)
     }
 
-    /// The inode that everybody knows a file by: another one than its handles here, if it was made elsewhere at the same time.
+    /// The inode under which the cluster knows a file. It differs from the inode of the handles here if another client
+    /// created the file at the same time.
     ///
-    /// *Errors*: why it could not be made.
+    /// *Errors*: why the create failed.
     pub(super) async fn resolve_inode(&self, inode: u64) -> Result<u64> {
         let Some(pending) = self.pending_creates.get(inode) else { return Ok(inode) };
         match (self.flush_create(&pending).await, pending.superseded_by()) {
@@ -245,8 +251,8 @@ impl Fs {
     }
 }
 
-/// True if a file that was made here goes on as `other`, which differs in nothing from it and is empty, as it was itself when
-/// the writing began. Nobody has asked whether the maker may open one of another owner or mode.
+/// Makes `other` the base of what is written to a new file. Returns false unless `other` is empty and has the same
+/// type, mode, owner, mount and parent: for another owner or mode nobody has checked whether the caller may open it.
 fn adopt(guard: &mut WriteGuard, other: Attr) -> bool {
     let made_so = |attr: &Attr| (attr.r#type, attr.mode, attr.uid, attr.gid, attr.mount_id, attr.parent);
     if made_so(guard.base()) != made_so(&other) || other.size > 0 {
@@ -260,7 +266,7 @@ fn adopt(guard: &mut WriteGuard, other: Attr) -> bool {
     true
 }
 
-/// What a file will be, as far as nobody else has a say.
+/// The attributes that a new file gets, as far as the client can compute them.
 fn predicted_attr(inode: u64, directory: &Attr, credentials: Credentials) -> Attr {
     let now = now_ns();
     let mut attr = Attr {

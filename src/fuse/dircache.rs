@@ -1,4 +1,5 @@
-//! Listings remembered for a moment, so that looking up many names of one directory asks a master once per thousand.
+//! A short-lived cache of directory listings, so that lookups of many names in one directory need one request per
+//! thousand names.
 
 #[cfg(test)]
 mod tests;
@@ -15,33 +16,34 @@ use crate::runtime::lock;
 
 use super::inodes::Known;
 
-/// Most entries remembered over all directories, about 50 MiB.
+/// Most cached entries of all directories, about 50 MiB.
 const ENTRIES_MAX: usize = 200_000;
 const DIRECTORIES: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
-/// Names asked for one by one before the whole directory is listed.
+/// Number of lookups in a directory before the whole directory is listed.
 const STREAK: u32 = 4;
 
-/// What a remembered listing says of a name.
+/// What the cache says of a name.
 #[derive(Debug)]
 pub(super) enum CachedName {
-    /// It is there.
+    /// The name exists.
     Entry(Box<Known>),
-    /// The listing, which was begun then, is complete and has no such name.
+    /// The name does not exist: the listing, begun at this time, is complete.
     Absent(Instant),
-    /// Nothing is known.
+    /// The cache does not know.
     Unknown,
 }
 
 #[derive(Debug)]
 struct Listing {
     since: Instant,
-    /// Names, and what is known of them.
+    /// Names, with their attributes if they are known.
     entries: HashMap<Box<[u8]>, Option<Attr>>,
     complete: bool,
     misses: u32,
-    /// A listing is under way, which was begun then.
+    /// A listing in progress, and when it began.
     listing: Option<Instant>,
-    /// We have changed it: whoever makes many files looks each of their names up, and would have all of them listed each time.
+    /// This mount has changed the directory. A program that creates many files looks up each name, and must not cause a
+    /// listing each time.
     changed: bool,
 }
 
@@ -58,7 +60,7 @@ impl Listing {
     }
 }
 
-/// Remembered listings.
+/// The cache.
 #[derive(Debug)]
 pub(super) struct DirCache {
     inner: Mutex<Listings>,
@@ -68,7 +70,7 @@ pub(super) struct DirCache {
 struct Listings {
     directories: LruCache<u64, Listing>,
     entries: usize,
-    /// Changes of our own so far.
+    /// Number of changes by this mount.
     changes: u64,
 }
 
@@ -77,19 +79,20 @@ impl DirCache {
         DirCache { inner: Mutex::new(Listings { directories: LruCache::sparse(DIRECTORIES), entries: 0, changes: 0 }) }
     }
 
-    /// Number of changes of our own so far: a page that is asked for now is worth remembering if there were none since.
+    /// Number of changes by this mount: a page may be cached if the number has not changed since the page was
+    /// requested.
     pub(super) fn changes(&self) -> u64 {
         lock(&self.inner).changes
     }
 
-    /// We have changed a directory, or something in it. Listings of it that are under way are forgotten too.
+    /// Invalidates a directory that this mount has changed, including listings in progress.
     pub(super) fn changed(&self, directory: u64) {
         let mut inner = lock(&self.inner);
         inner.changes += 1;
         inner.renew(directory, Listing { changed: true, ..Listing::new() });
     }
 
-    /// Forgets what is remembered of a directory. A listing that is under way is ignored.
+    /// Drops the cache of a directory. A listing in progress is ignored.
     pub(super) fn forget(&self, directory: u64) {
         let mut inner = lock(&self.inner);
         if let Some(dropped) = inner.directories.pop(&directory) {
@@ -97,14 +100,14 @@ impl DirCache {
         }
     }
 
-    /// As [`DirCache::forget`], of all directories.
+    /// As [`DirCache::forget`], for all directories.
     pub(super) fn clear(&self) {
         let mut inner = lock(&self.inner);
         inner.directories.clear();
         inner.entries = 0;
     }
 
-    /// A name came, or is of something that has changed, by us: there is one, and nothing else is known of it.
+    /// Inserts a name that this mount has created or changed, without attributes.
     pub(super) fn insert(&self, directory: u64, name: &[u8]) {
         let mut inner = lock(&self.inner);
         inner.changes += 1;
@@ -115,7 +118,7 @@ impl DirCache {
         });
     }
 
-    /// What is remembered of a name, at most `ttl` old.
+    /// What is cached of a name, at most `ttl` old.
     pub(super) fn get(&self, directory: u64, name: &[u8], ttl: Duration) -> CachedName {
         let mut inner = lock(&self.inner);
         let Some(known) = inner.directories.get(&directory) else { return CachedName::Unknown };
@@ -130,7 +133,7 @@ impl DirCache {
         }
     }
 
-    /// Notes that a master had to be asked for a name. True if the whole directory is to be listed now.
+    /// Counts a lookup that a master had to answer. Returns true if the whole directory should be listed now.
     pub(super) fn note_miss(&self, directory: u64, ttl: Duration) -> bool {
         let mut inner = lock(&self.inner);
         let known = inner.entry(directory);
@@ -149,12 +152,12 @@ impl DirCache {
         wanted
     }
 
-    /// Begins a listing; pages are added with the returned time.
+    /// Begins a listing. Pages are added with the returned time.
     pub(super) fn begin(&self, directory: u64) -> Instant {
         lock(&self.inner).begin(directory)
     }
 
-    /// Adds a page of the listing begun at `since`; ignored if another one was begun after it.
+    /// Adds a page to the listing begun at `since`; ignored if another listing was begun after it.
     pub(super) fn add(&self, directory: u64, since: Instant, page: &[Entry], end: bool) {
         let mut inner = lock(&self.inner);
         inner.change(directory, |known| {
@@ -174,22 +177,22 @@ impl DirCache {
         });
     }
 
-    /// Remembers the first page of a listing that somebody else goes on with, if nothing was changed by us since it was `asked`
-    /// for: then [`DirCache::changes`] was `asked.0`, and the time `asked.1`.
+    /// Inserts the first page of a listing that another caller continues, if this mount has changed nothing since the
+    /// page was requested; `asked` are [`DirCache::changes`] and the time of the request.
     pub(super) fn insert_first_page(&self, directory: u64, asked: (u64, Instant), page: &[Entry], end: bool) {
         let since = {
             let mut inner = lock(&self.inner);
             if inner.changes != asked.0 {
                 return;
             }
-            // As old as the question: changes that were told since then invalidate it.
+            // As old as the request: invalidations since then apply.
             inner.begin_at(directory, asked.1)
         };
         self.add(directory, since, page, end);
         self.end(directory, since);
     }
 
-    /// A listing failed or was given up: the next streak may begin another.
+    /// Ends a listing that failed or was given up.
     pub(super) fn end(&self, directory: u64, since: Instant) {
         let mut inner = lock(&self.inner);
         if let Some(known) = inner.directories.get_mut(&directory).filter(|known| known.listing == Some(since)) {
@@ -197,7 +200,7 @@ impl DirCache {
         }
     }
 
-    /// True when a directory is too large to be remembered as a whole.
+    /// True if a directory is too large to be cached as a whole.
     pub(super) fn is_full(&self, directory: u64) -> bool {
         let inner = lock(&self.inner);
         inner.directories.peek(&directory).is_none_or(|known| known.entries.len() >= ENTRIES_MAX / 2)
@@ -223,7 +226,7 @@ impl Listings {
         since
     }
 
-    /// Changes what is remembered of a directory, and says whether it did; false for one that is not.
+    /// Changes the cached listing of a directory. Returns false if there is none or nothing was changed.
     fn change(&mut self, directory: u64, change: impl FnOnce(&mut Listing) -> bool) -> bool {
         let Some(known) = self.directories.get_mut(&directory) else { return false };
         let before = known.entries.len();
@@ -233,7 +236,7 @@ impl Listings {
         changed
     }
 
-    /// Forgets what is remembered of a directory.
+    /// Replaces the cached listing of a directory.
     fn renew(&mut self, directory: u64, fresh: Listing) {
         let known = self.entry(directory);
         let dropped = std::mem::replace(known, fresh);

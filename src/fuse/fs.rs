@@ -1,8 +1,8 @@
-//! What the file system means, without the kernel: names, attributes, listings and reads, also while no master answers.
-//! Opening is next door in `open`; changes are in `names`, `attributes` and `write`.
+//! The semantics of the file system, independent of the kernel interface: names, attributes, listings and reads, also
+//! while no master answers. Opens are in `open`; changes are in `namespace_ops`, `attributes` and `write`.
 //!
-//! Attributes and names are at most `fuse.attr-ttl` old. While no master answers, what was seen before serves for at most
-//! `fuse.offline-max-staleness`; what was never seen waits.
+//! Cached attributes and names are at most `fuse.attr-ttl` old. While no master answers, cached ones are used for at
+//! most `fuse.offline-max-staleness`; a request for anything that is not cached waits.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -39,11 +39,11 @@ use super::pending_creates::PendingCreates;
 use super::space::Spaces;
 use super::staging::Staging;
 
-/// How long masters are waited for where something older can serve.
+/// Timeout of a request to the masters that a cached answer can replace.
 const FAST_TIMEOUT: Duration = Duration::from_secs(2);
-/// Most sources that a read goes on with, one after the other, where each is replaced while it is read.
+/// Most sources that one read tries, if each is replaced during the read.
 const MOVES: usize = 4;
-/// Pause between two looks whether masters are back.
+/// Pause between two checks whether the masters answer again.
 const PROBE: Duration = Duration::from_millis(500);
 
 /// The file system of one mount.
@@ -55,7 +55,7 @@ pub(super) struct Fs {
     pub(super) reader: Arc<Reader>,
     pub(super) batcher: Arc<Batcher>,
     pub(super) writer: Writer,
-    /// What is not recorded yet.
+    /// Mutations whose commit is pending.
     pub(super) pending_creates: PendingCreates,
     pub(super) pending_commits: PendingCommits,
     pub(super) last_closes: LastCloses,
@@ -71,7 +71,7 @@ pub(super) struct Fs {
     pub(super) locks: Locks,
     pub(super) spaces: Spaces,
     pub(super) staging: Staging,
-    /// False for a mount that refuses changes; then nothing is ever staged.
+    /// False for a read-only mount, which never stages anything.
     pub(super) writable: bool,
     pub(super) ttl: Duration,
     staleness: Duration,
@@ -104,7 +104,7 @@ impl Fs {
                 nodes: Nodes::default(),
                 kernel: KernelCache::default(),
                 page_drops: PageDrops::default(),
-                // A writable mount asks a master at each open, and would be told of its own changes.
+                // A writable mount asks a master at each open, and would receive its own changes as invalidations.
                 invalidation: Invalidation::new(!config.writable && !config.attr_ttl.is_zero()),
                 stale_opens: StaleOpens::default(),
                 listings: DirCache::new(),
@@ -127,7 +127,7 @@ impl Fs {
         self.channel.failing_since().is_some()
     }
 
-    /// Asks a master; what is known serves instead while none answers.
+    /// Asks a master. While none answers, the cached attributes `known` are returned.
     async fn ask(self: &Arc<Self>, target: Target, known: Option<Known>) -> Result<Known> {
         let asked = Instant::now();
         let Some(known) = known.filter(|known| known.since.elapsed() < self.staleness) else {
@@ -148,7 +148,8 @@ impl Fs {
         }
     }
 
-    /// While nobody asks masters any more, somebody must notice that they are back.
+    /// Probes the masters in the background: while requests are served from the cache, nothing else would detect that
+    /// the masters are back.
     fn look_for_masters(self: &Arc<Self>) {
         if self.probing.swap(true, Ordering::AcqRel) {
             return;
@@ -164,13 +165,13 @@ impl Fs {
         });
     }
 
-    /// What can be said of a name without asking; `Err` for one that is known to be absent. Where files are written that is asked
-    /// for each time: what another mount has made and closed is to be found by whoever opens it next.
+    /// Answers a lookup from the cache, if possible; `Err` means that the name is absent. A writable mount does not
+    /// cache absent names: an open must find a file that another mount has created and closed before.
     pub(super) fn lookup_now(&self, parent: u64, name: &[u8]) -> Option<Result<Known, ()>> {
         if let Some(inode) = self.pending_creates.named(parent, name) {
             return self.inodes.get(inode).map(Ok);
         }
-        // Processes that lock files of a directory are to see its names as they are.
+        // Processes that lock files of a directory must see its current names.
         if self.locks.are_names_watched(parent) {
             return None;
         }
@@ -184,7 +185,7 @@ impl Fs {
         }
     }
 
-    /// The entry `name` of a directory.
+    /// Looks up the entry `name` of a directory.
     pub(super) async fn lookup(self: &Arc<Self>, parent: u64, name: &[u8]) -> Result<Known> {
         if self.listings.note_miss(parent, self.ttl) {
             let this = self.clone();
@@ -201,7 +202,7 @@ impl Fs {
         }
     }
 
-    /// Reads a whole directory for the lookups to come.
+    /// Lists a whole directory, to serve the next lookups from the cache.
     async fn remember_listing(&self, directory: u64) {
         self.flush_pending(directory).await;
         let since = self.listings.begin(directory);
@@ -213,7 +214,7 @@ impl Fs {
         self.listings.end(directory, since);
     }
 
-    /// Lists a directory for as long as `add` wants more; it is told whether a page is the last one.
+    /// Lists a directory for as long as `add` returns true; `add` is told whether a page is the last one.
     async fn read_all(&self, directory: u64, add: impl Fn(&[Entry], bool) -> bool) {
         let mut after = Bytes::new();
         loop {
@@ -226,7 +227,7 @@ impl Fs {
         }
     }
 
-    /// Attributes young enough to be given without asking.
+    /// Attributes from the cache, if they are fresh.
     pub(super) fn attr_now(&self, inode: u64) -> Option<Known> {
         let is_usable = |known: &Known| known.fresh_for(self.ttl).is_some() && self.invalidation.is_current(known);
         self.inodes.get(inode).filter(is_usable)
@@ -240,10 +241,10 @@ impl Fs {
         }
     }
 
-    /// As [`Fs::attr`], however young what is known is.
+    /// As [`Fs::attr`], always from a master.
     pub(super) async fn ask_attr(self: &Arc<Self>, inode: u64) -> Result<Known> {
         match self.ask_attr_of_name(inode).await {
-            // The name is gone, the open file is not.
+            // The name is gone, but the file is open here.
             Err(error) if error.kind == ErrorKind::NotFound && self.nodes.is_inode_open(inode) => {
                 self.inodes.get(inode).ok_or(error)
             }
@@ -251,14 +252,14 @@ impl Fs {
         }
     }
 
-    /// As [`Fs::ask_attr`], of an inode that has to have a name.
+    /// As [`Fs::ask_attr`], for an inode that must have a name.
     pub(super) async fn ask_attr_of_name(self: &Arc<Self>, inode: u64) -> Result<Known> {
         let known = self.inodes.get(inode);
         if let Some(known) = known.as_ref().filter(|_| self.staging.is_unlinked(inode)) {
             return Ok(known.clone());
         }
         if let Some(pending) = self.pending_creates.get(inode) {
-            // Why it could not be made is for its close to say.
+            // The close of the file reports why the create failed.
             let _ = self.flush_create(&pending).await;
         }
         match self.ask(at_inode(inode), known.clone()).await {
@@ -270,36 +271,37 @@ impl Fs {
         }
     }
 
-    /// How long the kernel may keep a name of a directory for what it stands for.
+    /// How long the kernel may cache a name in a directory.
     pub(super) fn ttl_of_name(&self, parent: u64, known: &Known) -> Duration {
         if self.locks.are_names_watched(parent) { Duration::ZERO } else { self.ttl_of(known) }
     }
 
-    /// As [`Fs::ttl_of_name`], of a name that may have changed since it was asked for.
+    /// As [`Fs::ttl_of_name`], for a name that may have changed since it was asked for.
     pub(super) fn ttl_of_entry(&self, parent: u64, name: &[u8], known: &Known) -> Duration {
         let is_current =
             self.invalidation.is_name_current(parent, name, known.since) && self.is_expired_by_events(parent);
         if is_current { self.ttl_of_name(parent, known) } else { Duration::ZERO }
     }
 
-    /// How long the kernel may keep what is known. While masters are away it asks again soon, and is told the same.
+    /// How long the kernel may cache attributes. While no master answers the TTL is short, and the kernel gets the same
+    /// answer again.
     pub(super) fn ttl_of(&self, known: &Known) -> Duration {
-        // What differs from what the masters know changes without them.
+        // A view that differs from that of the masters changes without an invalidation.
         if known.passing
             || self.staging.has_private_view(known.attr.inode)
             || self.pending_creates.get(known.attr.inode).is_some()
         {
             return Duration::ZERO;
         }
-        // A master has told a change while the answer was on its way.
+        // A master reported a change while the answer was on its way.
         if !self.invalidation.is_current(known) {
             return Duration::ZERO;
         }
         known.fresh_for(self.ttl).unwrap_or(PROBE.min(self.ttl))
     }
 
-    /// Reads up to `size` bytes of what a node stands for that are not here yet; fewer at its end. All of them are of one
-    /// version: where that is gone, they are read again from what the node stands for then.
+    /// Reads up to `size` bytes of the version that a node stands for; fewer at the end of the file. All bytes are of
+    /// one version: if that is gone, they are read again from the version that the node stands for then.
     ///
     /// *Errors*: `Stale` for a node that stays with a version which is gone; those of reading.
     pub(super) async fn read(
@@ -328,7 +330,7 @@ impl Fs {
         }
     }
 
-    /// Notes a read, and fetches ahead of a sequential reader.
+    /// Records a read, and prefetches for a sequential reader.
     pub(super) fn read_ahead(
         self: &Arc<Self>,
         handle: &FileHandle,
@@ -350,7 +352,7 @@ impl Fs {
         }
     }
 
-    /// The kernel drops `lookups` of its references to a node.
+    /// The kernel drops `lookups` references to a node.
     pub(super) fn forget(&self, node: u64, lookups: u64) {
         self.nodes.forget(node, lookups);
         if self.inodes.forget(inode_of(node), lookups) {
@@ -358,18 +360,18 @@ impl Fs {
         }
     }
 
-    /// Bytes were given out without a copy.
+    /// Counts bytes that were passed to the kernel without a copy.
     pub(super) fn count_local(&self, bytes: u64) {
         self.reader.count_local(bytes);
     }
 
-    /// Attributes as they are to be shown: the newest there are.
+    /// The newest attributes that are known.
     pub(super) fn newest(&self, known: Known) -> Known {
-        // What a mount that changes nothing is told comes in the order of time, or is as good as in it.
+        // A read-only mount receives answers in the order of time, or is as consistent as if it did.
         if self.writable { self.inodes.newest(known) } else { known }
     }
 
-    /// Attributes of a directory that is opened. Where files are written, those of now: so its listing is that of now.
+    /// Attributes for opening a directory. A writable mount asks a master, so that the listing is current.
     async fn directory_to_open(self: &Arc<Self>, inode: u64) -> Result<Attr> {
         if !self.writable {
             return Ok(self.attr(inode).await?.attr);
@@ -381,7 +383,7 @@ impl Fs {
         }
     }
 
-    /// Opens a directory; true if a listing the kernel keeps may be used.
+    /// Opens a directory. Returns the handle, and true if the kernel may use the listing it has cached.
     pub(super) async fn open_directory(self: &Arc<Self>, inode: u64) -> Result<(u64, bool)> {
         let attr = self.directory_to_open(inode).await?;
         if attr.r#type() != FileType::Directory {
@@ -393,7 +395,7 @@ impl Fs {
         Ok((self.handles.add_directory(Directory::new(inode, attr.parent, attr.version))?, keep))
     }
 
-    /// Fetches what is needed to give entries from `offset` on; true if anything had to be fetched.
+    /// Fetches the pages that are needed to list from `offset` on. Returns true if a page was fetched.
     pub(super) async fn fetch_entries(&self, directory: &Directory, offset: u64) -> Result<bool> {
         let _one = directory.fetching.lock().await;
         self.flush_pending(directory.inode).await;
@@ -412,7 +414,7 @@ impl Fs {
     }
 }
 
-/// Attributes of a directory, unless it was removed and is only not purged yet.
+/// Attributes of a directory, unless it was removed and only waits to be purged.
 ///
 /// *Errors*: `NotFound`.
 pub(super) fn with_name(directory: Attr) -> Result<Attr> {
@@ -425,7 +427,7 @@ pub(super) fn with_name(directory: Attr) -> Result<Attr> {
     Ok(directory)
 }
 
-/// Small changes of this mount, as few entries of the log.
+/// The batcher for the small mutations of this mount.
 fn batcher(client: &Arc<Namespace>, fs: &Weak<Fs>) -> Arc<Batcher> {
     let fs = fs.clone();
     let observer = move |directory, asked| {

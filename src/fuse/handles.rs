@@ -1,4 +1,5 @@
-//! What the kernel has open, here and from the process that served the mount before.
+//! The handles that the kernel has open: those of this process, and those restored from the previous process of the
+//! mount.
 
 use std::collections::HashMap;
 use std::io;
@@ -11,7 +12,7 @@ use crate::runtime::lock;
 use super::directory::Directory;
 use super::handover_state::{HandoverState, OpenHandle};
 
-/// An open file. What it reads is that of its node: see [`Nodes`](super::nodes::Nodes).
+/// An open file. A read returns the content of its node: see [`Nodes`](super::nodes::Nodes).
 #[derive(Debug)]
 pub(super) struct FileHandle {
     pub(super) node: u64,
@@ -24,21 +25,22 @@ impl FileHandle {
         Arc::new(FileHandle { node, readahead: Mutex::default(), writes })
     }
 
-    /// True if it may have something to store when it is closed: what others have written is for their close.
+    /// True if a close of this handle may have content to store. Content that other handles wrote is stored by their
+    /// close.
     pub(super) fn may_write(&self) -> bool {
         self.writes
     }
 }
 
-/// Numbers given to the kernel, and what they stand for.
+/// All handles, by the number that the kernel knows.
 #[derive(Debug)]
 pub(super) struct Handles {
     next: AtomicU64,
     files: Mutex<HashMap<u64, Arc<FileHandle>>>,
     directories: Mutex<HashMap<u64, Arc<Directory>>>,
-    /// Where it is noted for the next process, if one may take over.
+    /// Where handles are saved for the next process, if the mount can be handed over.
     handover_state: OnceLock<Arc<HandoverState>>,
-    /// What the process before had open and nobody has used since.
+    /// Handles of the previous process that were not used since.
     restored: Mutex<HashMap<u64, OpenHandle>>,
 }
 
@@ -53,7 +55,8 @@ impl Handles {
         }
     }
 
-    /// From now on everything is noted in `handover_state`; `restored` is what is open already. To be called before the kernel asks.
+    /// Saves every handle in `handover_state` from now on; `restored` are the handles that are open already. To be
+    /// called before the kernel sends requests.
     pub(super) fn attach_state(&self, handover_state: Arc<HandoverState>, restored: HashMap<u64, OpenHandle>) {
         self.next.store(handover_state.first_handle(), Ordering::Relaxed);
         *lock(&self.restored) = restored;
@@ -62,7 +65,7 @@ impl Handles {
         }
     }
 
-    /// A number that no handle has had.
+    /// Returns a handle number that was never used.
     pub(super) fn number(&self) -> u64 {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
@@ -78,21 +81,21 @@ impl Handles {
         lock(&self.restored).remove(&number)
     }
 
-    /// What the process before had open under this number.
+    /// The handle that the previous process had open under this number.
     pub(super) fn restored(&self, number: u64) -> Option<OpenHandle> {
         lock(&self.restored).get(&number).copied()
     }
 
-    /// A file is open as `number`.
+    /// Registers an open file as `number`.
     ///
-    /// *Errors*: when it cannot be noted for the next process.
+    /// *Errors*: the handle cannot be saved for the next process.
     pub(super) fn add_file(&self, number: u64, node: u64, version: u64, writes: bool) -> io::Result<()> {
         self.note(number, OpenHandle::File { node, version, writes })?;
         lock(&self.files).insert(number, FileHandle::new(node, writes));
         Ok(())
     }
 
-    /// Handles of a node stand for another version now.
+    /// Saves the new version that the handles of a node stand for.
     pub(super) fn note_version(&self, numbers: &[u64], node: u64, version: u64) {
         for number in numbers {
             let writes = self.file(*number).is_none_or(|handle| handle.may_write());
@@ -102,7 +105,7 @@ impl Handles {
         }
     }
 
-    /// A file that the process before had open is open here too.
+    /// Reopens a file that the previous process had open.
     pub(super) fn adopt_file(&self, number: u64, node: u64, writes: bool) -> Arc<FileHandle> {
         lock(&self.files).entry(number).or_insert_with(|| FileHandle::new(node, writes)).clone()
     }
@@ -111,7 +114,7 @@ impl Handles {
         lock(&self.files).get(&number).cloned()
     }
 
-    /// Closes a file: the node that it was open through, and whether it may have written.
+    /// Closes a file. Returns the node that it was opened through, and whether it may have written.
     pub(super) fn take_file(&self, number: u64) -> Option<(u64, bool)> {
         let here = lock(&self.files).remove(&number).map(|handle| (handle.node, handle.writes));
         let before = self.forget(number);
@@ -121,7 +124,7 @@ impl Handles {
         })
     }
 
-    /// *Errors*: when it cannot be noted for the next process.
+    /// Registers an open directory and returns its number.
     pub(super) fn add_directory(&self, directory: Directory) -> io::Result<u64> {
         let number = self.number();
         self.note(number, directory.open())?;
@@ -129,14 +132,14 @@ impl Handles {
         Ok(number)
     }
 
-    /// A directory that the process before had open is open here too.
+    /// Reopens a directory that the previous process had open.
     pub(super) fn adopt_directory(&self, number: u64, directory: Directory) -> Arc<Directory> {
         lock(&self.directories).entry(number).or_insert_with(|| Arc::new(directory)).clone()
     }
 
-    /// More of a directory was read.
+    /// Saves how far a directory was read.
     ///
-    /// *Errors*: when it cannot be noted for the next process; then the kernel must not be given it.
+    /// *Errors*: it cannot be saved for the next process; then the kernel must not get the entries.
     pub(super) fn note_directory(&self, number: u64, directory: &Directory) -> io::Result<()> {
         self.note(number, directory.open())
     }

@@ -1,7 +1,8 @@
-//! The way to the keeper: a process of this host that holds our mount while we are replaced.
+//! The connection to the mount holder: a process on this host (the CSI plugin) that keeps our mount open while this
+//! process is replaced.
 //!
-//! Whoever serves a mount stays connected; that is how the keeper knows. It may end and come back itself: then it is given
-//! the mount again, so the mount is lost only when both end at once.
+//! The process that serves a mount stays connected, which tells the mount holder that it is alive. The mount holder may
+//! restart too: then it is given the mount again, so the mount is lost only if both end at once.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -18,23 +19,23 @@ use jindofs_packets::Packets;
 use super::mountpoint;
 use super::session::Handover;
 
-/// Longest wait for the keeper's answer.
+/// Timeout of a request to the mount holder.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the process before may take to end.
+/// How long the previous process may take to end.
 const SUCCESSION_TIMEOUT: Duration = Duration::from_secs(20);
 /// Pause between two attempts.
 const RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// A mount without a process, ours from now on.
+/// A mount without a process, taken over by this one.
 pub(super) struct Taken {
     pub(super) device: String,
     pub(super) fuse: OwnedFd,
-    /// What [`HandoverState`](super::saved::Saved) is made of.
+    /// The descriptor of a [`HandoverState`](super::handover_state::HandoverState).
     pub(super) state: OwnedFd,
     pub(super) link: Link,
 }
 
-/// A connection to the keeper.
+/// A connection to the mount holder.
 pub(super) struct Link(Packets);
 
 impl Link {
@@ -42,7 +43,7 @@ impl Link {
         Packets::connect(socket).map(Link)
     }
 
-    /// Asks the keeper, and awaits its one answer.
+    /// Sends a request and waits for its answer.
     async fn call(
         &self,
         op: HandoverOp,
@@ -63,21 +64,21 @@ impl Link {
         tokio::time::timeout(ANSWER_TIMEOUT, exchange).await.map_err(late)?
     }
 
-    /// Tells the keeper to let go of a mount.
+    /// Asks the mount holder to release a mount.
     pub(super) async fn discard(&self, device: &str) -> Result<()> {
         self.call(HandoverOp::Discard, device, &[]).await.map(drop)
     }
 
-    /// Completes when the keeper is gone.
+    /// Completes when the mount holder has closed the connection.
     async fn ended(&self) {
         let mut buffer = [0; 64];
         while let Ok(Some(_)) = self.0.receive(&mut buffer).await {}
     }
 }
 
-/// Takes over what is mounted at `mount`, if the keeper holds it.
+/// Takes over the mount at `mount`, if the mount holder has it.
 ///
-/// *Errors*: `Busy` when another process serves it; what the keeper said otherwise.
+/// *Errors*: `Busy` if another process serves it; otherwise those of the mount holder.
 pub(super) async fn take(socket: &Path, mount: &Path) -> Result<Option<Taken>> {
     let Some(device) = mountpoint::device(mount) else { return Ok(None) };
     let started = Instant::now();
@@ -91,7 +92,7 @@ pub(super) async fn take(socket: &Path, mount: &Path) -> Result<Option<Taken>> {
         };
         let (reply, descriptors) = match link.call(HandoverOp::Take, &device, &[]).await {
             Ok(answer) => answer,
-            // It may be on its way out itself.
+            // The mount holder may be shutting down.
             Err(error) if started.elapsed() < SUCCESSION_TIMEOUT => {
                 tracing::debug!(%error, "the keeper is asked again");
                 tokio::time::sleep(RETRY_DELAY).await;
@@ -105,7 +106,7 @@ pub(super) async fn take(socket: &Path, mount: &Path) -> Result<Option<Taken>> {
         match reply.outcome() {
             HandoverOutcome::Done => return taken(device, descriptors, link).map(Some),
             HandoverOutcome::Unknown => return Ok(None),
-            // It may be on its way out.
+            // The previous process may be shutting down.
             HandoverOutcome::Served if started.elapsed() < SUCCESSION_TIMEOUT => tokio::time::sleep(RETRY_DELAY).await,
             HandoverOutcome::Served => {
                 let message = format!("fuse.mount {} is served by another process", mount.display());
@@ -125,12 +126,12 @@ fn taken(device: String, descriptors: Vec<OwnedFd>, link: Link) -> Result<Taken>
     Ok(Taken { device, fuse, state, link })
 }
 
-/// Says whether the keeper holds our mount at this moment.
+/// Tells whether the mount holder has our mount at this moment.
 #[derive(Debug, Clone)]
 pub(super) struct HeldFlag(Arc<AtomicBool>);
 
 impl HeldFlag {
-    /// Told at the beginning: what is taken from the keeper it holds.
+    /// The initial state is true for a mount that was taken from the mount holder.
     pub(super) fn new(held: bool) -> HeldFlag {
         HeldFlag(Arc::new(AtomicBool::new(held)))
     }
@@ -144,7 +145,8 @@ impl HeldFlag {
     }
 }
 
-/// Has the keeper hold a mount, again whenever it comes back. `link` is where it was taken from, if it was.
+/// Offers the mount to the mount holder, and again whenever it restarts. `link` is the connection through which the
+/// mount was taken over.
 pub(super) async fn keep_held(socket: PathBuf, handover: Handover, link: Option<Link>, held: HeldFlag) {
     let mut link = link;
     let mut told = false;

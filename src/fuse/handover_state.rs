@@ -1,7 +1,8 @@
-//! What the next process must know to serve a mount that this one leaves: how the kernel was greeted, and what it has open.
+//! The state that the next process needs to take over a mount: the result of FUSE_INIT, and the open handles.
 //!
-//! It lies in a file in memory whose descriptor the keeper holds beside that of `/dev/fuse`. It is written before the kernel
-//! is answered and cleared before a close is: a process that is killed in between leaves an entry too many, never one too few.
+//! It is kept in a memfd, whose descriptor the mount holder of the node keeps beside that of `/dev/fuse`. An entry is
+//! written before the kernel gets the handle, and cleared before a close is answered: a process that is killed in
+//! between leaves a superfluous entry, never a missing one.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -15,37 +16,38 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::lock;
 
-/// Says what the file is, and in which form.
+/// Magic number and format version.
 const MAGIC: u64 = u64::from_be_bytes(*b"JFSFUSE\x02");
 const HEAD: usize = 40;
 const ENTRY: usize = 40;
 
-/// What was agreed with the kernel when it was mounted, which holds as long as the mount.
+/// The result of FUSE_INIT, which stays valid as long as the mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Negotiated {
-    /// Version of the protocol, as the kernel said it.
+    /// Version of the FUSE protocol, as the kernel reported it.
     pub(super) version: (u32, u32),
-    /// Capabilities that both have.
+    /// Capabilities that both sides have.
     pub(super) capabilities: u64,
-    /// Most bytes the kernel reads ahead.
+    /// Largest read-ahead of the kernel, in bytes.
     pub(super) max_readahead: u32,
 }
 
-/// Something the kernel has open.
+/// One open handle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum OpenHandle {
-    /// A file, by its node and content.
+    /// An open file: its node and the version of its content.
     File { node: u64, version: u64, writes: bool },
-    /// A directory of which so many names were read; the fingerprint is of all of them, in their order.
+    /// An open directory: the number of names read so far, and a fingerprint of them in order.
     Directory { inode: u64, names: u64, fingerprint: u64 },
 }
 
-/// The file in memory.
+/// The memfd and the index of its slots.
 #[derive(Debug)]
 pub(super) struct HandoverState {
     file: File,
     negotiated: Negotiated,
-    /// How often the mount was taken over: numbers of handles of different processes never meet.
+    /// How often the mount was taken over. It is part of handle numbers, so that numbers of different processes never
+    /// collide.
     generation: u32,
     slots: Mutex<Slots>,
 }
@@ -95,9 +97,9 @@ fn corrupted(what: String) -> Error {
 }
 
 impl HandoverState {
-    /// An empty one, for a mount that is new.
+    /// Creates an empty state, for a new mount.
     ///
-    /// *Errors*: when there is no memory for it.
+    /// *Errors*: no memory is left.
     pub(super) fn new(negotiated: Negotiated) -> io::Result<HandoverState> {
         let file = File::from(memfd_create(c"jindofs-fuse", MemfdFlags::CLOEXEC)?);
         let state = HandoverState { file, negotiated, generation: 0, slots: Mutex::default() };
@@ -105,9 +107,9 @@ impl HandoverState {
         Ok(state)
     }
 
-    /// The one another process has left, and what the kernel had open there, by handle.
+    /// Opens the state that another process has left, and returns the open handles by number.
     ///
-    /// *Errors*: `Corrupted` when it is of another release or of something else.
+    /// *Errors*: `Corrupted` if the state was written by another release or is something else.
     pub(super) fn take(descriptor: OwnedFd) -> Result<(HandoverState, HashMap<u64, OpenHandle>)> {
         let file = File::from(descriptor);
         let size = usize::try_from(file.metadata()?.len()).map_err(|_| corrupted("its size".to_owned()))?;
@@ -151,14 +153,14 @@ impl HandoverState {
         self.negotiated
     }
 
-    /// Smallest number that no process before has given to a handle.
+    /// The smallest handle number that no previous process has used.
     pub(super) fn first_handle(&self) -> u64 {
         u64::from(self.generation) << 40 | 1
     }
 
-    /// Notes what a handle stands for, or what has become of it.
+    /// Saves what a handle stands for, or updates it.
     ///
-    /// *Errors*: when there is no memory for it; then the kernel must not be given the handle.
+    /// *Errors*: no memory is left; then the kernel must not get the handle.
     pub(super) fn put(&self, number: u64, open: OpenHandle) -> io::Result<()> {
         let mut slots = lock(&self.slots);
         let slot = match slots.by_handle.get(&number) {
@@ -171,13 +173,13 @@ impl HandoverState {
         Ok(())
     }
 
-    /// Forgets a handle.
+    /// Removes a handle.
     pub(super) fn remove(&self, number: u64) {
         let mut slots = lock(&self.slots);
         let Some(slot) = slots.by_handle.remove(&number) else { return };
         match self.file.write_all_at(&[0; ENTRY], at(slot)) {
             Ok(()) => slots.free.push(slot),
-            // The next process takes it for open: it costs an entry and some page cache.
+            // The next process takes the handle for open, which costs an entry and some page cache.
             Err(error) => tracing::warn!(%error, "a closed handle stays noted"),
         }
     }

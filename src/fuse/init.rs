@@ -1,17 +1,18 @@
-//! What is agreed with the kernel before it asks for anything.
+//! FUSE_INIT: the negotiation with the kernel before the first request.
 
 use fuser::{InitFlags, KernelConfig};
 
 use super::handover_state::Negotiated;
 
-/// Read-ahead of the kernel, bytes.
+/// Read-ahead of the kernel, in bytes.
 const READ_AHEAD: u32 = 4 << 20;
-/// Requests the kernel keeps under way for reading ahead.
+/// Most background requests of the kernel, which it uses for read-ahead.
 const BACKGROUND: u16 = 64;
-/// Most bytes of one write.
+/// Largest write request, in bytes.
 const WRITE_MAX: u32 = 1 << 20;
 
-/// Asks the kernel for what we want, and takes what it allows. `locks`: it is to ask us for locks.
+/// Requests the capabilities we want and returns those that the kernel grants. With `locks` the kernel is asked to send
+/// lock requests.
 pub(super) fn negotiate(config: &mut KernelConfig, writable: bool, locks: bool) -> Negotiated {
     let wanted = [
         InitFlags::FUSE_DO_READDIRPLUS,
@@ -19,15 +20,15 @@ pub(super) fn negotiate(config: &mut KernelConfig, writable: bool, locks: bool) 
         InitFlags::FUSE_CACHE_SYMLINKS,
         InitFlags::FUSE_MAX_PAGES,
         InitFlags::FUSE_ASYNC_DIO,
-        // Files past the page cache can still be mapped.
+        // Allows `mmap` of files that bypass the page cache.
         InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
-        // Requests that a process took with it when it died can be had again.
+        // Lets the next process receive the requests that a dead process had read and not answered.
         InitFlags::FUSE_HAS_RESEND,
     ];
-    // These two fuser asks for by itself.
+    // fuser requests these two itself.
     let mut agreed = config.capabilities() & (InitFlags::FUSE_ASYNC_READ | InitFlags::FUSE_BIG_WRITES);
     let locked = [InitFlags::FUSE_POSIX_LOCKS, InitFlags::FUSE_FLOCK_LOCKS].into_iter().filter(|_| locks);
-    // A file that is opened to be overwritten is cut off by its handle: stored with what comes next, not by itself.
+    // `O_TRUNC` arrives with the open: the truncation is stored with the next write, not by itself.
     let cut = writable.then_some(InitFlags::FUSE_ATOMIC_O_TRUNC);
     for flag in wanted.into_iter().chain(cut).chain(locked) {
         match config.add_capabilities(flag) {
@@ -36,7 +37,7 @@ pub(super) fn negotiate(config: &mut KernelConfig, writable: bool, locks: bool) 
         }
     }
     let version = config.kernel_abi();
-    // The kernel may allow less: then the most it allows is set.
+    // If the kernel allows less, the largest value that it allows is set.
     let max_readahead = match config.set_max_readahead(READ_AHEAD) {
         Ok(_) => READ_AHEAD,
         Err(most) => config.set_max_readahead(most).map_or(0, |_| most),

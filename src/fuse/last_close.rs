@@ -1,10 +1,11 @@
-//! Closes of files. Each one stores what was written before it; a file that was only made or cut off waits for the close of its
-//! open file.
+//! Closes of files. Each close stores the content that was written before it. A file that was only created or truncated
+//! is stored after the last close of its open file, in the background.
 //!
-//! A shell opens the file of a redirection, closes a copy of that, and starts its command. Storing nothing then saves a
-//! request, and leaves the old content in place until there is a new one to replace it.
+//! A shell opens the target of a redirection, closes a duplicate of the descriptor, and starts the command. To store
+//! nothing at that close saves a request, and keeps the old content until there is new content to replace it.
 //!
-//! *Lock order.* A task takes the permit of an attempt before the turn of its file: a task that waits for a permit blocks no file.
+//! *Lock order.* A task takes the permit of an attempt before the guard of its file: a task that waits for a permit
+//! blocks no file.
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -24,13 +25,13 @@ use super::nodes::inode_of;
 use super::staging::{Staged, WriteGuard};
 use super::write::StoreMode;
 
-/// Most files of one mount that are stored behind their closes at a time.
+/// Most files of one mount that are stored in the background at a time.
 const STORES_MAX: usize = 64;
-/// Most of them that are left to be stored, or to be stored again after a pause: each one keeps some KiB.
+/// Most files of one mount that are queued to be stored, or wait for a retry: each one keeps some KiB.
 const WAITING_MAX: usize = 4096;
-/// How long a close waits while as many are under way, or left.
+/// How long a close waits while one of these bounds is reached.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(10);
-/// Pauses before a file that nobody waits for is stored again: the last one is repeated.
+/// Delays before the retries for a file without waiters; the last one is repeated.
 const RETRY_DELAYS: [Duration; 5] = [
     Duration::from_secs(1),
     Duration::from_secs(2),
@@ -38,33 +39,33 @@ const RETRY_DELAYS: [Duration; 5] = [
     Duration::from_secs(8),
     Duration::from_secs(15),
 ];
-/// How long the end of the process waits for what is being stored. Kubernetes gives 30 s.
+/// How long the shutdown waits for files that are being stored. Kubernetes gives 30 s.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(20);
-/// Pause between two looks whether it is.
+/// Pause between two checks whether they are stored.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// How long the turn of a file is kept while the masters are told to forget it.
+/// How long the guard of a file is held while the masters are asked to forget the file.
 const ABANDON_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a directory that moves waits for the turn of a file below it.
+/// How long the rename of a directory waits for the guard of a file below it.
 const GUARD_TIMEOUT: Duration = Duration::from_secs(2);
-/// Most attempts, over some minutes, to store a file that the under-storage answers with an error which it does not explain.
+/// Most attempts, over some minutes, to store a file for which the under-storage returns an unclassified error.
 const UNEXPLAINED_MAX: usize = 20;
-/// Files remembered of which the masters could not be told to forget them.
+/// Files remembered that the masters could not be asked to forget.
 const GIVEN_UP: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
 
-/// Files that are stored behind their closes.
+/// Files that are stored in the background after their last close.
 #[derive(Debug)]
 pub(super) struct LastCloses {
-    /// By mounts, since one under-storage that fails must not keep files from the others.
+    /// By mount, so that one failing under-storage does not delay files of the others.
     rooms: Mutex<HashMap<u32, MountQuota>>,
-    /// Files that the masters forget once their under-storage answers again. Inode numbers are never used twice.
+    /// Files that the masters forget once their under-storage answers again. Inode numbers are never reused.
     given_up: Mutex<LruCache<u64, ()>>,
 }
 
-/// Bounds the files of a mount that are stored behind their closes: a close waits while the bound is reached.
+/// Bounds the files of one mount that are stored in the background: a close waits while a bound is reached.
 #[derive(Debug, Clone)]
 struct MountQuota {
     attempts: Arc<Semaphore>,
-    /// What is left to be stored.
+    /// One permit for each queued file.
     waiting: Arc<Semaphore>,
 }
 
@@ -91,7 +92,7 @@ impl LastCloses {
 
     async fn wait_for_room(&self, mount_id: u32) {
         let room = self.of(mount_id);
-        // In vain it has slowed the caller down, which is what it is for.
+        // A timeout is not an error: the caller was slowed down, which is the purpose.
         let _ =
             tokio::time::timeout(ROOM_TIMEOUT, async { (room.waiting.acquire().await, room.attempts.acquire().await) })
                 .await;
@@ -105,7 +106,7 @@ impl LastCloses {
         lock(&self.given_up).put(inode, ());
     }
 
-    /// True for a file of which the masters could not be told that it is to be forgotten.
+    /// True for a file that the masters should forget and could not be asked to.
     pub(super) fn is_given_up(&self, inode: u64) -> bool {
         lock(&self.given_up).contains(&inode)
     }
@@ -127,11 +128,11 @@ impl Fs {
         }
     }
 
-    /// One close of maybe several: stores what was written. A file that is new is known to the masters then; that it is there,
-    /// or empty, is stored when its open file is closed, or by a sync. `gives_up_locks` if the close ends locks: what was cut
-    /// off under one is stored before.
+    /// Serves one of possibly several closes: stores what was written, and waits for the create of a new file. The
+    /// existence or truncation alone is stored after the last close, or by an `fsync`. `gives_up_locks` if the close
+    /// releases locks: a truncation under a lock is stored before.
     ///
-    /// *Errors*: as [`Fs::sync`]; why a new file could not be made.
+    /// *Errors*: as [`Fs::sync`]; why a create failed.
     pub(super) async fn flush(self: &Arc<Self>, inode: u64, gives_up_locks: bool) -> Result<()> {
         let Some(mut guard) = self.staging.lock_if_staged(inode).await else {
             return self.await_empty_create(inode).await;
@@ -147,9 +148,9 @@ impl Fs {
         Ok(())
     }
 
-    /// After the close of an open file: stores what is left to be stored, and forgets what is staged unless the file is open.
-    /// Nobody is left to be told of an error: it is logged, and what may pass is tried again until this process ends, or
-    /// somebody has the file open who may write, and whose close stores it.
+    /// Runs after the close of an open file: stores what is left, and removes the file from the staging area unless it
+    /// is open. No caller is left that could get an error, so errors are logged. Transient ones are retried until this
+    /// process ends, or until the file is open for writing again, whose close then stores it.
     pub(super) async fn finalize_last_close(self: &Arc<Self>, node: u64) {
         let Some(staged) = self.staging.ready_for(node).filter(|staged| staged.begin_finalize()) else { return };
         loop {
@@ -163,7 +164,7 @@ impl Fs {
     async fn finalize_with_retries(self: &Arc<Self>, node: u64, staged: &Staged) {
         let mount_id = self.mount_of(inode_of(node));
         let room = self.last_closes.of(mount_id);
-        // This task does not wait for room: `wait_for_room` slows closes down instead.
+        // This task does not wait for a permit: `wait_for_room` slows closes down instead.
         let _waiting = if staged.is_due() { room.waiting.try_acquire_owned().ok() } else { None };
         let mut attempts = 0;
         loop {
@@ -177,25 +178,25 @@ impl Fs {
         }
     }
 
-    /// True while somebody has a node open who may write, and whose close stores.
+    /// True while the node is open for writing: that close stores the content.
     fn is_open_to_write(&self, node: u64) -> bool {
         self.nodes.open_node(node).is_some_and(|open| open.is_written)
     }
 
-    /// One attempt, after `attempts` others; false if there has to be another.
+    /// Makes one attempt, after `attempts` others. Returns false if it has to be retried.
     async fn try_finalize(self: &Arc<Self>, node: u64, attempts: usize) -> bool {
         let inode = inode_of(node);
         let guard = self.staging.lock_if_staged(inode).await.filter(|guard| guard.node() == node);
         let Some(mut guard) = guard else { return true };
-        // Content is for the close of the last one who may write it: who has it open goes on writing.
+        // Content is stored by the last close of a writer, and the file has one.
         if self.is_open_to_write(node) && (attempts > 0 || guard.is_written()) {
             return true;
         }
-        // An attempt for an empty file does not wait with the turn held, as the task tries again.
+        // An attempt for an empty file does not wait with the guard held, since the task retries.
         let how = if guard.is_written() { StoreMode::Committed } else { StoreMode::NonBlocking };
         if let Err(error) = self.store_as(&mut guard, how).await {
             let path = self.path_for_people(inode);
-            // Of content that was written a close has told the error, unless it came by a mapping.
+            // For written content a close has already returned the error, unless the write came through a mapping.
             if guard.is_due() && !guard.is_written() && may_pass(&error, attempts) {
                 tracing::warn!(inode, ?path, %error, "an empty file is not stored yet after it was closed");
                 return false;
@@ -206,13 +207,13 @@ impl Fs {
             }
             return self.give_up_storing(guard, &error).await;
         }
-        // Whoever has opened it meanwhile goes on with what is staged, and closes it.
+        // A handle that was opened in the meantime continues with the staged content, and its close finalizes it.
         self.staging.remove_unless(guard, || self.nodes.is_open(node));
         true
     }
 
-    /// What is staged cannot be stored, and is not to be tried again by the close of somebody who only reads. Of a file that was
-    /// made here nothing is to be left. Whoever opens it to write while it is forgotten waits for the turn, and makes it again by
+    /// Gives up content that cannot be stored: a later close by a reader must not retry it. A file that was created
+    /// here is removed. A caller that opens it for writing meanwhile waits for the guard, and creates it again by
     /// storing it.
     async fn give_up_storing(self: &Arc<Self>, mut guard: WriteGuard, error: &Error) -> bool {
         let (inode, node) = (guard.inode(), guard.node());
@@ -225,17 +226,17 @@ impl Fs {
             tracing::warn!(inode, ?path, "an empty file is gone before it was stored: others have removed it");
         }
         let is_new = guard.base().version_token.is_empty() && !guard.is_unlinked();
-        // A lock is on the file itself, and whoever has it goes on with the name until its own close.
+        // A lock belongs to the file itself: its holder keeps using the name until its own close.
         let is_locked = is_new && self.locks.are_held_through(&self.nodes.handles(node));
         let is_unmade = is_new && !is_locked && self.forget_made_file(&mut guard).await;
         let staged = guard.staged();
         let is_removed = self.staging.remove_unless(guard, || {
             if self.is_open_to_write(node) {
-                // Its close stores it.
+                // That close stores it.
                 return true;
             }
             if is_unmade {
-                // Who reads it goes on with what was written.
+                // Readers continue with what was written.
                 staged.unlink_stale_name();
             }
             (is_unmade || is_locked) && self.nodes.is_open(node)
@@ -246,7 +247,7 @@ impl Fs {
         true
     }
 
-    /// Has the masters forget a file that was made here and cannot be stored; true if its name is gone.
+    /// Asks the masters to forget a file that was created here and cannot be stored. Returns true if its name is gone.
     async fn forget_made_file(self: &Arc<Self>, guard: &mut WriteGuard) -> bool {
         let (made, given_up) = (guard.base().inode, guard.given_up());
         guard.detach_from_session();
@@ -259,9 +260,10 @@ impl Fs {
         is_unmade
     }
 
-    /// Has the masters forget a file that was made here and could not be stored: nobody is to see what cannot be. `given_up` is
-    /// the last attempt, if it came so far. False if it stays, as others have made or stored it as well, or for now, as the
-    /// under-storage does not answer the master that looks.
+    /// Asks the masters to forget a file that was created here and could not be stored, so that no client sees a file
+    /// without content. `given_up` is the write intent of the last attempt. Returns false if the file stays: because
+    /// another client has created or stored it as well, or for now because the under-storage does not answer the master
+    /// that checks.
     pub(super) async fn abandon_create(self: &Arc<Self>, inode: u64, given_up: Option<u64>) -> bool {
         let this = self.clone();
         let unmade = tokio::spawn(async move { this.abandon_create_unbounded(inode, given_up).await });
@@ -292,7 +294,7 @@ impl Fs {
         }
     }
 
-    /// Stores files that were never written and are `wanted`, some at a time: what came of each.
+    /// Stores the `wanted` files that have no content, several at a time, and returns the outcomes.
     async fn store_each(
         self: &Arc<Self>,
         inodes: Vec<u64>,
@@ -317,8 +319,9 @@ impl Fs {
         stream::iter(stores).buffer_unordered(STORES_MAX).collect().await
     }
 
-    /// Stores the files below a directory that is about to move and that are to be stored behind their closes: while it moves they
-    /// would be stored where they were. One that cannot be stored is no reason not to move: it is tried again.
+    /// Stores the files below a directory that is about to be renamed, if they wait to be stored after their close:
+    /// during the rename they would be stored under the old path. A failure does not prevent the rename, since storing
+    /// is retried.
     pub(super) async fn store_closed_below(self: &Arc<Self>, directory: u64) {
         let is_closed = |inode| self.staging.ready(inode).is_some_and(|staged| !self.is_open_to_write(staged.node()));
         let mut inodes = self.staging.unwritten();
@@ -330,20 +333,21 @@ impl Fs {
         }
     }
 
-    /// Makes the names of a directory durable: those of new files are so once the files are stored.
+    /// Makes the names of a directory durable: the name of a new file is durable once the file is stored.
     ///
     /// *Errors*: those of storing.
     pub(super) async fn sync_directory(self: &Arc<Self>, directory: u64) -> Result<()> {
         self.flush_pending(directory).await;
         let mut inodes = self.staging.unwritten();
         inodes.retain(|inode| self.inodes.name_of(*inode).is_some_and(|(parent, _)| parent == directory));
-        // A file that was cut off has its name already, and its old content until it is closed.
+        // A truncated file already has a durable name, and keeps its old content until it is closed.
         let is_new = |guard: &WriteGuard| guard.base().version_token.is_empty();
         let stored = self.store_each(inodes, StoreMode::Committed, is_new).await;
         stored.into_iter().try_for_each(|(_, stored)| stored)
     }
 
-    /// To be called at the end: waits a while for what is being stored, and ends the session, so that others need not wait.
+    /// Called at shutdown: waits a while for files that are being stored, and closes the session, so that other clients
+    /// need not wait until it expires.
     pub(super) async fn settle(&self) {
         if !self.writable {
             return;
@@ -360,7 +364,7 @@ impl Fs {
         self.staging.clear();
     }
 
-    /// Path of an inode below the mount, as far as the kernel has asked for it.
+    /// Path of an inode below the mount for messages, as far as the kernel has looked it up.
     pub(super) fn path_for_people(&self, inode: u64) -> String {
         match self.inodes.path_below(ROOT_INODE, inode) {
             Some(path) => format!("/{}", String::from_utf8_lossy(&path)),
@@ -369,10 +373,10 @@ impl Fs {
     }
 }
 
-/// True for an error that may be gone soon, after `attempts` others.
+/// True for a transient error, after `attempts` failed attempts.
 fn may_pass(error: &Error, attempts: usize) -> bool {
     match error.kind {
-        // What came of the attempt is found by the next one, in the next session.
+        // The next attempt, in the next session, finds the outcome of this one.
         ErrorKind::Busy | ErrorKind::NoSpace | ErrorKind::SessionExpired | ErrorKind::OutcomeUnknown => true,
         ErrorKind::UnderStorage => attempts < UNEXPLAINED_MAX,
         _ => error.is_retryable(),

@@ -1,7 +1,8 @@
-//! Locks that hold among all mounts: the kernel asks, the masters decide.
+//! File locks that hold across all mounts: the kernel forwards the requests, the masters decide.
 //!
-//! `flock` and `fcntl` come alike, as ranges with an owner: fuser does not say which it was. So they exclude each other, as
-//! on NFS. What was written under a lock is stored before the lock is given up, and who gets it sees attributes anew.
+//! `flock` and `fcntl` locks look the same here, as ranges with an owner, because fuser does not distinguish them. So
+//! they exclude each other, as on NFS. What was written under a lock is stored before the lock is released, and the
+//! next holder gets fresh attributes.
 
 mod owners;
 mod waiter;
@@ -26,18 +27,18 @@ use owners::{Admission, Departure, LockOwners, Owner};
 use waiter::Waiter;
 use watched::WatchedNames;
 
-/// Last byte of a file, however long it gets.
+/// Last byte of a file of any length.
 const END: u64 = i64::MAX as u64;
-/// How long a close waits for masters to be told what it gives up.
+/// How long a close waits until the masters have released its locks.
 const CLOSE: Duration = Duration::from_secs(5);
-/// Pause before they are told again.
+/// Pause before the release is retried.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
-/// How long the last close of a handle is waited for that was flushed. The kernel sends both one after the other; it
-/// sends the first alone when a duplicate is closed.
+/// How long to wait for the RELEASE of a handle that was flushed. The kernel sends FLUSH and RELEASE one after the
+/// other at the last close, and only the FLUSH when a duplicate is closed.
 const RELEASE: Duration = Duration::from_millis(50);
-/// How often a lock is asked for anew whose holders here are gone by then.
+/// Most retries of a lock request whose conflicting owners on this mount have closed meanwhile.
 const DEPARTURES_MAX: usize = 8;
-/// How often a lock is asked for anew whose session has ended at this very moment.
+/// Most retries of a lock request whose session ends concurrently.
 const SESSIONS: usize = 3;
 
 /// The locks of one mount.
@@ -59,43 +60,43 @@ impl Locks {
         }
     }
 
-    /// False if the kernel keeps them to itself.
+    /// False if the kernel keeps the locks local.
     pub(super) fn are_shared(&self) -> bool {
         self.shared
     }
 
-    /// True if a lock may be held that was asked for through one of these handles.
+    /// True if an owner that used one of these handles may hold a lock.
     pub(super) fn are_held_through(&self, handles: &[u64]) -> bool {
         self.shared && self.held.holds_through(handles)
     }
 
-    /// True for a directory in which files were locked a moment ago: its names are looked up each time they are used.
+    /// True for a directory in which files were locked recently: its names are looked up at each use.
     pub(super) fn are_names_watched(&self, directory: u64) -> bool {
         self.shared && self.names.contains(directory)
     }
 
-    /// True if a close by `owner` may have something to give up.
+    /// True if a close by `owner` may have to release a lock.
     pub(super) fn concern(&self, inode: u64, owner: u64) -> bool {
         self.shared && self.held.knows((inode, owner))
     }
 
-    /// A handle, or a duplicate of it, is closed.
+    /// A handle, or a duplicate of it, was closed.
     pub(super) fn flush(&self, number: u64) {
         if self.shared {
             self.held.flush(number);
         }
     }
 
-    /// The last close of a handle has come: owners whose locks end with it.
+    /// The last close of a handle: returns the owners whose locks end with it.
     pub(super) fn release(&self, number: u64) -> Vec<Owner> {
         if self.shared { self.held.release(number) } else { Vec::new() }
     }
 
-    /// Waits for an owner of this mount that is about to give up what it has; false for one that is not.
+    /// Waits for an owner of this mount that is about to release its lock. Returns false for an owner that is not.
     async fn await_departure(&self, owner: Owner) -> bool {
         let started = Instant::now();
         loop {
-            // Made before the look: from here on no departure is missed.
+            // Created before the check, so that no departure is missed.
             let next = self.held.next_departure();
             let wait = match self.held.departure(owner) {
                 Departure::Absent => return true,
@@ -120,7 +121,7 @@ impl Locks {
     }
 }
 
-/// What the kernel asks for.
+/// A lock request of the kernel.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Request {
     pub(super) inode: INodeNo,
@@ -134,7 +135,7 @@ pub(super) struct Request {
 }
 
 impl Request {
-    /// The file that is locked.
+    /// The locked file.
     fn file(&self) -> u64 {
         inode_of(self.inode.0)
     }
@@ -158,7 +159,7 @@ impl Request {
 fn refused(what: &str, inode: u64, error: &Error) -> Errno {
     match error.kind {
         ErrorKind::NoSpace => Errno::NO_LOCKS,
-        // It was removed, here or elsewhere: a lock on it would keep nobody out.
+        // The file was removed: a lock on it would exclude nobody.
         ErrorKind::NotFound => Errno::from(ErrorKind::Stale),
         _ => {
             tracing::warn!(what, inode, %error, "a lock is refused");
@@ -168,10 +169,10 @@ fn refused(what: &str, inode: u64, error: &Error) -> Errno {
 }
 
 impl Fs {
-    /// Takes or gives up a lock. `waits` is the thread that waits for one, if it wants to.
+    /// Takes or releases a lock. `waits` is the thread that waits for it, if the request is blocking.
     ///
-    /// *Errors*: `EAGAIN` for one that somebody has, `ENOLCK` at a limit, `ESTALE` for a file that is gone, `EIO` for an owner
-    /// that has lost what it had; those of [`Waiter::pause`].
+    /// *Errors*: `EAGAIN` if another owner holds it, `ENOLCK` at a limit, `ESTALE` for a file that is gone, `EIO` for
+    /// an owner that has lost its locks; those of [`Waiter::pause`].
     pub(super) async fn set_lock(self: &Arc<Self>, request: Request, waits: Option<u32>) -> Result<(), Errno> {
         let lock = request.lock()?;
         if lock.r#type() == LockType::None {
@@ -195,7 +196,7 @@ impl Fs {
             }
         }
         if let Err(error) = self.make_current(request.inode.0).await {
-            // What it had before is not taken from it: that ends with its close.
+            // A lock that it held before stays until its close.
             if !had {
                 let unlocked = Lock { r#type: LockType::None.into(), ..lock };
                 if self.unlock(request, unlocked).await.is_ok() {
@@ -207,8 +208,8 @@ impl Fs {
         Ok(())
     }
 
-    /// Who gets a lock sees what was stored before it was given up by others: the content through each handle of the node, and
-    /// the names beside it.
+    /// Makes everything visible that other clients stored before they released the lock: the content through each
+    /// handle of the node, and the names in its directory.
     ///
     /// *Errors*: `Stale` for a file that was replaced by another one; those of finding the newest version, of
     /// [`Fs::take_unsaved_to`], and of [`Fs::give_way`].
@@ -242,7 +243,7 @@ impl Fs {
         }
     }
 
-    /// Has the names of the directory that a file lies in looked up each time they are used, for a while.
+    /// Makes the kernel look up the names of the file's directory at each use, for a while.
     async fn watch_names_beside(self: &Arc<Self>, inode: u64) -> Result<()> {
         let Some((directory, _)) = self.inodes.name_of(inode) else { return Ok(()) };
         self.listings.changed(directory);
@@ -257,7 +258,7 @@ impl Fs {
         expired.await.map_err(|error| Error::internal(format!("expiring names: {error}")))
     }
 
-    /// `None` once it is granted; otherwise who has it, as an owner of this mount if it is one.
+    /// Returns `None` if the lock is granted; otherwise the conflicting owner, if it belongs to this mount.
     async fn try_lock(&self, request: Request, lock: &Lock) -> Result<Option<Option<Owner>>, Errno> {
         let owner = request.owner();
         let inode = self.resolve_inode(owner.0).await.map_err(|error| refused("lock", owner.0, &error))?;
@@ -296,7 +297,7 @@ impl Fs {
         if !self.locks.held.has(owner) {
             return Ok(());
         }
-        // Before the masters are asked: what is granted meanwhile may come after this.
+        // Read before the request: a grant in the meantime may come after this release.
         let grants = self.locks.held.grants(owner);
         let inode = self.resolve_inode(owner.0).await.unwrap_or(owner.0);
         for inode in BTreeSet::from([owner.0, inode]) {
@@ -310,15 +311,15 @@ impl Fs {
         Ok(())
     }
 
-    /// Those who get the lock next see what was written under it. A file that cannot be stored is told to who closes it.
+    /// Stores what was written under a lock before the lock is released. A failure is reported by the close.
     async fn store_before_others(self: &Arc<Self>, inode: u64) {
         if let Err(error) = self.sync(inode).await {
             tracing::warn!(inode, %error, "what was written under a lock is not stored when the lock is given up");
         }
     }
 
-    /// As [`Fs::give_up`], after what was changed under the locks is stored: one attempt, since others wait for them. A file that
-    /// is only new is the same for whoever locks it next, stored or not.
+    /// As [`Fs::give_up`], after what was changed under the locks is stored: in one attempt, since others wait for the
+    /// locks. A file that is only new looks the same to the next holder, stored or not.
     pub(super) async fn give_up_stored(self: &Arc<Self>, owner: Owner, known: u64) {
         for inode in BTreeSet::from([owner.0, known]) {
             if self.staging.ready(inode).is_some_and(|staged| staged.is_due() && !staged.is_new()) {
@@ -328,8 +329,8 @@ impl Fs {
         self.give_up(owner, known).await;
     }
 
-    /// Gives up all that an owner has locked of a file. When no master answers it goes on behind the caller's back.
-    /// `inode` is what the masters know the file by.
+    /// Releases all locks of an owner on a file. If no master answers, the release is retried in the background.
+    /// `inode` is the inode that the masters know.
     pub(super) async fn give_up(self: &Arc<Self>, owner: Owner, inode: u64) {
         if !self.locks.held.leave(owner) {
             return;
@@ -352,14 +353,14 @@ impl Fs {
         }
     }
 
-    /// Notices that locks were lost with their session.
+    /// Detects that locks were lost with their session.
     pub(super) async fn look_at_locks(&self) {
         if self.locks.shared {
             self.locks.lost(&self.locks.held.lives(self.client.session().id().await.as_ref()));
         }
     }
 
-    /// Answers which lock would be in the way.
+    /// Answers which lock conflicts (`F_GETLK`).
     pub(super) async fn tell_lock(&self, request: Request, reply: ReplyLock) {
         let asked = match request.lock() {
             Ok(lock) => match self.resolve_inode(request.file()).await {

@@ -1,4 +1,4 @@
-//! The FUSE client: the namespace as a kernel mount. This file only wires its rooms together.
+//! The FUSE client: the namespace as a kernel mount. This file only wires the modules together.
 
 mod adapter;
 mod attempt;
@@ -55,15 +55,15 @@ use session::Served;
 
 pub use mountpoint::{is_mounted, unmount};
 
-/// How often the mount table is looked at, and whether the kernel still serves the mount.
+/// How often the mount table is refreshed and the kernel session is checked.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Serves a mount until `stop`, or until somebody unmounts it. A mount that a keeper holds is left to the next process: then
-/// this one ends here and now.
+/// Serves a mount until `stop`, or until it is unmounted. If the mount holder has the mount, it is left to the next
+/// process, and this process exits.
 ///
-/// *Errors*: what keeps it from mounting, with the way out.
+/// *Errors*: what prevents mounting, with a hint.
 pub async fn run(config: FuseConfig, stop: Shutdown) -> Result<()> {
-    // A link may lead elsewhere when this process ends: it unmounts where it has mounted.
+    // A symbolic link may change while this process runs: it must unmount where it mounted.
     let config = FuseConfig { mount: mountpoint::resolve(&config.mount), ..config };
     let http_port = server::bind(&format!("{}:{}", config.bind, config.http_port), "fuse.http.port").await?;
     let channel = MasterChannel::new(&config.client);
@@ -78,17 +78,18 @@ pub async fn run(config: FuseConfig, stop: Shutdown) -> Result<()> {
     let served = tokio::select! {
         biased;
         served = serve(&config, &fs) => served?,
-        // What another process serves until then stays its own.
+        // A mount that another process still serves is left alone.
         () = stop.cancelled() => return Ok(()),
     };
     let (Served { session, handover }, link) = served;
     let device = mountpoint::device(&config.mount);
-    // The keeper holds a mount that was taken over from the beginning: a client that is stopped at once leaves it, too.
+    // The mount holder has a mount that was taken over from the start, so a client that is stopped at once leaves the
+    // mount as well.
     let held = HeldFlag::new(link.is_some());
     if let (Some(socket), Some(handover)) = (config.handover_socket.clone(), handover) {
         tokio::spawn(handover::keep_held(socket, handover, link, held.clone()));
     }
-    // What opening needs beside attributes is asked for now: masters may be gone when it is needed.
+    // Fetched early, because an open needs them and the masters may not answer then.
     let (early, list) = (mounts.clone(), workers);
     tokio::spawn(async move { tokio::join!(early.keep_fresh(), list.all()) });
     tracing::info!(mount = %config.mount.display(), "mounted");
@@ -110,7 +111,7 @@ pub async fn run(config: FuseConfig, stop: Shutdown) -> Result<()> {
             break Err(Error::internal("the HTTP server has ended"));
         }
         mounts.keep_fresh().await;
-        // It waits while a session is opened, which masters that are away may keep it at for long.
+        // This may wait for a new session, which can take long while masters do not answer.
         let _ = tokio::time::timeout(POLL_INTERVAL, fs.look_at_locks()).await;
     };
     if held.get() && !session.guard.is_finished() {
@@ -123,7 +124,7 @@ pub async fn run(config: FuseConfig, stop: Shutdown) -> Result<()> {
     outcome.and(saved)
 }
 
-/// Goes on with the mount that another process has left, or mounts anew.
+/// Takes over a mount that another process has left, or creates a new one.
 async fn serve(config: &FuseConfig, fs: &Arc<Fs>) -> Result<(Served, Option<Link>)> {
     let taken = match &config.handover_socket {
         Some(socket) => handover::take(socket, &config.mount).await?,
@@ -149,8 +150,8 @@ async fn serve(config: &FuseConfig, fs: &Arc<Fs>) -> Result<(Served, Option<Link
     served.map(|served| (served, None))
 }
 
-/// Ends the process without an answer to what the kernel has asked: it asks the next one. Ending in order would drop those
-/// requests, and each that is dropped is an error for somebody who reads.
+/// Exits without answering the pending requests of the kernel, which the next process gets. An orderly end would drop
+/// them, and each dropped request is an error for a reader.
 fn leave(outcome: &Result<()>) -> ! {
     match outcome {
         Ok(()) => tracing::info!("the mount is left to the next process"),
@@ -159,7 +160,7 @@ fn leave(outcome: &Result<()>) -> ! {
     std::process::exit(outcome.as_ref().map_or_else(|error| i32::from(error.exit_code()), |_| 0));
 }
 
-/// Unmounts; a mount that is in use vanishes from the tree and lives on for those who use it until they let go.
+/// Unmounts. A mount in use disappears from the tree and stays until its last user releases it.
 fn end(session: BackgroundSession, config: &FuseConfig, device: Option<&str>) {
     if let Err(error) = mountpoint::unmount_device(&config.mount, device) {
         tracing::warn!(%error, "not unmounted");

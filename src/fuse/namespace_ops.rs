@@ -1,7 +1,8 @@
-//! Changes of names: what comes, moves and goes.
+//! Changes of the namespace: create, mkdir, symlink, unlink, rmdir, rename.
 //!
-//! A file that is made below a mount is seen by everybody at once, and stored when it is closed. A file that goes while it is
-//! open here is brought to the staging directory first, so that its handles go on.
+//! A file that is created below a mount is visible to all clients at once, and its content is stored when it is closed.
+//! If a file is unlinked or replaced while it is open here, its content is first copied to the staging directory, so
+//! that its handles can still read it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,16 +23,16 @@ use super::inodes::Known;
 use super::nodes::Opening;
 use super::staging::WriteGuard;
 
-/// How long a rename waits for a file that is not stored yet, and the pause between two attempts.
+/// How long a rename waits for a file that another mount is storing, and the pause between two attempts.
 const STORE_TIMEOUT: Duration = Duration::from_secs(1);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// Permission bits of a mode.
 const PERMISSIONS: u32 = 0o7777;
 
-/// A name in a directory.
+/// A directory and a name in it.
 pub(super) type Name<'a> = (u64, &'a [u8]);
 
-/// Who makes something, and with which mode.
+/// Owner and mode of a new object.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Credentials {
     pub(super) mode: u32,
@@ -40,13 +41,13 @@ pub(super) struct Credentials {
 }
 
 impl Credentials {
-    /// What makes a file.
+    /// The request that creates a file.
     pub(super) fn request(&self, at: Name<'_>) -> CreateRequest {
         let Credentials { mode, uid, gid } = *self;
         CreateRequest { target: Some(at_entry(at.0, at.1)), mode, uid, gid, ..CreateRequest::default() }
     }
 
-    /// What a directory with the setgid bit gives to those in it.
+    /// Applies the rules of a setgid directory to an object that is created in it.
     pub(super) fn inherit_from(mut self, directory: &Attr, is_directory: bool) -> Credentials {
         self.mode &= PERMISSIONS;
         if directory.mode & libc::S_ISGID != 0 {
@@ -60,13 +61,14 @@ impl Credentials {
 }
 
 impl Fs {
-    /// What the kernel is to see of a directory, or of something in it, is not what it was.
+    /// Invalidates the cached attributes and listing of a directory, because this mount has changed it.
     pub(super) fn changed(&self, directory: u64) {
         self.inodes.changed(directory);
         self.listings.changed(directory);
     }
 
-    /// What came of a change in a directory. One that is gone was maybe made again by others: the kernel looks its path up again.
+    /// Checks the outcome of a change in a directory. If the directory is gone, another client may have created a new
+    /// one of the same path: the error makes the kernel look the path up again.
     async fn done_in<T>(&self, directory: u64, done: Result<T>) -> Result<T> {
         let Err(error) = done else { return done };
         if !matches!(error.kind, ErrorKind::NotFound | ErrorKind::Stale) {
@@ -86,22 +88,23 @@ impl Fs {
         }
         self.check_storable(at, &directory)?;
         let credentials = credentials.inherit_from(&directory, false);
-        // Never one that exists: nobody has checked yet whether the caller may open it.
+        // Never opens an existing file: nobody has checked yet whether the caller may open it.
         let request = CreateRequest { exclusive: true, ..credentials.request(at) };
         self.flush_pending(at.0).await;
         let attr = self.done_in(at.0, self.client.create(request).await).await;
         self.changed(at.0);
         attr.map_err(|error| match error.kind {
-            // The kernel looks the name up again, and opens what it finds.
+            // The kernel looks the name up again, and opens the file that it finds.
             ErrorKind::AlreadyExists if !exclusive => Error { kind: ErrorKind::Stale, ..error },
             _ => error,
         })
     }
 
-    /// Makes a file and opens it: its attributes, and the number of the handle, both of which the kernel has to be told. Behind
-    /// its answer where that can be, as soon as it can.
+    /// Creates a file and opens it. Returns its attributes and the number of the handle. The create is deferred if
+    /// possible.
     ///
-    /// *Errors*: `AlreadyExists`; `Stale` unless `exclusive`, when the file has come from elsewhere: it is to be looked up.
+    /// *Errors*: `AlreadyExists`; `Stale` unless `exclusive`, if another client created the file: the kernel has to
+    /// look it up.
     pub(super) async fn create(
         self: &Arc<Self>,
         at: Name<'_>,
@@ -125,7 +128,7 @@ impl Fs {
         };
         if attr.mount_id != 0 {
             let mut guard = self.staging.lock(attr.inode).await;
-            // Whoever has found it meanwhile may have written to it.
+            // A caller that has found the file in the meantime may have written to it.
             if !guard.is_ready() {
                 guard.begin(attr.clone(), self.staging.blank());
             }
@@ -134,28 +137,28 @@ impl Fs {
         Ok((self.enter_new(at, attr), number))
     }
 
-    /// The number of a handle for a file that was just made.
+    /// Opens a handle for a file that was just created.
     ///
-    /// *Errors*: too many are open.
+    /// *Errors*: too many handles are open.
     pub(super) fn open_new(&self, attr: &Attr) -> Result<u64> {
         let file = self.reader.open(source_of(attr, Vec::new()));
         let (node, version, number) = (attr.inode, file.source.version, self.handles.number());
         self.handles.add_file(number, node, version, true)?;
-        // From now on the kernel's pages are of what is staged.
+        // From now on the pages of the kernel belong to the staged content.
         self.nodes.join(node, Opening { number, file, attr: attr.clone(), writes: true, direct: false });
         Ok(number)
     }
 
-    /// The kernel is told of a file that was just made.
+    /// Registers the entry of a file that was just created.
     pub(super) fn enter_new(&self, at: Name<'_>, attr: Attr) -> Known {
         let known = Known::new(attr, Instant::now());
         self.inodes.entered(at.0, at.1, known.clone());
         known
     }
 
-    /// Makes an empty file without opening it.
+    /// Creates an empty file without opening it (MKNOD).
     ///
-    /// *Errors*: as [`Fs::create`]; those of storing, then there is no file.
+    /// *Errors*: as [`Fs::create`]; those of storing it, after which the file does not exist.
     pub(super) async fn make_node(self: &Arc<Self>, at: Name<'_>, credentials: Credentials) -> Result<Known> {
         self.check_writable()?;
         let attr = self.make_file(at, credentials, true).await?;
@@ -180,14 +183,15 @@ impl Fs {
         }
     }
 
-    /// A file that was just made cannot be opened, or stored by the attempt `intent`, and is not to be left.
+    /// Removes a file that was just created and could not be opened, or could not be stored by the write intent
+    /// `intent`.
     async fn undo_create(self: &Arc<Self>, at: Name<'_>, credentials: &Attr, intent: Option<u64>) {
         if credentials.mount_id != 0 && self.abandon_create(credentials.inode, intent).await {
             self.changed(at.0);
         }
     }
 
-    /// Refuses a new file whose path the under-storage cannot hold: its first close would be too late to say so.
+    /// Rejects a new file whose path the under-storage cannot hold, since the first close would report it too late.
     ///
     /// *Errors*: `InvalidArgument`, `NameTooLong`.
     pub(super) fn check_storable(&self, at: Name<'_>, directory: &Attr) -> Result<()> {
@@ -195,13 +199,14 @@ impl Fs {
         self.writer.check_path(&mount, &path)
     }
 
-    /// True if [`Fs::check_storable`] is sure to let a file through, which is known without reading anything.
+    /// True if [`Fs::check_storable`] is certain to accept the path. Reads no file and does not block.
     pub(super) fn is_storable_now(&self, at: Name<'_>, directory: &Attr) -> bool {
         let Some((mount, path)) = self.path_of_new(at, directory) else { return directory.mount_id == 0 };
         self.writer.can_be_path_now(&mount, &path).unwrap_or(false)
     }
 
-    /// The mount in which a file is to be made, and its path there: where that is not known, at least its name.
+    /// The mount and the path below it of a new file. If the path of the directory is not known, the path is the name
+    /// alone.
     fn path_of_new(&self, at: Name<'_>, directory: &Attr) -> Option<(Mount, Vec<u8>)> {
         let mount = self.mounts.known(directory.mount_id)?;
         let mut path = self.inodes.path_below(mount.root_inode, at.0).unwrap_or_default();
@@ -212,7 +217,7 @@ impl Fs {
         Some((mount, path))
     }
 
-    /// Makes a directory.
+    /// Creates a directory.
     ///
     /// *Errors*: those of the masters.
     pub(super) async fn make_directory(self: &Arc<Self>, at: Name<'_>, credentials: Credentials) -> Result<Known> {
@@ -233,7 +238,7 @@ impl Fs {
         Ok(Known::new(attr, Instant::now()))
     }
 
-    /// Makes a symbolic link.
+    /// Creates a symbolic link.
     ///
     /// *Errors*: those of the masters.
     pub(super) async fn make_symlink(
@@ -292,9 +297,9 @@ impl Fs {
         removed
     }
 
-    /// Moves something, over what is there unless `no_replace`.
+    /// Renames an entry; replaces an existing one unless `no_replace`.
     ///
-    /// *Errors*: those of the masters; those of storing what moves.
+    /// *Errors*: those of the masters; those of storing the file that is renamed.
     pub(super) async fn rename(self: &Arc<Self>, from: Name<'_>, to: Name<'_>, no_replace: bool) -> Result<()> {
         self.check_writable()?;
         self.flush_pending(from.0).await;
@@ -304,7 +309,7 @@ impl Fs {
         }
         let (mut moved, mut replaced) = self.lock_for_rename(from, to, no_replace).await;
         if let Some(guard) = &mut moved {
-            // Under its old name: what has no content in the under-storage cannot be moved there.
+            // Stored under its old name: without an object in the under-storage there is nothing to rename.
             self.store(guard).await?;
         }
         let renamed = self.rename_stored(from, to, no_replace).await;
@@ -316,7 +321,7 @@ impl Fs {
         self.finish_unlink(replaced, renamed.is_ok()).await;
         let attr = self.done_in(to.0, self.done_in(from.0, renamed).await).await?;
         self.inodes.moved(attr.inode, to.0, to.1);
-        // Kept by version, it knows the old path.
+        // The reader caches by version, and what it has cached names the old path.
         self.reader.forget(&source_of(&attr, Vec::new()));
         match &mut moved {
             Some(guard) => self.rebase(guard, attr, 0),
@@ -325,7 +330,7 @@ impl Fs {
         Ok(())
     }
 
-    /// A file that another mount stores right now, after its last close, cannot be moved before that has ended.
+    /// Retries while another mount is storing the file after its last close: a file cannot be renamed during that.
     async fn rename_stored(&self, from: Name<'_>, to: Name<'_>, no_replace: bool) -> Result<Attr> {
         let started = Instant::now();
         loop {
@@ -339,7 +344,8 @@ impl Fs {
         }
     }
 
-    /// The turns of what moves, if it is staged, and of what is replaced, if it is open: always in the order of inodes.
+    /// Locks the file that is renamed, if it is staged, and the file that is replaced, if it is open. *Lock order*: by
+    /// inode number.
     async fn lock_for_rename(
         self: &Arc<Self>,
         from: Name<'_>,
@@ -362,7 +368,8 @@ impl Fs {
         }
     }
 
-    /// The turn of a file whose name is about to go, with its content staged if handles of this client may still want it.
+    /// Locks a file that is about to lose its name, and stages its content if open handles of this client may still
+    /// read it.
     async fn stage_for_handles(self: &Arc<Self>, attr: &Attr) -> Option<WriteGuard> {
         if attr.mount_id == 0 || attr.r#type() != FileType::File {
             return None;
@@ -370,7 +377,7 @@ impl Fs {
         if let Some(guard) = self.staging.lock_if_staged(attr.inode).await {
             return Some(guard);
         }
-        // Of several versions only the newest can be kept.
+        // Of several open versions only the newest can be staged.
         let newest = self.nodes.open_for(attr.inode, version_of(&attr.version_token));
         let follows = || self.nodes.open_nodes(attr.inode).into_iter().find(|node| self.may_move(*node, attr));
         let node = newest.or_else(follows)?;
@@ -383,8 +390,8 @@ impl Fs {
         }
     }
 
-    /// After a rename over a file has failed: masters forget one that is not stored before the under-storage refuses to put
-    /// another in its place.
+    /// Checks after a failed rename whether the masters have already forgotten the file that was to be replaced: they
+    /// do so for a file that was never stored, before the under-storage can refuse the rename.
     async fn notice_forgotten(&self, guard: &mut WriteGuard) {
         if !guard.base().version_token.is_empty() {
             return;
@@ -395,7 +402,8 @@ impl Fs {
         }
     }
 
-    /// The name of a file was removed or taken, if `done`. By the name it may have been another file than the one that is staged.
+    /// Marks a file as unlinked after its name was removed or replaced (`done`). Another file may have had the name, so
+    /// the masters are asked.
     async fn finish_unlink(&self, guard: Option<WriteGuard>, done: bool) {
         let Some(mut guard) = guard else { return };
         if done {
@@ -405,13 +413,13 @@ impl Fs {
                     tracing::debug!(inode, "another file was removed by the name of one that is open");
                 }
                 Err(error) if error.kind != ErrorKind::NotFound && guard.is_due() => {
-                    // Its close finds out, and tells.
+                    // The close of the file finds out and reports it.
                     tracing::warn!(inode, %error, "it is not known whether an open file was removed or another one of its name");
                 }
                 _ => guard.mark_unlinked(),
             }
         }
-        // What still waits to be stored after its last close is that one's to give up.
+        // If content is still to be stored, the last close removes the entry.
         let (node, is_due) = (guard.node(), guard.is_due());
         self.staging.remove_unless(guard, || is_due || self.nodes.is_open(node));
     }

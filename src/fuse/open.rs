@@ -1,7 +1,7 @@
-//! Opening files: which content a handle stands for, and what the kernel's page cache may keep of it.
+//! Opens of files: which version a handle stands for, and what the kernel may keep in its page cache.
 //!
-//! An open sees what was closed before it began, through whichever mount (close-to-open): where anything can be written, it
-//! asks the masters for the version. A mount that changes nothing takes attributes as old as `fuse.attr-ttl`.
+//! An open sees everything that was closed before it began, through any mount (close-to-open consistency): a writable
+//! mount asks the masters for the version, a read-only mount accepts attributes as old as `fuse.attr-ttl`.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -21,36 +21,36 @@ use super::inodes::DEPTH_MAX;
 use super::nodes::{Joined, Opening, PageCache, inode_of, supersedes};
 use super::staging::WriteGuard;
 
-/// How often a file is opened again that gets another version at this very moment.
+/// Most attempts to open a file whose version changes concurrently.
 const ATTEMPTS: usize = 5;
-/// How long after it was told that a node is stale a thread may open it all the same.
+/// How long after a thread was told that a node is stale it may open that node all the same.
 const SECOND_OPEN: Duration = Duration::from_secs(1);
-/// Most threads that are remembered to have been told.
+/// Most threads for which this is remembered.
 const TOLD_MAX: usize = 4096;
 
-/// Number of a handle that was opened, and its use of the page cache.
+/// Number of the new handle, and its use of the page cache.
 pub(super) type Opened = (u64, PageCache);
 
-/// How a file is to be opened.
+/// How a file is opened.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct OpenMode {
     pub(super) writes: bool,
-    /// With nothing in it.
+    /// `O_TRUNC`.
     pub(super) truncates: bool,
-    /// The thread that opens it.
+    /// The thread that opens the file.
     pub(super) thread: u32,
 }
 
-/// Threads that were told that a node is not the one of the newest version. The kernel then looks the name up again, once; a
-/// thread that comes back all the same has no name to look up, as through `/proc/self/fd`, and means the version of the node, or it has
-/// got one that was the newest after its open began.
+/// Threads that were told that a node does not stand for the newest version. The kernel then looks the name up again,
+/// once. A thread that opens the same node again has no name to look up, as through `/proc/self/fd`, and means the
+/// version of the node, or its lookup returned a version that became outdated after its open began.
 #[derive(Debug, Default)]
 pub(super) struct StaleOpens(Mutex<HashMap<(u64, u32), Instant>>);
 
 impl StaleOpens {
     /// True for the second time within a second.
     fn is_second(&self, inode: u64, thread: u32) -> bool {
-        // Threads of other PID namespaces have no numbers here.
+        // Threads of other PID namespaces have no number here.
         if thread == 0 {
             return false;
         }
@@ -67,19 +67,19 @@ impl StaleOpens {
         false
     }
 
-    /// A thread has opened a file.
+    /// Forgets a thread after it has opened the file.
     fn forget(&self, inode: u64, thread: u32) {
         lock(&self.0).remove(&(inode, thread));
     }
 }
 
-/// What is wanted of a file is of a version that it does not have any more.
+/// The error for a version that the file does not have any more.
 pub(super) fn other_version(inode: u64) -> Error {
     Error::new(ErrorKind::Stale, format!("inode {inode} is of another version by now"))
 }
 
 impl Fs {
-    /// Opens a file for reading without waiting for anybody, if all that is needed is known.
+    /// Opens a file for reading without blocking, if everything needed is cached.
     pub(super) fn open_now(&self, node: u64) -> Option<Opened> {
         if self.writable {
             return None;
@@ -92,7 +92,7 @@ impl Fs {
         if self.is_large(&file.source) && !file.is_local() || self.nodes.has_other_pages(node, file.source.version) {
             return None;
         }
-        // One that cannot be opened is tried again, with an error for the caller.
+        // If this fails, the regular open reports the error.
         self.join(node, file, &known.attr, false).ok().flatten()
     }
 
@@ -102,8 +102,8 @@ impl Fs {
 
     /// Opens a file.
     ///
-    /// *Errors*: `IsADirectory`; `ReadOnly` for one to be written where nothing can be; `InvalidArgument` for one that is to be
-    /// read and cut off; `Stale` once, where the newest version has another node; those of [`Fs::truncate`].
+    /// *Errors*: `IsADirectory`; `ReadOnly` for writing on a read-only mount; `InvalidArgument` for `O_RDONLY |
+    /// O_TRUNC`; `Stale` once, if the newest version has another node; those of [`Fs::truncate`].
     pub(super) async fn open(self: &Arc<Self>, node: u64, mode: OpenMode) -> Result<Opened> {
         if mode.truncates && !mode.writes {
             self.check_nothing_to_cut(node).await?;
@@ -115,7 +115,7 @@ impl Fs {
             && let Err(error) = self.cut_off(node, opened.0).await
         {
             if let Some(node) = self.release(opened.0) {
-                // The caller is told now, however long the store keeps what is left waiting.
+                // The caller gets the error now, however long the under-storage delays the rest.
                 let this = self.clone();
                 tokio::spawn(async move { this.finalize_last_close(node).await });
             }
@@ -124,21 +124,21 @@ impl Fs {
         Ok(opened)
     }
 
-    /// Who cuts a file off when it is opened begins with the version that there is then: what is still staged of an older one, and
-    /// was or will be refused for that, is what is cut off.
+    /// `O_TRUNC` starts from the newest version: it discards staged content of an older version, which was or would be
+    /// refused.
     pub(super) async fn begin_from_newest(&self, guard: &mut WriteGuard) {
         let is_old = guard.is_due() && !guard.is_unlinked() && !guard.base().version_token.is_empty();
         if !is_old || self.is_uncommitted(guard.inode()) {
             return;
         }
-        // Without an answer it goes on with what it has, and is told when that is stored.
+        // Without an answer it continues with the staged content; the close reports a conflict.
         let Ok(newest) = self.fast_client.lookup(at_inode(guard.base().inode)).await else { return };
         if !newest.version_token.is_empty() && supersedes(&newest, guard.base()) {
             guard.rebase(newest);
         }
     }
 
-    /// The kernel refuses to open a running program like that only after it was cut off, and its pages are gone even if it
+    /// The kernel refuses this open of a running program only after it was truncated, and drops its pages even if it
     /// was not: then the program dies.
     async fn check_nothing_to_cut(self: &Arc<Self>, node: u64) -> Result<()> {
         let attr = self.attr(inode_of(node)).await?.attr;
@@ -173,7 +173,7 @@ impl Fs {
                 self.reader.look_local(&file).await;
             }
             if self.nodes.has_other_pages(node, file.source.version) {
-                // Before anybody is told to keep what is read from now on.
+                // Before the kernel may keep what is read from now on.
                 self.drop_pages(node).await?;
             }
             if let Some(opened) = self.join(node, file, &attr, mode.writes)? {
@@ -188,11 +188,11 @@ impl Fs {
         Err(Error::new(ErrorKind::Stale, format!("inode {inode} changes faster than it can be opened")))
     }
 
-    /// Attributes of the version that an open is to see; `None` if the inode has no name any more and is open here.
+    /// Attributes of the version that an open must see; `None` if the inode has no name any more and is open here.
     async fn attr_to_open(self: &Arc<Self>, node: u64) -> Result<Option<Attr>> {
         let inode = inode_of(node);
         if self.staging.ready(inode).is_some_and(|staged| staged.has_stale_name()) {
-            // Who comes by a name that the kernel still has means what has that name now.
+            // An open by a name that the kernel still has cached means the file that has the name now.
             self.forget_path(inode);
             return Ok(None);
         }
@@ -219,7 +219,8 @@ impl Fs {
         Ok(Some(attr))
     }
 
-    /// The name that leads to an inode which is gone is another's, or nobody's: the kernel is about to look it up again.
+    /// Forgets the name of an inode that is gone: the name belongs to another file or to none, and the kernel is about
+    /// to look it up again.
     pub(super) fn forget_name(&self, inode: u64) {
         self.inodes.expire(inode);
         let Some((parent, name)) = self.inodes.name_of(inode) else { return };
@@ -229,8 +230,8 @@ impl Fs {
         self.changed(parent);
     }
 
-    /// As [`Fs::forget_name`], of all that leads to an inode: the kernel is about to look up its whole path again, and a directory
-    /// on the way may be another one by now.
+    /// As [`Fs::forget_name`], for the whole path of an inode: a directory on the path may have been replaced, and the
+    /// kernel is about to look up all of it.
     pub(super) fn forget_path(&self, inode: u64) {
         let mut at = inode;
         for _ in 0..DEPTH_MAX {
@@ -242,15 +243,15 @@ impl Fs {
         self.forget_name(inode);
     }
 
-    /// As [`Fs::forget_path`], if `error` says that a node is gone.
+    /// As [`Fs::forget_path`], if `error` says that the node is gone.
     pub(super) fn forget_path_if_gone(&self, node: u64, error: &Error) {
         if error.kind == ErrorKind::NotFound {
             self.forget_path(inode_of(node));
         }
     }
 
-    /// The error for a directory that is gone: `Stale` only if another directory has its path by now, since not every caller looks
-    /// the path up again after `Stale`.
+    /// The error for a directory that is gone. It is `Stale` only if another directory has its path by now, since not
+    /// every system call repeats the lookup after `ESTALE`.
     pub(super) async fn gone_directory(&self, inode: u64) -> Error {
         let path = self.inodes.path_below(ROOT_INODE, inode);
         self.forget_path(inode);
@@ -259,7 +260,7 @@ impl Fs {
             None => Err(Error::new(ErrorKind::NotFound, "its path is not known")),
         };
         let kind = match there {
-            // By a symbolic link in its place the path leads on.
+            // A symbolic link in its place continues the path.
             Err(error) if error.kind == ErrorKind::NotADirectory => ErrorKind::Stale,
             Err(error) if error.kind != ErrorKind::NotFound => return error,
             Ok(attr) if attr.inode != inode => ErrorKind::Stale,
@@ -268,14 +269,14 @@ impl Fs {
         Error::new(kind, format!("the directory with inode {inode} was removed"))
     }
 
-    /// The handles of a node share what is staged, whatever version others have stored since.
+    /// Opens a node with staged content: its handles share that content, whatever other clients have stored since.
     fn join_staged(&self, node: u64, writes: bool) -> Result<Option<Opened>> {
         if self.staging.ready_for(node).is_none() {
             return Ok(None);
         }
         let number = self.handles.number();
         let Some((file, pages)) = self.nodes.join_as_is(node, number, writes) else { return Ok(None) };
-        // Joined before the look: what is staged while a handle is open stays staged.
+        // Joined before the check: content that is staged while a handle is open stays staged.
         if self.staging.ready_for(node).is_none() {
             self.nodes.leave(node, number);
             return Ok(None);
@@ -292,14 +293,15 @@ impl Fs {
         Ok(())
     }
 
-    /// A handle for `file`; `None` where the node stands for another version, or another version was stored here meanwhile.
+    /// Opens a handle for `file`; `None` if the node stands for another version, or if another version was stored here
+    /// meanwhile.
     fn join(&self, node: u64, file: Arc<OpenFile>, attr: &Attr, writes: bool) -> Result<Option<Opened>> {
         let version = file.source.version;
         if version != version_of(&attr.version_token) {
             // The content was asked for after the attributes.
             return Ok(None);
         }
-        // Writes go through the page cache: mappings must see them.
+        // Writes go through the page cache, because mappings must see them.
         let direct = !writes && self.is_large(&file.source) && file.is_local();
         let number = self.handles.number();
         let Joined::Here(pages) = self.nodes.join(node, Opening { number, file, attr: attr.clone(), writes, direct })
@@ -315,8 +317,8 @@ impl Fs {
         Ok(Some((number, pages)))
     }
 
-    /// The newest version has another node, or is to have one: the kernel looks the name up again. A thread that comes back
-    /// gets the version that the node stands for, if only to read it.
+    /// Handles an open of a node that does not stand for the newest version: the first time the kernel is made to look
+    /// the name up again. A thread that opens the node again gets the version of the node, for reading only.
     fn open_behind(&self, node: u64, mode: OpenMode) -> Result<Opened> {
         let stale = || Error::new(ErrorKind::Stale, format!("node {node:#x} stands for a version that was replaced"));
         if !self.stale_opens.is_second(inode_of(node), mode.thread) {
@@ -343,15 +345,15 @@ impl Fs {
         Ok(self.reader.open(source))
     }
 
-    /// As [`Fs::open_source`], of exactly the version that attributes name.
+    /// As [`Fs::open_source`], for exactly the version that the attributes name.
     ///
-    /// *Errors*: `Stale` if it is another one by now; those of finding it.
+    /// *Errors*: `Stale` if the version has changed; those of finding it.
     pub(super) async fn open_version(&self, attr: &Attr) -> Result<Arc<OpenFile>> {
         let file = self.open_source(attr).await?;
         if file.source.version == version_of(&attr.version_token) { Ok(file) } else { Err(other_version(attr.inode)) }
     }
 
-    /// As [`Fs::open_source`], without asking anybody: a path that is not known is found when something is to be read.
+    /// As [`Fs::open_source`], without a request: an unknown path is resolved at the first read.
     pub(super) fn open_source_now(&self, attr: &Attr) -> Arc<OpenFile> {
         self.reader.open(self.source_now(attr).unwrap_or_else(|| source_of(attr, Vec::new())))
     }
@@ -382,14 +384,14 @@ impl Fs {
         Ok(source)
     }
 
-    /// Content was not where it should be: nothing that was remembered of it is used again.
+    /// Drops everything cached about content that was not found where it should be.
     pub(super) fn found_stale(&self, source: &FileSource) {
         self.inodes.expire(source.file_id);
         self.layouts.forget(source.file_id);
         self.reader.forget(source);
     }
 
-    /// The same content under another path, if that is why it was not found: it, or a directory above, was renamed.
+    /// Finds the same content under its new path, after the file or a directory above was renamed.
     pub(super) async fn moved(&self, inode: u64, before: &FileSource) -> Option<Arc<OpenFile>> {
         let source = self.fast_client.layout(inode).await.ok()?.source?;
         if source.version != before.version || source.ufs_path == before.ufs_path {
@@ -399,8 +401,8 @@ impl Fs {
         Some(self.reader.open(source))
     }
 
-    /// Closes a file; returns the node if something of it is to be stored or forgotten: with the last handle, and with each one
-    /// that may have written.
+    /// Closes a file. Returns the node if it has to be finalized: at the last close, and at each close of a handle that
+    /// may have written.
     pub(super) fn release(&self, number: u64) -> Option<u64> {
         let (node, writes) = self.handles.take_file(number)?;
         let is_last = self.nodes.leave(node, number);

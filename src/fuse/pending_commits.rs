@@ -1,6 +1,8 @@
-//! Files that are stored and not recorded as such yet: their writers are answered as soon as the under-storage has them.
+//! The writes that are stored in the under-storage but not committed by the masters yet: their writers are answered as
+//! soon as the under-storage has the content.
 //!
-//! The masters know that they are being stored, and whoever asks for one waits for the record. What changes it here does too.
+//! The masters hold a write intent for each of them, so a client that asks for such a file waits for the commit. An
+//! operation of this mount that depends on the commit waits here.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,13 +17,13 @@ use crate::runtime::lock;
 
 use super::fs::Fs;
 
-/// Most records on their way: beyond that writers wait for theirs.
+/// Most pending commits. Above this bound writers wait for their commit.
 const PENDING_MAX: usize = 256;
 
-/// One record on its way; dropped when it has arrived.
+/// The directory of the file, and a channel that is closed when the commit has arrived.
 type PendingCommit = (u64, watch::Sender<()>);
 
-/// All of them, with the directory of each.
+/// All pending commits, by inode.
 #[derive(Debug, Default)]
 pub(super) struct PendingCommits {
     inodes: Mutex<HashMap<u64, PendingCommit>>,
@@ -33,12 +35,12 @@ impl PendingCommits {
         lock(&self.inodes)
     }
 
-    /// True if one more may be on its way.
+    /// True if another commit may be pending.
     pub(super) fn has_room(&self) -> bool {
         self.count.load(Ordering::Acquire) < PENDING_MAX
     }
 
-    /// True while any is on its way.
+    /// True while a commit is pending.
     pub(super) fn is_busy(&self) -> bool {
         self.count.load(Ordering::Acquire) > 0
     }
@@ -55,7 +57,7 @@ impl PendingCommits {
         self.count.store(inodes.len(), Ordering::Release);
     }
 
-    /// Those on their way that are `wanted`, by inode and directory.
+    /// Waiters for the pending commits that are `wanted`, by inode and directory.
     fn waiters_for(&self, wanted: impl Fn(u64, u64) -> bool) -> Vec<CommitWaiter> {
         if !self.is_busy() {
             return Vec::new();
@@ -66,42 +68,42 @@ impl PendingCommits {
     }
 }
 
-/// What somebody waits for.
+/// Waits for one commit.
 struct CommitWaiter(watch::Receiver<()>);
 
 impl CommitWaiter {
     async fn wait(mut self) {
-        // Nothing is ever sent: it ends with its sender.
+        // Nothing is ever sent: the channel closes when the entry is removed.
         while self.0.changed().await.is_ok() {}
     }
 }
 
 impl PendingCommits {
-    /// True if a file was stored here, and the masters are still to be told.
+    /// True if the content of a file is stored and its commit is pending.
     pub(super) fn contains(&self, inode: u64) -> bool {
         !self.waiters_for(|ended, _| ended == inode).is_empty()
     }
 }
 
 impl Fs {
-    /// True if a file was made or stored here and the masters are still to be told: nobody else can have stored it since.
+    /// True if a create or a commit of the file is pending: no other client can have stored it since.
     pub(super) fn is_uncommitted(&self, inode: u64) -> bool {
         self.pending_creates.get(inode).is_some() || self.pending_commits.contains(inode)
     }
 
-    /// Waits until the record of a file that was stored here is at the masters, if it is on its way.
+    /// Waits for the pending commit of a file, if there is one.
     pub(super) async fn await_commit(&self, inode: u64) {
         self.wait_for(self.pending_commits.waiters_for(|ended, _| ended == inode)).await;
     }
 
-    /// Waits until everything is at the masters that is on its way into a directory.
+    /// Flushes the batcher and waits for all pending creates and commits in a directory.
     pub(super) async fn flush_pending(&self, directory: u64) {
         let pending_creates = self.pending_creates.bound_for(directory);
         if !pending_creates.is_empty() {
             self.batcher.flush(&Handle::current());
         }
         for pending in pending_creates {
-            // Whoever has it open is told of an error.
+            // A handle of the file reports the error.
             let _ = pending.done().await;
         }
         self.wait_for(self.pending_commits.waiters_for(|_, into| into == directory)).await;
@@ -116,7 +118,7 @@ impl Fs {
         }
     }
 
-    /// Has recorded what was `stored`. Whoever wrote it does not wait for it.
+    /// Commits what was `stored` in the background. The writer does not wait for it.
     pub(super) fn commit_in_background(self: &Arc<Self>, stored: &Attr, commit: DeferredCommit) {
         let (this, inode) = (self.clone(), stored.inode);
         self.pending_commits.add(inode, stored.parent);

@@ -1,4 +1,5 @@
-//! Files that are made and not recorded yet: what this mount shows of them, and who waits for them.
+//! The creates that are not committed yet: the files that this mount shows although the masters do not have them, and
+//! the tasks that wait for them.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -12,24 +13,24 @@ use crate::client::writer::WriteIntent;
 use crate::error::{Error, Result};
 use crate::runtime::lock;
 
-/// One file on its way to the masters.
+/// A create that is on its way to the masters.
 #[derive(Debug)]
 pub(super) struct PendingCreate {
     pub(super) parent: u64,
     name: Box<[u8]>,
     since: Instant,
-    /// What came of it.
+    /// The outcome; `None` while it is pending.
     outcome: watch::Sender<Option<Result<()>>>,
-    /// The file of this name that was made elsewhere at the same time.
+    /// Inode of the file that another client created under the same name at the same time; 0 if there is none.
     superseded_by: AtomicU64,
-    /// The writing that was announced with it, until somebody takes it.
+    /// The write intent that the masters recorded with the create, until a caller takes it.
     write_intent: Mutex<Option<WriteIntent>>,
 }
 
 impl PendingCreate {
-    /// Waits until the masters have it. Cancel-safe.
+    /// Waits until the masters have answered. Cancel-safe.
     ///
-    /// *Errors*: why they do not.
+    /// *Errors*: why the create failed.
     pub(super) async fn done(&self) -> Result<()> {
         let mut outcome = self.outcome.subscribe();
         match outcome.wait_for(Option::is_some).await {
@@ -38,17 +39,17 @@ impl PendingCreate {
         }
     }
 
-    /// The file of this name that was made elsewhere at the same time.
+    /// Inode of the file that another client created under the same name at the same time.
     pub(super) fn superseded_by(&self) -> Option<u64> {
         Some(self.superseded_by.load(Ordering::Acquire)).filter(|inode| *inode != 0)
     }
 
-    /// It was made elsewhere, as `inode`.
+    /// Records that another client created the file, as `inode`.
     pub(super) fn set_superseded_by(&self, inode: u64) {
         self.superseded_by.store(inode, Ordering::Release);
     }
 
-    /// The writing that was announced with it, once.
+    /// Returns the write intent that was recorded with the create to the first caller.
     pub(super) fn take_write_intent(&self) -> Option<WriteIntent> {
         lock(&self.write_intent).take()
     }
@@ -60,11 +61,11 @@ struct Tables {
     names: HashMap<(u64, Box<[u8]>), u64>,
 }
 
-/// All of them.
+/// All pending creates of one mount.
 #[derive(Debug, Default)]
 pub(super) struct PendingCreates {
     inner: Mutex<Tables>,
-    /// Number of inodes: most of the time there are none, and nobody should wait to learn that.
+    /// Number of entries, so that the common case of none takes no lock.
     count: AtomicUsize,
 }
 
@@ -77,7 +78,7 @@ impl PendingCreates {
         self.count.load(Ordering::Acquire) == 0
     }
 
-    /// A file is about to be made; `None` if one of this name is already.
+    /// Adds a pending create. Returns `None` if one of this name is pending already.
     pub(super) fn add(&self, inode: u64, parent: u64, name: &[u8]) -> Option<Arc<PendingCreate>> {
         let mut inner = self.inner();
         if inner.names.contains_key(&(parent, Box::from(name))) {
@@ -99,7 +100,7 @@ impl PendingCreates {
         Some(pending)
     }
 
-    /// The file, if it is being made, or could not be made and is open.
+    /// The create of an inode, if it is pending, or has failed while the file is open.
     pub(super) fn get(&self, inode: u64) -> Option<Arc<PendingCreate>> {
         if self.is_empty() {
             return None;
@@ -107,7 +108,7 @@ impl PendingCreates {
         self.inner().inodes.get(&inode).cloned()
     }
 
-    /// The file of this name, if it is being made.
+    /// The inode that is being created under this name.
     pub(super) fn named(&self, parent: u64, name: &[u8]) -> Option<u64> {
         if self.is_empty() {
             return None;
@@ -115,7 +116,7 @@ impl PendingCreates {
         self.inner().names.get(&(parent, Box::from(name))).copied()
     }
 
-    /// The masters have answered. A file that could not be made stays known for as long as it is `open`.
+    /// Sets the outcome. A failed create is kept while the file is `open`, so that its handles get the error.
     pub(super) fn finish(&self, inode: u64, outcome: Result<MutationResponse>, open: impl FnOnce() -> bool) {
         let pending = {
             let mut inner = self.inner();
@@ -133,7 +134,7 @@ impl PendingCreates {
         pending.outcome.send_replace(Some(outcome));
     }
 
-    /// The last handle is closed: nobody asks for the outcome any more.
+    /// Drops a failed create after the last close: no handle is left that could ask for the outcome.
     pub(super) fn closed(&self, inode: u64) {
         if self.is_empty() {
             return;
@@ -145,7 +146,7 @@ impl PendingCreates {
         }
     }
 
-    /// What is on its way into a directory.
+    /// The pending creates in a directory.
     pub(super) fn bound_for(&self, directory: u64) -> Vec<Arc<PendingCreate>> {
         if self.is_empty() {
             return Vec::new();
@@ -153,7 +154,7 @@ impl PendingCreates {
         self.inner().inodes.values().filter(|pending| pending.parent == directory).cloned().collect()
     }
 
-    /// True while anything is on its way.
+    /// True while a create is pending.
     pub(super) fn is_busy(&self) -> bool {
         self.inner().inodes.values().any(|pending| pending.outcome.borrow().is_none())
     }

@@ -1,4 +1,4 @@
-//! Answers in the kernel's words: attributes, times, error numbers, entries of directories.
+//! Replies to the kernel: attributes, times, error numbers, directory entries.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -26,7 +26,8 @@ pub(super) fn errno(number: Errno) -> fuser::Errno {
     fuser::Errno::from_i32(number.0)
 }
 
-/// The errno of an error; what people must look after is logged, and why anything that was written is not stored.
+/// The errno of an error. Logs an `EIO`, which an operator should see, and the reason why a `flush` or `fsync` did not
+/// store the content.
 pub(super) fn failed(what: &str, inode: u64, error: &Error) -> fuser::Errno {
     let number = Errno::from(error);
     if number.0 == libc::EIO {
@@ -37,8 +38,8 @@ pub(super) fn failed(what: &str, inode: u64, error: &Error) -> fuser::Errno {
     errno(number)
 }
 
-/// As [`failed`], of an inode that was reached by a name: if it is gone, the name may be another's by now. With this errno the
-/// kernel looks the name up again before it tells anybody.
+/// As [`failed`], for an inode that was reached by a name: if the inode is gone, another file may have the name by now.
+/// `ESTALE` makes the kernel look the name up again before it reports an error.
 pub(super) fn failed_at_inode(what: &str, inode: u64, error: &Error) -> fuser::Errno {
     if error.kind == ErrorKind::NotFound {
         return errno(Errno::STALE);
@@ -51,7 +52,7 @@ fn time(ns: i64) -> SystemTime {
     if ns >= 0 { UNIX_EPOCH + magnitude } else { UNIX_EPOCH.checked_sub(magnitude).unwrap_or(UNIX_EPOCH) }
 }
 
-/// Nanoseconds since the epoch; as far as they reach.
+/// Nanoseconds since the epoch, saturated at the limits of `i64`.
 pub(super) fn nanoseconds(time: TimeOrNow) -> i64 {
     let time = match time {
         TimeOrNow::Now => return now_ns(),
@@ -63,7 +64,7 @@ pub(super) fn nanoseconds(time: TimeOrNow) -> i64 {
     }
 }
 
-/// Whose request it is, for something new with this mode.
+/// The credentials of the caller, with the mode for a new object.
 pub(super) fn credentials_of(request: &Request, mode: u32) -> Credentials {
     Credentials { mode, uid: request.uid(), gid: request.gid() }
 }
@@ -76,7 +77,7 @@ fn kind(kind: Kind) -> FileType {
     }
 }
 
-/// Attributes as handles of a node see them.
+/// Attributes as the handles of a node see them, including content that is not stored yet.
 fn attributes(fs: &Fs, node: u64, attr: &Attr) -> FileAttr {
     let attr = fs.staging.overlay(node, attr);
     let mtime = time(attr.mtime_ns);
@@ -99,19 +100,19 @@ fn attributes(fs: &Fs, node: u64, attr: &Attr) -> FileAttr {
     }
 }
 
-/// An entry, with the node of its newest version.
+/// Replies with an entry, with the node of its newest version.
 ///
-/// The crate takes the number of a node for that of its file, which is what is shown. Of the few nodes for which it is not, the
-/// kernel is told that their attributes are old, and asks for them before it shows any.
+/// fuser takes the number of a node for `st_ino`, which is right for all but a few nodes. For those the attribute TTL
+/// is zero, so that the kernel asks for the attributes before it shows any.
 pub(super) fn enter(fs: &Fs, parent: u64, name: &[u8], known: Known, reply: ReplyEntry) {
     let known = fs.newest(known);
     let node = fs.enter_node(&known.attr);
     let shown = fs.view_of(node, known.clone());
     let attr = FileAttr { ino: INodeNo(node), ..attributes(fs, node, &shown.attr) };
-    // Before the times to live are computed: the module `invalidation` says why.
+    // Before the TTLs are computed: the module `invalidation` explains why.
     fs.learn_entry(parent, name, known.clone());
     let (name_ttl, ttl) = (fs.ttl_of_entry(parent, name, &known), fs.ttl_of(&known));
-    // One that is to move to the newest version does so when it is asked for them.
+    // A node that has to move to the newest version does so at the GETATTR that follows.
     let is_asked = is_secondary(node) || !same_version(&shown.attr, &known.attr);
     let attr_ttl = if is_asked { Duration::ZERO } else { ttl };
     reply.entry_with_ttls(&attr_ttl, &name_ttl, &attr, GENERATION);
@@ -122,7 +123,7 @@ pub(super) fn show(fs: &Fs, node: u64, known: Known, reply: ReplyAttr) {
     reply.attr(&ttl, &attributes(fs, node, &known.attr));
 }
 
-/// `flushes`: the kernel is to say when the file is closed by one of those who have it.
+/// Replies to an open. `flushes`: the kernel sends a FLUSH for each close of a file descriptor.
 pub(super) fn opened(number: u64, pages: PageCache, flushes: bool, reply: ReplyOpen) {
     let flush = if flushes { FopenFlags::empty() } else { FopenFlags::FOPEN_NOFLUSH };
     let flags = flush
@@ -134,7 +135,7 @@ pub(super) fn opened(number: u64, pages: PageCache, flushes: bool, reply: ReplyO
     reply.opened(FileHandle(number), flags);
 }
 
-/// Answers with a file that was made and opened, or not.
+/// Replies to a CREATE.
 pub(super) fn created_as(fs: &Fs, parent: INodeNo, created: Result<(Known, u64)>, reply: ReplyCreate) {
     match created {
         Ok((known, number)) => {
@@ -145,8 +146,9 @@ pub(super) fn created_as(fs: &Fs, parent: INodeNo, created: Result<(Known, u64)>
     }
 }
 
-/// What a listing says of an entry. It names the first node only, whose number is that of the file: of a file whose newest version
-/// has another one it shows what the first node stands for, and the kernel looks the name up before it uses it.
+/// Attributes and TTL of one entry of READDIRPLUS. An entry can name the first node of an inode only. If the newest
+/// version has another node, the entry shows what the first node stands for, with a TTL of zero, so that the kernel
+/// looks the name up before it uses it.
 fn entry_of(fs: &Fs, (directory, name): (u64, &[u8]), known: &Known, is_dot: bool) -> (Duration, FileAttr) {
     let attr = &known.attr;
     let first = attr.inode;
@@ -168,7 +170,7 @@ pub(super) fn reply_readdirplus(fs: &Fs, directory: &Directory, offset: u64, mut
                 known = fs.newest(Known::new(attr.clone(), given.since));
                 dot = false;
             }
-            // The kernel takes nothing but the name and number of the dots.
+            // Of the dot entries the kernel uses only the name and the number.
             (None, own) => {
                 let attr = own.as_ref().map(|own| own.attr.clone()).unwrap_or_default();
                 known = Known::new(Attr { inode: given.inode, ..attr }, given.since);
@@ -187,7 +189,8 @@ pub(super) fn reply_readdirplus(fs: &Fs, directory: &Directory, offset: u64, mut
         fs.inodes.listed(directory);
     }
     reply.ok();
-    // A name is entered after its time to live was computed, because only then it has found room in the answer.
+    // An entry is registered after its TTL was computed, because only then it is known to fit into the reply:
+    // invalidations that arrived in between are checked again.
     fs.invalidation.recheck(directory.inode, &entered, begun);
 }
 

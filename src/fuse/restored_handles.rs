@@ -1,4 +1,5 @@
-//! What the process before had open, opened again when the kernel first uses it: by inode and version, from the masters.
+//! Handles that the previous process of this mount had open. Each one is reopened by inode and version, from the
+//! masters, when the kernel first uses it.
 
 use std::sync::Arc;
 
@@ -22,9 +23,9 @@ fn stale(what: String) -> Error {
 }
 
 impl Fs {
-    /// Reads through a file handle of the process before.
+    /// Reads through a file handle of the previous process.
     ///
-    /// *Errors*: `Stale` when the file is gone or has another content by now.
+    /// *Errors*: `Stale` if the file was removed or has other content by now.
     pub(super) async fn read_restored(self: &Arc<Self>, number: u64, offset: u64, size: u32) -> Result<Bytes> {
         let (handle, file) = self.restore_file(number).await?;
         let length = file.source.length.saturating_sub(offset).min(u64::from(size));
@@ -58,16 +59,17 @@ impl Fs {
         Ok((self.handles.adopt_file(number, node, writes), file))
     }
 
-    /// The directory behind a handle, with the entries from `offset` on at hand.
+    /// The directory behind a handle, with the entries from `offset` on fetched.
     ///
-    /// *Errors*: `Stale` when the process before has begun a listing that cannot be gone on with.
+    /// *Errors*: `Stale` if a listing that the previous process began cannot be continued, because the directory has
+    /// changed.
     pub(super) async fn read_directory(self: &Arc<Self>, number: u64, offset: u64) -> Result<Arc<Directory>> {
         let directory = match self.handles.directory(number) {
             Some(directory) => directory,
             None => self.restore_directory(number, offset).await?,
         };
         if self.fetch_entries(&directory, offset).await? {
-            // Before the kernel is given what was fetched.
+            // Saved before the kernel gets the entries: the next process must know how far the listing was read.
             self.handles.note_directory(number, &directory)?;
         }
         Ok(directory)
@@ -81,7 +83,7 @@ impl Fs {
             let attr = self.attr(inode).await?.attr;
             Directory::new(inode, attr.parent, attr.version)
         };
-        // An offset counts the names before it: they must be those it was given for.
+        // An offset counts the names before it, so those names must be the ones for which it was given out.
         if offset > 0 && names > 0 {
             self.fetch_entries(&directory, Directory::offset_of_last(names)).await?;
             if !directory.begins_with(names, fingerprint) {

@@ -1,7 +1,7 @@
-//! The connection to the kernel: a new mount, or one that another process has left.
+//! The session with the kernel: of a new mount, or of one that another process has left.
 //!
-//! fuser serves nothing before it was greeted, and the kernel greets a mount once. For a mount that is taken over the
-//! greeting is said again by us, through a socket that stands where `/dev/fuse` will be.
+//! fuser serves requests only after FUSE_INIT, which the kernel sends once per mount. For a mount that is taken over
+//! this process repeats FUSE_INIT itself, through a socket in the place of `/dev/fuse`.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -35,17 +35,17 @@ pub(super) struct Handover {
     pub(super) handover_state: Arc<HandoverState>,
 }
 
-/// A mount that is served.
+/// A mount that is being served.
 #[derive(Debug)]
 pub(super) struct Served {
     pub(super) session: BackgroundSession,
-    /// `None` when nobody is to take it over, or the kernel does not let them.
+    /// `None` if the mount cannot be handed over: no mount holder is configured, or the kernel does not support it.
     pub(super) handover: Option<Handover>,
 }
 
 fn options(config: &FuseConfig) -> Config {
     let mut options = Config::default();
-    // The kernel checks permissions, refuses changes unless they are wanted, and says whose mount it is.
+    // The kernel checks permissions, refuses writes on a read-only mount, and shows the name of the client.
     options.mount_options = vec![
         MountOption::FSName(CLIENT.to_owned()),
         MountOption::Subtype(CLIENT.to_owned()),
@@ -56,12 +56,13 @@ fn options(config: &FuseConfig) -> Config {
     ];
     options.acl = if config.allow_other { SessionACL::All } else { SessionACL::Owner };
     options.n_threads = Some(config.threads);
-    // What was read from a clone of the descriptor fails when that is closed, however many hold the original.
+    // Requests that were read from a clone of the descriptor fail when the clone is closed, even if the original is
+    // held.
     options.clone_fd = config.handover_socket.is_none();
     options
 }
 
-/// Mounts at `place`, and agrees with the kernel on what both can do.
+/// Mounts at `place` and negotiates with the kernel.
 fn begin(config: &FuseConfig, place: &MountTarget, adapter: Adapter) -> Result<Session<Adapter>> {
     let options = options(config);
     let failed = |error: std::io::Error| {
@@ -75,11 +76,11 @@ fn begin(config: &FuseConfig, place: &MountTarget, adapter: Adapter) -> Result<S
     match make_client(config.writable, config.allow_other) {
         Ok(Detached { fuse, mount }) => {
             let session = Session::from_fd(adapter, fuse, options.acl, options).map_err(failed)?;
-            // Not before: whoever comes to the mount finds it served.
+            // Last, so that the mount is served as soon as it is visible.
             place.mount(mount.as_fd())?;
             Ok(session)
         }
-        // Those who may not mount have fusermount3, which mounts on an empty place only.
+        // Unprivileged users mount through fusermount3, which needs an empty mount point.
         Err(error) => {
             tracing::info!(%error, "mounts by the older interface of the kernel, or by fusermount3");
             place.clear()?;
@@ -88,9 +89,9 @@ fn begin(config: &FuseConfig, place: &MountTarget, adapter: Adapter) -> Result<S
     }
 }
 
-/// Mounts anew.
+/// Creates a new mount.
 ///
-/// *Errors*: the system's, with the way out.
+/// *Errors*: those of the system, with a hint.
 pub(super) fn mount(config: &FuseConfig, place: &MountTarget, fs: &Arc<Fs>) -> Result<Served> {
     let adapter = Adapter::new(fs.clone(), tokio::runtime::Handle::current());
     let negotiated = adapter.negotiated();
@@ -113,10 +114,10 @@ pub(super) fn mount(config: &FuseConfig, place: &MountTarget, fs: &Arc<Fs>) -> R
     Ok(Served { session: session.spawn()?, handover })
 }
 
-/// Serves a mount that another process has left, with what it had open: `fuse` and `state` are what it left.
+/// Takes over a mount that another process has left; `fuse` and `state` are its descriptors.
 ///
-/// *Errors*: `Unsupported` when that process promised the kernel something we do not do, `Corrupted` when it is of another
-/// release.
+/// *Errors*: `Unsupported` if that process negotiated capabilities that we do not have; `Corrupted` if it was of
+/// another release.
 pub(super) fn take_over(
     config: &FuseConfig,
     fs: &Arc<Fs>,
@@ -140,10 +141,11 @@ pub(super) fn take_over(
         let message = format!("it was mounted with the capabilities {:#x}, we have {ours:#x}", negotiated.capabilities);
         return Err(Error::new(ErrorKind::Unsupported, message));
     }
-    // SAFETY: the session owns this number and keeps it open; we never close it, and what it stands for is replaced whole.
+    // SAFETY: the session owns this descriptor and keeps it open; we never close it, and `dup3` replaces what it refers
+    // to.
     let mut place = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(session.as_fd().as_raw_fd()) });
     rustix::io::dup3(&fuse, &mut place, DupFlags::CLOEXEC).map_err(std::io::Error::from)?;
-    // Before anything is read: what is read afterwards is answered by us.
+    // Before the first read: what is read afterwards is answered by this process.
     resend_requests(&fuse)?;
     tracing::info!(device, handles = open.len(), "goes on with the mount of the process before");
     for (number, one) in &open {
@@ -157,13 +159,13 @@ pub(super) fn take_over(
     Ok(Served { session: session.spawn()?, handover: Some(Handover { device, fuse, handover_state }) })
 }
 
-/// The kernel's greeting, as it said it then.
+/// The FUSE_INIT request as the kernel sent it.
 fn request(negotiated: &Negotiated) -> Vec<u8> {
     let capabilities = negotiated.capabilities | InitFlags::FUSE_INIT_EXT.bits();
     let mut bytes = Vec::with_capacity(104);
     bytes.extend(104_u32.to_ne_bytes());
     bytes.extend(INIT.to_ne_bytes());
-    // Number of the request; inode, user, group, process and padding are nothing.
+    // Number of the request; inode, user, group, process and padding are zero.
     bytes.extend(1_u64.to_ne_bytes());
     bytes.extend([0; 24]);
     for word in [negotiated.version.0, negotiated.version.1, negotiated.max_readahead] {
@@ -176,13 +178,13 @@ fn request(negotiated: &Negotiated) -> Vec<u8> {
     bytes
 }
 
-/// Capabilities that an answer to the greeting asks for.
+/// The capabilities in a reply to FUSE_INIT.
 fn capabilities(reply: &[u8]) -> u64 {
     let word = |at: usize| {
         let bytes = reply.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
         u64::from(bytes.map_or(0, u32::from_ne_bytes))
     };
-    // Behind 16 bytes of header: major, minor, read-ahead, flags; flags2 after 16 bytes more.
+    // After a header of 16 bytes: major, minor, read-ahead, flags; flags2 after 16 more bytes.
     (word(28) | word(48) << 32) & !InitFlags::FUSE_INIT_EXT.bits()
 }
 

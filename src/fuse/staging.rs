@@ -1,10 +1,11 @@
-//! Content that is being written, until it is stored: per inode a little memory, or one file of the staging directory.
+//! The staging area: content that is being written, until it is stored. Small content is kept in memory, larger content
+//! in one file of the staging directory.
 //!
-//! *Promises.* All of it together is never more than `fuse.staging.size`; who needs more is refused before anything is lost.
-//! The files have no names: nothing is left by a process that is killed. Content changes, and is stored, only in turn, so
-//! that what is being stored stays as it is.
+//! *Promises.* The total never exceeds `fuse.staging.size`; a write that would exceed it fails before it changes
+//! anything. The files have no names, so a process that is killed leaves nothing behind. Content is changed and stored
+//! only under its [`WriteGuard`], so that it stays constant while it is stored.
 //!
-//! An inode is staged from its first change to the close of its last handle. All its handles share what is staged.
+//! An inode is staged from its first change to the close of its last handle. All its handles share the staged content.
 
 mod appends;
 mod spool;
@@ -39,44 +40,44 @@ pub(super) use spool::{Spool, WritePosition};
 use streaming_upload::{StreamingUpload, UploadPermits};
 use unsaved::{Unsaved, UnsavedCell};
 
-/// What may change in turn only.
+/// State of a staged inode that only the holder of the guard may access.
 #[derive(Debug, Default)]
 struct Work {
-    /// The version that was stored last, or that the content was made from.
+    /// The version that was stored last, or from which the content was made.
     base: Attr,
-    /// Bytes that it has grown by since then.
+    /// Bytes by which the content has grown since then.
     grown: u64,
     changes: Changes,
-    /// It is being sent already.
+    /// The upload that is already running.
     streaming: Option<StreamingUpload>,
-    /// The session in which a file was made here that is not stored yet: it goes with that at the masters. Empty for one that
-    /// they were told to forget.
+    /// The session in which the file was created, while it is not stored: the masters remove the file with that
+    /// session. Empty if the masters were asked to forget the file.
     created_in: Option<Bytes>,
-    /// The intent of the last attempt to store it, if that has failed.
+    /// The write intent of the last attempt to store the content, if that attempt failed.
     given_up: Option<u64>,
-    /// Out of the table: whoever waited for the turn has to look again.
+    /// Set when the entry was removed from the table: a task that waited for the guard has to look the inode up again.
     removed: bool,
 }
 
-/// One inode that is being written.
+/// One staged inode.
 #[derive(Debug)]
 pub(super) struct Staged {
     inode: u64,
-    /// Whose handles share it.
+    /// The node whose handles share the content.
     node: u64,
-    /// The content, once it is here; until then readers read as if nothing was staged.
+    /// The content. While it is not set, readers read as if nothing were staged.
     spool: OnceLock<Arc<Spool>>,
     work: Arc<tokio::sync::Mutex<Work>>,
-    /// That of `work`, for those who do not have the turn.
+    /// Copy of `work.base` for readers that do not hold the guard. A `std` mutex: it is never held across an await.
     base: Mutex<Arc<Attr>>,
     unsaved: UnsavedCell,
-    /// What is written through these handles is stored as another inode, which was made elsewhere at the same time.
+    /// The content is stored as another inode, because another client created the file at the same time.
     aliased: AtomicBool,
-    /// Has no name any more: only its handles see it, and it is never stored.
+    /// The file has no name any more: only its handles see it, and it is never stored.
     unlinked: AtomicBool,
-    /// Set with `unlinked` where the kernel was not asked to remove the name.
+    /// Set with `unlinked` if the name was not removed through this kernel, which may still have it cached.
     name_is_stale: AtomicBool,
-    /// Whether somebody stores what is left of it after a close.
+    /// Whether a task stores what is left after a close; see `FinalizeState`.
     finalizing: AtomicU8,
     mtime_ns: AtomicI64,
 }
@@ -102,7 +103,7 @@ impl Staged {
         self.unsaved.get() != Unsaved::Nothing
     }
 
-    /// True if content waits to be stored, and not only that the file is there or empty.
+    /// True if content waits to be stored, not only the existence or the truncation of the file.
     pub(super) fn is_written(&self) -> bool {
         self.unsaved.get() == Unsaved::Written
     }
@@ -111,31 +112,31 @@ impl Staged {
         self.unlinked.load(Ordering::Acquire)
     }
 
-    /// It has no name any more.
+    /// Marks the file as having no name.
     pub(super) fn mark_unlinked(&self) {
         self.unlinked.store(true, Ordering::Release);
     }
 
-    /// True if it waits to be stored. What has no name any more never does.
+    /// True if there is something to store. A file without a name is never stored.
     pub(super) fn is_due(&self) -> bool {
         self.is_dirty() && !self.is_unlinked()
     }
 
     /// Up to `size` bytes; fewer at the end.
     ///
-    /// *Errors*: the disk's.
+    /// *Errors*: those of the disk.
     pub(super) fn read(&self, offset: u64, size: u32) -> Result<Vec<u8>> {
         self.spool.get().map_or_else(|| Ok(Vec::new()), |spool| spool.read(offset, size))
     }
 
-    /// The turn, if it is nobody's and there is content to change.
+    /// Takes the guard if it is free and the content is present.
     pub(super) fn try_lock(self: &Arc<Self>) -> Option<WriteGuard> {
         self.spool.get()?;
         let work = self.work.clone().try_lock_owned().ok()?;
         (!work.removed).then(|| WriteGuard { staged: self.clone(), work })
     }
 
-    /// The turn; `None` if it is not staged any more when it is ours.
+    /// Waits for the guard. Returns `None` if the inode was removed from the staging area in the meantime.
     pub(super) async fn lock(self: Arc<Self>) -> Option<WriteGuard> {
         let work = self.work.clone().lock_owned().await;
         (!work.removed).then_some(WriteGuard { staged: self, work })
@@ -149,20 +150,20 @@ impl Staged {
         self.spool.get().is_some_and(|spool| spool.is_in_memory())
     }
 
-    /// True if what others see of the file is not what its handles here see.
+    /// True if the handles here see a file that differs from what other clients see.
     pub(super) fn has_private_view(&self) -> bool {
         matches!(self.unsaved.get(), Unsaved::Emptied | Unsaved::Written)
             || self.aliased.load(Ordering::Acquire)
             || self.is_unlinked()
     }
 
-    /// True if nothing but that the file is there waits to be stored.
+    /// True if only the existence of the file waits to be stored.
     pub(super) fn is_new(&self) -> bool {
         self.unsaved.get() == Unsaved::New
     }
 }
 
-/// The right to change what is staged of one inode, and to store it.
+/// The exclusive right to change the staged content of one inode, and to store it.
 #[derive(Debug)]
 pub(super) struct WriteGuard {
     staged: Arc<Staged>,
@@ -174,12 +175,12 @@ impl WriteGuard {
         self.staged.inode
     }
 
-    /// The node whose handles share what is staged.
+    /// The node whose handles share the content.
     pub(super) fn node(&self) -> u64 {
         self.staged.node
     }
 
-    /// True once there is content.
+    /// True once the content is present.
     pub(super) fn is_ready(&self) -> bool {
         self.staged.spool.get().is_some()
     }
@@ -188,7 +189,7 @@ impl WriteGuard {
         self.staged.is_dirty()
     }
 
-    /// True if content waits to be stored, and not only that the file is there or empty.
+    /// True if content waits to be stored, not only the existence or the truncation of the file.
     pub(super) fn is_written(&self) -> bool {
         self.staged.is_written()
     }
@@ -197,17 +198,17 @@ impl WriteGuard {
         self.staged.is_unlinked()
     }
 
-    /// True if it waits to be stored. What has no name any more never does.
+    /// True if there is something to store. A file without a name is never stored.
     pub(super) fn is_due(&self) -> bool {
         self.staged.is_due()
     }
 
-    /// The version that it is made from.
+    /// The version from which the content was made.
     pub(super) fn base(&self) -> &Attr {
         &self.work.base
     }
 
-    /// The content is here: that of the version `base`.
+    /// Sets the content, which is that of the version `base`.
     pub(super) fn begin(&mut self, base: Attr, content: Arc<Spool>) {
         self.set_base(base);
         if self.staged.spool.set(content).is_err() {
@@ -215,18 +216,18 @@ impl WriteGuard {
         }
     }
 
-    /// Notes a change, also one that leaves the content as it is.
+    /// Records a change, also one that leaves the content as it is.
     fn touch(&mut self, unsaved: Unsaved) {
         self.staged.mtime_ns.store(now_ns(), Ordering::Release);
         self.staged.unsaved.set(unsaved);
     }
 
-    /// True if it is due only because it is new.
+    /// True if only the existence of the file waits to be stored.
     pub(super) fn is_new(&self) -> bool {
         self.staged.is_new()
     }
 
-    /// Others have stored something: what is new here, and nothing more, is not needed.
+    /// Drops what is to be stored of a new file or a truncation, because another client has stored a version.
     pub(super) fn discard_new(&mut self) {
         self.staged.unsaved.set(Unsaved::Nothing);
     }
@@ -236,9 +237,9 @@ impl WriteGuard {
         self.staged.spool.get().ok_or_else(missing)
     }
 
-    /// Writes, and says where; a gap before it reads as zeros.
+    /// Writes, and returns the offset. A gap before it reads as zeros.
     ///
-    /// *Errors*: `NoSpace`: then nothing has changed; the disk's.
+    /// *Errors*: `NoSpace`, with nothing changed; those of the disk.
     pub(super) fn write(&mut self, place: WritePosition, data: &[u8]) -> Result<u64> {
         let spool = self.spool()?;
         let before = spool.length();
@@ -249,7 +250,7 @@ impl WriteGuard {
         Ok(if let WritePosition::At(offset) = place { offset } else { before })
     }
 
-    /// Sets the length; what is new reads as zeros.
+    /// Sets the length. New bytes read as zeros.
     ///
     /// *Errors*: as [`WriteGuard::write`].
     pub(super) fn truncate(&mut self, length: u64) -> Result<()> {
@@ -259,22 +260,22 @@ impl WriteGuard {
         Ok(())
     }
 
-    /// Bytes that are staged.
+    /// Length of the staged content, in bytes.
     pub(super) fn length(&self) -> u64 {
         self.staged.length()
     }
 
-    /// True for a little content.
+    /// True if the content is small and kept in memory.
     pub(super) fn is_in_memory(&self) -> bool {
         self.staged.is_in_memory()
     }
 
-    /// The content; it stays as it is for as long as the turn is ours.
+    /// The content. It stays constant while the guard is held.
     pub(super) fn content(&self) -> Result<Content> {
         Ok(self.spool()?.content())
     }
 
-    /// It is stored: `attr` is of the new version.
+    /// Records that the content is stored; `attr` are the attributes of the new version.
     pub(super) fn mark_stored(&mut self, attr: Attr) {
         self.work.grown = 0;
         self.work.changes = Changes::default();
@@ -283,7 +284,8 @@ impl WriteGuard {
         self.staged.unsaved.set(Unsaved::Nothing);
     }
 
-    /// Attributes have changed, and with them maybe the name of the version, or the inode that it is stored as.
+    /// Replaces the base after attributes have changed, which may change the version token, or the inode as which the
+    /// content is stored.
     pub(super) fn rebase(&mut self, attr: Attr) {
         self.staged.aliased.store(attr.inode != self.inode(), Ordering::Release);
         self.set_base(attr);
@@ -295,39 +297,39 @@ impl WriteGuard {
         self.work.base = base;
     }
 
-    /// Its name is gone: from now on it is of nobody's concern but its handles'.
+    /// Records that the name is gone: from now on only the handles see the content.
     pub(super) fn mark_unlinked(&mut self) {
         self.staged.mark_unlinked();
         self.work.streaming = None;
     }
 }
 
-/// Everything that is staged.
+/// All staged inodes of one mount.
 #[derive(Debug)]
 pub(super) struct Staging {
     quota: Arc<StagingQuota>,
     pub(super) upload_permits: UploadPermits,
     staged: Mutex<HashMap<u64, Arc<Staged>>>,
-    /// Number of entries: most clients write nothing, and should not pay for those who do.
+    /// Number of entries, so that clients that write nothing take no lock.
     count: AtomicUsize,
 }
 
 impl Staging {
-    /// An empty one; the directory is made by [`Staging::prepare`].
+    /// Creates an empty staging area; [`Staging::prepare`] creates its directory.
     pub(super) fn new(dir: PathBuf, limit: u64) -> Staging {
         let quota = Arc::new(StagingQuota::new(dir, limit));
         Staging { quota, upload_permits: UploadPermits::new(), staged: Mutex::default(), count: AtomicUsize::new(0) }
     }
 
-    /// Makes the directory, for us alone.
+    /// Creates the directory, accessible to this user only.
     ///
-    /// *Errors*: `PermissionDenied` for one that belongs to somebody else; the disk's.
+    /// *Errors*: `PermissionDenied` if the directory belongs to another user; those of the disk.
     pub(super) fn prepare(&self) -> Result<()> {
         prepare(&self.quota.dir)
             .map_err(|error| error.context(format!("fuse.staging.dir {}", self.quota.dir.display())))
     }
 
-    /// Takes the directory away if nothing is in it.
+    /// Removes the directory if it is empty.
     pub(super) fn clear(&self) {
         if let Err(error) = fs::remove_dir(&self.quota.dir) {
             tracing::debug!(%error, dir = %self.quota.dir.display(), "the staging directory stays");
@@ -338,7 +340,7 @@ impl Staging {
         lock(&self.staged)
     }
 
-    /// What is staged of an inode, once its content is here.
+    /// The staged content of an inode, once it is present.
     pub(super) fn ready(&self, inode: u64) -> Option<Arc<Staged>> {
         if self.count.load(Ordering::Acquire) == 0 {
             return None;
@@ -346,28 +348,28 @@ impl Staging {
         self.table().get(&inode).filter(|staged| staged.spool.get().is_some()).cloned()
     }
 
-    /// What the handles of a node share, once the content is here.
+    /// The staged content that the handles of a node share, once it is present.
     pub(super) fn ready_for(&self, node: u64) -> Option<Arc<Staged>> {
         self.ready(inode_of(node)).filter(|staged| staged.node == node)
     }
 
-    /// True for a little content that is staged in memory.
+    /// True if the staged content is small and kept in memory.
     pub(super) fn is_in_memory(&self, inode: u64) -> bool {
         self.ready(inode).is_some_and(|staged| staged.is_in_memory())
     }
 
-    /// True if handles here see another file than everybody else.
+    /// True if handles here see a file that differs from what other clients see.
     pub(super) fn has_private_view(&self, inode: u64) -> bool {
         self.ready(inode).is_some_and(|staged| staged.has_private_view())
     }
 
-    /// True if only handles here still have it.
+    /// True if the file has no name and only handles here still have it.
     pub(super) fn is_unlinked(&self, inode: u64) -> bool {
         self.ready(inode).is_some_and(|staged| staged.is_unlinked())
     }
 
-    /// The turn of a node, which is staged from now on; without content if nobody has brought it. What another node of the file
-    /// has stored and still holds is given up for it.
+    /// Takes the guard of a node and stages it, without content if there is none. Content that another node of the file
+    /// holds and has already stored is dropped for it.
     pub(super) async fn lock(&self, node: u64) -> WriteGuard {
         loop {
             let staged = {
@@ -384,7 +386,7 @@ impl Staging {
         }
     }
 
-    /// As [`Staging::lock`], if nothing of the file is staged: otherwise another task may have the turn for long.
+    /// As [`Staging::lock`], but only if nothing of the file is staged: another task could hold the guard for long.
     pub(super) fn try_lock(&self, node: u64) -> Option<WriteGuard> {
         let mut table = self.table();
         let Entry::Vacant(vacant) = table.entry(inode_of(node)) else { return None };
@@ -394,12 +396,13 @@ impl Staging {
         Some(WriteGuard { staged, work })
     }
 
-    /// The turn of an inode that is staged.
+    /// Takes the guard of an inode that is staged.
     pub(super) async fn lock_if_staged(&self, inode: u64) -> Option<WriteGuard> {
         self.ready(inode)?.lock().await
     }
 
-    /// An inode is not staged any more, unless it `stays`, which is asked while nobody can find it. True if it does not.
+    /// Removes an inode from the staging area unless it `stays`, which is evaluated under the lock of the table.
+    /// Returns true if it was removed.
     pub(super) fn remove_unless(&self, mut guard: WriteGuard, stays: impl FnOnce() -> bool) -> bool {
         let mut table = self.table();
         let stays = stays();
@@ -411,17 +414,17 @@ impl Staging {
         !stays
     }
 
-    /// An inode is not staged any more.
+    /// Removes an inode from the staging area.
     pub(super) fn remove(&self, guard: WriteGuard) {
         self.remove_unless(guard, || false);
     }
 
-    /// No content yet.
+    /// Empty content.
     pub(super) fn blank(&self) -> Arc<Spool> {
         Arc::new(Spool::new(self.quota.clone()))
     }
 
-    /// A new file is staged, which is made in `session`: nobody else can have found it yet, and nothing of it is stored.
+    /// Stages a new file that was created in `session`. No other task can have found it yet.
     pub(super) fn begin_new(&self, base: Attr, session: Option<Bytes>) {
         let staged = Arc::new(Staged::new(base.inode));
         let mut table = self.table();
@@ -434,7 +437,7 @@ impl Staging {
         }
     }
 
-    /// Attributes as handles of a node see them: with length and time of what is not stored yet.
+    /// Attributes as the handles of a node see them: with the length and times of content that is not stored yet.
     pub(super) fn overlay<'a>(&self, node: u64, attr: &'a Attr) -> Cow<'a, Attr> {
         let Some(staged) = self.ready_for(node).filter(|staged| staged.has_private_view()) else {
             return Cow::Borrowed(attr);
@@ -454,7 +457,7 @@ fn prepare(dir: &Path) -> Result<()> {
     if !metadata.is_dir() {
         return Err(Error::new(ErrorKind::NotADirectory, "it is not a directory"));
     }
-    // Its place is predictable and may lie where everybody can write.
+    // The path is predictable and may lie in a directory that everybody can write to.
     let own = rustix::process::geteuid().as_raw();
     if metadata.uid() != own && metadata.uid() != 0 {
         let message = format!("it belongs to user {}: choose another", metadata.uid());

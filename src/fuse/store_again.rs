@@ -1,5 +1,5 @@
-//! Files that cannot be stored because they are not what they were: their directory has moved meanwhile, they have gone with the
-//! session in which they were made, or an attempt that was given up has stored them.
+//! Files whose storing failed because they have changed elsewhere: their directory was renamed, they were removed with
+//! the session in which they were created, or an attempt that timed out has stored them.
 
 use std::sync::Arc;
 
@@ -12,16 +12,16 @@ use super::fs::Fs;
 use super::staging::WriteGuard;
 
 impl Fs {
-    /// After an attempt to store a file has failed with `error`: true if the next one may find the file.
+    /// True if the next attempt may succeed after one has failed with `error`.
     pub(super) async fn is_elsewhere_by_now(self: &Arc<Self>, guard: &mut WriteGuard, error: &Error) -> bool {
         let was_never_stored = guard.base().version_token.is_empty();
         if guard.is_unlinked() || !guard.is_dirty() {
             return false;
         }
         match error.kind {
-            // The masters were not told of the attempt: the next one is told what they know.
+            // The masters did not accept the intent: the next attempt asks them for the current state.
             ErrorKind::SessionExpired => was_never_stored && !guard.may_be_stored(),
-            // Where it lies is told when an attempt begins, and may have moved before the attempt came to it.
+            // The path is returned when an attempt begins, and the file may be renamed before the attempt uses it.
             ErrorKind::NotFound | ErrorKind::Stale => match self.client.lookup(at_inode(guard.base().inode)).await {
                 Ok(there) => there.version_token == guard.base().version_token,
                 Err(error) if error.kind == ErrorKind::NotFound => was_never_stored && self.make_again(guard).await,
@@ -31,8 +31,8 @@ impl Fs {
         }
     }
 
-    /// Makes a file again that the masters have forgotten with the session in which it was made; false if it was removed, or its name
-    /// is another's by now.
+    /// Creates a file again that the masters have removed with the session in which it was created. Returns false if
+    /// the file was removed, or if another file has its name by now.
     async fn make_again(self: &Arc<Self>, guard: &mut WriteGuard) -> bool {
         let session = self.client.session();
         let is_forgotten = guard.is_forgotten(session.id().await.as_ref());
@@ -63,8 +63,8 @@ impl Fs {
         }
     }
 
-    /// Attributes of a file that was cut off here, if there is nothing in it by now: an attempt of which nobody knew the end has
-    /// stored that, or others have.
+    /// Attributes of a file that was truncated here, if its current version is empty: stored by an attempt with an
+    /// unknown outcome, or by another client.
     pub(super) async fn emptied_already(&self, guard: &WriteGuard) -> Option<Attr> {
         if !guard.is_emptied() || guard.is_unlinked() {
             return None;

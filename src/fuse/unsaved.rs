@@ -1,17 +1,17 @@
-//! What is lost when this process ends: files that are open, or were closed a moment ago, and were not stored since they were
-//! made or changed.
+//! Reports what is lost when this process ends: files that are open, or were just closed, and were not stored since
+//! their last change.
 
 use crate::error::{Error, ErrorKind, Result};
 
 use super::fs::Fs;
 
-/// Most files that are named one by one.
+/// Most files that are logged by name.
 const NAMED_MAX: usize = 1000;
 
 impl Fs {
-    /// To be called when nothing is being stored any more: names each file in the log whose last changes are lost now.
+    /// Called when nothing is being stored any more: logs each file whose last changes are lost.
     ///
-    /// *Errors*: `FailedPrecondition` when there is any.
+    /// *Errors*: `FailedPrecondition` if there is such a file.
     pub(super) fn check_saved(&self) -> Result<()> {
         let unsaved = self.staging.unsaved();
         for inode in unsaved.iter().take(NAMED_MAX) {

@@ -1,4 +1,4 @@
-//! Which version the handles of a node go on with, and what is shown of a node that stays behind.
+//! Decides which version the handles of a node stand for, and what is shown of a node that stays with an older version.
 
 #[cfg(test)]
 mod tests;
@@ -18,11 +18,11 @@ use super::nodes::{extends, inode_of, same_version, supersedes};
 use super::open::other_version;
 use super::staging::{Staged, WriteGuard};
 
-/// How long who looks at attributes waits for the kernel to drop pages.
+/// How long a GETATTR waits for the kernel to drop pages.
 const DROP_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Fs {
-    /// The kernel looks a file up: the node that it is told. Its lookup is counted.
+    /// Serves a lookup: chooses the node of a file and counts the lookup.
     pub(super) fn enter_node(&self, newest: &Attr) -> u64 {
         match self.staging.changed_node(newest.inode) {
             Some(node) => {
@@ -33,23 +33,23 @@ impl Fs {
         }
     }
 
-    /// The node that the kernel would be told, without counting a lookup.
+    /// The node that a lookup would return, without counting one.
     pub(super) fn choose_node(&self, newest: &Attr) -> u64 {
         self.staging.changed_node(newest.inode).unwrap_or_else(|| self.nodes.choose(newest))
     }
 
-    /// True if a node that is open stands for an older version than `newest`, and nothing of it is staged.
+    /// True if an open node stands for an older version than `newest` and nothing of it is staged.
     pub(super) fn is_behind(&self, node: u64, newest: &Attr) -> bool {
         self.nodes.open_node(node).is_some_and(|open| open.is_behind(newest)) && self.staging.ready_for(node).is_none()
     }
 
-    /// True unless a node that is open stands for another version than `attr`, be it an older or a newer one.
+    /// True unless an open node stands for another version than `attr`, older or newer.
     pub(super) fn may_stand_for(&self, node: u64, attr: &Attr) -> bool {
         self.nodes.open_node(node).is_none_or(|open| open.version == version_of(&attr.version_token))
     }
 
-    /// True for a node that goes on with `newest`: one that is written or locked, or that the version only extends. What is
-    /// staged and not stored stays what it was made from.
+    /// True for an open node that should move to `newest`: one that is written or locked, or whose version is a prefix
+    /// of `newest`. Staged content that is not stored keeps its base.
     pub(super) fn may_move(&self, node: u64, newest: &Attr) -> bool {
         self.is_behind(node, newest) && self.goes_on(node, newest)
     }
@@ -61,11 +61,11 @@ impl Fs {
             || open.attr.is_some_and(|attr| extends(newest, &attr))
     }
 
-    /// What of a file is staged and stored gives way to the version `newest` that others have stored since, if it is that of an
-    /// older one. Its node moves first, if it goes on with `newest`, and what is staged goes then: a reader finds the one or
-    /// the other. If another task has the turn, this `waits` for it, or leaves all as it is. It does not wait for the kernel.
+    /// Drops staged content that is stored and older than the version `newest`, which another client has stored. A node
+    /// that should move to `newest` moves first, so that a reader finds either the one or the other. If another task
+    /// holds the guard, this `waits` for it or leaves everything as it is. Does not wait for the kernel.
     ///
-    /// *Errors*: `Timeout` if the turn is not given up in time; those of finding the content.
+    /// *Errors*: `Timeout` if the guard is not released in time; those of finding the content.
     pub(super) async fn give_way(self: &Arc<Self>, newest: &Attr, waits: bool) -> Result<()> {
         let Some(staged) = self.staging.superseded(newest).filter(|_| !self.is_uncommitted(newest.inode)) else {
             return Ok(());
@@ -108,7 +108,8 @@ impl Fs {
         }
     }
 
-    /// Waits for another task that changes a file, as long as for an answer of the masters: that is what it waits for itself.
+    /// Waits for a task that holds a guard, with the same timeout as for an answer of the masters: that is what the
+    /// task waits for itself.
     async fn in_time<T>(&self, inode: u64, work: impl Future<Output = T>) -> Result<T> {
         let Some(wait) = self.channel.timeout() else { return Ok(work.await) };
         let late = |_| Error::new(ErrorKind::Timeout, format!("inode {inode} is changed for longer than {wait:?}"));
@@ -124,21 +125,21 @@ impl Fs {
         self.stale_pages_dropped(node, self.channel.timeout()).await
     }
 
-    /// As [`Fs::move_node`], without waiting for the kernel; nothing happens where something is staged.
+    /// As [`Fs::move_node`], without waiting for the kernel; does nothing if content is staged.
     async fn move_handles(self: &Arc<Self>, guard: WriteGuard, newest: &Attr) -> Result<()> {
         if guard.is_ready() {
             return Ok(());
         }
         let node = guard.node();
-        // Another task may have moved it while this one waited for the turn.
+        // Another task may have moved the node while this one waited for the guard.
         let moved = if self.may_move(node, newest) { self.move_locked(&guard, newest).await } else { Ok(()) };
         self.staging.remove(guard);
         self.drop_stale_pages(node);
         moved
     }
 
-    /// As [`Fs::move_handles`], where nothing is staged and nobody else can begin to. The caller has the stale pages dropped
-    /// after that: the kernel must not read them again from what the node had before.
+    /// As [`Fs::move_handles`], with the guard held and nothing staged. The caller drops the stale pages afterwards:
+    /// the kernel must not read them again from the old version.
     pub(super) async fn move_locked(&self, guard: &WriteGuard, newest: &Attr) -> Result<()> {
         let file = self.open_version(newest).await?;
         let numbers = self.nodes.move_to(guard.node(), &file, newest);
@@ -146,28 +147,29 @@ impl Fs {
         Ok(())
     }
 
-    /// What the handles of `guard` have, and the kernel's pages hold, is the version `attr` now, or made from it.
+    /// Records that the handles of `guard`, and the pages of the kernel, now hold the version `attr`, or content made
+    /// from it.
     pub(super) fn note_stored(&self, guard: &WriteGuard, attr: &Attr) {
         let file = self.open_source_now(attr);
         let numbers = self.nodes.note_stored(guard.node(), &file, attr);
         self.handles.note_version(&numbers, guard.node(), file.source.version);
     }
 
-    /// What a node is to show, without asking anybody; `None` if a master has to be asked, or it has to move first.
+    /// Attributes of a node without asking a master; `None` if a master has to be asked, or the node has to move first.
     pub(super) fn attr_of_node_now(&self, node: u64) -> Option<Known> {
         let known = self.attr_now(inode_of(node))?;
         if self.is_to_follow(node, &known.attr) { None } else { Some(self.view_of(node, known)) }
     }
 
-    /// True for a node that goes on with `newest` and does not stand for it yet, or whose pages the kernel has not dropped yet.
+    /// True for a node that should move to `newest` and has not moved, or whose pages the kernel has not dropped yet.
     fn is_to_follow(&self, node: u64, newest: &Attr) -> bool {
         let has_other = || self.staging.superseded(newest).is_some() && self.goes_on(node, newest);
         self.may_move(node, newest) || has_other() || self.nodes.stale_pages(node).is_some()
     }
 
-    /// What a node is to show. A node whose handles go on with the newest version moves to it, and shows it to those who ask
-    /// after that: dropping pages, the kernel forgets lengths that it has asked for before, and who was told one could map what
-    /// the kernel does not let it reach.
+    /// Attributes of a node. If its handles should move to the newest version, the node moves first and later callers
+    /// see the new attributes. While the kernel drops pages it forgets lengths that it asked for before, so a caller
+    /// that got the new length could map pages that the kernel does not let it reach.
     ///
     /// *Errors*: those of the masters.
     pub(super) async fn attr_of_node(self: &Arc<Self>, node: u64) -> Result<Known> {
@@ -179,7 +181,8 @@ impl Fs {
         Ok(shown)
     }
 
-    /// As [`Fs::attr_of_node`], to who has just changed it: the kernel may wait for this answer before it lets go of a page.
+    /// As [`Fs::attr_of_node`], for a caller that has just changed the file: the kernel may wait for this answer before
+    /// it releases a page.
     ///
     /// *Errors*: those of the masters.
     pub(super) async fn attr_of_changed_node(self: &Arc<Self>, node: u64) -> Result<Known> {
@@ -191,7 +194,7 @@ impl Fs {
         Ok(shown)
     }
 
-    /// What a node shows now, and the version that it is to follow to, if it is.
+    /// The attributes that a node shows now, and the version that it should move to.
     async fn shown_and_newest(self: &Arc<Self>, node: u64) -> Result<(Known, Option<Attr>)> {
         let known = self.attr(inode_of(node)).await?;
         let newest = self.is_to_follow(node, &known.attr).then(|| known.attr.clone());
@@ -199,7 +202,7 @@ impl Fs {
         Ok((Known { passing: newest.is_some(), ..shown }, newest))
     }
 
-    /// A file is looked up by its name: its node follows before that is answered.
+    /// Moves the node of a file that was looked up by name, before the lookup is answered.
     pub(super) async fn follow_by_name(self: &Arc<Self>, newest: &Attr) {
         if !self.nodes.is_inode_open(newest.inode) {
             return;
@@ -210,7 +213,7 @@ impl Fs {
         }
     }
 
-    /// Moves a node to the version `newest`, if it goes on with that and no other task is changing the file, and waits a moment
+    /// Moves a node to the version `newest` if it should and no other task is changing the file, and waits briefly
     /// until the kernel has dropped its pages.
     async fn follow(self: &Arc<Self>, node: u64, newest: &Attr) {
         if let Err(error) = self.try_to_follow(node, newest).await {
@@ -230,11 +233,11 @@ impl Fs {
         self.stale_pages_dropped(node, Some(DROP_TIMEOUT)).await
     }
 
-    /// The attributes of the version that a node stands for, as a whole, or of the one before as long as the kernel has pages
-    /// of that: the length of one version is never shown with pages of another, whoever changes the file meanwhile.
+    /// The attributes of the version that a node stands for, or of the version before while the kernel still has pages
+    /// of that: the length of one version is never shown with pages of another.
     pub(super) fn view_of(&self, node: u64, known: Known) -> Known {
         let version = match self.staging.ready_for(node) {
-            // What is not stored yet is shown by `Staging::overlay`.
+            // Content that is not stored yet is shown by `Staging::overlay`.
             Some(staged) if staged.has_private_view() => None,
             Some(staged) => Some(Attr::clone(&staged.base())),
             None => self.nodes.shown(node),
@@ -245,8 +248,8 @@ impl Fs {
         }
     }
 
-    /// Another source for what a node of a stale file reads: what another read or a look at its attributes has moved it to,
-    /// where the file was moved to, or the newest version if the node goes on with that.
+    /// Another source for a node whose version is gone from the under-storage: the version to which another read has
+    /// moved the node, the new path of the file, or the newest version if the node should move to it.
     pub(super) async fn source_instead(self: &Arc<Self>, node: u64, file: &Arc<OpenFile>) -> Option<Arc<OpenFile>> {
         let inode = inode_of(node);
         let has_moved = || self.nodes.file(node).filter(|now| !Arc::ptr_eq(now, file));
@@ -266,8 +269,8 @@ impl Fs {
     }
 }
 
-/// True if a change that is not stored was made from another version than `newest`, and cannot be stored as if it were not: what
-/// was written to a new file is stored in place of an empty one.
+/// True if an unstored change was made from another version than `newest`, and cannot be stored on top of it. What was
+/// written to a new file may replace an empty one.
 fn is_overtaken(guard: &WriteGuard, newest: &Attr) -> bool {
     let base = guard.base();
     let began_empty = base.version_token.is_empty() && newest.size == 0;
@@ -275,8 +278,7 @@ fn is_overtaken(guard: &WriteGuard, newest: &Attr) -> bool {
     is_changed && base.inode == newest.inode && supersedes(newest, base) && !began_empty
 }
 
-/// Attributes of a file for who has `version` of its content: length and time of modification are those of the content, and
-/// mode, owner, links and time of change those of the file.
+/// Attributes for a handle of `version`: length and mtime of that version; mode, owner, links and ctime of the file.
 fn of_version(newest: Attr, version: Attr) -> Attr {
     let Attr { size, mtime_ns, version, version_token, prefix_since, .. } = version;
     Attr { size, mtime_ns, version, version_token, prefix_since, ..newest }

@@ -1,9 +1,9 @@
-//! Content of files: brought to the staging directory before its first change, changed there, and stored when it is synced
-//! or closed.
+//! Content of files: copied to the staging area before its first change, changed there, and stored at `fsync` or
+//! `close`.
 //!
-//! What is changed is the newest version at the first change; a file that is of another version by the time it is stored is
-//! `Stale`, unless all that was written to it was appended. What could not be stored stays staged until the last handle is
-//! closed, so that it can be tried again.
+//! The base of a change is the newest version at the first write. If the file has another version by the time the
+//! change is stored, storing fails with `Stale`, unless all writes were appends. Content that could not be stored stays
+//! staged until the last close, so that storing can be retried.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -26,26 +26,26 @@ use super::nodes::{extends, inode_of, same_version};
 use super::open::other_version;
 use super::staging::{Spool, WriteGuard, WritePosition};
 
-/// Bytes of a file brought here at a time, one block.
+/// Bytes fetched at a time, one block.
 const STEP: u64 = crate::types::BLOCK_SIZE as u64;
-/// How often content is brought here that is replaced at this very moment.
+/// Most attempts to fetch content that is replaced concurrently.
 const ATTEMPTS: usize = 16;
-/// Steps asked for ahead.
+/// Steps fetched ahead.
 const AHEAD: usize = 4;
-/// Most attempts to store what was appended behind what others have stored meanwhile.
+/// Most attempts to store appended bytes behind versions that other clients keep storing.
 const APPENDS: usize = 64;
-/// Most attempts to store a file that moves meanwhile, or has gone with its session.
+/// Most attempts to store a file that is renamed meanwhile, or was removed with its session.
 const MOVES: usize = 4;
-/// Bytes of it that are copied at a time.
+/// Bytes of the appended part that are copied at a time.
 const PIECE: u32 = 1 << 20;
 
-/// What the kernel has written.
+/// A write request of the kernel.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Write<'a> {
     pub(super) place: WritePosition,
-    /// Where the kernel took it to be written.
+    /// The offset that the kernel assumed.
     pub(super) offset: u64,
-    /// Pages that a mapping has changed: they are of the version that the node stood for.
+    /// Pages that were changed through a mapping: they belong to the version that the node stood for.
     pub(super) from_pages: bool,
     pub(super) data: &'a [u8],
 }
@@ -53,16 +53,16 @@ pub(super) struct Write<'a> {
 /// How content is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StoreMode {
-    /// Everything is recorded when it is.
+    /// Returns after the masters have committed the write.
     Committed,
-    /// What the masters record of a small new file may come behind the answer.
+    /// The commit of a small new file may follow after the answer.
     CommitInBackground,
-    /// As `Committed`, but a change of the file that is under way is an error, and not waited for with the turn held.
+    /// As `Committed`, but fails instead of waiting, with the guard held, for another change of the file in progress.
     NonBlocking,
 }
 
 impl Fs {
-    /// *Errors*: `ReadOnly`, if nothing can be changed through this mount.
+    /// *Errors*: `ReadOnly` if the mount is read-only.
     pub(super) fn check_writable(&self) -> Result<()> {
         if self.writable {
             return Ok(());
@@ -70,7 +70,7 @@ impl Fs {
         Err(Error::new(ErrorKind::ReadOnly, "the mount is read-only: fuse.writable is not set"))
     }
 
-    /// *Errors*: `ReadOnly`, if the file lies where nothing can be changed; `Stale` when its mount is gone.
+    /// *Errors*: `ReadOnly` if the file lies where nothing can be changed; `Stale` if its mount is gone.
     pub(super) async fn check_changeable(&self, attr: &Attr) -> Result<()> {
         self.check_writable()?;
         if attr.mount_id == 0 {
@@ -86,14 +86,14 @@ impl Fs {
         }
     }
 
-    /// Writes, if the file is staged and nobody is at work on it.
+    /// Writes without blocking if the file is staged and its guard is free.
     pub(super) fn write_now(self: &Arc<Self>, node: u64, write: Write<'_>, on: &Handle) -> Option<Result<()>> {
         if write.from_pages && self.nodes.has_replaced_pages(node) {
             return None;
         }
         let mut guard = self.staging.ready_for(node)?.try_lock()?;
         if write.place == WritePosition::End && !guard.is_dirty() {
-            // Others may have appended since.
+            // Another client may have appended since.
             return None;
         }
         let written = {
@@ -104,7 +104,7 @@ impl Fs {
         Some(written)
     }
 
-    /// Begins the object that a file becomes when it is stored, where that is known.
+    /// Opens the multipart upload for a file that is being written, if its mount and path are known.
     fn begin_upload(&self, base: &Attr) -> Option<impl Future<Output = Result<Option<Upload>>> + Send + use<>> {
         let (mount, path) = self.place_of(base)?;
         self.writer.begin_upload(&mount, path, base.version_token.to_vec())
@@ -112,7 +112,7 @@ impl Fs {
 
     /// Writes through a handle of a node.
     ///
-    /// *Errors*: `Unsupported` outside any mount, `Stale`, `NoSpace`; those of reading what is there.
+    /// *Errors*: `Unsupported` outside all mounts; `Stale`; `NoSpace`; those of reading the current content.
     pub(super) async fn write(self: &Arc<Self>, node: u64, write: Write<'_>) -> Result<()> {
         self.check_writable()?;
         if write.place == WritePosition::End {
@@ -120,7 +120,7 @@ impl Fs {
         }
         self.check_changed_pages(node, &write).await?;
         let mut guard = self.stage(node, u64::MAX).await?;
-        // To stage the newest version may have moved the node to it.
+        // Staging the newest version may have moved the node to it.
         self.check_changed_pages(node, &write).await?;
         self.write_in_turn(&mut guard, write)
     }
@@ -128,13 +128,14 @@ impl Fs {
     fn write_in_turn(self: &Arc<Self>, guard: &mut WriteGuard, write: Write<'_>) -> Result<()> {
         let at = guard.write(write.place, write.data)?;
         if at != write.offset {
-            // The kernel took its own end of the file for where it is appended, and keeps a page with it there.
+            // The kernel assumed its own end of file for the append, and keeps a page with the data there.
             self.spoil_pages(guard.node(), at.min(write.offset), false);
         }
         Ok(())
     }
 
-    /// Gives up what is staged of a file and was stored, if others have stored it since: what is appended comes behind that.
+    /// Drops staged content that is stored if another client has stored a newer version: the append goes behind that
+    /// version.
     async fn find_end(self: &Arc<Self>, node: u64) -> Result<()> {
         let is_clean = self.staging.ready_for(node).is_some_and(|staged| !staged.has_private_view());
         if is_clean && !self.is_uncommitted(inode_of(node)) {
@@ -144,11 +145,11 @@ impl Fs {
         Ok(())
     }
 
-    /// The turn of a node, with the first `keep` bytes of its content staged, or more.
+    /// Takes the guard of a node, with at least the first `keep` bytes of its content staged.
     pub(super) async fn stage(self: &Arc<Self>, node: u64, keep: u64) -> Result<WriteGuard> {
         let mut guard = self.staging.lock(node).await;
         if guard.node() != node {
-            // Something that is not stored yet is made from another version.
+            // A change that is not stored has another base.
             return Err(Error::new(
                 ErrorKind::Stale,
                 format!("inode {} is written through another node", inode_of(node)),
@@ -178,7 +179,7 @@ impl Fs {
                     if same_version(&newest, &attr) {
                         return Err(error);
                     }
-                    // Others have stored in between.
+                    // Another client has stored a version in between.
                     attr = newest;
                 }
                 brought => return brought.map(|content| (attr, content)),
@@ -199,7 +200,7 @@ impl Fs {
             self.drop_stale_pages(node);
         }
         if !self.may_stand_for(node, attr) {
-            // Also for an older version: the attributes were read before the one that the node stands for was stored.
+            // Also for an older version: the attributes were read before the version of the node was stored.
             return Err(other_version(guard.inode()));
         }
         let content = self.staging.blank();
@@ -211,7 +212,7 @@ impl Fs {
 
     /// Copies the first `keep` bytes of a version.
     ///
-    /// *Errors*: `Stale` if it is not there any more; those of reading it.
+    /// *Errors*: `Stale` if the version is gone; those of reading it.
     async fn copy_version(self: &Arc<Self>, attr: &Attr, to: &Arc<Spool>, keep: u64) -> Result<()> {
         let file = self.open_version(attr).await?;
         let copied = copy(&self.reader, &file, to, keep).await;
@@ -229,9 +230,9 @@ impl Fs {
         self.pending_creates.get(inode).is_none() && self.staging.ready(inode).is_none_or(|staged| !staged.is_dirty())
     }
 
-    /// Stores what was written, if anything was. What the masters record of a small new file comes behind the answer.
+    /// Stores what was written (`fsync`). The commit of a small new file may follow after the answer.
     ///
-    /// *Errors*: as [`crate::client::Writer::store`]. What was written stays staged.
+    /// *Errors*: as [`crate::client::Writer::store`]. The content stays staged.
     pub(super) async fn sync(self: &Arc<Self>, inode: u64) -> Result<()> {
         match self.staging.lock_if_staged(inode).await {
             Some(mut guard) => self.store_as(&mut guard, StoreMode::CommitInBackground).await,
@@ -239,12 +240,12 @@ impl Fs {
         }
     }
 
-    /// As [`Fs::sync`], with everything recorded.
+    /// As [`Fs::sync`], and waits for the commit.
     pub(super) async fn store(self: &Arc<Self>, guard: &mut WriteGuard) -> Result<()> {
         self.store_as(guard, StoreMode::Committed).await
     }
 
-    /// As [`Fs::store`], as far as `how` says.
+    /// As [`Fs::store`], in the mode `how`.
     pub(super) async fn store_as(self: &Arc<Self>, guard: &mut WriteGuard, how: StoreMode) -> Result<()> {
         let (mut attempts, mut moves) = (0, 0);
         loop {
@@ -261,9 +262,10 @@ impl Fs {
         }
     }
 
-    /// Puts what was appended behind what others have stored meanwhile; false if more than that was changed.
+    /// Moves appended bytes behind a version that another client has stored. Returns false if there were other changes
+    /// than appends.
     ///
-    /// *Errors*: those of reading what they have stored; then nothing has changed.
+    /// *Errors*: those of reading that version; then nothing has changed.
     async fn append_again(self: &Arc<Self>, guard: &mut WriteGuard) -> Result<bool> {
         let Some(from) = guard.appended_from().filter(|_| !guard.is_unlinked()) else { return Ok(false) };
         let newest = self.client.lookup(at_inode(guard.base().inode)).await?;
@@ -273,7 +275,7 @@ impl Fs {
         self.apply_attr_update(newest.clone());
         let content = self.staging.blank();
         match self.copy_version(&newest, &content, u64::MAX).await {
-            // Replaced in between: the next attempt finds what is there then.
+            // The version was replaced in between: the next attempt reads the one that is there then.
             Err(error) if error.kind == ErrorKind::Stale => return Ok(true),
             copied => copied?,
         }
@@ -289,12 +291,12 @@ impl Fs {
         self.note_stored(guard, &newest);
         let is_replaced = !extends(&newest, guard.base());
         guard.append_to(newest, &content)?;
-        // Pages hold what was written behind the old end.
+        // The pages of the kernel hold the appended bytes behind the old end.
         self.spoil_pages(guard.node(), if is_replaced { 0 } else { from }, is_replaced);
         Ok(true)
     }
 
-    /// Notes what came of storing what was written.
+    /// Processes the outcome of storing what was written.
     pub(super) async fn finish_store(&self, guard: &mut WriteGuard, stored: Result<Attr>) -> Result<()> {
         match stored {
             Ok(attr) => self.note_new_version(guard, attr),
@@ -312,19 +314,19 @@ impl Fs {
         Ok(())
     }
 
-    /// What is staged is stored: `attr` is of the version that it has become.
+    /// Records that the staged content is stored as the version `attr`.
     fn note_new_version(&self, guard: &mut WriteGuard, attr: Attr) {
         self.renewed(guard, attr.clone());
         guard.mark_stored(attr);
     }
 
-    /// True if a file that was made here is there, with what somebody else has stored in it.
+    /// True if another client has stored a version of a file that was created here.
     async fn others_have_stored(&self, made: &Attr) -> bool {
         let there = self.client.lookup(at_inode(made.inode)).await;
         there.is_ok_and(|attr| version_of(&attr.version_token) != version_of(&made.version_token))
     }
 
-    /// The file of `guard` has new attributes by a change of ours; its content is still what is staged.
+    /// Records new attributes of the file under `guard` after a change of this client that left the content as it is.
     pub(super) fn renewed(&self, guard: &WriteGuard, attr: Attr) {
         if attr.inode == guard.inode() {
             self.note_stored(guard, &attr);
@@ -332,25 +334,26 @@ impl Fs {
         self.apply_attr_update(attr);
     }
 
-    /// A change of ours was answered with the attributes of what it changed.
+    /// Records attributes that a change of this client has returned: updates the caches.
     pub(super) fn apply_attr_update(&self, attr: Attr) {
         self.layouts.forget(attr.inode);
         match self.inodes.name_of(attr.inode) {
             Some((parent, name)) if parent == attr.parent => self.listings.insert(parent, &name),
             _ => self.listings.changed(attr.parent),
         }
-        // Whatever was asked for before now is older.
+        // This answer is newer than everything that was asked for before.
         self.inodes.renew(Known::new(attr, Instant::now()));
     }
 
-    /// Sets the length of a file: through a handle it is stored with everything else, by its name at once.
+    /// Sets the length of a file. Through a handle the change is stored with the next close; by name it is stored at
+    /// once.
     ///
     /// *Errors*: as [`Fs::write`]; those of storing.
     pub(super) async fn truncate(self: &Arc<Self>, node: u64, length: u64, number: Option<u64>) -> Result<()> {
         self.set_length(node, length, number, false).await
     }
 
-    /// Cuts off a file that was just opened for that, whatever is staged of it.
+    /// Truncates a file that was just opened with `O_TRUNC`, whatever is staged of it.
     ///
     /// *Errors*: as [`Fs::truncate`].
     pub(super) async fn cut_off(self: &Arc<Self>, node: u64, number: u64) -> Result<()> {
@@ -370,7 +373,7 @@ impl Fs {
         if handle.is_none() {
             self.give_way(&attr, true).await?;
         }
-        // By its name it is the file that is being written, or was and is not stored, if it is.
+        // By name: the node that is being written, or that has unstored changes, if there is one.
         let written = || self.staging.changed_node(inode).or_else(|| self.nodes.written(inode));
         let node = handle.as_ref().map_or_else(|| written().unwrap_or(node), |handle| handle.node);
         let mut guard = self.stage(node, length).await?;
@@ -382,7 +385,8 @@ impl Fs {
         if done.is_ok() && handle.is_none() {
             done = self.store(&mut guard).await;
         }
-        // Nobody is left who could try again, unless its last close still does; who has it open is not to see what is refused.
+        // No caller is left to retry, unless the last close still stores it. A handle must not see a change that was
+        // refused.
         let is_refused = done.is_err() && !was_due;
         let is_removed = self.staging.remove_unless(guard, || !is_refused && (was_due || self.nodes.is_open(node)));
         if is_removed && is_refused {
@@ -391,11 +395,11 @@ impl Fs {
         done
     }
 
-    /// A file outside any mount has a length and no content.
+    /// A file outside all mounts has a length and no content.
     async fn truncate_outside(&self, inode: u64, length: u64) -> Result<()> {
         let request = SetAttrRequest { target: Some(at_inode(inode)), size: Some(length), ..SetAttrRequest::default() };
         let attr = self.client.set_attr(request).await?;
-        // All its lengths are one version.
+        // All lengths of such a file share one version.
         self.reader.forget(&source_of(&attr, Vec::new()));
         self.apply_attr_update(attr);
         Ok(())
@@ -405,7 +409,7 @@ impl Fs {
 /// Copies the first `keep` bytes of a file.
 async fn copy(reader: &Reader, file: &OpenFile, to: &Arc<Spool>, keep: u64) -> Result<()> {
     let length = file.source.length.min(keep);
-    // Refused before anything is read, where there is no room for it.
+    // Reserves the space first: without it nothing is read.
     to.resize(length)?;
     let (mut asked, mut at) = (0, 0);
     let mut under_way = FuturesOrdered::new();

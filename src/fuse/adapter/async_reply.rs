@@ -1,4 +1,4 @@
-//! Answers that a task gives.
+//! Replies that are sent by a task.
 
 use std::task::{Context, Waker};
 
@@ -12,7 +12,8 @@ use super::Adapter;
 use crate::error::Result;
 use crate::runtime::spawn_dedicated;
 
-/// Most closes and syncs that wait for disks on threads of their own: they keep them while masters are away.
+/// Most `close` and `fsync` requests that run on a thread of their own. They may occupy their threads for as long as
+/// the masters do not answer.
 pub(super) const DEDICATED_MAX: usize = 64;
 
 fn end((what, inode): (&'static str, INodeNo), reply: ReplyEmpty, done: Result<()>) {
@@ -23,7 +24,7 @@ fn end((what, inode): (&'static str, INodeNo), reply: ReplyEmpty, done: Result<(
 }
 
 impl Adapter {
-    /// Reads through a handle of the process before, which is opened here first.
+    /// Reads through a handle of the previous process, which is reopened first.
     pub(super) fn read_restored(&self, inode: INodeNo, number: u64, offset: u64, size: u32, reply: ReplyData) {
         if self.fs.handles.restored(number).is_none() {
             return reply.error(errno(Errno::BAD_HANDLE));
@@ -37,7 +38,7 @@ impl Adapter {
         });
     }
 
-    /// Answers with the target of a symbolic link.
+    /// Replies with the target of a symbolic link.
     pub(super) fn reply_symlink_target(&self, inode: INodeNo, reply: ReplyData) {
         let fs = self.fs.clone();
         self.runtime.spawn(async move {
@@ -51,7 +52,7 @@ impl Adapter {
         });
     }
 
-    /// Answers by a task. The kernel holds the lock of `directory` until then.
+    /// Replies from a task, and records that the kernel holds the lock of `directory` until then.
     pub(super) fn spawn_holding(&self, directory: INodeNo, answer: impl Future<Output = ()> + Send + 'static) {
         let held = self.fs.invalidation.hold(directory.0);
         self.runtime.spawn(async move {
@@ -60,7 +61,7 @@ impl Adapter {
         });
     }
 
-    /// Answers with an entry once it is there; `name` is its name.
+    /// Replies with the entry `name` once `work` has finished.
     pub(super) fn spawn_entry_reply(
         &self,
         (what, parent, name): (&'static str, INodeNo, Vec<u8>),
@@ -76,7 +77,7 @@ impl Adapter {
         });
     }
 
-    /// Answers once something is done.
+    /// Replies once `work` has finished.
     pub(super) fn spawn_reply(
         &self,
         (what, inode): (&'static str, INodeNo),
@@ -86,7 +87,7 @@ impl Adapter {
         self.runtime.spawn(async move { end((what, inode), reply, work.await) });
     }
 
-    /// Stores what was written before one close of a file.
+    /// Serves FLUSH: stores what was written before one close of a file.
     pub(super) fn flush_file(&self, inode: INodeNo, reply: ReplyEmpty) {
         let file = inode_of(inode.0);
         if self.fs.is_flushed(file) {
@@ -96,7 +97,7 @@ impl Adapter {
         self.store(("flush", inode), reply, async move { fs.flush(file, false).await });
     }
 
-    /// Stores what is not stored of a file.
+    /// Serves FSYNC: stores everything that is not stored of a file.
     pub(super) fn sync_file(&self, inode: INodeNo, reply: ReplyEmpty) {
         let file = inode_of(inode.0);
         if self.fs.is_stored(file) {
@@ -121,7 +122,7 @@ impl Adapter {
         });
     }
 
-    /// Does something as far as that goes at once, and the rest by a task.
+    /// Polls `work` once on this thread, and moves it to a task if it is not finished.
     pub(super) fn poll_then_spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         let mut work = Box::pin(work);
         let begun = {

@@ -1,5 +1,5 @@
-//! Which owners may hold locks, as far as this process knows: so that a close asks masters only where there is something
-//! to give up, and what was lost with a session is noticed.
+//! The owners that may hold locks, as far as this process knows: a close asks the masters only if there is a lock to
+//! release, and locks that were lost with a session are detected.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard};
@@ -10,69 +10,70 @@ use tokio::sync::futures::Notified;
 
 use crate::runtime::lock;
 
-/// An owner of locks on a file: inode, and the kernel's number of a process's files (`fcntl`) or of an open file (`flock`).
+/// An owner of locks on a file: the inode, and the kernel's number of a process's descriptor table (`fcntl`) or of an
+/// open file (`flock`).
 pub(super) type Owner = (u64, u64);
 
-/// Whether an owner may ask for a lock.
+/// Whether an owner may request a lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Admission {
     /// It may.
     Free,
-    /// What somebody of the same number had is not given up yet.
+    /// The locks of a previous owner with the same number are not released yet.
     Busy,
-    /// It has lost what it had, and does not know.
+    /// It has lost its locks with a session and does not know it.
     Lost,
 }
 
-/// Whether an owner that has a lock is about to give it up.
+/// Whether an owner that has a lock is about to release it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Departure {
-    /// It has nothing, or has never been heard of.
+    /// It is unknown or has no locks.
     Absent,
-    /// Nothing speaks for it.
+    /// There is no sign of it.
     None,
-    /// One of its handles was flushed and not released since: that was its last close, or the close of a duplicate.
+    /// One of its handles was flushed and not released since: either by its last close, or by the close of a duplicate.
     Flushed,
-    /// Its last close has come: the lock is on its way back to the masters.
+    /// Its last close has arrived: its locks are being released.
     Released,
 }
 
 #[derive(Debug, Default)]
 struct Holding {
-    /// Handles it has asked through: with the last close of each of them its locks end.
+    /// The handles that it used for requests: the last close of each releases its locks.
     handles: BTreeSet<u64>,
-    /// It has, or may have, a lock.
+    /// It holds, or may hold, a lock.
     held: bool,
-    /// How often it was granted one, or may have been.
+    /// Number of grants, including possible ones.
     grants: u64,
-    /// As many as that when it had given up all of them; 0 before.
+    /// The value of `grants` when it released all locks; 0 before.
     freed: u64,
     lost: bool,
     leaving: bool,
-    /// The last close of one of its handles has come.
+    /// The last close of one of its handles has arrived.
     released: bool,
 }
 
-/// Everybody who has asked for locks and has not closed since.
+/// All owners that have requested locks and have not closed since.
 #[derive(Debug, Default)]
 pub(super) struct LockOwners {
     table: Mutex<Table>,
-    /// Rung when an owner has been released or is gone.
+    /// Notified when an owner was released or removed.
     departures: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Table {
-    /// The session they are held in.
+    /// The session in which the locks are held.
     session: Bytes,
     owners: HashMap<Owner, Holding>,
     by_handle: HashMap<u64, BTreeSet<Owner>>,
-    /// Handles of owners that were flushed, and not released since.
+    /// Handles of owners that were flushed and not released since.
     flushed: HashSet<u64>,
 }
 
 impl Table {
-    /// What was held in another session than `session` is lost. Inodes of it.
+    /// Marks the locks of other sessions than `session` as lost, and returns the inodes concerned.
     fn move_to(&mut self, session: &Bytes) -> BTreeSet<u64> {
         if self.session == *session {
             return BTreeSet::new();
@@ -93,7 +94,7 @@ impl Table {
         holding
     }
 
-    /// It may have closed another handle of the file meanwhile: then this lock is given up with the next close.
+    /// The owner may have closed another handle of the file meanwhile: then this lock is released by the next close.
     fn hold(&mut self, owner: Owner, handle: u64) {
         let holding = self.note(owner, handle);
         (holding.held, holding.leaving, holding.released) = (true, false, false);
@@ -118,7 +119,7 @@ impl LockOwners {
         lock(&self.table)
     }
 
-    /// To be called before masters are asked for a lock through a handle.
+    /// To be called before the masters are asked for a lock through a handle.
     pub(super) fn ask(&self, owner: Owner, handle: u64) -> Admission {
         let mut table = self.table();
         let holding = table.owners.entry(owner).or_default();
@@ -132,7 +133,7 @@ impl LockOwners {
         Admission::Free
     }
 
-    /// A lock was granted in a session. Inodes whose locks of an earlier session are found to be lost.
+    /// Records a lock that was granted in a session. Returns inodes whose locks of an earlier session are lost.
     pub(super) fn granted(&self, owner: Owner, handle: u64, session: &Bytes) -> BTreeSet<u64> {
         let mut table = self.table();
         let lost = table.move_to(session);
@@ -140,39 +141,39 @@ impl LockOwners {
         lost
     }
 
-    /// Nobody knows whether a lock was granted.
+    /// Records that a lock may have been granted: the outcome is unknown.
     pub(super) fn doubt(&self, owner: Owner, handle: u64) {
         self.table().hold(owner, handle);
     }
 
-    /// The session that lives now, or none does. Inodes whose locks are found to be lost.
+    /// Sets the current session, if there is one. Returns inodes whose locks are lost.
     pub(super) fn lives(&self, session: Option<&Bytes>) -> BTreeSet<u64> {
         self.table().move_to(session.unwrap_or(&Bytes::new()))
     }
 
-    /// True if a close by an owner is of any concern.
+    /// True if a close by this owner matters.
     pub(super) fn knows(&self, owner: Owner) -> bool {
         self.table().owners.get(&owner).is_some_and(|holding| !holding.leaving)
     }
 
-    /// True if an owner may have something to give up.
+    /// True if the owner may have to release a lock.
     pub(super) fn has(&self, owner: Owner) -> bool {
         self.table().owners.get(&owner).is_some_and(|holding| holding.held && !holding.leaving)
     }
 
-    /// How often an owner was granted a lock, or may have been.
+    /// Number of locks granted to an owner, including possible ones.
     pub(super) fn grants(&self, owner: Owner) -> u64 {
         self.table().owners.get(&owner).map_or(0, |holding| holding.grants)
     }
 
-    /// All that an owner was granted by its first `grants` requests is given up.
+    /// Records that all locks of the first `grants` grants of an owner are released.
     pub(super) fn freed(&self, owner: Owner, grants: u64) {
         if let Some(holding) = self.table().owners.get_mut(&owner) {
             holding.freed = holding.freed.max(grants);
         }
     }
 
-    /// True if an owner may have a lock that it has not given up.
+    /// True if the owner may hold a lock that it has not released.
     pub(super) fn keeps(&self, owner: Owner) -> bool {
         let table = self.table();
         table
@@ -181,21 +182,21 @@ impl LockOwners {
             .is_some_and(|holding| holding.held && !holding.leaving && holding.freed < holding.grants)
     }
 
-    /// Gives up all that an owner has lost: it may ask anew.
+    /// Clears the lost locks of an owner: it may request locks again.
     pub(super) fn forgive(&self, owner: Owner) {
         if let Some(holding) = self.table().owners.get_mut(&owner) {
             holding.lost = false;
         }
     }
 
-    /// True if somebody may hold a lock that was asked for through one of these handles.
+    /// True if an owner that used one of these handles may hold a lock.
     pub(super) fn holds_through(&self, handles: &[u64]) -> bool {
         let table = self.table();
         let mut owners = handles.iter().filter_map(|handle| table.by_handle.get(handle)).flatten();
         owners.any(|owner| table.owners.get(owner).is_some_and(|holding| holding.held))
     }
 
-    /// A handle was closed, or a duplicate of it.
+    /// A handle, or a duplicate of it, was closed.
     pub(super) fn flush(&self, handle: u64) {
         let mut table = self.table();
         if table.by_handle.contains_key(&handle) {
@@ -203,7 +204,8 @@ impl LockOwners {
         }
     }
 
-    /// The last close of a handle has come. Owners that have asked through it, each of which is to [`LockOwners::leave`].
+    /// The last close of a handle has arrived. Returns the owners that used it, for each of which [`LockOwners::leave`]
+    /// has to be called.
     pub(super) fn release(&self, handle: u64) -> Vec<Owner> {
         let mut table = self.table();
         table.flushed.remove(&handle);
@@ -218,7 +220,7 @@ impl LockOwners {
         owners
     }
 
-    /// Whether an owner is about to give up what it has.
+    /// Whether an owner is about to release its locks.
     pub(super) fn departure(&self, owner: Owner) -> Departure {
         let table = self.table();
         match table.owners.get(&owner) {
@@ -229,7 +231,7 @@ impl LockOwners {
         }
     }
 
-    /// What an owner flushed was the close of a duplicate: nobody waits for its release any more.
+    /// The flush was that of a duplicate: callers stop waiting for the release.
     pub(super) fn stays(&self, owner: Owner) {
         let mut table = self.table();
         let handles = table.owners.get(&owner).map(|holding| holding.handles.clone()).unwrap_or_default();
@@ -241,12 +243,13 @@ impl LockOwners {
         self.departures.notified()
     }
 
-    /// True if a lock of this session, as the masters know it, is one of ours.
+    /// True if a lock of the session `client` is one of ours.
     pub(super) fn is_session(&self, client: &Bytes) -> bool {
         self.table().session == *client
     }
 
-    /// An owner has closed; true if masters have to be told. Then [`LockOwners::left`] is to be called.
+    /// An owner has closed. Returns true if the masters have to release its locks; then [`LockOwners::left`] has to be
+    /// called.
     pub(super) fn leave(&self, owner: Owner) -> bool {
         let mut table = self.table();
         let Some(holding) = table.owners.get_mut(&owner).filter(|holding| !holding.leaving) else { return false };
@@ -260,7 +263,7 @@ impl LockOwners {
         false
     }
 
-    /// What an owner had is given up.
+    /// The locks of an owner are released.
     pub(super) fn left(&self, owner: Owner) {
         let mut table = self.table();
         if table.owners.get(&owner).is_some_and(|holding| holding.leaving) {

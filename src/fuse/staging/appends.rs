@@ -1,5 +1,5 @@
-//! What was changed of a version: whether it is the beginning of what is stored next, and whether all that was written to it can
-//! be put behind another one.
+//! Tracks how a version was changed: whether its content is a prefix of the new content, and whether all writes were
+//! appends, which can be repeated behind another version.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,14 +10,14 @@ use crate::error::Result;
 
 use super::{Spool, WriteGuard, WritePosition};
 
-/// What was changed of a version.
+/// How a version was changed.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Changes {
-    /// How much of the beginning is as it was, as far as there was any.
+    /// Length of the prefix that is unchanged, as far as the version reaches.
     pub(super) unchanged: u64,
-    /// Everything that was written came to the end, wherever that was.
+    /// All writes were appends.
     pub(super) appends_only: bool,
-    /// Storing it has failed so that some of it may be stored.
+    /// An attempt to store the content failed after it began: part of it may be stored.
     pub(super) may_be_stored: bool,
 }
 
@@ -28,7 +28,7 @@ impl Default for Changes {
 }
 
 impl Changes {
-    /// Something was written to a content of `length` bytes.
+    /// Records a write to content of `length` bytes.
     pub(super) fn note_write(&mut self, place: WritePosition, length: u64) {
         match place {
             WritePosition::End => self.unchanged = self.unchanged.min(length),
@@ -38,38 +38,39 @@ impl Changes {
         }
     }
 
-    /// The length was set.
+    /// Records a truncation or extension.
     pub(super) fn note_length(&mut self, length: u64) {
         *self = Changes { unchanged: self.unchanged.min(length), appends_only: false, ..*self };
     }
 }
 
 impl WriteGuard {
-    /// True if all of the version that it was made from is its beginning.
+    /// True if the base version is a prefix of the content.
     pub(in crate::fuse) fn extends_base(&self) -> bool {
         let base = &self.work.base;
         self.work.changes.unchanged >= base.size && self.length() >= base.size && !base.version_token.is_empty()
     }
 
-    /// Where what was appended begins, if nothing else was changed and there is any.
+    /// Offset of the first appended byte, if all changes were appends and there are any.
     pub(in crate::fuse) fn appended_from(&self) -> Option<u64> {
         let from = self.work.base.size;
         let Changes { appends_only, may_be_stored, .. } = self.work.changes;
         (appends_only && !may_be_stored && self.is_dirty() && !self.is_new() && self.length() > from).then_some(from)
     }
 
-    /// Nobody knows whether it was stored by the attempt `intent`: it is not to be appended a second time.
+    /// Records that the write intent `intent` failed with an unknown outcome: the content must not be appended a second
+    /// time.
     pub(in crate::fuse) fn doubt(&mut self, intent: u64) {
         self.work.changes.may_be_stored = true;
         self.work.given_up = Some(intent);
     }
 
-    /// True if some attempt to store it has failed after it had begun.
+    /// True if an attempt to store the content failed after it began.
     pub(in crate::fuse) fn may_be_stored(&self) -> bool {
         self.work.changes.may_be_stored
     }
 
-    /// What was appended comes behind the content of the version `base` instead: `content` holds both.
+    /// Moves the appended bytes behind the version `base`; `content` holds both.
     pub(in crate::fuse) fn append_to(&mut self, base: Attr, content: &Arc<Spool>) -> Result<()> {
         self.spool()?.replace_by(content);
         self.work.streaming = None;
@@ -80,9 +81,9 @@ impl WriteGuard {
         Ok(())
     }
 
-    /// What was appended.
+    /// Reads appended bytes.
     ///
-    /// *Errors*: the disk's.
+    /// *Errors*: those of the disk.
     pub(in crate::fuse) fn appended(&self, offset: u64, size: u32) -> Result<Vec<u8>> {
         self.staged.read(offset, size)
     }

@@ -1,7 +1,7 @@
-//! What is staged of one inode, whose bytes are counted: a little of it in memory, more in a file without a name.
+//! The staged content of one inode, accounted in bytes: small content in memory, larger content in an unnamed file.
 //!
-//! Most files are small and stored right after they were made: to make and remove a second file for each would cost more
-//! than to store it.
+//! Most files are small and are stored right after they were created: to create and remove a second file for each would
+//! cost more than to store it.
 
 use std::fs::File;
 use std::io;
@@ -17,17 +17,17 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::{read_lock, write_lock};
 use crate::ufs::Content;
 
-/// Most bytes of one inode in memory, and of all together.
+/// Most bytes in memory, of one inode and in total.
 const FILE_MEMORY_MAX: usize = 128 << 10;
 const TOTAL_MEMORY_MAX: u64 = 32 << 20;
 
-/// Where files are made, bytes of all of them together, and how many they may be.
+/// The staging directory, its limit, and the bytes in use.
 #[derive(Debug)]
 pub(super) struct StagingQuota {
     pub(super) dir: PathBuf,
     limit: u64,
     used: AtomicU64,
-    /// How many of those used are in memory.
+    /// Bytes in use that are in memory.
     memory: AtomicU64,
 }
 
@@ -53,7 +53,8 @@ impl StagingQuota {
         self.used.fetch_sub(bytes, Ordering::AcqRel);
     }
 
-    /// True if what has `before` bytes in memory may have `after` of them there, which are counted then.
+    /// Accounts for content that grows from `before` to `after` bytes in memory. Returns false if it has to move to a
+    /// file.
     fn may_stay(&self, before: usize, after: usize) -> bool {
         if after <= before {
             self.leave_memory(before - after);
@@ -68,12 +69,12 @@ impl StagingQuota {
     }
 }
 
-/// Where a write goes.
+/// Position of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WritePosition {
-    /// To this offset.
+    /// This offset.
     At(u64),
-    /// To the end, wherever that is by then.
+    /// The end of the file at the time of the write (`O_APPEND`).
     End,
 }
 
@@ -83,12 +84,12 @@ enum SpoolData {
     File(Arc<File>),
 }
 
-/// The content. Whoever changes it does so alone; readers need not care.
+/// The content. Writers are serialised by the guard; readers need no guard.
 #[derive(Debug)]
 pub(crate) struct Spool {
     data: RwLock<SpoolData>,
     length: AtomicU64,
-    /// How much of the beginning has stayed as it was since it is watched.
+    /// Length of the prefix that is unchanged since [`Spool::watch`].
     unchanged_prefix: AtomicU64,
     growth_notify: Notify,
     quota: Arc<StagingQuota>,
@@ -105,24 +106,24 @@ impl Spool {
         }
     }
 
-    /// From now on [`Spool::unchanged_prefix`] tells what has stayed.
+    /// Starts to track the unchanged prefix.
     pub(super) fn watch(&self) {
         self.unchanged_prefix.store(u64::MAX, Ordering::Release);
     }
 
-    /// How many bytes of the beginning are what they were at the call of [`Spool::watch`], as far as there were any.
+    /// Length of the prefix that is unchanged since the call of [`Spool::watch`], as far as the content reached then.
     pub(super) fn unchanged_prefix(&self) -> u64 {
         self.unchanged_prefix.load(Ordering::Acquire)
     }
 
-    /// Waits until there are that many bytes. For one who waits; cancel-safe.
+    /// Waits until the content has `length` bytes. For a single waiter; cancel-safe.
     pub(super) async fn reaches(&self, length: u64) {
         while self.length() < length {
             self.growth_notify.notified().await;
         }
     }
 
-    /// The length is another one now.
+    /// Publishes a new length and wakes the waiter.
     fn set_length(&self, length: u64) {
         self.length.store(length, Ordering::Release);
         self.growth_notify.notify_one();
@@ -132,7 +133,7 @@ impl Spool {
         self.length.load(Ordering::Acquire)
     }
 
-    /// Takes over all that another one holds, which is left with what this one held.
+    /// Swaps the content with that of another spool.
     pub(super) fn replace_by(&self, other: &Spool) {
         {
             let mut data = write_lock(&self.data);
@@ -173,7 +174,7 @@ impl Spool {
         let mut filled = 0;
         while filled < bytes.len() {
             match file.read_at(&mut bytes[filled..], offset + filled as u64) {
-                // Cut off at this very moment.
+                // The file was truncated concurrently.
                 Ok(0) => break,
                 Ok(read) => filled += read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -184,8 +185,8 @@ impl Spool {
         Ok(bytes)
     }
 
-    /// Changes what is in memory, if it can stay there with `length` bytes, zeros where it grows. Otherwise the file that it is
-    /// in from now on, which is to be changed.
+    /// Applies `change` to content in memory if it may stay there with `length` bytes, zero-filled. Otherwise moves it
+    /// to a file, and returns the file, which the caller has to change.
     fn change(&self, length: u64, change: impl FnOnce(&mut [u8])) -> Result<Option<Arc<File>>> {
         let mut data = write_lock(&self.data);
         let bytes = match &mut *data {
@@ -210,7 +211,8 @@ impl Spool {
 
     /// Writes; a gap before it reads as zeros.
     ///
-    /// *Errors*: `NoSpace`: then nothing has changed but bytes that were to be written over; the disk's.
+    /// *Errors*: `NoSpace`, with nothing changed; those of the disk, after which only bytes that were to be overwritten
+    /// may differ.
     pub(crate) fn write(&self, place: WritePosition, data: &[u8]) -> Result<()> {
         let before = self.length();
         let offset = match place {
@@ -237,13 +239,13 @@ impl Spool {
     fn write_at(&self, offset: u64, data: &[u8], before: u64) -> Result<()> {
         let end = offset + data.len() as u64;
         let over = |bytes: &mut [u8]| {
-            // It is as long as a vector can be.
+            // The vector has the length of the content.
             let begin = usize::try_from(offset).unwrap_or(usize::MAX);
             bytes[begin..begin + data.len()].copy_from_slice(data);
         };
         let Some(file) = self.change(before.max(end), over)? else { return Ok(()) };
         let written = file.write_all_at(data, offset);
-        // What lies behind the end must read as zeros when the end moves over it.
+        // Bytes behind the end must read as zeros when the end moves over them.
         if written.is_err()
             && end > before
             && let Err(second) = file.set_len(before)
@@ -255,7 +257,7 @@ impl Spool {
 
     /// Sets the length; what is new reads as zeros.
     ///
-    /// *Errors*: `NoSpace`; the disk's: then nothing has changed.
+    /// *Errors*: `NoSpace`; those of the disk, with nothing changed.
     pub(crate) fn resize(&self, length: u64) -> Result<()> {
         let before = self.length();
         let growth = length.saturating_sub(before);

@@ -1,6 +1,6 @@
-//! What is staged, sent while it still grows: a long file is mostly in the under-storage when it is closed.
+//! Uploads staged content while it still grows, so that most of a long file is in the under-storage when it is closed.
 //!
-//! Nobody sees it there before it is stored, and only what has stayed as it was sent is used.
+//! The parts are not visible before the upload completes. Only parts whose content has not changed since are used.
 
 use std::sync::Arc;
 
@@ -14,12 +14,12 @@ use crate::ufs::{Deadline, PreparedPut, Upload};
 
 use super::{Spool, WriteGuard};
 
-/// Most files that are sent at a time: each holds a few parts in memory.
+/// Most concurrent uploads: each one holds a few parts in memory.
 const UPLOADS_MAX: usize = 2;
-/// Bytes that a file must have grown by before it is worth an upload of its own.
+/// Bytes by which a file must have grown before its upload starts.
 const UPLOAD_MIN: u64 = 16 << 20;
 
-/// Who may send.
+/// Limits the number of concurrent uploads.
 #[derive(Debug)]
 pub(in crate::fuse) struct UploadPermits(Arc<Semaphore>);
 
@@ -29,7 +29,7 @@ impl UploadPermits {
     }
 }
 
-/// One file on its way. Dropped, it is given up.
+/// A running upload. Dropping it aborts the upload.
 #[derive(Debug)]
 pub(in crate::fuse) struct StreamingUpload {
     spool: Arc<Spool>,
@@ -37,7 +37,7 @@ pub(in crate::fuse) struct StreamingUpload {
     task: JoinHandle<Option<(Upload, OwnedSemaphorePermit)>>,
 }
 
-/// What was sent before the end, until all is stored.
+/// The parts that were uploaded before the close, until the whole content is stored.
 #[derive(Debug, Default)]
 pub(in crate::fuse) struct UploadedPrefix {
     pub(in crate::fuse) prepared: PreparedPut,
@@ -45,7 +45,7 @@ pub(in crate::fuse) struct UploadedPrefix {
 }
 
 impl StreamingUpload {
-    /// Begins to send, if enough has `grown` and not too many do so; `upload` begins the object.
+    /// Starts an upload if the content has `grown` enough and a permit is free; `upload` opens the multipart upload.
     pub(super) fn start<F>(
         upload_permits: &UploadPermits,
         spool: &Arc<Spool>,
@@ -68,11 +68,12 @@ impl StreamingUpload {
         Some(StreamingUpload { spool: spool.clone(), stop, task })
     }
 
-    /// What was sent of content that is still the same. To be called while nobody changes it. Parts that are under way are waited
-    /// for, for a part of the time until `deadline`; after that the whole of it is left to who sends all again.
+    /// Stops the upload and returns the parts, if their content is still the same. The caller must hold the guard.
+    /// Parts in flight are awaited for a share of the time until `deadline`; after that they are dropped and the whole
+    /// content is uploaded again.
     pub(super) async fn end(self, deadline: &Deadline) -> UploadedPrefix {
         let StreamingUpload { spool, stop, mut task } = self;
-        // It may have ended by itself.
+        // The task may have ended by itself.
         let _ = stop.send(());
         let Some(ended) = deadline.bound_earlier(&mut task).await else {
             tracing::info!("a store does not answer: what was sent before the end is given up");
@@ -91,7 +92,8 @@ impl StreamingUpload {
 }
 
 impl WriteGuard {
-    /// Begins to send what is staged, if it is long and not on its way yet; `upload` begins the object.
+    /// Starts the upload of the staged content if it is long and no upload is running; `upload` opens the multipart
+    /// upload.
     pub(in crate::fuse) fn start_upload<F>(
         &mut self,
         upload_permits: &UploadPermits,
@@ -109,7 +111,7 @@ impl WriteGuard {
         }
     }
 
-    /// What was sent of it before the end, which is now.
+    /// Ends the upload at the close and returns the parts.
     pub(in crate::fuse) async fn finish_upload(&mut self, deadline: &Deadline) -> UploadedPrefix {
         match self.work.streaming.take() {
             Some(streaming) => streaming.end(deadline).await,
@@ -117,14 +119,15 @@ impl WriteGuard {
         }
     }
 
-    /// Gives up what was sent of it.
+    /// Aborts the upload.
     pub(in crate::fuse) fn discard_upload(&mut self) -> UploadedPrefix {
         self.work.streaming = None;
         UploadedPrefix::default()
     }
 }
 
-/// Sends whole parts as they come, until it is told to stop: then it returns what is sent. `None` if that is of no use.
+/// Uploads whole parts as the content grows. Returns the upload when it is stopped, or `None` if the parts cannot be
+/// used.
 async fn send(
     spool: Arc<Spool>,
     upload: impl Future<Output = Result<Option<Upload>>>,

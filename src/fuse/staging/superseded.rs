@@ -1,4 +1,4 @@
-//! What is staged and stored, until others store a newer version: then it gives way to that.
+//! Staged content that is stored gives way to a newer version that another client has stored.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::super::nodes::supersedes;
 use super::{Staged, Staging, WriteGuard};
 
 impl Staged {
-    /// The version that was stored last, or that the content was made from. It is known also while another task has the turn.
+    /// The version that was stored last, or from which the content was made. Readable without the guard.
     pub(in crate::fuse) fn base(&self) -> Arc<Attr> {
         lock(&self.base).clone()
     }
@@ -25,14 +25,15 @@ impl Staged {
 }
 
 impl WriteGuard {
-    /// True if all that is staged is stored, and others have stored the version `newest` since.
+    /// True if all staged content is stored, and another client has stored the version `newest` since.
     pub(in crate::fuse) fn gives_way_to(&self, newest: &Attr) -> bool {
         self.staged.gives_way_to(newest)
     }
 }
 
 impl Staging {
-    /// What is staged of a file, if it has to give way to the version `newest`. Whoever has its turn may change that.
+    /// The staged content of a file that has to give way to the version `newest`. The holder of its guard may still
+    /// change that.
     pub(in crate::fuse) fn superseded(&self, newest: &Attr) -> Option<Arc<Staged>> {
         self.ready(newest.inode).filter(|staged| staged.gives_way_to(newest))
     }

@@ -1,4 +1,4 @@
-//! What of each inode waits to be stored.
+//! Tracks what of each staged inode waits to be stored.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -7,29 +7,29 @@ use bytes::Bytes;
 
 use super::{Staged, Staging, WriteGuard};
 
-/// What of an inode waits to be stored.
+/// What of a staged inode waits to be stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Unsaved {
     /// Nothing.
     Nothing,
-    /// That the file is there: nothing was written to it, and everybody sees the same empty file.
+    /// The existence of the file: nothing was written to it, and all clients see the same empty file.
     New,
-    /// That nothing is in the file any more: it was cut off, and nothing was written to it since.
+    /// A truncation to zero: nothing was written to the file since.
     Emptied,
     /// Content.
     Written,
 }
 
-/// Whether a task stores what is left of a file after a close.
+/// Whether a task finalizes the file, that is stores what is left after a close.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FinalizeState {
     Idle,
     Running,
-    /// It was closed once more since.
+    /// Another handle was closed since; the task runs once more.
     Again,
 }
 
-/// One [`Unsaved`] for all threads.
+/// An [`Unsaved`] that all threads may read.
 #[derive(Debug)]
 pub(super) struct UnsavedCell(AtomicU8);
 
@@ -50,7 +50,8 @@ impl UnsavedCell {
 }
 
 impl Staged {
-    /// A handle of it was closed. False if somebody stores what is left after a close already, who does so once more then.
+    /// Records that a handle was closed. Returns false if a task already finalizes the file; that task then runs once
+    /// more.
     pub(in crate::fuse) fn begin_finalize(&self) -> bool {
         let closed = |before| {
             Some(if before == FinalizeState::Idle as u8 {
@@ -62,7 +63,7 @@ impl Staged {
         self.finalizing.fetch_update(Ordering::SeqCst, Ordering::SeqCst, closed) == Ok(FinalizeState::Idle as u8)
     }
 
-    /// False if a handle was closed since it was begun: it begins again.
+    /// Returns false if another handle was closed since [`Staged::begin_finalize`]: the task has to run again.
     pub(in crate::fuse) fn end_finalize(&self) -> bool {
         let ended = |before| {
             Some(if before == FinalizeState::Again as u8 {
@@ -74,25 +75,25 @@ impl Staged {
         self.finalizing.fetch_update(Ordering::SeqCst, Ordering::SeqCst, ended) != Ok(FinalizeState::Again as u8)
     }
 
-    /// It has no name any more, but the kernel may still have one that leads to it.
+    /// Marks the file as unlinked while the kernel may still have a name cached that leads to it.
     pub(in crate::fuse) fn unlink_stale_name(&self) {
         self.name_is_stale.store(true, Ordering::Release);
         self.mark_unlinked();
     }
 
-    /// True if who comes to it by a name means what has that name now.
+    /// True if a lookup by a cached name means the file that has the name now, not this one.
     pub(in crate::fuse) fn has_stale_name(&self) -> bool {
         self.name_is_stale.load(Ordering::Acquire)
     }
 
-    /// Whose handles share it.
+    /// The node whose handles share the content.
     pub(in crate::fuse) fn node(&self) -> u64 {
         self.node
     }
 }
 
 impl WriteGuard {
-    /// It has no name any more, but the kernel may still have one that leads to it.
+    /// Marks the file as unlinked while the kernel may still have a name cached that leads to it.
     pub(in crate::fuse) fn unlink_stale_name(&mut self) {
         self.staged.unlink_stale_name();
         self.mark_unlinked();
@@ -102,7 +103,7 @@ impl WriteGuard {
         self.staged.clone()
     }
 
-    /// The file is new, and not stored yet: it was made in `session`.
+    /// Records that the file is new, not stored, and was created in `session`.
     pub(in crate::fuse) fn mark_new(&mut self, session: Option<Bytes>) {
         if !self.is_dirty() {
             self.staged.unsaved.set(Unsaved::New);
@@ -110,35 +111,35 @@ impl WriteGuard {
         self.work.created_in = session;
     }
 
-    /// True if the masters have forgotten a file that was made here and is not stored: `session` is another one than that in
-    /// which it was made, or they were told to.
+    /// True if the masters have forgotten a file that was created here and is not stored: because `session` is not the
+    /// one in which it was created, or because they were asked to.
     pub(in crate::fuse) fn is_forgotten(&self, session: Option<&Bytes>) -> bool {
         self.work.created_in.is_some() && self.work.created_in.as_ref() != session
     }
 
-    /// The masters are told to forget a file that was made here and cannot be stored.
+    /// Records that the masters are asked to forget a file that was created here and cannot be stored.
     pub(in crate::fuse) fn detach_from_session(&mut self) {
         self.work.created_in = self.work.created_in.take().map(|_| Bytes::new());
     }
 
-    /// True if nothing is in it any more.
+    /// True if the file was truncated to zero and not written since.
     pub(in crate::fuse) fn is_emptied(&self) -> bool {
         self.staged.unsaved.get() == Unsaved::Emptied
     }
 
-    /// The intent of the last attempt to store it, if that has failed.
+    /// The write intent of the last attempt to store the content, if that attempt failed.
     pub(in crate::fuse) fn given_up(&self) -> Option<u64> {
         self.work.given_up
     }
 }
 
 impl Staging {
-    /// Inodes that have a name, and content or the mere file not stored.
+    /// Inodes that have a name and something to store.
     pub(in crate::fuse) fn unsaved(&self) -> Vec<u64> {
         self.inodes_that(|_| true)
     }
 
-    /// Files that wait to be stored, empty.
+    /// Inodes that have a name and something to store, but no content.
     pub(in crate::fuse) fn unwritten(&self) -> Vec<u64> {
         self.inodes_that(|staged| !staged.is_written())
     }
@@ -148,13 +149,14 @@ impl Staging {
         table.values().filter(|staged| staged.is_due() && are(staged)).map(|staged| staged.inode).collect()
     }
 
-    /// True while something is being brought, changed or stored, or waits to be stored though its node is not `open_to_write`.
+    /// True while content is fetched, changed or stored, or waits to be stored although its node is not
+    /// `open_to_write`.
     pub(in crate::fuse) fn is_busy(&self, open_to_write: impl Fn(u64) -> bool) -> bool {
         let waits = |staged: &Staged| staged.is_due() && !open_to_write(staged.node);
         self.table().values().any(|staged| staged.work.try_lock().is_err() || waits(staged))
     }
 
-    /// The node through which a file was changed that is not stored: it stands for the file until that is.
+    /// The node through which a file was changed, until that change is stored: it stands for the file until then.
     pub(in crate::fuse) fn changed_node(&self, inode: u64) -> Option<u64> {
         self.ready(inode).filter(|staged| staged.is_due() && !staged.is_new()).map(|staged| staged.node)
     }
