@@ -1,4 +1,4 @@
-//! What every role needs to run and to stop: a shutdown token, a clock, durable file replacement, failpoints.
+//! What every role needs to run and to stop: a shutdown token, a clock, locks, durable file replacement, failpoints.
 
 pub mod attended;
 pub(crate) mod planted;
@@ -23,10 +23,11 @@ pub use sync::{lock, read_lock, write_lock};
 
 use planted::{PlantedFault, is_planted};
 
-/// Nanoseconds since the Unix epoch. The only wall clock of the program: the state machine takes time from commands.
+/// Nanoseconds since the Unix epoch. The only wall clock of the program: the state machine takes the time from
+/// commands.
 ///
-/// Tests set this clock wrong: `JINDOFS_CLOCK_OFFSET_FILE` names a file with the seconds to add, read at each call. Without
-/// the variable a call costs one load more.
+/// Tests shift this clock: `JINDOFS_CLOCK_OFFSET_FILE` names a file with the seconds to add, which is read at each
+/// call. Without the variable a call costs one more load.
 pub fn now_ns() -> i64 {
     static OFFSET_FILE: OnceLock<Option<std::path::PathBuf>> = OnceLock::new();
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
@@ -50,7 +51,7 @@ pub fn host_name() -> String {
     if name.is_empty() || name == "(none)" { "localhost".to_owned() } else { name.to_owned() }
 }
 
-/// Raises the number of files this process may open to what the system allows it.
+/// Raises the limit of open files of this process to the hard limit.
 pub fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
@@ -94,13 +95,13 @@ thread_local! {
     static MAY_BLOCK: Cell<bool> = const { Cell::new(false) };
 }
 
-/// True on a thread that serves nobody else meanwhile: it may wait for disks.
+/// True on a dedicated thread, which serves no other task and may block on disks.
 pub fn may_block() -> bool {
     MAY_BLOCK.get()
 }
 
-/// Runs `work` on a thread of its own. What mostly waits for disks is not handed from thread to thread there, which costs more
-/// than the rest of it; the caller bounds how many there are.
+/// Runs `work` on a dedicated thread that may block. Work that mostly waits for disks then is not moved from thread to
+/// thread, which would cost more than the work itself. The caller bounds the number of such threads.
 pub fn spawn_dedicated(on: &Handle, work: impl Future<Output = ()> + Send + 'static) {
     let handle = on.clone();
     on.spawn_blocking(move || {
@@ -110,7 +111,7 @@ pub fn spawn_dedicated(on: &Handle, work: impl Future<Output = ()> + Send + 'sta
     });
 }
 
-/// Runs work that waits for the disk on a thread for such work.
+/// Runs blocking work on a thread of the blocking pool.
 pub(crate) fn spawn_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
     #[cfg(test)]
     if simulated::is_active() {
@@ -119,9 +120,9 @@ pub(crate) fn spawn_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
     tokio::task::spawn_blocking(work)
 }
 
-/// Runs `step` on a thread of its own, now and after each `pause`, until it says that it is done.
+/// Runs `step` on a thread of its own, now and after each `pause`, until it returns true.
 ///
-/// *Errors*: when no thread can be started.
+/// *Errors*: no thread can be started.
 pub(crate) fn spawn_poller(
     name: &str,
     pause: Duration,
@@ -144,9 +145,9 @@ pub(crate) fn spawn_poller(
     std::thread::Builder::new().name(name.to_owned()).spawn(work).map(|_| ())
 }
 
-/// Replaces `path` by `content` so that a crash leaves the old file or the new one, never a part.
+/// Replaces `path` by `content` atomically: after a crash the file has the old or the new content, never a part.
 ///
-/// *Durability*: content, name and directory are on disk on return.
+/// *Durability*: the content, the name and the directory are synced on return.
 pub fn write_durably(path: &Path, content: &[u8]) -> io::Result<()> {
     let parent = path.parent().ok_or_else(|| io::Error::other(format!("{} has no directory", path.display())))?;
     let mut name = path.file_name().unwrap_or_default().to_os_string();
@@ -164,37 +165,38 @@ pub fn write_durably(path: &Path, content: &[u8]) -> io::Result<()> {
     sync_dir(parent)
 }
 
-/// Makes the names in a directory durable.
+/// Makes the names in a directory durable (fsync of the directory).
 pub fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// Ends the process at once, as a fault of the disk demands: nothing more may be acknowledged.
+/// Ends the process at once after a fatal disk error: nothing may be acknowledged any more.
 pub fn die(reason: &str) -> ! {
     #[cfg(test)]
     simulated::die(reason);
     tracing::error!(reason, "fatal: the process ends now, nothing more is acknowledged");
-    // The log line may sit in a buffer; stderr is what people look at when a pod restarts.
+    // The log line may be buffered; operators look at stderr when a pod restarts.
     let _ = writeln!(io::stderr(), "fatal: {reason}");
     std::process::exit(70);
 }
 
-/// What a failpoint asks the code that reached it to do.
+/// The action that a failpoint requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fail {
-    /// Go on.
+    /// Continue.
     Nothing,
     /// Return an error (EIO).
     Error,
-    /// Leave out what the failpoint guards (an fsync, a reply).
+    /// Skip what the failpoint guards (an fsync, a reply).
     Skip,
 }
 
-/// A place where tests make a process die, stall or fail: `JINDOFS_FAILPOINTS="name=action;..."`.
+/// A point where tests make a process die, stall or fail: `JINDOFS_FAILPOINTS="name=action;..."`.
 ///
-/// Actions: `kill` (SIGKILL to ourselves), `error`, `skip`, `sleep(ms)`; `N*action` acts on the Nth visit only, `N+action`
-/// from the Nth visit on, and `N%action` on every Nth visit. Without the variable a visit costs one load. Part of the product because there is
-/// one build profile, and because what is tested should be what is shipped.
+/// Actions: `kill` (SIGKILL to the process itself), `error`, `skip`, `sleep(ms)`; `N*action` acts on the Nth visit
+/// only, `N+action` from the Nth visit on, and `N%action` on every Nth visit. Without the variable a visit costs one
+/// load. Failpoints are part of the product because there is one build profile, and because the tested binary should be
+/// the shipped one.
 pub fn failpoint(name: &str) -> Fail {
     static POINTS: OnceLock<Option<Mutex<HashMap<String, Point>>>> = OnceLock::new();
     let Some(points) = POINTS.get_or_init(|| std::env::var("JINDOFS_FAILPOINTS").ok().map(|s| Mutex::new(parse(&s))))
@@ -247,7 +249,7 @@ struct Point {
     visits: u64,
 }
 
-/// On which visits a point acts.
+/// On which visits a failpoint acts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum When {
     At,

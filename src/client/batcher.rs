@@ -1,12 +1,13 @@
-//! Mutations of many callers as few log entries: what is asked for while a batch is under way makes the next one.
+//! Group commit on the client: mutations of many callers are sent as few log entries. Mutations that arrive while a
+//! batch is in flight are queued for the next one.
 //!
-//! What nobody waits for yet, a creation or the end of a write that was answered already, lingers for a moment: mostly somebody
-//! comes who waits, and takes it along.
+//! A mutation without a waiter, such as a deferred create or a deferred commit, stays queued for a short delay: usually
+//! a mutation with a waiter arrives meanwhile and takes it along.
 //!
-//! One batch is under way at a time, so that what creations say of their directories comes in order: several would be more
-//! entries of the log, each of which costs every master about the same however much it holds. Only what stores content, which
-//! never waits for an under-storage, does not wait long for a batch that does. Group commit, as databases do it, one step
-//! further out.
+//! Only one batch is in flight at a time, so that the directory attributes that creates return arrive in order.
+//! Concurrent batches would also be more log entries, each of which costs every master about the same whatever its
+//! size. The exception are begins and ends of writes, which never wait for an under-storage: they bypass a batch that
+//! does.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -23,21 +24,21 @@ use super::namespace::Namespace;
 use crate::error::{Error, Result};
 use crate::runtime::{failpoint_io, lock};
 
-/// Most operations of a batch: what a log entry can hold many times over, and a caller waits for gladly.
+/// Most operations in a batch: far fewer than a log entry can hold, and a delay that a caller does not notice.
 const OPS_MAX: usize = 256;
-/// How long content waits for a batch that is under way before it goes by itself.
+/// How long a begin or end of a write waits behind a batch in flight before it is sent by itself.
 const BYPASS_TIMEOUT: Duration = Duration::from_millis(20);
-/// How long what nobody waits for stays for a batch of others.
+/// How long an operation without a waiter stays queued.
 const FLUSH_DELAY: Duration = Duration::from_millis(5);
-/// Inode numbers reserved at a time, and how few may be left before the next are.
+/// Inode numbers reserved at a time, and how few may be left before more are reserved.
 const RESERVE_COUNT: u32 = 8192;
 const RESERVE_BELOW: u64 = 4096;
 
-/// To be told of every directory that a batch has changed, as it is after that, and when the batch was sent; before those who wait
-/// for the batch are told.
+/// Called for every directory that a batch has changed, with its new attributes and the time when the batch was sent,
+/// before the waiters of the batch are woken.
 pub type Observer = Box<dyn Fn(Attr, Instant) + Send + Sync>;
 
-/// Is told what came of an operation, on a thread that serves: it must not block.
+/// Called with the outcome of an operation, on a runtime thread: it must not block.
 type Completion = Box<dyn FnOnce(Result<MutationResponse>) + Send>;
 
 struct Item {
@@ -45,25 +46,25 @@ struct Item {
     completion: Completion,
 }
 
-/// What waits for the next batch.
+/// The operations that wait for the next batch.
 #[derive(Default)]
 struct Queue {
     creates: VecDeque<Item>,
     contents: VecDeque<Item>,
-    /// A batch is under way.
+    /// A batch is in flight.
     running: bool,
-    /// Somebody waits for what is here.
+    /// An operation in the queue has a waiter.
     flush_requested: bool,
-    /// Somebody looks after what lingers.
+    /// A task will flush the queue after the delay.
     flush_scheduled: bool,
-    /// How many have been.
+    /// Number of batches sent so far.
     batches_sent: u64,
-    /// Somebody looks after content that waits too long.
+    /// A task watches for writes that wait too long behind a batch.
     bypass_watched: bool,
 }
 
 impl Queue {
-    /// The next batch; content only, if that goes by itself.
+    /// Takes the next batch from the queue; with `alone` only begins and ends of writes.
     fn next(&mut self, alone: bool) -> Vec<Item> {
         let creates = if alone { 0 } else { self.creates.len().min(OPS_MAX) };
         let contents = self.contents.len().min(OPS_MAX - creates);
@@ -77,22 +78,22 @@ impl Queue {
     }
 }
 
-/// Inode numbers of one session, not given to anything yet.
+/// Reserved inode numbers of one session that are not used yet.
 #[derive(Default)]
 struct InodeRange {
     session: Bytes,
     next: u64,
     end: u64,
-    /// More are asked for.
+    /// A reservation is in flight.
     reserving_now: bool,
 }
 
-/// The way of small mutations out of one client process.
+/// Batches the small mutations of one client process.
 pub struct Batcher {
     namespace: Arc<Namespace>,
     queue: Mutex<Queue>,
     inodes: Mutex<InodeRange>,
-    /// Held by who asks for numbers that others wait for.
+    /// Held by the caller that reserves numbers while others wait for them.
     reserving: tokio::sync::Mutex<()>,
     observer: Option<Observer>,
 }
@@ -104,7 +105,7 @@ impl std::fmt::Debug for Batcher {
 }
 
 impl Batcher {
-    /// Nothing is under way yet.
+    /// Creates a batcher with an empty queue.
     pub fn new(namespace: Arc<Namespace>, observer: Option<Observer>) -> Arc<Batcher> {
         Arc::new(Batcher {
             namespace,
@@ -119,10 +120,10 @@ impl Batcher {
         lock(&self.queue)
     }
 
-    /// Adds an operation to the next batch, for which somebody waits. Returns its outcome to come; dropped, the operation is done
-    /// all the same.
+    /// Queues an operation that has a waiter, and flushes the queue. Returns a future of the outcome; if it is dropped,
+    /// the operation is executed all the same.
     ///
-    /// *Errors*: the operation's own; those of the batch. One that is retryable says that nothing was done.
+    /// *Errors*: those of the operation, and of the batch. A retryable error means that nothing was executed.
     pub fn submit(
         self: &Arc<Self>,
         op: Op,
@@ -130,7 +131,7 @@ impl Batcher {
     ) -> impl Future<Output = Result<MutationResponse>> + Send + use<> {
         let (done, outcome) = oneshot::channel();
         let completion = move |result| {
-            // Who does not wait does not want to know.
+            // A receiver that was dropped does not need the outcome.
             let _ = done.send(result);
         };
         self.enqueue(op, on, completion);
@@ -138,8 +139,8 @@ impl Batcher {
         outcome.map(|done| done.unwrap_or_else(|_| Err(Error::internal("a batch has ended without an answer"))))
     }
 
-    /// As [`Batcher::submit`], for what can wait a little until somebody is in a hurry. `completion` hears the outcome in a task of the
-    /// batch; it must not block.
+    /// Queues an operation that can wait for the flush delay. `completion` is called with the outcome in the task of
+    /// the batch; it must not block.
     pub fn enqueue(
         self: &Arc<Self>,
         op: Op,
@@ -158,14 +159,14 @@ impl Batcher {
         self.schedule(&mut queue, on);
     }
 
-    /// Somebody waits for what was asked for before.
+    /// Sends everything that is queued: a caller waits for it.
     pub fn flush(self: &Arc<Self>, on: &Handle) {
         let mut queue = self.queue();
         queue.flush_requested = !queue.is_empty();
         self.schedule(&mut queue, on);
     }
 
-    /// Has sent what is in a hurry, and looked after what is not.
+    /// Starts a batch if a flush was requested, and otherwise schedules a flush after the delay.
     fn schedule(self: &Arc<Self>, queue: &mut Queue, on: &Handle) {
         if queue.running || queue.is_empty() {
             return;
@@ -183,8 +184,9 @@ impl Batcher {
         }
     }
 
-    /// Has the creation of `inode` announce at once that its content is going to be stored, if it was not sent yet, and that its
-    /// writer is to be answered before the end.
+    /// Adds a write intent to the queued create of `inode`, if it was not sent yet: the masters then record in one
+    /// mutation that the file exists and that its content is about to be stored. `end_behind`: the commit will follow
+    /// after the writer is answered.
     pub fn attach_write(self: &Arc<Self>, inode: u64, end_behind: bool, on: &Handle) {
         let creates = |item: &mut Item| match &mut item.op {
             Op::Create(request) if request.inode == inode => {
@@ -193,12 +195,12 @@ impl Batcher {
             }
             _ => false,
         };
-        // What is waited for now was asked for lately.
+        // The create that the caller waits for was queued recently.
         self.queue().creates.iter_mut().rev().any(creates);
         self.flush(on);
     }
 
-    /// Number of creations that wait for the next batch.
+    /// Number of creates in the queue.
     pub fn pending_creates(&self) -> usize {
         self.queue().creates.len()
     }
@@ -219,7 +221,7 @@ impl Batcher {
         }
     }
 
-    /// Sends content by itself while the batch under way takes too long.
+    /// Sends begins and ends of writes by themselves while the batch in flight takes too long.
     async fn bypass_slow_batch(&self) {
         let mut sent = self.queue().batches_sent;
         loop {
@@ -262,7 +264,7 @@ impl Batcher {
         }
     }
 
-    /// A number for a new inode, if one is left; has more of them reserved in time.
+    /// Returns an unused inode number if one is reserved, and reserves more before they run out.
     pub fn next_inode(self: &Arc<Self>, on: &Handle) -> Option<u64> {
         let session = self.namespace.session().id_now()?;
         let mut inodes = lock(&self.inodes);
@@ -278,14 +280,14 @@ impl Batcher {
         number
     }
 
-    /// Waits until there are numbers for new inodes. False if they are not to be had.
+    /// Waits until inode numbers are reserved. Returns false if they cannot be.
     pub async fn ensure_inodes(&self) -> bool {
         if self.has_inodes() {
             return true;
         }
         match self.reserving.try_lock() {
             Ok(_one) => self.reserve().await,
-            // Somebody has asked, and one answer is enough, also if it takes long and is an error.
+            // Another caller is reserving; one attempt is enough, also if it is slow and fails.
             Err(_) => drop(self.reserving.lock().await),
         }
         self.has_inodes()
@@ -301,7 +303,7 @@ impl Batcher {
         let mut inodes = lock(&self.inodes);
         inodes.reserving_now = false;
         match reserved {
-            // What is left of the range before is given up.
+            // The rest of the previous range is dropped.
             Ok((session, first)) => {
                 *inodes =
                     InodeRange { session, next: first, end: first + u64::from(RESERVE_COUNT), reserving_now: false };

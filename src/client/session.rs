@@ -1,11 +1,13 @@
-//! Exactly-once: every mutation carries (client id, seq), and the cluster answers a repetition with the first outcome.
+//! Exactly-once mutations: every mutation carries (client id, seq), and the cluster answers a repetition with the
+//! stored outcome of the first one.
 //!
-//! A session is opened with the first mutation and renewed in the background. When it expired, the command in flight
-//! fails (its outcome is unknown for good) and later ones get a new session. Clients that only read open none.
+//! A session is opened by the first mutation and renewed in the background. When it expires, mutations in flight fail
+//! with an unknown outcome, and later ones use a new session. Clients that only read open none.
 //!
-//! Answers of one session are forgotten in order, so that one command which waits for a slow under-storage holds up all that
-//! come more than a window behind it. Changes of names, which wait, therefore go through sessions of their own, aside of
-//! the one in which files are made and stored; while one of these is held up, they go through the next.
+//! Outcomes of one session are dropped in order, so a mutation that waits for a slow under-storage blocks all mutations
+//! that are more than a window behind it. Mutations that may wait, such as renames, therefore use blocking sessions of
+//! their own, separate from the session in which files are created and stored. While one blocking session is stuck, the
+//! next one is used.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,14 +22,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::channel::{MasterChannel, namespace};
 use crate::runtime::{lock, random_id};
 
-/// Most commands of one session whose outcome is not received: so much the cluster must remember.
+/// Most mutations of one session without a received outcome, which is how many the cluster must remember.
 pub const WINDOW: u64 = 64;
-/// Most sessions for what may wait for an under-storage; the next one is opened when those before have no room.
+/// Most blocking sessions. The next one is opened when the window of each one before is full.
 const ASIDE: usize = 8;
 /// Shortest interval of renewals, whatever the cluster says.
 const RENEW_MIN: Duration = Duration::from_millis(100);
 
-/// A session, once it is needed.
+/// A session that is opened when it is first needed.
 type Slot = tokio::sync::Mutex<Option<Arc<Open>>>;
 
 /// The sessions of one client.
@@ -43,14 +45,14 @@ pub struct Session {
 #[derive(Debug)]
 struct Open {
     client_id: Bytes,
-    /// How long it lasts without a renewal.
+    /// How long the session lasts without a renewal.
     lasts: Duration,
     window: Mutex<Window>,
     freed: Notify,
     expired: AtomicBool,
 }
 
-/// Sequence numbers in use.
+/// The window of sequence numbers in use.
 #[derive(Debug)]
 struct Window {
     next: u64,
@@ -62,7 +64,7 @@ impl Window {
         Window { next: 1, in_flight: BTreeSet::new() }
     }
 
-    /// The next number and the one below which every outcome is received; `None` while the window is full.
+    /// The next sequence number, and the number below which every outcome is received; `None` while the window is full.
     fn take(&mut self) -> Option<(u64, u64)> {
         let oldest = self.in_flight.first().copied().unwrap_or(self.next);
         if self.next - oldest >= WINDOW {
@@ -79,7 +81,7 @@ impl Window {
     }
 }
 
-/// The id of one mutation. Dropping it says that its outcome is received, or given up: it is never sent again.
+/// The id of one mutation. Dropping it acknowledges the outcome: the mutation is never sent again.
 #[derive(Debug)]
 pub struct OpGuard {
     open: Arc<Open>,
@@ -87,7 +89,7 @@ pub struct OpGuard {
 }
 
 impl Open {
-    /// The id for one mutation, if there is room in the window.
+    /// An id for one mutation, if the window is not full.
     fn take(self: &Arc<Self>) -> Option<OpGuard> {
         let (seq, acked_below) = lock(&self.window).take()?;
         let op = OpId { client_id: self.client_id.clone(), seq, acked_below };
@@ -96,7 +98,7 @@ impl Open {
 }
 
 impl OpGuard {
-    /// What to put into the request, the same for every repetition.
+    /// The id for the request; every retry must carry the same.
     pub fn op(&self) -> OpId {
         self.op.clone()
     }
@@ -110,18 +112,18 @@ impl Drop for OpGuard {
 }
 
 impl Session {
-    /// A session that is opened when it is first needed. `description` is shown to people.
+    /// Creates a session that is opened when it is first needed. `description` is shown to operators.
     pub fn new(channel: MasterChannel, description: impl Into<String>) -> Session {
         Session { channel, description: description.into(), open: Slot::default(), blocking: Default::default() }
     }
 
-    /// The id for one mutation. Opens the session if need be; waits while [`WINDOW`] mutations are in flight.
+    /// An id for one mutation. Opens the session if necessary, and waits while [`WINDOW`] mutations are in flight.
     ///
     /// *Errors*: those of opening a session.
     pub async fn begin(&self) -> Result<OpGuard> {
         loop {
             let open = self.opened(&self.open).await?;
-            // Registered before the look, so that no release in between is missed.
+            // Registered before the check, so that no release in between is missed.
             let freed = open.freed.notified();
             if let Some(guard) = open.take() {
                 return Ok(guard);
@@ -130,7 +132,8 @@ impl Session {
         }
     }
 
-    /// As [`Session::begin`], for a mutation that may wait for an under-storage and makes nothing that ends with its session.
+    /// As [`Session::begin`], for a mutation that may wait for an under-storage and creates nothing that is removed
+    /// with its session.
     ///
     /// *Errors*: those of opening a session.
     pub async fn begin_blocking_op(&self) -> Result<OpGuard> {
@@ -150,30 +153,30 @@ impl Session {
         }
     }
 
-    /// How long the session in which files are made lasts after any sign of life, if one is open. Without waiting, as
-    /// [`Session::id_now`].
+    /// How long the session in which files are created lasts after a renewal, if one is open. Does not block.
     pub fn lasts_now(&self) -> Option<Duration> {
         open_in(&*self.open.try_lock().ok()?).map(|open| open.lasts)
     }
 
-    /// The id of the session in which files are made, if one is open.
+    /// The id of the session in which files are created, if one is open.
     pub async fn id(&self) -> Option<Bytes> {
         id_in(&*self.open.lock().await)
     }
 
-    /// As [`Session::id`], without waiting while one is just being opened.
+    /// As [`Session::id`], without waiting while one is being opened.
     pub fn id_now(&self) -> Option<Bytes> {
         id_in(&*self.open.try_lock().ok()?)
     }
 
-    /// To be told every error of a mutation: notices that the session expired.
+    /// To be called with every error of a mutation: detects that the session has expired.
     pub fn note(&self, guard: &OpGuard, error: &Error) {
         if error.kind == ErrorKind::SessionExpired {
             guard.open.expire();
         }
     }
 
-    /// Closes the sessions, so that the cluster need not wait for them to expire. Errors do not matter: they would expire.
+    /// Closes the sessions, so that the cluster need not wait until they expire. Errors are ignored, since the sessions
+    /// expire anyway.
     pub async fn close(&self) {
         for slot in std::iter::once(&self.open).chain(&self.blocking) {
             let Some(open) = slot.lock().await.take() else { continue };
@@ -228,13 +231,13 @@ fn open_in(slot: &Option<Arc<Open>>) -> Option<&Arc<Open>> {
 impl Open {
     fn expire(&self) {
         self.expired.store(true, Ordering::Release);
-        // Those who wait for the window of a dead session move on to the next one.
+        // Callers that wait for the window of an expired session move on to the next one.
         self.freed.notify_waiters();
     }
 }
 
-/// Renews a session until it is dropped or expired. A failed renewal is followed by the next at once: its call itself
-/// takes up to the interval.
+/// Renews a session until it is dropped or expired. After a failed renewal the next one follows at once: the call
+/// itself takes up to the interval.
 async fn renew(open: Weak<Open>, channel: MasterChannel, interval: Duration) {
     let mut pause = interval;
     loop {

@@ -1,9 +1,10 @@
-//! Storing file content: straight into the under-storage, between an intent of the masters and its end.
+//! Stores the content of files directly in the under-storage, between the begin and the end of a write intent that the
+//! masters record.
 //!
-//! *Promises.* A file is stored as a whole, and only while it still is of the version the content was made from: a second
-//! writer whose base is gone is told `Stale`. `Ok` means that the under-storage has it and the masters know it, or find it
-//! there before they answer anybody who asks. After an error the file is what it was before, unless the error says that nobody
-//! knows; then a master finds out.
+//! *Promises.* A file is stored as a whole, and only while it has the version that the content was made from: a second
+//! writer with an outdated base gets `Stale`. `Ok` means that the under-storage has the content and that the masters
+//! either know it, or find it before they answer any request for the file. After an error the file is unchanged, unless
+//! the error says that the outcome is unknown; then a master finds it out.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,37 +23,37 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::{Fail, failpoint, failpoint_io, now_ns};
 use crate::ufs::{Content, Deadline, Entry, Expected, NewAttr, PreparedPut, Registry, Ufs, Upload};
 
-/// How long the error of a write waits for a master to find out what came of it.
+/// How long a failed write waits for a master to find out its outcome.
 const OUTCOME_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Pause between two attempts to have recorded what is stored.
+/// Pause between two attempts to commit what is stored.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// A write that the masters have been told of.
+/// A write intent that the masters have recorded: the right to store the content of a file.
 #[derive(Debug, Clone)]
 pub struct WriteIntent {
     intent: u64,
     ufs_path: Bytes,
     attr: Attr,
-    /// Others wait for its end.
+    /// Readers of the file wait for the commit, so it may follow after the answer to the writer.
     end_behind: bool,
-    /// When they were told, or before.
+    /// When the intent was requested, or earlier.
     asked: Instant,
 }
 
 impl WriteIntent {
-    /// What a batch has said of a write that it was asked to announce at `asked`; `None` if it has not.
+    /// The write intent in the response to a mutation that was sent at `asked`; `None` if it contains none.
     pub fn from_response(done: MutationResponse, asked: Instant) -> Option<WriteIntent> {
         let MutationResponse { attr, intent, ufs_path, end_behind } = done;
         (intent != 0).then_some(WriteIntent { intent, ufs_path, attr: attr?, end_behind, asked })
     }
 
-    /// Number that the masters know it by.
+    /// Number of the intent at the masters.
     pub fn intent(&self) -> u64 {
         self.intent
     }
 
-    /// What the file is when this has ended.
+    /// Attributes of the file after the commit.
     fn resulting_attr(&self, stored: &StoredContent) -> Attr {
         let mut attr = self.attr.clone();
         (attr.size, attr.mtime_ns) = (stored.size, stored.mtime_ns);
@@ -65,7 +66,7 @@ impl WriteIntent {
     }
 }
 
-/// What is stored and still to be recorded.
+/// A write whose content is stored and whose commit is still to be sent.
 #[derive(Debug)]
 pub struct DeferredCommit {
     writer: Writer,
@@ -74,10 +75,10 @@ pub struct DeferredCommit {
 }
 
 impl DeferredCommit {
-    /// Has it recorded soon, however long the masters are away; `completion` hears what the file is then, in a task where it must not
-    /// block.
+    /// Queues the commit, which is retried for as long as the masters do not answer. `completion` is called with the
+    /// resulting attributes in a task; it must not block.
     ///
-    /// *Errors*: the masters do not know of what is stored.
+    /// *Errors*: the masters do not know the stored content.
     pub fn enqueue(self, completion: impl FnOnce(Result<Attr>) + Send + 'static) {
         let (batcher, op) = (self.writer.batcher.clone(), end_write_op(&self.begun, &self.stored));
         batcher.enqueue(op, &Handle::current(), move |outcome| match outcome {
@@ -91,13 +92,13 @@ impl DeferredCommit {
     async fn resolve(self, outcome: Result<MutationResponse>) -> Result<Attr> {
         match self.writer.outcome_of_end(outcome, self.begun.intent, &self.stored).await {
             Ok(Some(attr)) => Ok(attr),
-            // Somebody has looked in our stead, or nobody knows.
+            // A master has resolved the intent already, or the outcome is unknown.
             _ => self.writer.recover(&self.begun, &self.stored).await,
         }
     }
 }
 
-/// The way of content out of one client process. Clones share it.
+/// Stores the content of files for one client process. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Writer {
     namespace: Arc<Namespace>,
@@ -107,28 +108,30 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// A writer. `namespace` must be the one that creates the files: what is made in a session ends with it.
+    /// Creates a writer. `namespace` must be the one that creates the files: files that are not stored are removed with
+    /// its session.
     pub fn new(namespace: Arc<Namespace>, batcher: Arc<Batcher>, mounts: Arc<Mounts>, storage: Registry) -> Writer {
         Writer { namespace, batcher, mounts, storage: Arc::new(storage) }
     }
 
-    /// Stores the whole content of a file below a mount. `attr` names the file and the version that `content` was made from.
-    /// `begun` is the announcement, `deadline` when the under-storage is given up. Returns the attributes of the new version.
+    /// Stores the whole content of a file below a mount. `attr` names the file and the version that `content` was made
+    /// from, `begun` is the write intent, and after `deadline` the under-storage is given up. Returns the attributes of
+    /// the new version.
     ///
-    /// Not cancel-safe: dropped half-way it leaves the file to nobody else until the session ends.
+    /// Not cancel-safe: a dropped future blocks other writers of the file until the session ends.
     ///
-    /// *Errors*: `Stale` when the file is of another version by now; `Busy`; what the under-storage says; `OutcomeUnknown`.
+    /// *Errors*: `Stale` if the file has another version by now; `Busy`; those of the under-storage; `OutcomeUnknown`.
     pub async fn store(&self, attr: &Attr, begun: WriteIntent, content: Content, deadline: &Deadline) -> Result<Attr> {
         let stored = self.put(&begun, attr, content, deadline).await?;
         self.end(attr, &begun, stored).await
     }
 
-    /// As [`Writer::store`], with the end still to be sent, if others wait for it: then it is returned too.
+    /// As [`Writer::store`], but returns the commit to the caller if it may be deferred.
     ///
-    /// *Durability*: the under-storage has it, and the masters have recorded that it is being stored: if this client dies,
-    /// they look.
+    /// *Durability*: the under-storage has the content, and the masters have recorded the intent: if this client dies,
+    /// they look up what is stored.
     ///
-    /// *Errors*: as [`Writer::store`]. Those of the end say that the masters do not know of what is stored.
+    /// *Errors*: as [`Writer::store`]. Those of the commit say that the masters do not know the stored content.
     pub async fn store_deferring_commit(
         &self,
         attr: &Attr,
@@ -148,28 +151,29 @@ impl Writer {
         Ok((resulting_attr, Some(DeferredCommit { writer: self.clone(), begun, stored })))
     }
 
-    /// Refuses a path that no file can have in the under-storage of a mount, as far as that is known without asking it.
+    /// Rejects a path that no object in the under-storage of a mount can have, as far as that is known without a
+    /// request.
     ///
     /// *Errors*: `InvalidArgument`, `NameTooLong`.
     pub fn check_path(&self, mount: &Mount, path: &[u8]) -> Result<()> {
-        // One that cannot be opened says why to whoever stores.
+        // If the under-storage cannot be opened, storing reports why.
         let storage = self.storage.open(&mount.ufs_uri, &mount.options).ok();
         storage.map_or(Ok(()), |storage| storage.check_path(path))
     }
 
-    /// True if a path can be that of a file in the under-storage of a mount, as far as is known; `None` if that was not opened yet,
-    /// which may read files.
+    /// True if an object in the under-storage of a mount can have this path, as far as known; `None` if the
+    /// under-storage is not open yet, since to open it may read files.
     pub fn can_be_path_now(&self, mount: &Mount, path: &[u8]) -> Option<bool> {
         let storage = self.storage.opened_now(&mount.ufs_uri, &mount.options)?;
         Some(storage.check_path(path).is_ok())
     }
 
-    /// Has the masters forget a file that was made in our session and is not stored; one that is stored, or that another client
-    /// has made as well, stays and is returned. `given_up` is the attempt that has failed last: while the under-storage does not
-    /// answer the master that looks what came of it, no other can be begun.
+    /// Asks the masters to forget a file that was created in our session and is not stored. If it is stored, or another
+    /// client has created it as well, it stays and its attributes are returned. `given_up` is the intent of the last
+    /// failed attempt: while the under-storage does not answer the master that resolves it, no other intent can begin.
     ///
-    /// *Errors*: `Stale` for one that is stored; `NotFound`; as [`Namespace::end_write`]. The masters may know of it all the same,
-    /// and forget the file later.
+    /// *Errors*: `Stale` if the file is stored; `NotFound`; as [`Namespace::end_write`]. After an error the masters may
+    /// know of the request nevertheless, and forget the file later.
     pub async fn abandon_create(&self, inode: u64, given_up: Option<u64>) -> Result<Option<Attr>> {
         if let Some(intent) = given_up {
             match self.namespace.abandon_write(intent).await {
@@ -181,14 +185,14 @@ impl Writer {
         self.namespace.abandon_write(begun.intent).await
     }
 
-    /// True if the masters cannot have ended a write by themselves yet, because our session is over: they were told of it
-    /// less than half of that time ago.
+    /// True if the masters cannot have ended the intent because our session expired: the intent was recorded less than
+    /// half of the session timeout ago.
     fn holds_lease(&self, begun: &WriteIntent) -> bool {
         failpoint("write.lease") == Fail::Skip
             || self.namespace.session().lasts_now().is_some_and(|lasts| begun.asked.elapsed() < lasts / 2)
     }
 
-    /// Has the masters find what is stored, however long that takes.
+    /// Lets the masters find the stored content; retries without a limit.
     async fn recover(&self, begun: &WriteIntent, stored: &StoredContent) -> Result<Attr> {
         loop {
             match self.recover_once(begun, stored).await {
@@ -206,7 +210,7 @@ impl Writer {
         if found.as_ref().is_err_and(|error| error.kind == ErrorKind::NotFound)
             && self.is_still_stored(begun, stored).await?
         {
-            // Our session has expired before it was stored, and the file that we made with it.
+            // Our session expired before the content was stored, and with it the file that we created.
             let name = begun.ufs_path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
             let target = Some(at_entry(begun.attr.parent, name));
             let Attr { mode, uid, gid, .. } = begun.attr;
@@ -220,14 +224,14 @@ impl Writer {
         looked.ok_or_else(|| Error::new(ErrorKind::NotFound, "the file was removed since it was stored"))
     }
 
-    /// True if the under-storage still has what was stored.
+    /// True if the under-storage still has the stored version.
     async fn is_still_stored(&self, begun: &WriteIntent, stored: &StoredContent) -> Result<bool> {
         let storage = self.storage_of(begun).await?;
         Ok(storage.stat(&begun.ufs_path).await?.is_some_and(|entry| entry.token == stored.version_token))
     }
 
-    /// Begins to send content that is going to be stored at `path` of a mount in place of the version `base`, before its end is
-    /// known. `None` where the under-storage cannot be opened: whoever stores is told why.
+    /// Opens an upload to `path` of a mount, in place of the version `base`, before the length of the content is known.
+    /// Returns `None` if the under-storage cannot be opened; storing reports why.
     pub fn begin_upload(
         &self,
         mount: &Mount,
@@ -238,7 +242,7 @@ impl Writer {
         Some(async move { storage.begin(&path, expected(&base)).await })
     }
 
-    /// Prepares the storing of a new file at `path` of a mount, while the masters are told of it; best effort.
+    /// Prepares the put of a new file at `path` of a mount while the masters record the intent. Best effort.
     pub async fn prepare(&self, mount: &Mount, path: &[u8], attr: NewAttr, content: Content) -> PreparedPut {
         match self.storage.open(&mount.ufs_uri, &mount.options) {
             Ok(storage) => storage.prepare(path, content, attr).await,
@@ -246,13 +250,13 @@ impl Writer {
         }
     }
 
-    /// Tells the masters that the content of a file is going to be stored; with `end_behind` that its end may come later.
+    /// Records a write intent at the masters. With `end_behind` the commit may follow after the answer to the writer.
     ///
-    /// *Errors*: `Stale` when the file is of another version by now; `Busy`. Nothing was stored then.
+    /// *Errors*: `Stale` if the file has another version by now; `Busy`. Nothing is stored then.
     pub async fn begin(&self, attr: &Attr, end_behind: bool) -> Result<WriteIntent> {
         let asked = Instant::now();
         match self.try_begin(attr, end_behind).await {
-            // It has to wait, which a batch does not.
+            // The intent has to wait for another change, which a batch does not.
             Err(error) if error.was_not_begun() => {
                 let done = self.namespace.begin_write(attr.inode, attr.version_token.clone()).await?;
                 let attr = done.attr.ok_or_else(missing_location)?;
@@ -262,7 +266,7 @@ impl Writer {
         }
     }
 
-    /// As [`Writer::begin`], without waiting for another change of the file that is under way.
+    /// As [`Writer::begin`], without waiting for another change of the file in progress.
     ///
     /// *Errors*: as [`Writer::begin`]; `ResourceExhausted` while there is one.
     pub async fn try_begin(&self, attr: &Attr, end_behind: bool) -> Result<WriteIntent> {
@@ -284,7 +288,7 @@ impl Writer {
         ended.ok_or_else(|| Error::new(ErrorKind::NotFound, "the file was removed while it was stored"))
     }
 
-    /// What the masters say of an end; it is sent alone if it did not fit into its batch.
+    /// The outcome of a commit. A commit that did not fit into its batch is sent by itself.
     async fn outcome_of_end(
         &self,
         outcome: Result<MutationResponse>,
@@ -298,12 +302,12 @@ impl Writer {
         }
     }
 
-    /// Has a master look what came of a write. Best effort: it looks too when the session ends.
+    /// Lets a master resolve a failed write. Best effort: the masters also resolve it when the session ends.
     async fn resolve_outcome(&self, attr: &Attr, intent: u64) {
         let (namespace, inode, base) = (self.namespace.clone(), attr.inode, attr.version_token.clone());
         let looked = tokio::spawn(async move {
             let ended = match namespace.end_write(intent, None).await {
-                // A master has looked when our session ended, and we may have stored since.
+                // A master resolved the intent when our session ended, and we may have stored the content since.
                 Err(error) if ended_by_others(&error) => probe_outcome(&namespace, inode, base).await,
                 ended => ended,
             };
@@ -316,7 +320,7 @@ impl Writer {
         }
     }
 
-    /// Brings content to the under-storage; after an error nobody waits for it any more.
+    /// Stores the content in the under-storage. After an error the masters resolve the intent.
     async fn put(
         &self,
         begun: &WriteIntent,
@@ -353,7 +357,7 @@ impl Writer {
     }
 }
 
-/// Has a master look what there is of a file that is of the version `base`, as after a write of which nobody knows the end.
+/// Lets a master look up the stored version of a file whose base is `base`, as after a write with an unknown outcome.
 async fn probe_outcome(namespace: &Namespace, inode: u64, base: Bytes) -> Result<Option<Attr>> {
     let begun = namespace.begin_write(inode, base).await?;
     namespace.end_write(begun.intent, None).await
@@ -363,7 +367,7 @@ fn missing_location() -> Error {
     Error::internal("begin a write: the answer lacks what to store where")
 }
 
-/// What a new file is given.
+/// Owner and mode of a new file.
 pub fn new_attr(attr: &Attr) -> NewAttr {
     NewAttr { mode: attr.mode, uid: attr.uid, gid: attr.gid }
 }
@@ -372,12 +376,12 @@ fn end_write_op(begun: &WriteIntent, stored: &StoredContent) -> Op {
     Op::EndWrite(EndWriteRequest { intent: begun.intent, stored: Some(stored.clone()), ..EndWriteRequest::default() })
 }
 
-/// What is there before content that was made from the version `base` is stored.
+/// The version that the under-storage must have before content with this base is stored.
 fn expected(base: &[u8]) -> Expected<'_> {
     if base.is_empty() { Expected::Absent } else { Expected::Token(base) }
 }
 
-/// Somebody else has ended the write: our session has expired meanwhile.
+/// True if the intent was ended by a master because our session expired.
 fn ended_by_others(error: &Error) -> bool {
     matches!(error.kind, ErrorKind::Stale | ErrorKind::SessionExpired)
 }

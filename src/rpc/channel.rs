@@ -1,8 +1,8 @@
-//! The channel of every client to the masters: it follows the leader, spreads reads, and outlives failovers.
+//! The channel of a client to the masters: it follows the leader, spreads reads, and survives failovers.
 //!
-//! *Promises.* A call ends by its deadline. A mutation is repeated only with the request it was first sent with, so the
-//! operation id in it makes the repetition harmless. A master that hangs costs one attempt, never the whole deadline.
-//! Names are resolved anew on every connect. The configured addresses are a start: members are learned from the cluster.
+//! *Promises.* A call ends by its deadline. A mutation is retried only with its first request, so that the operation id
+//! in it makes the retry idempotent. A master that hangs costs one attempt, never the whole deadline. Host names are
+//! resolved again at every connect. The configured addresses are a start: the members are learned from the cluster.
 
 mod attempts;
 mod discovery;
@@ -32,25 +32,25 @@ use attempts::{Attempts, Failure};
 pub(crate) use node::Node;
 pub use node::endpoint;
 
-/// Calls that look for a leader at the same time; the others wait until one of these found it.
+/// Most calls that look for a leader at the same time; the others wait until one of them has found it.
 const PROBES: usize = 8;
-/// How long a master that failed is asked only after the others.
+/// How long a master that failed is tried only after the others.
 const SUSPICION: Duration = Duration::from_secs(1);
 
 /// Which masters may answer a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Route {
-    /// Mutations, and what only the leader knows.
+    /// Mutations, and reads that only the leader can answer.
     Leader,
-    /// Linearizable on every master.
+    /// Linearizable reads on any master.
     Any,
 }
 
-/// A channel to all masters. Clones share connections and what is known about the leader.
+/// A channel to all masters. Clones share the connections and the known leader.
 #[derive(Debug, Clone)]
 pub struct MasterChannel {
     inner: Arc<ChannelState>,
-    /// `None` waits for ever.
+    /// `None` waits forever.
     timeout: Option<Duration>,
 }
 
@@ -60,22 +60,22 @@ struct ChannelState {
     leader: watch::Sender<Option<Arc<Node>>>,
     turn: AtomicUsize,
     probes: Semaphore,
-    /// Since when whole rounds over all masters fail.
+    /// Since when all masters fail.
     failing_since: Mutex<Option<Instant>>,
     discovering: AtomicBool,
 }
 
 #[derive(Debug)]
 struct Nodes {
-    /// As configured, asked last once members are known.
+    /// The configured addresses; tried last once the members are known.
     configured: Vec<Arc<Node>>,
-    /// As learned from the cluster and from leader hints.
+    /// The members, learned from the cluster and from leader hints.
     members: Vec<Arc<Node>>,
     cluster: Vec<u8>,
 }
 
 impl MasterChannel {
-    /// A channel that starts with the configured masters. Nothing is connected before the first call.
+    /// Creates a channel with the configured masters. Connects at the first call.
     pub fn new(config: &ClientConfig) -> MasterChannel {
         let configured = config.masters.iter().map(|address| Arc::new(Node::new(address.clone()))).collect();
         let inner = ChannelState {
@@ -96,15 +96,15 @@ impl MasterChannel {
         MasterChannel { inner: self.inner.clone(), timeout: Some(timeout) }
     }
 
-    /// How long a call is repeated; `None` for ever.
+    /// How long a call is retried; `None` for ever.
     pub fn timeout(&self) -> Option<Duration> {
         self.timeout
     }
 
-    /// Sends `op` to the leader, wherever it is, until it answers or the deadline passes. `op` must build the same request
-    /// each time. `what` names the call in error messages.
+    /// Sends `op` to the leader until it answers or the deadline passes. `op` must build the same request each time.
+    /// `what` names the call in error messages.
     ///
-    /// *Errors*: the answer of the leader; `Timeout` when the outcome is not known; `Unavailable` when nothing was done.
+    /// *Errors*: the answer of the leader; `Timeout` if the outcome is unknown; `Unavailable` if nothing was done.
     pub async fn call_leader<T, F, Fut>(&self, what: &str, op: F) -> Result<T>
     where
         F: Fn(Channel) -> Fut,
@@ -113,7 +113,7 @@ impl MasterChannel {
         self.run(what, Route::Leader, op).await
     }
 
-    /// Sends a read to any master, each in its turn, and to the others when it fails; to the leader if the master says so.
+    /// Sends a read to the masters in rotation, to the others if one fails, and to the leader if a master says so.
     ///
     /// *Errors*: as [`MasterChannel::call_leader`].
     pub async fn call_any<T, F, Fut>(&self, what: &str, op: F) -> Result<T>
@@ -124,9 +124,9 @@ impl MasterChannel {
         self.run(what, Route::Any, op).await
     }
 
-    /// Sends `op` once, to the master at `address`, which need not be a known one.
+    /// Sends `op` once, to the master at `address`, which need not be a known member.
     ///
-    /// *Errors*: its answer; `Unavailable` or `Timeout` when it does not answer within `budget`.
+    /// *Errors*: the answer of the master; `Unavailable` or `Timeout` if it does not answer within `budget`.
     pub async fn call_one<T, F, Fut>(&self, address: &str, budget: Duration, op: F) -> Result<T>
     where
         F: Fn(Channel) -> Fut,
@@ -137,12 +137,12 @@ impl MasterChannel {
         attempt(&node, budget, &op).await.map_err(|failure| failure.error.context(address))
     }
 
-    /// Addresses of all masters known now, members first.
+    /// Addresses of all known masters, members first.
     pub fn masters(&self) -> Vec<String> {
         self.inner.all().iter().map(|node| node.address().to_owned()).collect()
     }
 
-    /// Address of the leader, as far as known.
+    /// Address of the leader, if known.
     pub fn leader(&self) -> Option<String> {
         self.inner.leader.borrow().as_ref().map(|node| node.address().to_owned())
     }
@@ -189,8 +189,8 @@ impl MasterChannel {
         }
     }
 
-    /// The master to try next; `None` when the deadline passed first. Without a known leader only a few calls at a time
-    /// get a permit to look for it, so that a failover is not a storm.
+    /// The master to try next; `None` if the deadline passed first. Without a known leader only a few calls at a time
+    /// may look for one, so that a failover does not cause a storm of requests.
     async fn pick(
         &self,
         route: Route,
@@ -226,14 +226,14 @@ impl MasterChannel {
         }
     }
 
-    /// Learns from a failure, and says how to go on.
+    /// Updates what is known of a master after a failure, and decides how to continue.
     fn failed(&self, node: &Arc<Node>, failure: &Failure, attempts: &mut Attempts<'_>) -> Next {
         let kind = failure.error.kind;
         if kind == ErrorKind::NotLeader {
             return self.redirected(node, failure, attempts);
         }
         if matches!(kind, ErrorKind::ResourceExhausted | ErrorKind::OutcomeUnknown) {
-            // It is alive: the same master will know better in a moment.
+            // The master is alive: it will know more in a moment.
             return Next::Pause;
         }
         node.suspect(SUSPICION);
@@ -256,7 +256,7 @@ impl MasterChannel {
         }
     }
 
-    /// The next master of this round, or a pause when the round is over.
+    /// The next master of this round, or a pause at the end of the round.
     fn next_in_round(&self, node: &Arc<Node>, attempts: &mut Attempts<'_>) -> Next {
         if attempts.round_goes_on(node.address(), self.inner.all().len()) {
             return Next::Another;
@@ -268,9 +268,9 @@ impl MasterChannel {
 }
 
 enum Next {
-    /// At once to the leader that was named.
+    /// At once, to the leader that the hint names.
     Hinted,
-    /// At once to a master not tried in this round.
+    /// At once, to a master that was not tried in this round.
     Another,
     /// After a pause.
     Pause,
@@ -283,7 +283,7 @@ impl ChannelState {
         nodes.members.iter().chain(extra).cloned().collect()
     }
 
-    /// Reads go round the members; one that just failed is passed over while another is there.
+    /// Rotates reads over the members; skips one that just failed if there is another.
     fn next_for_read(&self, attempts: &Attempts<'_>) -> Option<Arc<Node>> {
         let fresh = {
             let nodes = read_lock(&self.nodes);
@@ -295,7 +295,7 @@ impl ChannelState {
         fresh.or_else(|| self.next_for_probe(attempts))
     }
 
-    /// Any master not tried in this round, those believed healthy first.
+    /// Any master that was not tried in this round, healthy ones first.
     fn next_for_probe(&self, attempts: &Attempts<'_>) -> Option<Arc<Node>> {
         let all = self.all();
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
@@ -305,7 +305,7 @@ impl ChannelState {
         choice.or_else(|| ring().find(untried)).or_else(|| ring().next()).cloned()
     }
 
-    /// The node of a member's address; a new one is kept for later calls.
+    /// The node of a member; a new node is kept for later calls.
     fn member(&self, address: &str) -> Arc<Node> {
         let mut nodes = write_lock(&self.nodes);
         let known = nodes.members.iter().chain(&nodes.configured).find(|node| node.address() == address).cloned();
@@ -316,7 +316,7 @@ impl ChannelState {
         })
     }
 
-    /// Replaces the members, keeping connections. Another cluster's answer is not believed.
+    /// Replaces the members and keeps their connections. Ignores an answer of another cluster.
     fn set_members(&self, cluster: &[u8], addresses: &[String]) {
         let mut nodes = write_lock(&self.nodes);
         if !nodes.cluster.is_empty() && nodes.cluster != cluster {

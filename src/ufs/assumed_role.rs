@@ -1,5 +1,5 @@
-//! Keys for a while, which a role is given by the token service of the cloud (STS): for the token of a pod (RRSA), or for
-//! keys. They are renewed before they end.
+//! Temporary credentials of an assumed role, issued by the token service of the cloud (STS) for the token of a pod
+//! (RRSA) or for an access key. They are renewed before they expire.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -18,23 +18,23 @@ use super::oss::Keys;
 use super::{AttrChange, Content, Deadline, Entry, Expected, Listing, NewAttr, Ufs, Upload};
 use crate::error::{Error, ErrorKind, Result};
 
-/// Keys are renewed when they have less than this left.
+/// Credentials are renewed when they expire within this time.
 const MARGIN: Duration = Duration::from_secs(300);
-/// Pause after a renewal that failed while the last keys are still good.
+/// Pause after a failed renewal while the last credentials are still valid.
 const PAUSE: Duration = Duration::from_secs(30);
 /// Longest wait for the token service.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// What the token service calls us in its records.
+/// Name of our sessions in the logs of the token service.
 const SESSION: &str = "jindofs";
 
 type Provider = Arc<dyn ProvideCredentialDyn<Credential = Credential>>;
 
-/// A bucket that is reached with the keys of a role.
+/// A bucket that is accessed with the credentials of a role.
 #[derive(Debug)]
 pub(super) struct RoleBucket {
     context: Context,
     provider: Provider,
-    /// For people.
+    /// For messages.
     role: String,
     open: fn(&BucketLocation, &Keys) -> Result<Bucket>,
     place: BucketLocation,
@@ -53,16 +53,16 @@ pub(super) struct BucketLocation {
 #[derive(Debug)]
 struct Current {
     bucket: Arc<Bucket>,
-    /// Then new keys are asked for.
+    /// From then on the credentials are renewed.
     renew: SystemTime,
-    /// Then these are refused.
+    /// From then on the credentials are rejected.
     ends: SystemTime,
 }
 
 impl RoleBucket {
-    /// The bucket with the keys of the role that its options name. Nothing is contacted.
+    /// Creates a bucket for the role in its options. Sends no request.
     ///
-    /// *Errors*: `FailedPrecondition` when a key cannot be read.
+    /// *Errors*: `FailedPrecondition` if a key cannot be read.
     pub(super) fn new(place: BucketLocation, open: fn(&BucketLocation, &Keys) -> Result<Bucket>) -> Result<RoleBucket> {
         let role = value(&place.options, "fs.oss.roleArn")?.unwrap_or_default();
         let provider = provider(&place.options, &role)?;
@@ -73,7 +73,7 @@ impl RoleBucket {
         Ok(RoleBucket { context, provider, role, open, place, current: Mutex::default() })
     }
 
-    /// The bucket with keys that are good. *Cancel-safe*.
+    /// The bucket with valid credentials. *Cancel-safe*.
     async fn bucket(&self) -> Result<Arc<Bucket>> {
         let mut current = self.current.lock().await;
         let now = SystemTime::now();
@@ -113,7 +113,8 @@ impl RoleBucket {
     }
 }
 
-/// Who gives the keys: the token of a pod or keys make us `role`, and that one the further role, if there is one.
+/// The provider of credentials: the token of a pod, or an access key, assumes `role`, and that role assumes a further
+/// one if the options name it.
 fn provider(options: &Options, role: &str) -> Result<Provider> {
     let sts = value(options, "fs.oss.stsEndpoint")?;
     let assume = |base: Provider, role: &str| -> Provider {
@@ -152,7 +153,7 @@ fn provider(options: &Options, role: &str) -> Result<Provider> {
     })
 }
 
-/// A provider that another one begins with.
+/// The provider that another provider starts from.
 #[derive(Debug)]
 struct Base(Provider);
 
@@ -170,7 +171,7 @@ struct Http(reqwest::Client);
 
 impl HttpSend for Http {
     async fn http_send(&self, request: http::Request<Bytes>) -> reqsign_core::Result<http::Response<Bytes>> {
-        // The token stands in the address, which must not be told.
+        // The URL contains the token, which must not appear in a message.
         let failed = |error: reqwest::Error| {
             reqsign_core::Error::unexpected("the token service is not reached").with_source(error.without_url())
         };

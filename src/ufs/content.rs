@@ -1,4 +1,4 @@
-//! Content on its way into an under-storage.
+//! Content to be stored in an under-storage.
 
 use std::fs::File;
 use std::io;
@@ -13,24 +13,24 @@ use rustix::io::{Errno, pread};
 use super::{PreparedPut, blocking};
 use crate::error::{Error, Result};
 
-/// Bytes that are copied at once where the kernel does not copy by itself.
+/// Bytes that are copied at a time where the kernel does not copy by itself.
 const BUFFER: u64 = 1 << 20;
 
-/// Where content is that nobody changes meanwhile.
+/// Where the content is; nobody changes it meanwhile.
 #[derive(Debug, Clone)]
 pub enum Source {
     /// A file of this host, open for reading; read by offset.
     File(Arc<File>),
-    /// All of it.
+    /// All of it, in memory.
     Memory(Bytes),
 }
 
-/// Times that a file is to have when it is stored, nanoseconds since the epoch.
+/// Times that a stored file gets, in nanoseconds since the epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Times {
-    /// Of its content.
+    /// Modification time of the content.
     pub mtime_ns: i64,
-    /// Of the file, as far as the masters keep it.
+    /// Change time of the file, as far as the masters keep it.
     pub ctime_ns: i64,
 }
 
@@ -41,16 +41,16 @@ pub struct Content {
     pub source: Source,
     /// Bytes.
     pub length: u64,
-    /// What of it is on its way already.
+    /// The part of it that is already prepared in the under-storage.
     pub prepared: PreparedPut,
-    /// All of the content that it is stored in place of is its beginning.
+    /// The version that it replaces is a prefix of it.
     pub extends: bool,
-    /// The times that it was given before; `None` for those of its storing.
+    /// The times that the file already has; `None` for the time of storing.
     pub times: Option<Times>,
 }
 
 impl Content {
-    /// True if it needs no file.
+    /// True if the content is in memory.
     pub fn is_in_memory(&self) -> bool {
         matches!(self.source, Source::Memory(_))
     }
@@ -70,7 +70,7 @@ impl Content {
         Content::new(Source::Memory(bytes), length)
     }
 
-    /// Copies all of it to the beginning of a file, by offset: others may read the same source. Blocks.
+    /// Copies all of it to the beginning of a file, by offset, since others may read the same source. Blocks.
     pub(super) fn copy_to(&self, to: &File) -> io::Result<()> {
         match &self.source {
             Source::Memory(bytes) => to.write_all_at(bytes, 0),
@@ -78,9 +78,9 @@ impl Content {
         }
     }
 
-    /// A part of it in memory.
+    /// Reads a part of it into memory.
     ///
-    /// *Errors*: the disk's; when it is shorter than it should be.
+    /// *Errors*: those of the disk; the content is shorter than its length.
     pub async fn part(&self, offset: u64, length: u64) -> Result<Bytes> {
         let too_long = |_| Error::invalid("a part too long to be read");
         let length = usize::try_from(length).map_err(too_long)?;
@@ -120,7 +120,7 @@ fn copy(file: &File, length: u64, to: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// How many bytes the kernel has copied by itself. Why it stopped finds out who goes on.
+/// The number of bytes that the kernel has copied by itself. The caller continues, and gets the error if there is one.
 fn copied_by_kernel(file: &File, length: u64, to: &File) -> u64 {
     let (mut read, mut written) = (0, 0);
     while written < length {
@@ -134,7 +134,7 @@ fn copied_by_kernel(file: &File, length: u64, to: &File) -> u64 {
     written
 }
 
-/// Reads into memory that was not cleared before.
+/// Reads into memory that is not cleared first.
 fn read_exact(file: &File, offset: u64, length: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(length);
     while bytes.len() < length {
@@ -145,7 +145,7 @@ fn read_exact(file: &File, offset: u64, length: usize) -> io::Result<Vec<u8>> {
             Err(error) => return Err(error.into()),
         }
     }
-    // Room that was given beyond what was asked for may have been filled too.
+    // The allocation may be larger than requested, and filled too.
     bytes.truncate(length);
     Ok(bytes)
 }

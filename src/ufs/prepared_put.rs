@@ -1,6 +1,7 @@
-//! What is done of a put before it may begin: while its content is still written, or while the masters are told of it.
+//! Work for a put that is done before the put may begin: while the content is still written, or while the masters
+//! record the write intent.
 //!
-//! Nobody sees any of it, and it leaves no name behind.
+//! It is not visible in the under-storage, and leaves no name behind.
 
 use std::fs::File;
 use std::sync::{Arc, Mutex};
@@ -9,23 +10,23 @@ use crate::runtime::lock;
 
 use super::{NewAttr, Upload};
 
-/// Something to begin with.
+/// Prepared content.
 #[derive(Debug)]
 pub(super) enum Prepared {
-    /// The beginning of an object.
+    /// The first parts of a multipart upload.
     Upload(Upload),
-    /// All of a new file.
+    /// The whole content of a new local file.
     NewFile(UnnamedFile),
 }
 
-/// A file without a name that holds all of the content, on disk.
+/// A file without a name (`O_TMPFILE`) that holds the whole content and is synced.
 #[derive(Debug)]
 pub(super) struct UnnamedFile {
     pub(super) file: File,
     pub(super) attr: NewAttr,
 }
 
-/// What is there of some content already: whoever puts it first takes it over.
+/// Content that is prepared in the under-storage. The first put that uses it takes it.
 #[derive(Debug, Clone, Default)]
 pub struct PreparedPut(Arc<Mutex<Option<Prepared>>>);
 
@@ -34,17 +35,17 @@ impl PreparedPut {
         PreparedPut(Arc::new(Mutex::new(Some(prepared))))
     }
 
-    /// The beginning is on its way.
+    /// Content of which the first parts are being uploaded.
     pub fn from_upload(upload: Upload) -> PreparedPut {
         PreparedPut::new(Prepared::Upload(upload))
     }
 
-    /// What there is, once.
+    /// Takes the prepared content, once.
     pub(super) fn take(&self) -> Option<Prepared> {
         lock(&self.0).take()
     }
 
-    /// Gives up what nobody has taken over.
+    /// Aborts what no put has taken.
     pub async fn abort(&self) {
         if let Some(Prepared::Upload(upload)) = self.take() {
             upload.abort().await;

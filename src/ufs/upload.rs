@@ -1,8 +1,8 @@
-//! An object on its way into a bucket, which may begin before the end of its content is known: then little is left to be
-//! sent when that is.
+//! A multipart upload to a bucket. It may begin before the length of the content is known, so that little is left to
+//! send at the end.
 //!
-//! Nothing of it is seen before it is closed, on the condition that the file is then still what it was expected to be when
-//! this began. Given up it leaves nothing behind but parts, which the store removes.
+//! The object becomes visible when the upload completes, on the condition that the file still is what it was expected
+//! to be at the start. An aborted upload leaves at most parts, which the store removes.
 
 use std::time::Duration;
 
@@ -11,15 +11,15 @@ use opendal::Writer;
 
 use super::Expected;
 
-/// Longest wait for a store to be told that an upload is given up: it removes what is left of it by itself.
+/// How long the store may take to abort an upload. If it takes longer, the store removes the parts by its own rules.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The beginning of an object. To be ended by whoever puts the whole of it, or given up.
+/// The first parts of an object. It has to be completed by a put, or aborted.
 pub struct Upload {
     pub(super) writer: Writer,
     pub(super) key: String,
     expected: Option<Vec<u8>>,
-    /// The store has been told what is expected, and checks it.
+    /// The store checks the condition.
     pub(super) conditional: bool,
     part: u64,
     sent: u64,
@@ -32,24 +32,24 @@ impl std::fmt::Debug for Upload {
 }
 
 impl Upload {
-    /// Nothing is sent yet. `part` is how many bytes are at a time.
+    /// Creates an upload with nothing sent. `part` is the size of a part in bytes.
     pub(super) fn new(writer: Writer, key: &str, expected: Expected<'_>, conditional: bool, part: u64) -> Upload {
         Upload { writer, key: key.to_owned(), expected: expected.owned(), conditional, part, sent: 0 }
     }
 
-    /// Bytes that are sent at a time; only the last part may be shorter.
+    /// Size of a part in bytes; only the last part may be shorter.
     pub fn part(&self) -> u64 {
         self.part
     }
 
-    /// How many bytes of the content are on their way.
+    /// Bytes of the content that are sent or in flight.
     pub fn sent(&self) -> u64 {
         self.sent
     }
 
-    /// Sends the next part; waits while too many are under way.
+    /// Sends the next part; waits while too many are in flight.
     ///
-    /// *Errors*: what the store says: then this can only be given up.
+    /// *Errors*: those of the store, after which the upload can only be aborted.
     pub async fn send(&mut self, part: Bytes) -> Result<(), opendal::Error> {
         let length = part.len() as u64;
         self.writer.write(part).await?;
@@ -57,12 +57,12 @@ impl Upload {
         Ok(())
     }
 
-    /// True if this is the beginning of what is to be stored as `key` in place of what is `expected`.
+    /// True if the upload is for `key`, in place of what is `expected`.
     pub(super) fn is_for(&self, key: &str, expected: Expected<'_>) -> bool {
         self.key == key && Expected::of(&self.expected) == expected
     }
 
-    /// Gives up what was sent; what cannot be given up is removed by the store in time.
+    /// Aborts the upload. If that fails, the store removes the parts in time.
     pub async fn abort(mut self) {
         match tokio::time::timeout(ABORT_TIMEOUT, self.writer.abort()).await {
             Ok(Ok(())) => {}

@@ -1,5 +1,5 @@
-//! Workers that are drained before they leave, as the masters say. A block that is missing here is asked of them before the
-//! under-storage is; this worker keeps nothing new once it is one of them.
+//! The workers that are being drained before they leave, as reported by the masters. A block that is missing here is
+//! requested from them before the under-storage is read. This worker stores nothing new once it is one of them.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, RwLock};
@@ -13,26 +13,26 @@ use crate::error::ErrorKind;
 use crate::rpc::remote::Remotes;
 use crate::runtime::{lock, read_lock, write_lock};
 
-/// How long a worker that did not answer is not asked again.
+/// How long a worker that did not answer is skipped.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
 
-/// The list, and the way to those on it.
+/// The list of draining workers and the connections to them.
 #[derive(Debug)]
 pub(super) struct DrainingPeers {
     own: String,
     remotes: Remotes,
-    /// Version and content.
+    /// Version of the list, and its workers.
     list: RwLock<(u64, Vec<WorkerInfo>)>,
     suspended_until: Mutex<HashMap<String, Instant>>,
 }
 
 impl DrainingPeers {
-    /// Nobody yet; `own` is the id of this worker.
+    /// Starts with an empty list; `own` is the id of this worker.
     pub(super) fn new(own: String) -> DrainingPeers {
         DrainingPeers { own, remotes: Remotes::default(), list: RwLock::default(), suspended_until: Mutex::default() }
     }
 
-    /// Takes over a list; older ones come from masters that lag.
+    /// Stores a list unless it is older than the current one: masters may lag.
     pub(super) fn learn(&self, version: u64, workers: Vec<WorkerInfo>) {
         let mut list = write_lock(&self.list);
         if version >= list.0 {
@@ -40,18 +40,19 @@ impl DrainingPeers {
         }
     }
 
-    /// Ids of everyone on the list.
+    /// Ids of all workers on the list.
     pub(super) fn ids(&self) -> Vec<String> {
         let list = read_lock(&self.list);
         list.1.iter().map(|worker| worker.id.clone()).collect()
     }
 
-    /// True if this worker has to leave.
+    /// True if this worker is being drained.
     pub(super) fn is_own(&self) -> bool {
         read_lock(&self.list).1.iter().any(|worker| worker.id == self.own)
     }
 
-    /// Bytes that one of them holds. Whatever keeps it from giving them is no trouble: the under-storage has them too.
+    /// Reads bytes from a draining worker that holds them. Errors are not reported: the under-storage has the bytes
+    /// too.
     pub(super) async fn pull(&self, source: &FileSource, offset: u64, length: u64) -> Option<Bytes> {
         for worker in self.others() {
             match self.remotes.pull(&worker, source, offset, length).await {

@@ -1,5 +1,5 @@
-//! From the under-storage, or from a worker that leaves, into the cache: each block once, however many ask for it at the
-//! same time.
+//! Fills the cache from the under-storage, or from a worker that is being drained. Concurrent requests for one block
+//! share one fetch.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -19,17 +19,17 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::{failpoint_io, lock};
 use crate::ufs;
 
-/// Fetches at the same time, each with one block in memory.
+/// Most concurrent fetches, each with one block in memory.
 const FETCHES: usize = 32;
-/// Blocks of one request fetched at the same time.
+/// Most blocks of one request that are fetched concurrently.
 const AHEAD: usize = 4;
 
-/// What became of a block.
+/// Outcome of a fill.
 #[derive(Debug, Clone)]
 pub(super) enum Filled {
-    /// It is in the cache; bytes fetched for that.
+    /// The block is in the cache; the number of bytes fetched for that.
     Cached(u64),
-    /// There is no room for it: the bytes themselves.
+    /// The cache has no room for the block: its bytes.
     Passed(Bytes),
 }
 
@@ -57,9 +57,9 @@ impl Filler {
         }
     }
 
-    /// Makes one block present, or gets its bytes. A fill goes on when those who wait for it give up.
+    /// Makes one block present, or returns its bytes. A fill continues when its waiters give up.
     ///
-    /// *Errors*: `Stale` when the object has another version; the under-storage's.
+    /// *Errors*: `Stale` if the object has another version; those of the under-storage.
     pub(super) async fn block(
         self: &Arc<Self>,
         file: &Arc<BlockFile>,
@@ -77,9 +77,9 @@ impl Filler {
         running.await
     }
 
-    /// Makes blocks present; the bytes fetched for it.
+    /// Makes blocks present, and returns the number of bytes fetched.
     ///
-    /// *Errors*: as [`Filler::block`]; `NoSpace` when there is no room.
+    /// *Errors*: as [`Filler::block`]; `NoSpace` if there is no room.
     pub(super) async fn ensure(
         self: &Arc<Self>,
         file: &Arc<BlockFile>,
@@ -102,9 +102,9 @@ impl Filler {
         Error::new(ErrorKind::NoSpace, why)
     }
 
-    /// True if the block is here and good; nothing is fetched.
+    /// True if the block is present and its checksum is right. Fetches nothing.
     ///
-    /// *Errors*: the disk's.
+    /// *Errors*: those of the disk.
     pub(super) async fn holds(&self, file: &Arc<BlockFile>, block: usize) -> Result<bool> {
         match file.presence(block) {
             Presence::Present => Ok(true),
@@ -155,7 +155,7 @@ impl Filler {
                 self.store.note(file.key());
                 Ok(Filled::Cached(length))
             }
-            // A full or broken disk makes reads slow, not wrong.
+            // A full or broken disk makes reads slow, but not wrong.
             Err(error) => {
                 tracing::warn!(%error, block, "block not stored, it is passed on");
                 file.release(length);
@@ -164,7 +164,7 @@ impl Filler {
         }
     }
 
-    /// Compares a block that was found at the start with its checksum.
+    /// Verifies the checksum of a block that was found at the start.
     async fn verify(&self, file: &Arc<BlockFile>, block: usize) -> Result<bool> {
         let target = file.clone();
         let good = blocking(move || target.read_verified(block)).await?.is_some();
@@ -188,7 +188,7 @@ impl Filler {
     }
 }
 
-/// Disks block: off the threads that serve.
+/// Runs disk access off the threads of the runtime.
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
 ) -> Result<T> {

@@ -1,5 +1,5 @@
-//! What a worker tells the masters, and learns from them: it registers with the leader, then every master hears of it
-//! and of what it holds.
+//! Registration, heartbeats and reports: a worker registers with the leader, then sends its state and its cached files
+//! to every master, and receives the mount table, the members and the drains.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,12 +20,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::channel::{MasterChannel, block};
 use crate::runtime::{Shutdown, lock};
 
-/// Longest wait for one master.
+/// Timeout of a call to one master.
 const BUDGET: Duration = Duration::from_secs(2);
 /// Files per report.
 const PAGE: usize = 2000;
 
-/// The worker's side of its registration.
+/// Registers the worker and sends heartbeats.
 pub(super) struct HeartbeatTask {
     info: WorkerInfo,
     configured: Vec<String>,
@@ -37,15 +37,15 @@ pub(super) struct HeartbeatTask {
     channel: MasterChannel,
     registered: AtomicBool,
     learned: Mutex<BTreeSet<String>>,
-    /// What each master was told.
+    /// What was reported to each master.
     reports: Mutex<HashMap<String, ReportState>>,
 }
 
 #[derive(Debug, Default)]
 struct ReportState {
-    /// Sequence of the last report.
+    /// Sequence number of the last report.
     seq: u64,
-    /// Totals that changed since, by file version.
+    /// Files whose totals changed since, by file version.
     pending: HashMap<(u64, u64), CachedFile>,
     full: bool,
 }
@@ -79,9 +79,9 @@ impl HeartbeatTask {
         self.registered.load(Ordering::Relaxed)
     }
 
-    /// Beats until `stop`.
+    /// Sends heartbeats until `stop`.
     ///
-    /// *Errors*: `Foreign` when the masters belong to another cluster than the cache.
+    /// *Errors*: `Foreign` if the masters belong to another cluster than the cache.
     pub(super) async fn run(self: Arc<Self>, stop: Shutdown) -> Result<()> {
         while !stop.is_cancelled() {
             tokio::select! {
@@ -148,7 +148,7 @@ impl HeartbeatTask {
         change(reports.entry(master.to_owned()).or_insert_with(fresh))
     }
 
-    /// Every master is to hear what has changed.
+    /// Queues the changed files for the next report to each master.
     fn queue_changes(&self) {
         let changed = self.store.take_changed();
         let mut reports = lock(&self.reports);
@@ -177,12 +177,12 @@ impl HeartbeatTask {
         Ok(answer)
     }
 
-    /// Sends what this master has not heard of yet, or everything.
+    /// Reports the changed files to a master, or all files if it needs a full report.
     async fn report(&self, master: &str) -> Result<()> {
         let (full, mut seq, files) = self.with_report_state(master, |state| {
             let full = std::mem::take(&mut state.full);
             let pending = std::mem::take(&mut state.pending);
-            // A full report begins with a gap: what was said before is void.
+            // A full report begins with a gap in the sequence: earlier reports are void.
             let seq = if full { state.seq + 2 } else { state.seq + 1 };
             let files: Vec<CachedFile> = if full { self.store.all() } else { pending.into_values().collect() };
             (full, seq, files)
@@ -226,7 +226,8 @@ impl HeartbeatTask {
             *lock(&self.learned) = answer.masters.into_iter().collect();
         }
         if answer.unknown {
-            // A master that lags does not know us yet; if the leader does not, it will say so too.
+            // A lagging master does not know this worker yet. If the leader does not know it either, the registration
+            // says so.
             self.registered.store(false, Ordering::Relaxed);
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! The background task of a channel: learns the members, and notices when masters answer again.
+//! The background task of a channel: learns the members of the cluster, and detects when masters answer again.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -10,13 +10,13 @@ use crate::types::ROOT_INODE;
 
 use super::{ChannelState, MasterChannel, admin, namespace};
 
-/// A short-lived client (one command) should not ask for what it will not use.
+/// A short-lived client, such as a single command, should not ask for what it will not use.
 const FIRST: Duration = Duration::from_secs(1);
 const INTERVAL: Duration = Duration::from_secs(10);
 const WHILE_FAILING: Duration = Duration::from_millis(250);
 const BUDGET: Duration = Duration::from_secs(2);
 
-/// Starts the task with the first call; it ends with the last clone of the channel.
+/// Starts the task at the first call. The task ends with the last clone of the channel.
 pub(super) fn start(inner: &Arc<ChannelState>) {
     if !inner.discovering.swap(true, Ordering::Relaxed) {
         tokio::spawn(learn(Arc::downgrade(inner)));
@@ -30,7 +30,7 @@ async fn learn(inner: Weak<ChannelState>) {
         let Some(inner) = inner.upgrade() else { return };
         let channel = MasterChannel { inner, timeout: Some(BUDGET) };
         if channel.failing_since().is_some() {
-            // A linearizable read: only a quorum can answer it. Its success ends the state of failing.
+            // A linearizable read, which only a quorum can answer: its success ends the failure state.
             let target = Target { target: Some(target::Target::Inode(ROOT_INODE)) };
             let request = LookupRequest { target: Some(target) };
             let probe = |to| {
