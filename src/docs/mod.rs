@@ -7,3 +7,7 @@ pub mod semantics {}
 /// For those who run a cluster.
 #[doc = include_str!("OPERATIONS.md")]
 pub mod operations {}
+
+/// Terms of this project that are not the field's own.
+#[doc = include_str!("GLOSSARY.md")]
+pub mod glossary {}
