@@ -410,7 +410,7 @@ async fn an_application_that_opens_a_file_which_another_mount_has_replaced_never
         for store in ["local", "s3"] {
             let (here, there) = (mnt.join(store).join("f"), other.join(store).join("f"));
             fs::write(&there, "first").expect("made");
-            // Whoever has a version open keeps its node, so that the next one is another.
+            // An open handle keeps the node of its version, so that the next version gets another one.
             let mut held = vec![File::open(&here).expect("open")];
             for round in 0..10 {
                 let said = format!("round {round}");

@@ -64,8 +64,8 @@ impl Discovery {
         }
     }
 
-    /// Forgets when peers have answered and announced themselves: while this disk was a member nobody asked them, and no
-    /// announcement was remembered.
+    /// Forgets when peers have answered and announced themselves: a member neither asks peers
+    /// nor remembers announcements.
     pub(super) fn forget_silence(&self) {
         lock(&self.answered).clear();
         self.listening.restart();

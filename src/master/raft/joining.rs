@@ -97,8 +97,8 @@ impl Handle {
             return self.stop_joining(&identity, &why).await;
         }
         self.set_phase("joining: asking to be admitted");
-        // The masters that are asked may take long not to answer. An admission that is not waited for is found again by the
-        // next request, or is that of an incarnation that nobody has any more.
+        // The masters that are asked may take long not to answer. The next request finds an admission that was not
+        // waited for, unless the disk has taken another incarnation since.
         let asked = tokio::select! {
             asked = self.ask_admission(&identity) => asked,
             why = self.wait_for_reason_to_leave(&identity), if identity.is_unadmitted() => {

@@ -127,6 +127,11 @@ enum Admission {
     IncarnationUsed(String),
 }
 
+/// True for a member of which a start with its member id is recorded.
+fn has_started(member: &Member) -> bool {
+    member.boot != 0
+}
+
 /// Decides about a disk whose incarnation the records know as `own`; `has_acknowledged` if the member `own` votes, or has
 /// acknowledged entries to this leader.
 ///
@@ -136,7 +141,7 @@ fn admit_again(own: &Member, request: &AdmitRequest, has_acknowledged: bool) -> 
     if own.retired {
         return Admission::IncarnationUsed(format!("this disk was member {} and was replaced", own.id));
     }
-    let is_older_copy = request.member_id == 0 && (own.boot != 0 || has_acknowledged);
+    let is_older_copy = request.member_id == 0 && (has_started(own) || has_acknowledged);
     if is_older_copy && !is_planted(PlantedFault::UnnumberedCopyAdmitted) {
         return Admission::IncarnationUsed(format!(
             "this disk is a copy from before it became member {}: what it has stored since is missing",
@@ -220,9 +225,9 @@ fn may_replace(running: &Running, config: &MasterConfig, known: &[Member], old: 
 }
 
 /// True for a member that stands in for no voter, itself included, and of which no start was ever recorded. Its disk may never
-/// have heard that it was admitted, and be empty again with another incarnation: nobody need decide whether to give it up.
+/// have heard that it was admitted, and be empty again with another incarnation: giving it up needs no decision of a person.
 fn has_nothing_to_lose(member: &Member, replaced: &BTreeSet<u64>, voters: &BTreeSet<u64>) -> bool {
-    member.boot_nonce.is_empty() && replaced.is_disjoint(voters)
+    !has_started(member) && replaced.is_disjoint(voters)
 }
 
 /// The voter whose place a live member takes once it has caught up.

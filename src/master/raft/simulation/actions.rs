@@ -185,11 +185,7 @@ impl Script {
     fn set_up(&mut self, machines: &mut [Machine], hosts: [usize; 3]) {
         self.note(format!("set up {hosts:?} anew"));
         for host in hosts {
-            self.altered[host] = true;
-            if machines[host].is_running() {
-                machines[host].kill();
-            }
-            machines[host].wipe();
+            self.stop_and_wipe(&mut machines[host]);
             machines[host].peers = hosts.to_vec();
             // Until then a leader that was left alone has noticed that no quorum answers it.
             let delay = self.random.between(4 * S, 6 * S);
@@ -197,14 +193,19 @@ impl Script {
         }
     }
 
+    /// Leaves an empty disk in a machine that does not run.
+    fn stop_and_wipe(&mut self, machine: &mut Machine) {
+        self.altered[machine.host] = true;
+        if machine.is_running() {
+            machine.kill();
+        }
+        machine.wipe();
+    }
+
     fn start_and_found(&mut self, machines: &mut [Machine], hosts: [usize; 3]) {
         self.note(format!("start {hosts:?} anew"));
         for host in hosts {
-            self.altered[host] = true;
-            if machines[host].is_running() {
-                machines[host].kill();
-            }
-            machines[host].wipe();
+            self.stop_and_wipe(&mut machines[host]);
             self.after(100 * MS, Step::Start(host));
         }
         self.after(110 * MS, Step::FoundAnew(hosts));
